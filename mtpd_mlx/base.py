@@ -1,0 +1,170 @@
+"""The base adapter: the one place that knows how mlx-lm lays out a model family.
+
+Everything else sees a `Base`: embedding, trunk (hidden state before the final norm), final norm, output head, caches and
+the decoder-block type. A family is added by naming its mlx-lm module in FAMILIES, once tests/test_base.py covers it.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.mlx_runtime import mx, nn
+
+FAMILIES = ("llama", "qwen2", "qwen3")  # mlx-lm modules; mistral checkpoints are loaded by its llama module
+
+
+@dataclass
+class Base:
+    """A causal attention language model. Shapes: tokens int [B, T], hidden [B, T, d], logits [B, T, V]."""
+
+    model: nn.Module
+    config: dict[str, Any]
+    path: Path | None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.model.args.hidden_size
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.args.vocab_size
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        return self.model.model.layers
+
+    @property
+    def context_length(self) -> int:
+        return int(self.config.get("max_position_embeddings") or 2048)
+
+    @property
+    def dtype(self) -> mx.Dtype:
+        return self.norm_weight.dtype
+
+    @property
+    def norm_weight(self) -> mx.array:
+        return self.model.model.norm.weight
+
+    @property
+    def is_quantized(self) -> bool:
+        return "quantization" in self.config
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        return self.model.model.embed_tokens(tokens)
+
+    def trunk(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
+        """hidden_prenorm: the residual stream after the last block, before the final norm."""
+        from mlx_lm.models.base import create_attention_mask
+
+        hidden = self.embed(tokens)
+        caches = cache or [None] * len(self.layers)
+        mask = create_attention_mask(hidden, caches[0])
+        for layer, layer_cache in zip(self.layers, caches, strict=True):
+            hidden = layer(hidden, mask, layer_cache)
+        return hidden
+
+    def norm(self, hidden: mx.array) -> mx.array:
+        return self.model.model.norm(hidden)
+
+    def logits(self, hidden_postnorm: mx.array) -> mx.array:
+        if self.model.args.tie_word_embeddings:
+            return self.model.model.embed_tokens.as_linear(hidden_postnorm)
+        return self.model.lm_head(hidden_postnorm)
+
+    def make_cache(self, blocks: int | None = None) -> list[Any]:
+        """One growing KV cache per block (of the base, or of `blocks` heads)."""
+        from mlx_lm.models.cache import KVCache
+
+        return [KVCache() for _ in range(len(self.layers) if blocks is None else blocks)]
+
+    def new_block(self) -> nn.Module:
+        """A decoder block of the base's own type, unquantised, freshly initialised."""
+        return type(self.layers[-1])(self.model.args)
+
+    def last_block_weights(self) -> list[tuple[str, mx.array]]:
+        """A copy of the last block's weights in float32, whatever precision or quantisation they are stored in."""
+        return [(name, w.astype(mx.float32) + 0) for name, w in _float_parameters(self.layers[-1])]
+
+
+def _float_parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import dequantize_model
+
+    quantized = any(hasattr(m, "scales") for m in module.modules())
+    return tree_flatten((dequantize_model(copy.deepcopy(module)) if quantized else module).parameters())
+
+
+def resolve_model(model: str, revision: str | None = None) -> Path:
+    """A local folder, or the local snapshot of a hub id (downloaded when needed). ValueError in one line otherwise."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"model folder {model}: no config.json in it")
+        return path
+    if model.startswith((".", "/", "~")) or model.count("/") != 1:
+        raise ValueError(f"model {model}: no such folder, and not a hub id of the form owner/name")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises many kinds; the user needs one line
+        raise ValueError(f"model {model}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_supported(config: dict[str, Any]) -> None:
+    """Refuses, in one line, what the adapter cannot drive correctly."""
+    family = {"mistral": "llama"}.get(config.get("model_type", ""), config.get("model_type"))
+    if family not in FAMILIES:
+        known = ", ".join((*FAMILIES, "mistral"))
+        raise ValueError(f"model_type {config.get('model_type')!r} is not supported; supported: {known}")
+    windows = config.get("sliding_window") is not None and config.get("use_sliding_window", family == "llama")
+    kinds = set(config.get("layer_types") or ["full_attention"])
+    if kinds != {"full_attention"} or (windows and "layer_types" not in config):
+        raise ValueError(
+            f"{config['model_type']} with sliding-window attention is not supported (its cache cannot rewind)"
+        )
+
+
+def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = None) -> Base:
+    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights."""
+    from mlx_lm.utils import dequantize_model, load_config, load_model
+
+    path = resolve_model(model)
+    try:
+        check_supported(load_config(path))
+        network, config = load_model(path)
+    except ValueError as error:
+        raise ValueError(f"model {model}: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(f"model {model}: cannot load: {str(error).strip().splitlines()[0]}") from error
+    if dequantize and "quantization" in config:
+        network = dequantize_model(network)
+        config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
+    if dtype is not None:
+        network.set_dtype(dtype)
+    network.eval()
+    mx.eval(network.parameters())
+    return Base(network, config, path)
+
+
+def new_base(config: dict[str, Any], seed: int) -> Base:
+    """A randomly initialised base (GPT-2 style: normal 0.02, residual outputs scaled by 1/sqrt(2 L))."""
+    from mlx.utils import tree_flatten, tree_unflatten
+    from mlx_lm.utils import _get_classes
+
+    check_supported(config)
+    model_class, args_class = _get_classes(config)
+    network = model_class(args_class.from_dict(config))
+    mx.random.seed(seed)
+    residual = (2 * network.args.num_hidden_layers) ** -0.5
+    weights = []
+    for name, w in tree_flatten(network.parameters()):
+        if w.ndim == 2:
+            scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
+            w = mx.random.normal(w.shape, scale=scale)
+        weights.append((name, w))
+    network.update(tree_unflatten(weights))
+    mx.eval(network.parameters())
+    return Base(network, dict(config), None)

@@ -1,0 +1,151 @@
+"""Reading and writing heads (and, in joint mode, the base) with MLX. The format itself: checkpoint_format.py."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx import __version__
+from mtpd_mlx.base import Base, load_base
+from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, write_json
+from mtpd_mlx.fingerprint import fingerprint_base, read_header
+from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.mlx_runtime import mx, nn
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"mtpd-mlx": __version__} | {name: version(name) for name in ("mlx", "mlx-lm", "numpy")}
+
+
+def save_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
+    """Safetensors under a temporary name, then renamed."""
+    temporary = file.with_name(f".{os.getpid()}.{file.name}")
+    mx.save_safetensors(str(temporary), arrays, metadata={"format": "mlx"})
+    os.replace(temporary, file)
+
+
+def load_arrays(file: Path) -> dict[str, mx.array]:
+    """All tensors of a safetensors file; a missing or truncated one is a one-line ValueError."""
+    if not file.is_file():
+        raise ValueError(f"{file}: missing")
+    read_header(file)
+    return mx.load(str(file))
+
+
+def flatten(module: nn.Module) -> dict[str, mx.array]:
+    from mlx.utils import tree_flatten
+
+    return dict(tree_flatten(module.parameters()))
+
+
+def load_weights(module: nn.Module, arrays: dict[str, mx.array], source: Path) -> None:
+    """Fills `module` from exactly its own names and shapes; the first difference is a one-line ValueError."""
+    own = flatten(module)
+    for name in sorted(own.keys() - arrays.keys()):
+        raise ValueError(f"{source}: missing key {name!r} (expected shape {tuple(own[name].shape)})")
+    for name in sorted(arrays.keys() - own.keys()):
+        raise ValueError(f"{source}: unexpected key {name!r}")
+    for name, w in own.items():
+        if w.shape != arrays[name].shape:
+            raise ValueError(f"{source}: {name}: got shape {tuple(arrays[name].shape)}, expected {tuple(w.shape)}")
+    module.load_weights(list(arrays.items()))
+
+
+def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: int | None = None) -> None:
+    """Writes heads.safetensors and mtp_config.json; `bits` stores the matrices MLX-quantised (group size 64)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = flatten(heads)
+    quantization = None
+    if bits is not None:
+        quantization = {"group_size": 64, "bits": bits}
+        arrays = _quantize(arrays, **quantization)
+    config = CheckpointConfig(config.num_heads, config.hidden_source, config.base, quantization, config.record)
+    save_arrays(folder / WEIGHTS_NAME, arrays)
+    write_json(folder / "mtp_config.json", config.to_json())
+
+
+def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
+    """Heads in float32 (a quantised file is unpacked), checked against the base's dimensions."""
+    config = read_config(folder)
+    for name, got in (("hidden_size", base.hidden_size), ("vocab_size", base.vocab_size)):
+        if (expected := getattr(config.base, name)) != got:
+            raise ValueError(f"{folder}: heads are for a base of {name} {expected}, the base has {got}")
+    arrays = load_arrays(folder / WEIGHTS_NAME)
+    if config.quantization:
+        arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
+    heads = MTPHeads(base, config.num_heads, config.hidden_source)
+    load_weights(heads, {name: w.astype(mx.float32) for name, w in arrays.items()}, folder / WEIGHTS_NAME)
+    heads.eval()
+    mx.eval(heads.parameters())
+    return heads, config
+
+
+def load_checkpoint(
+    folder: Path, model: str | None = None, dequantize: bool = False, check_fingerprint: bool = True
+) -> tuple[Base, MTPHeads, CheckpointConfig]:
+    """Base and heads of a checkpoint. `model` replaces the recorded base; another base than the heads' own is refused."""
+    config = read_config(folder)
+    base = load_base(model or config.base.locate(folder), dequantize=dequantize)
+    assert base.path is not None
+    if check_fingerprint and (got := fingerprint_base(base.path)) != config.base.fingerprint:
+        raise ValueError(
+            f"{folder}: these heads belong to another base: fingerprint {config.base.fingerprint[:19]}..., "
+            f"{base.path} has {got[:19]}..."
+        )
+    heads, config = load_heads(folder, base)
+    return base, heads, config
+
+
+def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
+    """Writes the base in HF layout into a temporary sibling, then swaps it in (joint mode)."""
+    from mlx_lm.utils import save_config, save_model
+
+    temporary, previous = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for leftover in (temporary, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_model(temporary, base.model)
+    save_config(dict(base.config), temporary / "config.json")
+    copy_tokenizer(tokenizer_folder, temporary)
+    if folder.exists():
+        folder.rename(previous)
+    temporary.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _quantize(arrays: dict[str, mx.array], group_size: int, bits: int) -> dict[str, mx.array]:
+    packed: dict[str, mx.array] = {}
+    for name, w in arrays.items():
+        if w.ndim == 2 and w.shape[1] % group_size == 0:
+            stem = name.removesuffix(".weight")
+            packed[name], packed[f"{stem}.scales"], packed[f"{stem}.biases"] = mx.quantize(w, group_size, bits)
+        else:
+            packed[name] = w
+    return packed
+
+
+def _dequantize(arrays: dict[str, mx.array], group_size: int, bits: int) -> dict[str, mx.array]:
+    plain: dict[str, Any] = {}
+    for name, w in arrays.items():
+        stem = name.removesuffix(".weight")
+        if f"{stem}.scales" in arrays and name.endswith(".weight"):
+            plain[name] = mx.dequantize(w, arrays[f"{stem}.scales"], arrays[f"{stem}.biases"], group_size, bits)
+        elif not name.endswith((".scales", ".biases")):
+            plain[name] = w
+    return plain

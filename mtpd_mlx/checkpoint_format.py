@@ -1,0 +1,82 @@
+"""What a heads checkpoint is on disk (docs/architecture.md), for every runtime: no mlx here."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+CONFIG_NAME = "mtp_config.json"
+WEIGHTS_NAME = "heads.safetensors"
+FORMAT, FORMAT_VERSION = "mtpd-heads", 1
+HIDDEN_SOURCES = ("postnorm", "prenorm")
+
+
+@dataclass(frozen=True)
+class BaseRef:
+    """The base that heads belong to. `id` starting with ./ or ../ is relative to the checkpoint folder."""
+
+    id: str
+    fingerprint: str
+    model_type: str
+    hidden_size: int
+    vocab_size: int
+    revision: str | None = None
+
+    def locate(self, checkpoint: Path) -> str:
+        """The folder or hub id to load, as a user would name it."""
+        return str((checkpoint / self.id).resolve()) if self.id.startswith(("./", "../")) else self.id
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """mtp_config.json. `record` holds what was measured and how the heads were made (loss, training, data, eval, versions)."""
+
+    num_heads: int
+    hidden_source: str
+    base: BaseRef
+    quantization: dict[str, int] | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "num_heads": self.num_heads,
+            "hidden_source": self.hidden_source,
+            "base": vars(self.base),
+            "quantization": self.quantization,
+            **self.record,
+        }
+
+
+def read_config(checkpoint: Path) -> CheckpointConfig:
+    """Reads and validates `checkpoint`/mtp_config.json. ValueError in one line names what was got and expected."""
+    file = checkpoint / CONFIG_NAME
+    if not checkpoint.is_dir() or not file.is_file():
+        raise ValueError(f"{checkpoint}: not a heads checkpoint (no {CONFIG_NAME})")
+    try:
+        values = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+        raise ValueError(f"{file}: not a heads checkpoint (expected format {FORMAT!r})")
+    if (version := values.pop("format_version", None)) != FORMAT_VERSION:
+        raise ValueError(f"{file}: format_version: got {version!r}, expected {FORMAT_VERSION}")
+    try:
+        num_heads, source = values.pop("num_heads"), values.pop("hidden_source")
+        base = BaseRef(**values.pop("base"))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{file}: missing or unknown key {error}") from error
+    if not isinstance(num_heads, int) or num_heads < 1:
+        raise ValueError(f"{file}: num_heads: got {num_heads!r}, expected a positive integer")
+    if source not in HIDDEN_SOURCES:
+        raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
+    return CheckpointConfig(num_heads, source, base, values.pop("quantization", None), values)
+
+
+def write_json(file: Path, values: Any) -> None:
+    """Writes JSON under a temporary name, then renames: the final name never holds half a file."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    os.replace(temporary, file)

@@ -1,0 +1,89 @@
+"""mtpd eval."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.tables import format_table
+
+MAX_TOKENS = 128
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help="heads checkpoint")
+    parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
+    parser.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="prompt sets: .jsonl or .txt")
+    parser.add_argument(
+        "-m", "--max-tokens", type=int, default=MAX_TOKENS, help="tokens per prompt (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, help="use only the first prompts of each set")
+    parser.add_argument("--valid", metavar="FILE", help="text whose loss under the base is reported (.jsonl or .txt)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.acceptance import generate_greedy
+    from mtpd_mlx.checkpoint import load_checkpoint
+    from mtpd_mlx.evaluate import measure, repetition
+    from mtpd_mlx.prompts import encode_prompts
+    from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+    if args.max_tokens < 1:
+        raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")
+    base, heads, config = load_checkpoint(Path(args.checkpoint), args.model, dequantize=True)
+    assert base.path is not None
+    tokenizer = Tokenizer.from_folder(base.path)
+    sets: dict[str, Any] = {}
+    for name in args.prompts:
+        prompts = encode_prompts(Path(name), tokenizer, base.context_length - args.max_tokens, args.limit)
+        texts = generate_greedy(base, [p.tokens for p in prompts], args.max_tokens, tokenizer.eos_token_ids)
+        sets[Path(name).stem] = measure(base, heads, texts) | {
+            "prompts": len(prompts),
+            "tokens": sum(len(t.tokens) for t in texts),
+            "distinct4": repetition(texts),
+        }
+    result = {"checkpoint": args.checkpoint, "num_heads": heads.num_heads, "max_tokens": args.max_tokens, "sets": sets}
+    evaluation = config.record.get("eval", {})
+    result["training_validation"] = {k: evaluation.get(k) for k in ("start", "validation")}
+    if args.valid:
+        result["base_valid_loss"] = base_loss(base, Path(args.valid), tokenizer)
+    print(json.dumps(result, indent=2) if args.json else describe(result))
+    return 0
+
+
+def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
+    """Mean cross-entropy (nats per token) of the base on a text file."""
+    from mtpd_mlx.data import DataConfig, load_text
+    from mtpd_mlx.losses import cross_entropy, shift_left, target_masks
+    from mtpd_mlx.mlx_runtime import mx
+
+    total, count = 0.0, 0
+    for batch in load_text(DataConfig(data=str(file)), tokenizer).iter_batches(DataConfig.batch_size):
+        tokens, mask = mx.array(batch.tokens), target_masks(batch, 0)[0]
+        loss = cross_entropy(base.logits(base.norm(base.trunk(tokens))), shift_left(tokens, 1)) * mx.array(mask)
+        total, count = total + loss.sum().item(), count + int(mask.sum())
+    return total / max(count, 1)
+
+
+def describe(result: dict[str, Any]) -> str:
+    lines = []
+    for name, figures in result["sets"].items():
+        lines.append(
+            f"{name}: {figures['prompts']} prompts, {figures['tokens']} tokens, {figures['rounds']} rounds, "
+            f"distinct-4 {figures['distinct4']:.3f}"
+        )
+        novel = figures["novel"]
+        rows = [
+            [str(k + 1), *(f"{source[m][k]:.3f}" for source in (figures, novel) for m in ("car", "ar"))]
+            for k in range(result["num_heads"])
+        ]
+        rows.append(["tau", f"{figures['tau']:.3f}", "", f"{novel['tau']:.3f}", ""])
+        lines.append(format_table(rows, ["depth", "CAR", "AR", "CAR (new 4-grams)", "AR (new 4-grams)"]) + "\n")
+    validation = result["training_validation"]
+    if validation["start"] and validation["validation"]:
+        before, after = validation["start"]["main_loss"], validation["validation"]["main_loss"]
+        lines.append(f"base validation loss before and after training: {before:.4f} -> {after:.4f}")
+    if "base_valid_loss" in result:
+        lines.append(f"base loss on the given text: {result['base_valid_loss']:.4f} nats per token")
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""mtpd extend."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.schema import add_arguments as add_schema
+from mtpd_mlx.schema import build, read_yaml
+from mtpd_mlx.tables import format_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mtpd_mlx.training import TrainOptions
+
+    parser.add_argument("checkpoint", help="heads checkpoint to extend")
+    parser.add_argument("--to", type=int, required=True, help="number of heads wanted, for example 8 or 16")
+    parser.add_argument("--train-free", action="store_true", help="copy only: no data, no training")
+    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
+    add_schema(parser, *(c for c in TrainOptions.classes() if c.__name__ != "HeadsConfig"))
+
+
+def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.config import HeadsConfig, RunConfig
+    from mtpd_mlx.extend import extend_checkpoint, loop_checkpoint
+    from mtpd_mlx.progress import ProgressBar
+    from mtpd_mlx.training import TrainOptions
+
+    own = ("command", "config", "checkpoint", "to", "train_free")
+    flags = {k: v for k, v in vars(args).items() if k not in own}
+    checkpoint = Path(args.checkpoint)
+    if args.train_free:
+        (run_cfg,) = build((RunConfig,), {}, flags)
+        loop_checkpoint(checkpoint, args.to, Path(run_cfg.out), run_cfg.overwrite, flags.get("model"))
+        print(f"{args.to} heads by copying -> {run_cfg.out}")
+        return 0
+    file_values = read_yaml(Path(args.config)) if args.config else {}
+    options = TrainOptions.build(file_values, flags | {"num_heads": HeadsConfig.num_heads})
+    bars: list[ProgressBar] = []
+
+    def show(count: int) -> Any:
+        bars.append(ProgressBar(options.optim.iters, f"extend {checkpoint} --to {args.to}"))
+        return bars[-1].show
+
+    try:
+        outcomes = extend_checkpoint(checkpoint, args.to, options, show)
+    except KeyboardInterrupt:
+        print(f"interrupted; continue with the same command and --resume (out: {options.run.out})")
+        raise
+    finally:
+        for bar in bars:
+            bar.close()
+    for count, outcome in outcomes:
+        print(f"\n{count} heads, validation text (teacher-forced):")
+        print(before_after(outcome.progress.start or {}, outcome.progress.best_eval))
+    return 0
+
+
+def before_after(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """CAR and AR per depth, copied heads against trained ones, and tau."""
+    rows = [
+        [str(k + 1), *(f"{e[m][k]:.3f}" for e in (before, after) for m in ("car", "ar"))]
+        for k in range(len(after["car"]))
+    ]
+    rows.append(["tau", f"{before['tau']:.3f}", "", f"{after['tau']:.3f}", ""])
+    return format_table(rows, ["depth", "CAR copied", "AR copied", "CAR trained", "AR trained"])

@@ -1,0 +1,45 @@
+"""mtpd train."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.schema import add_arguments as add_schema
+from mtpd_mlx.schema import read_yaml
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mtpd_mlx.training import TrainOptions
+
+    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
+    add_schema(parser, *TrainOptions.classes())
+
+
+def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.training import TrainOptions, gather, resumed_options, train
+
+    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
+    file_values = read_yaml(Path(args.config)) if args.config else {}
+    options = resumed_options(flags) if flags.get("resume") else TrainOptions.build(file_values, flags)
+    return report_outcome(options.run.out, train, options, gather(options))
+
+
+def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
+    """Trains behind a progress bar and says what was kept."""
+    from mtpd_mlx.progress import ProgressBar
+
+    with ProgressBar(options.optim.iters) as bar:
+        try:
+            outcome = train(options, ingredients, bar.show)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"interrupted; continue with: mtpd {bar.command} --resume --out {out}")
+            raise
+    progress = outcome.progress
+    if not outcome.improved:
+        start = progress.start or {}
+        print(f"no step was better on validation than the start (tau {start.get('tau', 0):.3f}): nothing was replaced")
+        return 3
+    best = progress.best_eval
+    print(f"kept step {progress.best_iteration}: tau {best['tau']:.3f}, main loss {best['main_loss']:.4f} -> {out}")
+    return 0

@@ -1,0 +1,68 @@
+"""The options of training. Every default of `mtpd train` and `mtpd extend` is here and nowhere else."""
+
+from dataclasses import dataclass
+
+from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES
+from mtpd_mlx.schema import option
+
+LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id")
+    model_config: str | None = option(None, "config.json of a base to train from scratch (with --train joint)")
+    tokenizer: str | None = option(None, "folder with the tokenizer of a base trained from scratch")
+    train: str = option(
+        "heads",
+        "what is trained: heads (frozen base) or joint (base and heads, main loss included)",
+        ("heads", "joint"),
+    )
+    dequantize: bool = option(False, "hold a quantised base in floating point (on CPU this is faster)")
+
+
+@dataclass(frozen=True)
+class HeadsConfig:
+    num_heads: int = option(4, "number K of cascaded MTP heads")
+    hidden_source: str = option("postnorm", "hidden state that enters the cascade and is passed on", HIDDEN_SOURCES)
+    init_heads: str | None = option(None, "checkpoint whose heads are the starting point")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    loss: str = option(
+        "mtpd",
+        "loss of the heads: mtpd (alpha CE + beta top-N KL), ce, kl, lk (KL/TV hybrid), tv (end-to-end TV)",
+        LOSSES,
+    )
+    alpha: tuple[float, ...] = option((0.3,), "weight of CE: one value, or one per head")
+    beta: tuple[float, ...] = option((0.5,), "weight of the distillation term: one value, or one per head")
+    top_n: int = option(10_000, "teacher tokens kept by the top-N KL (at most the vocabulary)")
+    eta: float = option(3.0, "sharpness of the lk mixture: lambda = exp(-eta (1 - TV))")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    iters: int = option(1000, "optimiser steps")
+    learning_rate: float = option(5e-4, "peak learning rate")
+    min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak")
+    warmup: int = option(50, "steps of linear warm-up")
+    weight_decay: float = option(0.01, "AdamW weight decay (matrices only)")
+    adam_betas: tuple[float, ...] = option((0.9, 0.95), "AdamW betas")
+    max_grad_norm: float = option(1.0, "gradient clipping by global norm (0: off)")
+    grad_accumulation_steps: int = option(1, "micro-batches per optimiser step")
+    compute_dtype: str = option(
+        "float32", "dtype of the forward and backward pass; weights and optimiser stay float32", ("float32", "bfloat16")
+    )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    out: str = option("heads", "checkpoint folder to write")
+    seed: int = option(0, "seed of initialisation and data order")
+    steps_per_report: int = option(10, "steps between reports")
+    steps_per_eval: int = option(200, "steps between validations")
+    val_batches: int = option(25, "validation batches (-1: all)")
+    save_every: int = option(200, "steps between resume points")
+    overwrite: bool = option(False, "replace an existing checkpoint folder")
+    resume: bool = option(False, "continue the interrupted run in --out")

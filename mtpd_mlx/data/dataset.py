@@ -1,0 +1,117 @@
+"""Data sets whose batches are a pure function of (seed, step): a resumed run sees what an uninterrupted one would."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from mtpd_mlx.data.formats import TextTokenizer, read_rows, tokenize
+from mtpd_mlx.data.packing import Batch, pack, pad
+from mtpd_mlx.schema import option
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    data: str = option("data", "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file")
+    max_seq_length: int = option(512, "tokens per row")
+    batch_size: int = option(4, "rows per micro-batch")
+    mask_prompt: bool = option(False, "no loss on prompts (prompt/completion and messages data)")
+    pack: bool = option(True, "join documents to fill rows; otherwise one document a row, padded")
+    valid_share: float = option(0.02, "share held out for validation where the data has no valid.jsonl")
+
+
+class PackedDataset:
+    """Rows of one split."""
+
+    def __init__(self, rows: Batch, batch_size: int, seed: int):
+        if len(rows.tokens) == 0:
+            raise ValueError("data: no rows of text after tokenisation")
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self._order = lru_cache(maxsize=2)(self._shuffle)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows.tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        return int((self.rows.segments > 0).sum())
+
+    @property
+    def sha256(self) -> str:
+        digest = hashlib.sha256()
+        for array in (self.rows.tokens, self.rows.segments, self.rows.loss_mask):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+
+    def batch(self, step: int) -> Batch:
+        """Micro-batch number `step`: rows step*B .. step*B+B-1 of an endless sequence of shuffled epochs."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return self._take(np.array([self._order(p // self.num_rows)[p % self.num_rows] for p in positions]))
+
+    def iter_batches(self, batch_size: int) -> Iterator[Batch]:
+        """All rows once, in order; the last batch is filled with padding rows so that shapes repeat."""
+        for start in range(0, self.num_rows, batch_size):
+            rows = np.arange(start, min(start + batch_size, self.num_rows))
+            batch, missing = self._take(rows), batch_size - rows.size
+            fill = ((0, missing), (0, 0))
+            yield Batch(np.pad(batch.tokens, fill), np.pad(batch.segments, fill), np.pad(batch.loss_mask, fill))
+
+    def _take(self, rows: np.ndarray) -> Batch:
+        return Batch(self.rows.tokens[rows], self.rows.segments[rows], self.rows.loss_mask[rows])
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: PackedDataset
+    valid: PackedDataset | None
+
+
+def _read(file: Path, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> PackedDataset:
+    documents = tokenize(read_rows(file), tokenizer, cfg.mask_prompt)
+    if not documents:
+        raise ValueError(f"{file}: no text in it")
+    rows = (pack if cfg.pack else pad)(documents, cfg.max_seq_length)
+    return PackedDataset(rows, cfg.batch_size, seed)
+
+
+def load_text(cfg: DataConfig, tokenizer: TextTokenizer) -> PackedDataset:
+    """One file as one split."""
+    file = Path(cfg.data).expanduser()
+    if not file.is_file():
+        raise ValueError(f"data {cfg.data}: no such file")
+    return _read(file, cfg, tokenizer, 0)
+
+
+def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Splits:
+    """The splits of a data folder or file. ValueError in one line on anything missing or malformed."""
+    if cfg.max_seq_length < 3 or cfg.batch_size < 1:
+        raise ValueError(f"data: got {cfg.batch_size} rows of {cfg.max_seq_length} tokens, expected at least 1 of 3")
+    path = Path(cfg.data).expanduser()
+    if path.is_dir():
+        if not (path / "train.jsonl").is_file():
+            raise ValueError(f"data {cfg.data}: no train.jsonl in it")
+        valid = path / "valid.jsonl"
+        train = _read(path / "train.jsonl", cfg, tokenizer, seed)
+        return Splits(train, _read(valid, cfg, tokenizer, seed) if valid.is_file() else None)
+    if not path.is_file():
+        raise ValueError(f"data {cfg.data}: no such file or folder")
+    whole = _read(path, cfg, tokenizer, seed)
+    held = max(1, round(cfg.valid_share * whole.num_rows)) if cfg.valid_share > 0 else 0
+    if held >= whole.num_rows:
+        raise ValueError(
+            f"data {cfg.data}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out"
+        )
+    cut = whole.num_rows - held
+
+    def part(start: int, end: int) -> Batch:
+        return Batch(whole.rows.tokens[start:end], whole.rows.segments[start:end], whole.rows.loss_mask[start:end])
+
+    valid_set = PackedDataset(part(cut, whole.num_rows), cfg.batch_size, seed) if held else None
+    return Splits(PackedDataset(part(0, cut), cfg.batch_size, seed), valid_set)

@@ -1,0 +1,88 @@
+"""K cascaded MTP heads in the form of DeepSeek-V3 (arXiv 2412.19437, eq. 21-23), as MTP-D (arXiv 2603.23911) uses them.
+
+Offsets and names are drawn in docs/architecture.md.
+"""
+
+from typing import Any
+
+from mtpd_mlx.base import Base
+from mtpd_mlx.mlx_runtime import mx, nn
+
+
+class MTPHead(nn.Module):
+    """h'^k_i = M_k [RMSNorm_h(h^{k-1}_i) ; RMSNorm_e(Emb(x_{i+k}))],  h^k = Block_k(h'^k)."""
+
+    def __init__(self, base: Base):
+        super().__init__()
+        d, eps = base.hidden_size, base.model.args.rms_norm_eps
+        self.hnorm = nn.RMSNorm(d, eps=eps)
+        self.enorm = nn.RMSNorm(d, eps=eps)
+        self.eh_proj = nn.Linear(2 * d, d, bias=False)
+        self.block = base.new_block()
+
+    def __call__(self, hidden: mx.array, embedded: mx.array, mask: Any, cache: Any = None) -> mx.array:
+        """hidden, embedded [B, T, d] -> h^k [B, T, d] before the final norm."""
+        joined = mx.concatenate([self.hnorm(hidden), self.enorm(embedded)], axis=-1)  # [B, T, 2d]
+        return self.block(self.eh_proj(joined), mask, cache)
+
+
+class MTPHeads(nn.Module):
+    """The cascade. `hidden_source` says which state enters and is passed from head to head."""
+
+    def __init__(self, base: Base, num_heads: int, hidden_source: str):
+        super().__init__()
+        if num_heads < 1:
+            raise ValueError(f"number of heads: got {num_heads}, expected at least 1")
+        self.heads = [MTPHead(base) for _ in range(num_heads)]
+        self.hidden_source = hidden_source
+
+    @property
+    def num_heads(self) -> int:
+        return len(self.heads)
+
+    def source(self, base: Base, hidden_prenorm: mx.array, hidden_postnorm: mx.array) -> mx.array:
+        return hidden_postnorm if self.hidden_source == "postnorm" else hidden_prenorm
+
+    def cascade(self, base: Base, hidden_prenorm: mx.array, tokens: mx.array) -> list[mx.array]:
+        """Teacher-forced pass over whole rows.
+
+        hidden_prenorm [B, T, d] and tokens [B, T] -> K states [B, T, d] after the final norm (inputs of the output head).
+        Row i of state k is meaningful for i + k < T; the tail sees padding tokens and must be masked by the caller
+        (it cannot reach earlier rows, attention being causal).
+        """
+        state = self.source(base, hidden_prenorm, base.norm(hidden_prenorm))
+        embedded = base.embed(tokens)
+        outputs = []
+        for k, head in enumerate(self.heads, start=1):
+            raw = head(state, shift_left(embedded, k), "causal")
+            normed = base.norm(raw)
+            outputs.append(normed)
+            state = self.source(base, raw, normed)
+        return outputs
+
+
+def shift_left(x: mx.array, k: int) -> mx.array:
+    """x [B, T, ...] -> y with y[:, i] = x[:, i + k] and zeros in the last k rows. k may exceed T."""
+    k = min(k, x.shape[1])
+    return mx.concatenate([x[:, k:], mx.zeros_like(x[:, :k])], axis=1)
+
+
+def init_heads(base: Base, num_heads: int, hidden_source: str, seed: int) -> MTPHeads:
+    """New heads for `base`, float32.
+
+    Each block starts as a copy of the base's last block and M_k as [I ; small noise]: the cascade starts as "apply the
+    last block once more", which already speaks the output head's language, and learns to read the next token's
+    embedding from there. (A random block must first rediscover that language; docs/log.md has the comparison.)
+    """
+    from mlx.utils import tree_unflatten
+
+    heads = MTPHeads(base, num_heads, hidden_source)
+    block = tree_unflatten(base.last_block_weights())
+    d = base.hidden_size
+    for k, head in enumerate(heads.heads):
+        head.block.update(block)
+        noise = mx.random.normal((d, d), scale=0.02, key=mx.random.key(seed * 1009 + k))
+        head.eh_proj.weight = mx.concatenate([mx.eye(d), noise], axis=1)
+    heads.set_dtype(mx.float32)
+    mx.eval(heads.parameters())
+    return heads

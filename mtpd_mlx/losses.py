@@ -1,0 +1,160 @@
+"""Losses of the heads: per position first, masked and reduced afterwards (offsets: docs/architecture.md).
+
+Everything is computed in float32. The teacher is detached here, once, so no caller can forget it.
+tests/oracles/losses.py holds the float64 oracle of each.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtpd_mlx.config import LossConfig
+from mtpd_mlx.data.packing import Batch
+from mtpd_mlx.heads import shift_left
+from mtpd_mlx.mlx_runtime import mx
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    """logits [..., V], targets int [...] -> -log softmax(logits)[target] [...]."""
+    logits = logits.astype(mx.float32)
+    picked = mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return mx.logsumexp(logits, axis=-1) - picked
+
+
+@dataclass
+class Teacher:
+    """The detached main head at every position, normalised once for all heads: log_q [B, T, N] over its N most probable
+    tokens `top` [B, T, N] (None: the whole vocabulary)."""
+
+    log_q: mx.array
+    top: mx.array | None
+
+    @classmethod
+    def detach(cls, logits: mx.array, top_n: int) -> "Teacher":
+        """logits [B, T, V]; top_n >= V keeps the whole vocabulary."""
+        if top_n < 1:
+            raise ValueError(f"top_n: got {top_n}, expected at least 1")
+        logits = mx.stop_gradient(logits.astype(mx.float32))
+        if top_n >= logits.shape[-1]:
+            return cls(log_softmax(logits), None)
+        top = mx.stop_gradient(mx.argpartition(-logits, top_n - 1, axis=-1)[..., :top_n])
+        return cls(log_softmax(mx.take_along_axis(logits, top, axis=-1)), top)
+
+    def shift(self, k: int) -> "Teacher":
+        """The teacher of head k at row i: the main head at row i + k."""
+        return Teacher(shift_left(self.log_q, k), None if self.top is None else shift_left(self.top, k))
+
+
+def top_n_kl(logits: mx.array, teacher: Teacher) -> mx.array:
+    """KL( Q~ || P~ ) [B, T]: forward KL, both re-normalised over the teacher's top-N tokens (MTP-D, arXiv 2603.23911)."""
+    logits = logits.astype(mx.float32)
+    if teacher.top is not None:
+        logits = mx.take_along_axis(logits, teacher.top, axis=-1)
+    return (mx.exp(teacher.log_q) * (teacher.log_q - log_softmax(logits))).sum(axis=-1)
+
+
+def total_variation(logits: mx.array, teacher: Teacher) -> mx.array:
+    """TV(Q, P) = 1/2 sum |q - p| over the whole vocabulary [B, T]; 1 - TV is the acceptance under rejection sampling."""
+    return 0.5 * mx.abs(mx.exp(teacher.log_q) - mx.softmax(logits.astype(mx.float32), axis=-1)).sum(axis=-1)
+
+
+def lk_hybrid(logits: mx.array, teacher: Teacher, eta: float) -> mx.array:
+    """lambda KL + (1 - lambda) TV with lambda = exp(-eta sg(1 - TV)), over the whole vocabulary [B, T]."""
+    tv = total_variation(logits, teacher)
+    weight = mx.stop_gradient(mx.exp(-eta * (1.0 - tv)))
+    return weight * top_n_kl(logits, teacher) + (1.0 - weight) * tv
+
+
+def end_to_end_tv(tvs: list[mx.array]) -> mx.array:
+    """1 - (1/K) sum_j prod_{i<=j} (1 - TV_i) [B, T]: one minus the mean expected share of accepted drafts."""
+    alive, total = mx.ones_like(tvs[0]), mx.zeros_like(tvs[0])
+    for tv in tvs:
+        alive = alive * (1.0 - tv)
+        total = total + alive
+    return 1.0 - total / len(tvs)
+
+
+def per_head_weights(values: tuple[float, ...], num_heads: int, name: str) -> list[float]:
+    if len(values) not in (1, num_heads):
+        raise ValueError(f"{name}: got {len(values)} values, expected 1 or {num_heads} (one per head)")
+    return list(values) * num_heads if len(values) == 1 else list(values)
+
+
+def head_loss(
+    cfg: LossConfig, logits: mx.array, teacher: Teacher, targets: mx.array, alpha: float, beta: float
+) -> mx.array:
+    """The loss of one head per position [B, T]; `teacher` is already shifted to the head's targets."""
+    if cfg.loss == "ce":
+        return alpha * cross_entropy(logits, targets)
+    if cfg.loss == "kl":
+        return beta * top_n_kl(logits, teacher)
+    if cfg.loss == "lk":
+        return lk_hybrid(logits, teacher, cfg.eta)
+    if cfg.loss == "mtpd":
+        return alpha * cross_entropy(logits, targets) + beta * top_n_kl(logits, teacher)
+    raise ValueError(f"loss {cfg.loss!r} has no per-head form")
+
+
+def target_masks(batch: Batch, num_heads: int) -> np.ndarray:
+    """Which positions count, bool [K + 1, B, T]; entry 0 is the main head.
+
+    Head k counts at i when x_i .. x_{i+k+1} lie in one document (segments are contiguous, so equal ends suffice)
+    and the target x_{i+k+1} is not masked (prompt, padding).
+    """
+    masks = np.zeros((num_heads + 1, *batch.tokens.shape), dtype=bool)
+    for k in range(num_heads + 1):
+        n = batch.tokens.shape[1] - (k + 1)
+        if n > 0:
+            here, there = batch.segments[:, :n], batch.segments[:, k + 1 :]
+            masks[k, :, :n] = (here == there) & (here > 0) & batch.loss_mask[:, k + 1 :]
+    return masks
+
+
+def heads_objective(
+    cfg: LossConfig,
+    head_logits: list[mx.array],
+    main_logits: mx.array,
+    tokens: mx.array,
+    masks: mx.array,
+    scale: mx.array,
+    first: int = 0,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The reduced loss of heads first+1 .. K (an extension leaves the first heads out).
+
+    head_logits K x [B, T, V], main_logits [B, T, V], tokens [B, T], masks [K + 1, B, T] (float), scale [K + 1] (one over
+    the number of counted positions of the whole step). Returns (loss [], loss per head [K - first], accepted [K]): the
+    last is the simulated CAR, the share of positions where the heads of depths 1..k all guess the main head's argmax,
+    over positions where depth K is defined.
+    """
+    num_heads = len(head_logits)
+    alphas = per_head_weights(cfg.alpha, num_heads - first, "alpha")
+    betas = per_head_weights(cfg.beta, num_heads - first, "beta")
+    teacher = Teacher.detach(main_logits, cfg.top_n if cfg.loss in ("mtpd", "kl") else main_logits.shape[-1])
+    terms, tvs = [], []
+    for k in range(first + 1, num_heads + 1):
+        logits, shifted, j = head_logits[k - 1], teacher.shift(k), k - first - 1
+        if cfg.loss == "tv":
+            tvs.append(total_variation(logits, shifted))
+            position = tvs[-1]
+        else:
+            position = head_loss(cfg, logits, shifted, shift_left(tokens, k + 1), alphas[j], betas[j])
+        terms.append((position * masks[k]).sum() * scale[k])
+    per_head = mx.stack(terms)
+    deepest = masks[num_heads], scale[num_heads]
+    loss = (end_to_end_tv(tvs) * deepest[0]).sum() * deepest[1] if cfg.loss == "tv" else per_head.sum()
+    accepted = simulated_acceptance(head_logits, main_logits, deepest[0]) * deepest[1]
+    return loss, mx.stop_gradient(per_head), mx.stop_gradient(accepted)
+
+
+def simulated_acceptance(head_logits: list[mx.array], main_logits: mx.array, mask: mx.array) -> mx.array:
+    """Number of positions [K] of `mask` [B, T] where the heads of depths 1..k all agree with the main head's argmax."""
+    best, alive, counts = mx.argmax(main_logits, axis=-1), mask, []
+    for k, logits in enumerate(head_logits, start=1):
+        alive = alive * (mx.argmax(logits, axis=-1) == shift_left(best, k))
+        counts.append(alive.sum())
+    return mx.stack(counts)

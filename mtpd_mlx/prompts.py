@@ -1,0 +1,31 @@
+"""Prompt files as token lists, the same for eval, parity and the demo."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtpd_mlx.speculative.frontend import read_prompts
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    id: str
+    tokens: list[int]
+
+
+def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | None = None) -> list[EncodedPrompt]:
+    """Raw prompts are encoded as they are, message lists through the chat template. Prompts beyond `longest` tokens keep
+    their end (their last tokens are what a continuation depends on); an empty file is a ValueError."""
+    if longest < 1:
+        raise ValueError(f"no room for a prompt: the context leaves {longest} positions")
+    encoded = []
+    for prompt in read_prompts(file)[:limit]:
+        text = prompt.text
+        if prompt.messages is not None:
+            text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)
+        tokens = tokenizer.encode(text, add_special_tokens=prompt.messages is None)
+        if tokens:
+            encoded.append(EncodedPrompt(prompt.id, tokens[-longest:]))
+    if not encoded:
+        raise ValueError(f"{file}: no prompts in it")
+    return encoded

@@ -1,0 +1,70 @@
+"""What the decoder loop drives. Offsets and the round itself: docs/architecture.md. Batch 1."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Round:
+    """One verify-accept-draft round.
+
+    emitted: the main head's tokens, accepted drafts first, its own last (accepted + 1 of them); proposed: drafts verified.
+    Seconds are None where one call does everything.
+    """
+
+    emitted: list[int]
+    accepted: int
+    proposed: int
+    draft_seconds: float | None = None
+    verify_seconds: float | None = None
+
+
+class Backend(Protocol):
+    """`length` positions are cached and final; the token at position `length` is known to the caller, not to the cache."""
+
+    num_draft_tokens: int
+    capacity: int
+
+    @property
+    def length(self) -> int: ...
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        """Appends `tokens` (at least one); returns the main head's next token."""
+        ...
+
+    def step(self, token: int) -> int:
+        """Appends `token`; returns the main head's next token: ordinary decoding."""
+        ...
+
+    def round(self, token: int) -> Round:
+        """Appends `token` and the drafts that the main head confirms. Needs length + 1 + num_draft_tokens <= capacity."""
+        ...
+
+    def rewind_to(self, length: int) -> None:
+        """Keeps positions 0..length-1. ValueError outside 0..length. A round is valid afterwards."""
+        ...
+
+
+class StepModel(Protocol):
+    """What a runtime offers when acceptance is computed outside of it (rounds.StepBackend makes a Backend of it)."""
+
+    num_draft_tokens: int
+    capacity: int
+
+    @property
+    def length(self) -> int: ...
+
+    def prefill(self, tokens: Sequence[int]) -> int: ...
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Appends `tokens` (m of them) at positions length..; the main head's argmax after each, int [m]."""
+        ...
+
+    def draft(self, next_token: int) -> list[int]:
+        """num_draft_tokens guesses for what follows x_length = next_token; all positions below length are final."""
+        ...
+
+    def rewind_to(self, length: int) -> None: ...

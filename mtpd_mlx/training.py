@@ -1,0 +1,203 @@
+"""From options to a finished checkpoint: what `mtpd train` and each stage of `mtpd extend` do."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.base import Base, load_base, new_base, resolve_model
+from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, BaseRef, CheckpointConfig, write_json
+from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from mtpd_mlx.data import DataConfig, Splits, load_dataset
+from mtpd_mlx.fingerprint import fingerprint_base
+from mtpd_mlx.heads import MTPHeads, init_heads
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.schema import as_dict, build
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.train_step import Model, Stepper
+from mtpd_mlx.trainer import Progress, Run
+
+OPTIONS_NAME = "train_options.json"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    model: ModelConfig
+    heads: HeadsConfig
+    loss: LossConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+
+    @classmethod
+    def classes(cls) -> tuple[type, ...]:
+        return (ModelConfig, HeadsConfig, LossConfig, DataConfig, OptimConfig, RunConfig)
+
+    @classmethod
+    def build(cls, file_values: dict[str, Any], flags: dict[str, Any]) -> "TrainOptions":
+        return cls(*build(cls.classes(), file_values, flags))
+
+    def to_dict(self) -> dict[str, Any]:
+        return as_dict(*(getattr(self, f.name) for f in fields(self)))
+
+
+def resumed_options(flags: dict[str, Any]) -> TrainOptions:
+    """The options an interrupted run was started with; flags that say otherwise are refused."""
+    out = Path(flags.get("out", RunConfig.out))
+    file = out / OPTIONS_NAME
+    try:
+        saved = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--resume: {out} holds no interrupted run ({OPTIONS_NAME} unreadable)") from error
+    for name, value in flags.items():
+        if name in saved and name not in ("resume", "overwrite", "out") and _plain(value) != saved[name]:
+            raise ValueError(f"--resume: {name} is {_plain(value)!r}, the interrupted run has {saved[name]!r}")
+    saved |= {"out": str(out), "resume": True, "overwrite": False}
+    return TrainOptions.build(saved, {})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value
+
+
+def claim_folder(out: Path, overwrite: bool) -> None:
+    """Makes the output folder, refusing to touch an existing checkpoint unless told. Fails early where it cannot write."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: exists and is not a folder")
+    if (out / CONFIG_NAME).exists() or any(out.glob("resume-*")):
+        if not overwrite:
+            raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
+        for old in [*out.glob("resume-*"), out / "base", out / "stages"]:
+            shutil.rmtree(old, ignore_errors=True)
+        for name in (CONFIG_NAME, "heads.safetensors", "train_log.jsonl"):
+            (out / name).unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    probe = out / f".write-test-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+
+
+def reference_base(base: Base, out: Path, named: str) -> BaseRef:
+    """How a checkpoint in `out` names its base: a hub id as it is, a local folder relative to the checkpoint."""
+    assert base.path is not None
+    local = Path(named).expanduser()
+    identity = named
+    if local.is_dir():
+        relative = os.path.relpath(local.resolve(), out.resolve())
+        identity = relative if relative.startswith("..") else f"./{relative}"
+    return BaseRef(identity, fingerprint_base(base.path), base.config["model_type"], base.hidden_size, base.vocab_size)
+
+
+@dataclass
+class Ingredients:
+    base: Base
+    heads: MTPHeads
+    tokenizer_folder: Path
+    base_name: str
+    first_trained: int = 0
+
+
+def gather(options: TrainOptions) -> Ingredients:
+    """Loads or creates base and heads as the options say."""
+    cfg = options.model
+    compute = getattr(mx, options.optim.compute_dtype)
+    if cfg.model is not None:
+        # A frozen base is held in the compute dtype; a base that trains keeps float32 master weights.
+        base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint")
+        if cfg.train == "joint" or not base.is_quantized:
+            base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
+        folder, name = resolve_model(cfg.tokenizer or cfg.model), cfg.model
+    elif cfg.model_config is not None and cfg.train == "joint":
+        if cfg.tokenizer is None:
+            raise ValueError("--model-config needs --tokenizer, the folder with the tokenizer to use")
+        try:
+            config = json.loads(Path(cfg.model_config).read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--model-config {cfg.model_config}: {str(error).splitlines()[0]}") from error
+        base, folder, name = new_base(config, options.run.seed), resolve_tokenizer(cfg.tokenizer), ""
+    else:
+        raise ValueError("no base: give --model, or --model-config with --train joint to train one from scratch")
+    if options.heads.init_heads:
+        heads, _ = load_heads(Path(options.heads.init_heads), base)
+        if heads.num_heads != options.heads.num_heads or heads.hidden_source != options.heads.hidden_source:
+            raise ValueError(
+                f"--init-heads {options.heads.init_heads}: has {heads.num_heads} heads ({heads.hidden_source}), "
+                f"expected {options.heads.num_heads} ({options.heads.hidden_source})"
+            )
+    else:
+        heads = init_heads(base, options.heads.num_heads, options.heads.hidden_source, options.run.seed)
+    return Ingredients(base, heads, folder, name)
+
+
+def resolve_tokenizer(folder: str) -> Path:
+    path = Path(folder).expanduser()
+    if not (path / "tokenizer.json").is_file():
+        raise ValueError(f"--tokenizer {folder}: no tokenizer.json in it")
+    return path
+
+
+@dataclass
+class Outcome:
+    progress: Progress
+    curve: list[dict[str, Any]]
+    improved: bool
+
+
+def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[str, Any]], None]) -> Outcome:
+    """Runs (or resumes) one training run; the checkpoint in `out` is the best one by validation."""
+    out, joint = Path(options.run.out), options.model.train == "joint"
+    tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
+    if tokenizer.vocab_size > ingredients.base.vocab_size:
+        raise ValueError(
+            f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {ingredients.base.vocab_size}"
+        )
+    splits = load_dataset(options.data, tokenizer, options.run.seed)
+    if splits.valid is None or splits.valid.num_rows == 0:
+        raise ValueError(
+            f"{options.data.data}: no validation text (valid.jsonl), which chooses the heads that are kept"
+        )
+    if not options.run.resume:
+        claim_folder(out, options.run.overwrite)
+        write_json(out / OPTIONS_NAME, options.to_dict())
+    model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained)
+    stepper = Stepper(model, options.loss, options.optim)
+    record = _record(options, splits)
+    reference = None if joint else reference_base(ingredients.base, out, ingredients.base_name)
+
+    def save_best(progress: Progress) -> None:
+        target = reference
+        if target is None:
+            save_base(out / "base", ingredients.base, ingredients.tokenizer_folder)
+            target = reference_base(replace(ingredients.base, path=out / "base"), out, str(out / "base"))
+        evaluation = {"iteration": progress.best_iteration, "validation": progress.best_eval, "start": progress.start}
+        heads = ingredients.heads
+        save_heads(
+            out,
+            heads,
+            CheckpointConfig(heads.num_heads, heads.hidden_source, target, None, record | {"eval": evaluation}),
+        )
+
+    rows = list(splits.valid.iter_batches(options.data.batch_size))
+    if options.run.val_batches >= 0:
+        rows = rows[: max(options.run.val_batches, 1)]
+    extending = ingredients.first_trained > 0
+    run = Run(model, stepper, splits.train, rows, options.optim, options.run, save_best, save_start=extending)
+    if options.run.resume:
+        run.resume()
+    progress = run.run(show)
+    return Outcome(progress, run.curve, progress.best_iteration != 0)
+
+
+def _record(options: TrainOptions, splits: Splits) -> dict[str, Any]:
+    """What a checkpoint says about its making."""
+    values = options.to_dict()
+    loss = {k: values[k] for k in ("loss", "alpha", "beta", "top_n", "eta")}
+    data = {"train_tokens": splits.train.num_tokens, "train_sha256": splits.train.sha256}
+    if splits.valid is not None:
+        data |= {"valid_tokens": splits.valid.num_tokens, "valid_sha256": splits.valid.sha256}
+    training = {k: v for k, v in values.items() if k not in loss and k not in ("out", "data", "model", "tokenizer")}
+    return {"loss": loss, "data": data, "training": training, "versions": versions()}
