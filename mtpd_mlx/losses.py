@@ -46,8 +46,9 @@ class Teacher:
         return cls(log_softmax(mx.take_along_axis(logits, top, axis=-1)), top)
 
     def shift(self, k: int) -> "Teacher":
-        """The teacher of head k at row i: the main head at row i + k."""
-        return Teacher(shift_left(self.log_q, k), None if self.top is None else shift_left(self.top, k))
+        """The teacher of head k at row i: the main head at row i + k. Rows wrap round at the end, where every mask is False,
+        so that they stay probabilities."""
+        return Teacher(mx.roll(self.log_q, -k, axis=1), None if self.top is None else mx.roll(self.top, -k, axis=1))
 
 
 def top_n_kl(logits: mx.array, teacher: Teacher) -> mx.array:
