@@ -2,16 +2,23 @@
 
 import argparse
 import json
+import os
 import sys
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
 from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.prompts import Prompt, read_prompts
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats, distinct_n
 from mtpd_mlx.speculative.streaming import StopMatcher, StreamDecoder
 from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+__all__ = ["GenerateOptions", "Prompt", "add_generate_arguments", "options_from", "read_prompts", "run_generate"]
+
+INTERRUPTED, BROKEN_PIPE = 130, 141  # exit status, as a shell reports SIGINT and SIGPIPE
 
 
 @dataclass(frozen=True)
@@ -23,135 +30,167 @@ class GenerateOptions:
     system_prompt: str | None = None
     max_tokens: int = 100
     num_draft_tokens: int | None = None
-    stop: list[str] = field(default_factory=list)
-    extra_eos_token: list[str] = field(default_factory=list)
+    stop: Sequence[str] = ()
+    extra_eos_token: Sequence[str] = ()
     ignore_chat_template: bool = False
     plain: bool = False
     json: bool = False
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.prompts is None):
+            raise ValueError("give a prompt with --prompt, or a file of them with --prompts")
+        if self.max_tokens < 1:
+            raise ValueError(f"--max-tokens: got {self.max_tokens}, expected at least 1")
+        if self.num_draft_tokens is not None and self.num_draft_tokens < 0:
+            raise ValueError(f"--num-draft-tokens: got {self.num_draft_tokens}, expected at least 0")
+        if not all(self.stop):
+            raise ValueError("--stop: got an empty text, expected at least one character")
+
 
 def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
-    defaults = GenerateOptions()
-    parser.add_argument("-p", "--prompt", help='prompt; "-" reads standard input')
-    parser.add_argument("--prompts", metavar="FILE", help="file of prompts (.jsonl or .txt, one per line) instead")
-    parser.add_argument("--system-prompt", help="system message for the chat template")
-    parser.add_argument(
-        "-m", "--max-tokens", type=int, default=defaults.max_tokens, help="tokens at most (default: %(default)s)"
+    default = {f.name: f.default for f in fields(GenerateOptions)}
+    parser.set_defaults(**{k: [] if v == () else v for k, v in default.items()})  # argparse appends to lists only
+    add = parser.add_argument
+    add("-p", "--prompt", help='prompt; "-" reads standard input; \\n and \\t are line break and tab')
+    add(
+        "--prompts", metavar="FILE", help='prompts instead: .jsonl rows with "prompt" (raw text) or "messages", or .txt'
     )
-    parser.add_argument("--num-draft-tokens", type=int, help="drafts per round (default: all heads)")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="stop before this text (repeatable)"
-    )
-    parser.add_argument(
-        "--extra-eos-token", nargs="+", default=[], metavar="TOKEN", help="further tokens that end the text"
-    )
-    parser.add_argument("--ignore-chat-template", action="store_true", help="use the prompt as it is")
-    parser.add_argument("--plain", action="store_true", help="ordinary decoding, one token per pass")
-    parser.add_argument("--json", action="store_true", help="one JSON object per prompt instead of streamed text")
-    parser.add_argument("--quiet", action="store_true", help="text only, no statistics")
+    add("--system-prompt", metavar="TEXT", help="system message for the chat template")
+    add("-m", "--max-tokens", type=int, metavar="N", help=f"tokens at most (default: {default['max_tokens']})")
+    add("--num-draft-tokens", type=int, metavar="K", help="drafts per round (default: all heads; 0: plain decoding)")
+    add("--stop", action="append", metavar="TEXT", help="stop before this text (repeatable)")
+    add("--extra-eos-token", nargs="+", metavar="TOKEN", help="further tokens that end the text")
+    add("--ignore-chat-template", action="store_true", help="use the prompt as it is")
+    add("--plain", action="store_true", help="ordinary decoding, one token per pass")
+    add("--json", action="store_true", help="one JSON object per prompt instead of streamed text")
+    add("--quiet", action="store_true", help="text only, no statistics")
 
 
 def options_from(args: argparse.Namespace) -> GenerateOptions:
-    options = GenerateOptions(**{f.name: getattr(args, f.name) for f in fields(GenerateOptions)})
-    if (options.prompt is None) == (options.prompts is None):
-        raise ValueError("give a prompt with --prompt, or a file of them with --prompts")
-    return options
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A raw text, or the messages of a conversation to be rendered by the chat template."""
-
-    id: str
-    text: str = ""
-    messages: list[dict[str, Any]] | None = None
-
-
-def read_prompts(file: Path) -> list[Prompt]:
-    """Rows of a .jsonl file with "prompt" or "messages" (and perhaps "id"), or the lines of a .txt file."""
-    try:
-        lines = Path(file).read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
-    if Path(file).suffix != ".jsonl":
-        prompts = [Prompt(str(n), line) for n, line in enumerate(lines, start=1) if line.strip()]
-    else:
-        prompts = [_row(file, n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not prompts:
-        raise ValueError(f"{file}: no prompts in it")
-    return prompts
-
-
-def _row(file: Path, number: int, line: str) -> Prompt:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{file}:{number}: not valid JSON ({str(error).splitlines()[0]})") from error
-    text, messages = (row.get("prompt"), row.get("messages")) if isinstance(row, dict) else (None, None)
-    if not isinstance(text, str) and not isinstance(messages, list):
-        raise ValueError(f'{file}:{number}: expected an object with "prompt" (text) or "messages" (a list)')
-    identity = str(row.get("id", number))
-    return Prompt(identity, text) if isinstance(text, str) else Prompt(identity, messages=messages)
-
-
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, options: GenerateOptions) -> list[int]:
-    """A prompt given on the command line goes through the chat template where there is one, as in mlx_lm.generate."""
-    messages = prompt.messages
-    if (
-        messages is None
-        and tokenizer.has_chat_template
-        and not options.ignore_chat_template
-        and options.prompts is None
-    ):
-        system = [{"role": "system", "content": options.system_prompt}] if options.system_prompt else []
-        messages = [*system, {"role": "user", "content": prompt.text}]
-    if messages is None:
-        return tokenizer.encode(prompt.text)
-    return tokenizer.encode(
-        tokenizer.apply_chat_template(messages, add_generation_prompt=True), add_special_tokens=False
-    )
+    """The options among parsed arguments. ValueError in one line where they contradict."""
+    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(GenerateOptions)}
+    return GenerateOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOptions, out: TextIO | None = None) -> int:
-    """Generates for each prompt, streams the text and prints statistics. Exit status 130 when interrupted."""
-    out = out or sys.stdout
+    """Generates for each prompt, streams the text and prints statistics. Returns the exit status.
+
+    130 when interrupted, after what was generated so far and its statistics; 141 when nobody reads the output any more.
+    """
+    out = sys.stdout if out is None else out
+    jobs = _encode_all(backend, tokenizer, options)
     eos = eos_tokens(tokenizer, options.extra_eos_token)
-    stats, distinct, interrupted = DecodeStats(backend.num_draft_tokens), [], False
-    for prompt in collect_prompts(options):
-        backend.rewind_to(0)
-        tokens = encode_prompt(prompt, tokenizer, options)
-        one = stats if not options.json else DecodeStats(backend.num_draft_tokens)
+    try:
+        finished = _run(backend, tokenizer, options, jobs, eos, out)
+        out.flush()
+    except BrokenPipeError:
+        _discard(out)
+        return BROKEN_PIPE
+    return 0 if finished else INTERRUPTED
+
+
+def _run(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    options: GenerateOptions,
+    jobs: list[tuple[Prompt, list[int]]],
+    eos: frozenset[int],
+    out: TextIO,
+) -> bool:
+    """False where it was interrupted."""
+    total, texts = DecodeStats(backend.num_draft_tokens), []
+    finished = True
+    for prompt, tokens in jobs:
+        if len(jobs) > 1 and not options.json and not options.quiet:
+            print(f"[{prompt.id}]", file=out)
+        stats = DecodeStats(backend.num_draft_tokens)
         stream = Stream(tokenizer, options, eos, None if options.json else out)
         try:
-            stream.run(backend, tokens, one)
+            backend.rewind_to(0)
+            stream.run(backend, tokens, (stats, total))
         except KeyboardInterrupt:
-            interrupted = True
-        distinct.append(distinct_n(stream.tokens))
+            stream.end("interrupted")
+            finished = False
+        texts.append(stream.tokens)
         if options.json:
-            record = {
-                "id": prompt.id,
-                "text": stream.text,
-                "finish_reason": stream.finish_reason,
-                "tokens": stream.tokens,
-            }
-            print(json.dumps(record | {"distinct4": distinct[-1], "stats": one.to_dict()}), file=out, flush=True)
+            print(json.dumps(_record(prompt, stream, stats, options), ensure_ascii=False), file=out, flush=True)
         else:
-            print(file=out)
-        if interrupted:
+            print(file=out, flush=True)
+        if not finished:
             break
     if not options.json and not options.quiet:
-        print(describe(stats, sum(distinct) / len(distinct)), file=out)
-    return 130 if interrupted else 0
+        print(describe(total, sum(map(distinct_n, texts)) / len(texts)), file=out, flush=True)
+    return finished
+
+
+def _record(prompt: Prompt, stream: "Stream", stats: DecodeStats, options: GenerateOptions) -> dict[str, object]:
+    reference = {} if prompt.reference is None else {"reference": prompt.reference}
+    return {
+        "id": prompt.id,
+        "text": stream.text,
+        **reference,
+        "finish_reason": stream.finish_reason,
+        "tokens": stream.tokens,
+        "plain": options.plain,
+        "distinct4": distinct_n(stream.tokens),
+        "stats": stats.to_dict(),
+    }
+
+
+def _discard(out: TextIO) -> None:
+    """Points the closed pipe at nothing: the interpreter flushes it once more on its way out."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, out.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass  # not a real file: nothing is flushed later
 
 
 def collect_prompts(options: GenerateOptions) -> list[Prompt]:
+    """The prompts of --prompts FILE, or the one of --prompt."""
     if options.prompts is not None:
         return read_prompts(Path(options.prompts))
-    return [Prompt("1", sys.stdin.read() if options.prompt == "-" else options.prompt or "")]
+    assert options.prompt is not None
+    if options.prompt == "-":
+        return [Prompt("1", sys.stdin.read())]
+    return [Prompt("1", options.prompt.replace("\\n", "\n").replace("\\t", "\t"))]  # as mlx_lm.generate does
 
 
-def eos_tokens(tokenizer: Tokenizer, extra: list[str]) -> frozenset[int]:
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, options: GenerateOptions) -> list[int]:
+    """Token ids of a prompt.
+
+    A text given with --prompt goes through the chat template where there is one, as in mlx_lm.generate; in a file,
+    "messages" go through it and "prompt" is taken as it is, as `mtpd eval` and `mtpd parity` take it.
+    """
+    messages = prompt.messages
+    templated = tokenizer.has_chat_template and not options.ignore_chat_template
+    if messages is None and templated and (options.prompts is None or options.system_prompt is not None):
+        messages = [{"role": "user", "content": prompt.text}]
+    if messages is None:
+        if options.system_prompt is not None:
+            raise ValueError("--system-prompt needs a chat template")
+        return tokenizer.encode(prompt.text)
+    if options.system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": options.system_prompt}, *messages]
+    return tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True), False)
+
+
+def _encode_all(backend: Backend, tokenizer: Tokenizer, options: GenerateOptions) -> list[tuple[Prompt, list[int]]]:
+    """All prompts as tokens, so that the last one's fault is told before the first one's text. ValueError names it."""
+    wanted, drafts = options.num_draft_tokens, backend.num_draft_tokens
+    if not options.plain and wanted is not None and wanted not in (0, drafts):
+        raise ValueError(f"--num-draft-tokens: got {wanted}, expected {drafts} (what this model was opened with)")
+    jobs = [(prompt, encode_prompt(prompt, tokenizer, options)) for prompt in collect_prompts(options)]
+    for prompt, tokens in jobs:
+        if not 1 <= len(tokens) < backend.capacity:
+            raise ValueError(f"prompt {prompt.id}: got {len(tokens)} tokens, expected 1..{backend.capacity - 1}")
+    return jobs
+
+
+def eos_tokens(tokenizer: Tokenizer, extra: Sequence[str]) -> frozenset[int]:
+    """The ids that end a text: the tokenizer's own and those of `extra`. ValueError names what is not a token."""
     ids = {token: tokenizer.token_id(token) for token in extra}
     unknown = [token for token, i in ids.items() if i is None]
     if unknown:
@@ -169,29 +208,30 @@ class Stream:
         self.text = ""
         self.finish_reason: str | None = None
 
-    def run(self, backend: Backend, prompt: list[int], stats: DecodeStats) -> None:
+    def run(self, backend: Backend, prompt: list[int], stats: Sequence[DecodeStats]) -> None:
+        """From an empty cache to the end of the text. After an exception, `end` gives out what was held back."""
         options = self._options
-        stats.begin(len(prompt))
         chunks = generate(
             backend,
             prompt,
             max_tokens=options.max_tokens,
             eos_token_ids=self._eos,
-            plain=options.plain,
-            stop=self._see if options.stop else None,
+            plain=options.plain or options.num_draft_tokens == 0,
+            stop=self._see,
         )
         for chunk in chunks:
-            stats.add(chunk)
             self.tokens += chunk.tokens
-            if not options.stop:
-                for token in chunk.tokens:
-                    self._see(token)
-            self.finish_reason = chunk.finish_reason
+            for each in stats:
+                each.add(chunk)
+            if chunk.finish_reason is not None:
+                self.end(chunk.finish_reason)
+
+    def end(self, reason: str) -> None:
+        self.finish_reason = reason
         self._show(self._stops.add(self._decoder.finish()) + self._stops.finish())
 
     def _see(self, token: int) -> bool:
-        if token not in self._eos:
-            self._show(self._stops.add(self._decoder.add(token)))
+        self._show(self._stops.add(self._decoder.add(token)))
         return self._stops.stopped
 
     def _show(self, text: str) -> None:
@@ -201,19 +241,19 @@ class Stream:
 
 
 def describe(stats: DecodeStats, distinct4: float) -> str:
-    """The figures at the end of a generation. CAR, AR and tau always stand together, with the share of distinct 4-grams."""
-    values = stats.to_dict()
+    """The figures at the end. CAR, AR and tau always stand together, with the mean share of distinct 4-grams."""
+    v = stats.to_dict()
     lines = [
-        "-" * 10,
-        f"Prompt: {values['prompt_tokens']} tokens, {values['prompt_tokens_per_second']:.1f} tokens/s",
-        f"Generation: {values['tokens']} tokens, {values['tokens_per_second']:.1f} tokens/s, distinct-4 {distinct4:.3f}",
+        "=" * 10,
+        f"Prompt: {v['prompt_tokens']} tokens, {v['prompt_tokens_per_second']:.1f} tokens/s",
+        f"Generation: {v['tokens']} tokens, {v['tokens_per_second']:.1f} tokens/s, distinct-4 {distinct4:.3f}",
     ]
-    if values["rounds"]:
-        car, ar = (" ".join(f"{x:.3f}" for x in values[name]) for name in ("car", "ar"))
-        lines.append(
-            f"Rounds: {values['rounds']}, tau {values['tau']:.3f} tokens/round, plain steps {values['plain_steps']}"
-        )
-        lines.append(f"CAR by depth: {car}   AR by depth: {ar}")
-        if values["draft_share"] is not None:
-            lines.append(f"Time: drafting {values['draft_share']:.0%}, verifying {1 - values['draft_share']:.0%}")
+    if v["rounds"]:
+        passes = f"{v['plain_steps']} plain steps, {v['tokens_per_pass']:.2f} tokens per pass"
+        lines.append(f"Rounds: {v['rounds']} of {v['num_draft_tokens']} drafts, tau {v['tau']:.3f}, {passes}")
+        depths = " ".join(f"{k:5d}" for k in range(1, len(v["car"]) + 1))
+        lines.append(f"depth {depths}")
+        lines += [f"{name.upper():5s} " + " ".join(f"{x:5.3f}" for x in v[name]) for name in ("car", "ar")]
+        if v["draft_share"] is not None and v["verify_share"] is not None:
+            lines.append(f"Time: drafting {v['draft_share']:.0%}, verifying {v['verify_share']:.0%}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -11,8 +11,8 @@ import numpy as np
 class Round:
     """One verify-accept-draft round.
 
-    emitted: the main head's tokens, accepted drafts first, its own last (accepted + 1 of them); proposed: drafts verified.
-    Seconds are None where one call does everything.
+    emitted: the main head's tokens, accepted drafts first, its own last (accepted + 1 of them). proposed: drafts
+    verified. Seconds are None where one call does everything.
     """
 
     emitted: list[int]
@@ -21,9 +21,19 @@ class Round:
     draft_seconds: float | None = None
     verify_seconds: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.accepted <= self.proposed and len(self.emitted) == self.accepted + 1):
+            raise ValueError(
+                f"round: got {len(self.emitted)} tokens, {self.accepted} of {self.proposed} drafts accepted, "
+                "expected one token more than accepted drafts"
+            )
+
 
 class Backend(Protocol):
-    """`length` positions are cached and final; the token at position `length` is known to the caller, not to the cache."""
+    """`length` positions are cached and final; the token at position `length` is known to the caller, not to the cache.
+
+    A `round` is valid after any of `prefill`, `step`, `round` and `rewind_to`, with any token the caller names.
+    """
 
     num_draft_tokens: int
     capacity: int
@@ -32,19 +42,22 @@ class Backend(Protocol):
     def length(self) -> int: ...
 
     def prefill(self, tokens: Sequence[int]) -> int:
-        """Appends `tokens` (at least one); returns the main head's next token."""
+        """Appends `tokens` (at least one) at position `length`; returns the main head's next token."""
         ...
 
     def step(self, token: int) -> int:
-        """Appends `token`; returns the main head's next token: ordinary decoding."""
+        """Appends `token`; returns the main head's next token: ordinary decoding. Needs length + 1 <= capacity."""
         ...
 
     def round(self, token: int) -> Round:
-        """Appends `token` and the drafts that the main head confirms. Needs length + 1 + num_draft_tokens <= capacity."""
+        """Appends `token` and the drafts that the main head confirms.
+
+        Needs length + 1 + num_draft_tokens <= capacity.
+        """
         ...
 
     def rewind_to(self, length: int) -> None:
-        """Keeps positions 0..length-1. ValueError outside 0..length. A round is valid afterwards."""
+        """Keeps positions 0..length-1. ValueError outside 0..length."""
         ...
 
 
@@ -57,8 +70,6 @@ class StepModel(Protocol):
     @property
     def length(self) -> int: ...
 
-    def prefill(self, tokens: Sequence[int]) -> int: ...
-
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends `tokens` (m of them) at positions length..; the main head's argmax after each, int [m]."""
         ...
@@ -67,4 +78,13 @@ class StepModel(Protocol):
         """num_draft_tokens guesses for what follows x_length = next_token; all positions below length are final."""
         ...
 
-    def rewind_to(self, length: int) -> None: ...
+    def rewind_to(self, length: int) -> None:
+        """Keeps positions 0..length-1. ValueError outside 0..length."""
+        ...
+
+
+@runtime_checkable
+class Prefills(Protocol):
+    """A StepModel that has a cheaper way into the cache than `verify`: the output head runs on the last row only."""
+
+    def prefill(self, tokens: Sequence[int]) -> int: ...

@@ -4,35 +4,56 @@ import time
 from collections.abc import Sequence
 
 from mtpd_mlx.speculative.accept import accept_greedy
-from mtpd_mlx.speculative.protocol import Round, StepModel
+from mtpd_mlx.speculative.protocol import Prefills, Round, StepModel
+
+PREFILL_CHUNK = 512
 
 
 class StepBackend:
-    """A Backend made of a StepModel. Drafts are computed at the start of the round that verifies them."""
+    """A Backend made of a StepModel. Drafts are computed at the start of the round that verifies them.
 
-    def __init__(self, model: StepModel):
-        self.model = model
-        self.num_draft_tokens, self.capacity = model.num_draft_tokens, model.capacity
+    `num_draft_tokens` <= the model's: verify only the first drafts. ValueError outside 0..model.num_draft_tokens.
+    """
+
+    def __init__(self, model: StepModel, num_draft_tokens: int | None = None):
+        wanted = model.num_draft_tokens if num_draft_tokens is None else num_draft_tokens
+        if not 0 <= wanted <= model.num_draft_tokens:
+            raise ValueError(f"num_draft_tokens: got {wanted}, expected 0..{model.num_draft_tokens}")
+        self.model, self.num_draft_tokens, self.capacity = model, wanted, model.capacity
 
     @property
     def length(self) -> int:
         return self.model.length
 
     def prefill(self, tokens: Sequence[int]) -> int:
-        return self.model.prefill(tokens)
+        if len(tokens) == 0:
+            raise ValueError("prefill: got no tokens, expected at least one")
+        self._need(len(tokens))
+        if isinstance(self.model, Prefills):
+            return int(self.model.prefill(tokens))
+        for start in range(0, len(tokens), PREFILL_CHUNK):
+            predicted = self.model.verify(tokens[start : start + PREFILL_CHUNK])
+        return int(predicted[-1])
 
     def step(self, token: int) -> int:
-        return int(self.model.verify([token])[0])
+        self._need(1)
+        return int(self.model.verify([token])[-1])
 
     def round(self, token: int) -> Round:
+        self._need(1 + self.num_draft_tokens)
         start, began = self.length, time.perf_counter()
-        drafts = self.model.draft(token)
+        drafts = self.model.draft(token)[: self.num_draft_tokens] if self.num_draft_tokens else []
         drafted = time.perf_counter()
-        predicted = self.model.verify([token, *drafts])
+        predicted = [int(t) for t in self.model.verify([token, *drafts])]
         accepted = accept_greedy(predicted, drafts)
         self.model.rewind_to(start + 1 + accepted)
-        emitted = [int(t) for t in predicted[: accepted + 1]]
-        return Round(emitted, accepted, len(drafts), drafted - began, time.perf_counter() - drafted)
+        return Round(predicted[: accepted + 1], accepted, len(drafts), drafted - began, time.perf_counter() - drafted)
 
     def rewind_to(self, length: int) -> None:
         self.model.rewind_to(length)
+
+    def _need(self, positions: int) -> None:
+        if self.length + positions > self.capacity:
+            raise ValueError(
+                f"context full: got {self.length} + {positions} positions, expected at most {self.capacity}"
+            )

@@ -1,15 +1,18 @@
 """A Hugging Face tokenizer folder without transformers: tokenizer.json, special tokens and chat template."""
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
+from mtpd_mlx.speculative.chat_template import Messages, render
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
 
 class Tokenizer:
-    """Text <-> token ids. `eos_token_id` is the id that ends a training document, `eos_token_ids` all that end a generation."""
+    """Text <-> token ids. `eos_token_id` ends a training document; any of `eos_token_ids` ends a generation."""
 
     def __init__(
         self,
@@ -22,29 +25,23 @@ class Tokenizer:
         self._backend = backend
         self.eos_token_id, self.eos_token_ids = eos_token_id, eos_token_ids
         self._template, self._special_tokens = template, special_tokens or {}
+        self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        added = backend.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
-        """Reads a folder in Hugging Face layout. ValueError in one line where it cannot be used."""
+    def from_folder(cls, folder: Path | str) -> "Tokenizer":
+        """Reads a folder in Hugging Face layout. ValueError in one line where it cannot be used.
+
+        The tokens that end a generation: eos_token of the tokenizer's own files, and eos_token_id (a number or a list)
+        of generation_config.json or, failing that, config.json.
+        """
         folder = Path(folder)
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            raise ValueError(f"{folder}: no tokenizer.json in it")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise ValueError(f"{file}: not a readable tokenizer ({str(error).splitlines()[0]})") from error
-        backend.no_padding()
-        backend.no_truncation()
+        backend = _read_backend(folder)
         config = _read_json(folder / "tokenizer_config.json")
-        special = _special_tokens(_read_json(folder / "special_tokens_map.json") | config)
+        special = _special_tokens(_read_json(folder / "special_tokens_map.json")) | _special_tokens(config)
         eos_id = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
-        eos_ids = {eos_id} if eos_id is not None else set()
-        for name in ("generation_config.json", "config.json"):
-            value = _read_json(folder / name).get("eos_token_id")
-            if value is not None:
-                eos_ids |= set(value) if isinstance(value, list) else {value}
-                break
+        eos_ids = _model_eos_ids(folder) | ({eos_id} if eos_id is not None else set())
         if eos_id is None and eos_ids:
             eos_id = min(eos_ids)
         return cls(backend, eos_id, frozenset(eos_ids), _chat_template(folder, config), special)
@@ -52,7 +49,7 @@ class Tokenizer:
     @property
     def vocab_size(self) -> int:
         """One more than the largest id: the smallest vocabulary of a model that can take every token."""
-        return max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+        return self._vocab_size
 
     @property
     def has_chat_template(self) -> bool:
@@ -70,37 +67,26 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        """Renders `messages` as transformers does (sandboxed Jinja). ValueError where there is no template or it refuses."""
-        import jinja2
-
+    def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+        """The conversation as text, as transformers renders it. ValueError: no template, or it refuses the messages."""
         if self._template is None:
             raise ValueError("the tokenizer has no chat template")
-        try:
-            template = _environment().from_string(self._template)
-            return template.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self._special_tokens
-            )
-        except (jinja2.TemplateError, KeyError, TypeError) as error:
-            raise ValueError(f"chat template: {str(error).splitlines()[0]}") from error
+        return render(self._template, messages, add_generation_prompt, self._special_tokens)
 
 
-def _environment() -> Any:
-    import jinja2
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None) -> str:
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment
+def _read_backend(folder: Path) -> tokenizers.Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"{folder}: no tokenizer.json in it")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise ValueError(f"{file}: not a readable tokenizer ({str(error).splitlines()[0]})") from error
+    if backend.get_vocab_size(with_added_tokens=True) == 0:
+        raise ValueError(f"{file}: got an empty vocabulary, expected at least one token")
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -108,17 +94,29 @@ def _read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of the JSON or of its UTF-8
         raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file}: got {type(values).__name__}, expected an object")
     return values
 
 
+def _model_eos_ids(folder: Path) -> set[int]:
+    for name in ("generation_config.json", "config.json"):
+        value = _read_json(folder / name).get("eos_token_id")
+        if value is None:
+            continue
+        ids = value if isinstance(value, list) else [value]
+        if not all(type(i) is int and i >= 0 for i in ids):
+            raise ValueError(f"{folder / name}: eos_token_id: got {value!r}, expected a token id or a list of them")
+        return set(ids)
+    return set()
+
+
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     """bos_token, eos_token and so on, which older files hold as objects with a "content"."""
     tokens = {}
-    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+    for name in NAMED_TOKENS:
         value = config.get(name)
         value = value.get("content") if isinstance(value, dict) else value
         if isinstance(value, str):
@@ -129,7 +127,10 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
 def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     if file.is_file():
-        return file.read_text(encoding="utf-8")
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
     template = config.get("chat_template")
     if isinstance(template, list):  # several named templates
         named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
