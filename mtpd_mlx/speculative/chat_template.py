@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any
 
 Messages = list[dict[str, Any]]
 
@@ -39,7 +39,7 @@ def _compile(template: str) -> Any:
     class Generation(Extension):
         """{% generation %} marks what the assistant says (for training masks); its content is rendered as it is."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 (the base class has it so)
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno

@@ -70,7 +70,8 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
 def options_from(args: argparse.Namespace) -> GenerateOptions:
     """The options among parsed arguments. ValueError in one line where they contradict."""
     values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(GenerateOptions)}
-    return GenerateOptions(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    return GenerateOptions(**values)
 
 
 def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOptions, out: TextIO | None = None) -> int:
