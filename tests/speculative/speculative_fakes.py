@@ -61,7 +61,7 @@ class ScriptedModel:
         right = next(self.script) if self.script is not None else None
         text, drafts = [*self.tokens, next_token], []
         for k in range(self.num_draft_tokens):
-            drafts.append((self.target(text) + (right is not None and k >= right)) % VOCAB)
+            drafts.append(self.target(text) + (right is not None and k >= right))
             text.append(drafts[-1])
         return drafts
 
