@@ -66,28 +66,28 @@ class MLXModel:
         return postnorm
 
     def rewind_to(self, length: int) -> None:
-        """Keeps positions 0..length-1. Going back further than the kept states recomputes the last few positions."""
+        """Keeps positions 0..length-1. Going back beyond the kept states recomputes the few positions they lack."""
         if not 0 <= length <= self.length:
             raise ValueError(f"rewind_to: got {length}, expected 0..{self.length}")
-        dropped, kept = self.length - length, 0 if self._states is None else self._states.shape[0]
-        needed = min(self.num_draft_tokens, length)
-        if length < self._head_length and kept - dropped < needed:
-            recompute = self.tokens[length - needed : length]
-            self._trim(length - needed)
-            self._states = None
+        del self._drafted[length:]
+        self._head_length = min(self._head_length, length)
+        needed_from = max(0, self._head_length - self.num_draft_tokens)
+        if self._states is None or self.length - self._states.shape[0] <= needed_from:
+            self._keep(length)
+        else:
+            recompute = self.tokens[needed_from:length]
+            self._keep(needed_from)
             if recompute:
                 self._forward(recompute)
-            return
-        self._trim(length)
-        if self._states is not None and dropped:
-            self._states = self._states[: max(kept - dropped, 0)]
 
-    def _trim(self, length: int) -> None:
+    def _keep(self, length: int) -> None:
+        """Drops cache, tokens and states from position `length` on."""
+        if self._states is not None:
+            rows = self._states.shape[0] - (self.length - length)
+            self._states = self._states[:rows] if rows > 0 else None
         for cache in self._cache:
             cache.trim(cache.offset - length)
         del self.tokens[length:]
-        del self._drafted[length:]
-        self._head_length = min(self._head_length, length)
 
     def draft(self, next_token: int) -> list[int]:
         """K guesses for the positions after x_length = next_token. One lazy graph, one evaluation."""

@@ -65,7 +65,7 @@ class Progress:
     """What a run knows about itself; stored in resume points."""
 
     iteration: int = 0
-    best: float | None = None
+    best: list[float] | None = None  # what is maximised: tau, then minus the loss; in joint mode minus the main loss
     best_iteration: int | None = None
     start: dict[str, Any] | None = None
     seconds: float = 0.0
@@ -164,7 +164,7 @@ class Run:
     def _validate(self, show: Callable) -> None:
         progress = self.progress
         result = evaluate(self.stepper, self.valid)
-        score = -result.main_loss if self.model.joint else result.tau
+        score = [-result.main_loss] if self.model.joint else [result.tau, -sum(result.head_loss)]
         record = {"iter": progress.iteration, "valid": result.to_dict()}
         first = progress.start is None
         if first:

@@ -110,7 +110,8 @@ def gather(options: TrainOptions) -> Ingredients:
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint")
         if cfg.train == "joint" or not base.is_quantized:
             base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
-        folder, name = resolve_model(cfg.tokenizer or cfg.model), cfg.model
+        folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
+        name = cfg.model
     elif cfg.model_config is not None and cfg.train == "joint":
         if cfg.tokenizer is None:
             raise ValueError("--model-config needs --tokenizer, the folder with the tokenizer to use")

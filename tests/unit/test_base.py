@@ -1,0 +1,74 @@
+"""The adapter gives what mlx-lm's own model gives, for every family, and refuses what it cannot drive."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import FAMILIES, LLAMA, VOCAB, write_base
+
+from mtpd_mlx.base import check_supported, load_base
+from mtpd_mlx.mlx_runtime import mx
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapter_equals_mlx_lm(family: str, tmp_path: Path) -> None:
+    base = load_base(str(write_base(tmp_path, FAMILIES[family])))
+    tokens = mx.array(np.random.default_rng(0).integers(0, VOCAB, (2, 17)))
+    ours = base.logits(base.norm(base.trunk(tokens)))
+    assert np.array_equal(np.array(ours), np.array(base.model(tokens)))
+
+
+def test_cached_trunk_equals_whole_pass(tiny_base: Path) -> None:
+    base = load_base(str(tiny_base))
+    tokens = mx.array(np.random.default_rng(1).integers(0, VOCAB, (1, 20)))
+    cache = base.make_cache()
+    parts = [base.trunk(tokens[:, a:b], cache) for a, b in ((0, 9), (9, 10), (10, 20))]
+    np.testing.assert_allclose(np.array(mx.concatenate(parts, axis=1)), np.array(base.trunk(tokens)), atol=2e-5)
+
+
+def test_quantised_base_dequantises(tmp_path: Path) -> None:
+    from mlx_lm.utils import quantize_model, save_config, save_model
+
+    plain = load_base(str(write_base(tmp_path / "plain")))
+    model, config = quantize_model(plain.model, plain.config, 64, 8)
+    save_model(tmp_path / "q", model)
+    save_config(config, tmp_path / "q" / "config.json")
+    packed, unpacked = load_base(str(tmp_path / "q")), load_base(str(tmp_path / "q"), dequantize=True)
+    assert packed.is_quantized and not unpacked.is_quantized
+    tokens = mx.array([[5, 6, 7, 8]])
+    np.testing.assert_allclose(
+        np.array(packed.logits(packed.norm(packed.trunk(tokens)))),
+        np.array(unpacked.logits(unpacked.norm(unpacked.trunk(tokens)))),
+        atol=1e-3,
+    )
+    names = [n for n, _ in packed.last_block_weights()]
+    assert names and not any(n.endswith(("scales", "biases")) for n in names)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"model_type": "mamba"}, "mamba"),
+        ({"sliding_window": 32}, "sliding"),
+        ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}, "sliding"),
+        ({"model_type": None}, "None"),
+    ],
+)
+def test_unsupported_is_refused_in_one_line(change: dict, word: str) -> None:
+    with pytest.raises(ValueError, match=word) as error:
+        check_supported(LLAMA | change)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_broken_models(tmp_path: Path, tiny_base: Path) -> None:
+    for name in ("./nowhere", "/nowhere/at/all", str(tmp_path)):
+        with pytest.raises(ValueError, match=name):
+            load_base(name)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text(json.dumps(LLAMA))
+    (broken / "model.safetensors").write_bytes((tiny_base / "model.safetensors").read_bytes()[:2000])
+    with pytest.raises(ValueError, match="broken") as error:
+        load_base(str(broken))
+    assert "\n" not in str(error.value)

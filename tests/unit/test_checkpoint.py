@@ -1,0 +1,84 @@
+"""What is written is read back; what is damaged or foreign is refused in one line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import write_base
+
+from mtpd_mlx.checkpoint import flatten, load_arrays, load_checkpoint, save_arrays, save_heads
+from mtpd_mlx.checkpoint_format import read_config
+from mtpd_mlx.fingerprint import fingerprint_base
+
+
+@pytest.fixture
+def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load_checkpoint(folder)
+    assert "\n" not in str(error.value) and all(w in str(error.value) for w in words), error.value
+
+
+def test_truncated_weights(copy: Path) -> None:
+    data = (copy / "heads.safetensors").read_bytes()
+    for size in (0, 5, 200, len(data) - 1):
+        (copy / "heads.safetensors").write_bytes(data[:size])
+        refused(copy, "heads.safetensors")
+
+
+def test_missing_unexpected_and_misshapen_keys(copy: Path) -> None:
+    whole = load_arrays(copy / "heads.safetensors")
+    name = "heads.1.eh_proj.weight"
+    save_arrays(copy / "heads.safetensors", {n: w for n, w in whole.items() if n != name})
+    refused(copy, "missing key", name)
+    save_arrays(copy / "heads.safetensors", whole | {"extra.weight": whole[name]})
+    refused(copy, "unexpected key", "extra.weight")
+    save_arrays(copy / "heads.safetensors", whole | {name: whole[name][:, :5]})
+    refused(copy, name, "(64, 5)", "(64, 128)")
+
+
+def test_damaged_config(copy: Path) -> None:
+    good = json.loads((copy / "mtp_config.json").read_text())
+    for change, word in (
+        ({"format": "other"}, "mtpd-heads"),
+        ({"format_version": 9}, "9"),
+        ({"num_heads": 0}, "num_heads"),
+        ({"hidden_source": "x"}, "hidden_source"),
+        ({"base": {}}, "missing"),
+    ):
+        (copy / "mtp_config.json").write_text(json.dumps(good | change))
+        refused(copy, word)
+    (copy / "mtp_config.json").write_text("{")
+    refused(copy, "not valid JSON")
+    (copy / "mtp_config.json").unlink()
+    refused(copy, "not a heads checkpoint")
+
+
+def test_another_base_is_refused(copy: Path, tmp_path: Path) -> None:
+    other = write_base(tmp_path / "other", seed=7)
+    with pytest.raises(ValueError, match="another base"):
+        load_checkpoint(copy, str(other))
+
+
+def test_fingerprint_sees_one_changed_value(tiny_base: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    assert fingerprint_base(other) == fingerprint_base(tiny_base)
+    data = bytearray((other / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (other / "model.safetensors").write_bytes(data)
+    assert fingerprint_base(other) != fingerprint_base(tiny_base)
+
+
+def test_quantised_heads_load_close_to_their_values(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base, heads, config = load_checkpoint(tiny_checkpoint)
+    save_heads(tmp_path, heads, config, bits=8)
+    assert read_config(tmp_path).quantization == {"group_size": 64, "bits": 8}
+    _, packed, _ = load_checkpoint(tmp_path)
+    whole, read = flatten(heads), flatten(packed)
+    assert all(np.abs(np.array(whole[n] - read[n])).max() < 0.02 for n in whole)
+    assert (tmp_path / "heads.safetensors").stat().st_size < 0.5 * (tiny_checkpoint / "heads.safetensors").stat().st_size

@@ -1,0 +1,53 @@
+"""Heads: initialisation, the cascade's offsets, what is shared and what is stored."""
+
+import numpy as np
+import pytest
+from tiny import LLAMA, VOCAB
+
+from mtpd_mlx.base import new_base
+from mtpd_mlx.checkpoint import flatten
+from mtpd_mlx.heads import MTPHeads, init_heads, shift_left
+from mtpd_mlx.mlx_runtime import mx
+
+
+def test_shift_left() -> None:
+    x = mx.array([[1, 2, 3, 4]])
+    assert shift_left(x, 1).tolist() == [[2, 3, 4, 0]]
+    assert shift_left(x, 9).tolist() == [[0, 0, 0, 0]]
+
+
+def test_heads_share_embedding_norm_and_output_head() -> None:
+    names = set(flatten(init_heads(new_base(LLAMA, 0), 2, "postnorm", 0)))
+    assert "heads.0.eh_proj.weight" in names and "heads.1.block.self_attn.q_proj.weight" in names
+    assert not any(word in name for name in names for word in ("embed", "lm_head", "final"))
+
+
+def test_heads_start_as_copies_of_the_last_block() -> None:
+    base = new_base(LLAMA, 0)
+    heads = init_heads(base, 2, "prenorm", 0)
+    for head in heads.heads:
+        for name, w in base.last_block_weights():
+            assert np.array_equal(np.array(flatten(head.block)[name]), np.array(w))
+    first, second = (np.array(h.eh_proj.weight) for h in heads.heads)
+    assert np.array_equal(first[:, :64], np.eye(64, dtype=np.float32)) and not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("source", ["postnorm", "prenorm"])
+def test_head_k_sees_exactly_tokens_up_to_i_plus_k(source: str) -> None:
+    """Changing x_j changes row i of head k if and only if j <= i + k."""
+    base = new_base(LLAMA, 0)
+    heads = init_heads(base, 3, source, 0)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCAB, (1, 12))
+    j = 7
+    changed = tokens.copy()
+    changed[0, j] = (changed[0, j] + 1) % VOCAB
+    a, b = (heads.cascade(base, base.trunk(mx.array(t)), mx.array(t)) for t in (tokens, changed))
+    for k, (x, y) in enumerate(zip(a, b, strict=True), start=1):
+        different = np.abs(np.array(x - y)).max(axis=-1)[0] > 0
+        assert different.tolist() == [i + k >= j for i in range(12)]
+
+
+def test_number_of_heads_is_checked() -> None:
+    with pytest.raises(ValueError, match="0"):
+        MTPHeads(new_base(LLAMA, 0), 0, "postnorm")

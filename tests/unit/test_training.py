@@ -1,0 +1,156 @@
+"""Runs end to end on a tiny model: resume equals no interruption, nothing is lost or overwritten, errors are one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
+from mtpd_mlx.cli import main
+from mtpd_mlx.trainer import LOG_NAME
+
+SMALL = ["--iters", "12", "--batch-size", "2", "--max-seq-length", "32", "--num-heads", "2", "--warmup", "2", "--learning-rate", "1e-2"]
+SMALL += ["--steps-per-report", "1", "--steps-per-eval", "4", "--save-every", "3", "--val-batches", "2"]
+
+
+def train_args(base: Path, data: Path, out: Path, *extra: str) -> list[str]:
+    return ["train", "--model", str(base), "--data", str(data), "--out", str(out), *SMALL, *extra]
+
+
+def losses(out: Path) -> list[list[float]]:
+    rows = [json.loads(line) for line in (out / LOG_NAME).read_text().splitlines()]
+    return [[r["iter"], r["loss"], r["main_loss"], *r["head_loss"]] for r in rows if "loss" in r]
+
+
+def test_heads_run_writes_a_loadable_checkpoint_and_not_the_base(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "heads"
+    assert main(train_args(tiny_base, text_data, out)) == 0
+    assert not (out / "base").exists()
+    base, heads, config = load_checkpoint(out)
+    assert heads.num_heads == 2 and config.record["loss"]["loss"] == "mtpd"
+    after, before = (config.record["eval"][name]["head_loss"] for name in ("validation", "start"))
+    assert all(a < b for a, b in zip(after, before, strict=True))
+    assert {"train_sha256", "valid_sha256"} <= config.record["data"].keys()
+    assert base.path is not None and base.path.resolve() == tiny_base.resolve()
+
+
+@pytest.mark.parametrize("mode", ["heads", "joint"])
+def test_interrupted_run_resumes_to_the_same_losses(
+    mode: str, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtpd_mlx.train_step import Stepper
+
+    extra = ("--train", mode, "--grad-accumulation-steps", "2")
+    assert main(train_args(tiny_base, text_data, tmp_path / "whole", *extra)) == 0
+    step, calls = Stepper.step, []
+
+    def interrupted(self: Stepper, batches: list) -> tuple:
+        calls.append(1)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return step(self, batches)
+
+    monkeypatch.setattr(Stepper, "step", interrupted)
+    out = tmp_path / "broken"
+    assert main(train_args(tiny_base, text_data, out, *extra)) == 130
+    monkeypatch.undo()
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    np.testing.assert_allclose(losses(tmp_path / "whole"), losses(out), rtol=0, atol=1e-6)
+    a, b = (load_arrays(f / "heads.safetensors") for f in (tmp_path / "whole", out))
+    assert all(np.allclose(np.array(a[n]), np.array(b[n]), atol=1e-6) for n in a)
+
+
+def test_killed_process_resumes_to_the_same_losses(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    longer = ("--iters", "60")
+    assert main(train_args(tiny_base, text_data, whole, *longer)) == 0
+    command = [sys.executable, "-m", "mtpd_mlx.cli", *train_args(tiny_base, text_data, out, *longer)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list(out.glob("resume-*")) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    np.testing.assert_allclose(losses(whole), losses(out), rtol=0, atol=1e-6)
+
+
+def test_joint_from_scratch_writes_its_base(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "joint"
+    args = ["train", "--train", "joint", "--model-config", str(tiny_base / "config.json"), "--tokenizer", str(tiny_base)]
+    assert main([*args, "--data", str(text_data), "--out", str(out), *SMALL]) == 0
+    _, _, config = load_checkpoint(out)
+    assert config.base.id == "./base"
+    evaluation = config.record["eval"]
+    assert evaluation["validation"]["main_loss"] < evaluation["start"]["main_loss"]
+    assert (out / "base" / "tokenizer.json").is_file()
+
+
+def test_run_that_ends_worse_replaces_nothing(
+    tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    assert main(train_args(tiny_base, text_data, good, "--train", "joint", "--iters", "80")) == 0
+    extra = ("--init-heads", str(good), "--learning-rate", "50", "--max-grad-norm", "0", "--warmup", "0")
+    assert main(train_args(good / "base", text_data, bad, *extra)) == 3
+    assert "nothing was replaced" in capsys.readouterr().out and not (bad / "heads.safetensors").exists()
+
+
+def test_existing_checkpoint_is_not_overwritten(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "heads"
+    assert main(train_args(tiny_base, text_data, out)) == 0
+    before = (out / "heads.safetensors").read_bytes()
+    assert main(train_args(tiny_base, text_data, out)) == 1
+    assert (out / "heads.safetensors").read_bytes() == before
+    assert main(train_args(tiny_base, text_data, out, "--overwrite", "--seed", "5")) == 0
+    assert (out / "heads.safetensors").read_bytes() != before
+
+
+def one_line(capsys: pytest.CaptureFixture, *words: str) -> None:
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(errors) == 1 and all(word in errors[0] for word in words), errors
+
+
+def test_bad_input_is_one_line(tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from tiny import write_tokenizer
+
+    out = tmp_path / "out"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "train.jsonl").write_text("")
+    assert main(train_args(tiny_base, empty, out)) == 1
+    one_line(capsys, "train.jsonl", "empty")
+    (empty / "train.jsonl").write_text('{"text": "a"}\n{"text": 3}\n')
+    assert main(train_args(tiny_base, empty, out)) == 1
+    one_line(capsys, "train.jsonl:2", "expected str")
+    assert main(train_args(tiny_base, tmp_path / "none", out)) == 1
+    one_line(capsys, "no such file or folder")
+    blocked = tmp_path / "file"
+    blocked.write_text("x")
+    assert main(train_args(tiny_base, text_data, blocked)) == 1
+    one_line(capsys, "not a folder")
+    assert main(train_args(tiny_base, text_data, blocked / "below")) == 1
+    one_line(capsys, str(blocked))
+    write_tokenizer(tmp_path / "large", 120)
+    assert main(train_args(tiny_base, text_data, out, "--tokenizer", str(tmp_path / "large"))) == 1
+    one_line(capsys, "120 tokens", "97")
+    (tmp_path / "c.yaml").write_text("learning_rat: 1\n")
+    assert main(train_args(tiny_base, text_data, out, "-c", str(tmp_path / "c.yaml"))) == 1
+    one_line(capsys, "learning_rat", "did you mean 'learning_rate'")
+
+
+def test_yaml_gives_options_and_flags_override(tmp_path: Path) -> None:
+    from mtpd_mlx.schema import read_yaml
+    from mtpd_mlx.training import TrainOptions
+
+    file = tmp_path / "c.yaml"
+    file.write_text("learning_rate: 2e-3\niters: 7\nalpha: [0.1, 0.2]\npack: false\n")
+    options = TrainOptions.build(read_yaml(file), {"iters": 9})
+    assert options.optim.learning_rate == 2e-3 and options.optim.iters == 9
+    assert options.loss.alpha == (0.1, 0.2) and options.data.pack is False
