@@ -311,7 +311,7 @@ def test_broken_pipe_is_quiet():
         ]
     )
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": str(here.parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(here.parents[1]), "PYTHONUNBUFFERED": ""}  # as users run it
     with subprocess.Popen(
         [sys.executable, "-c", script, str(here)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as process:
