@@ -1,0 +1,192 @@
+"""From a heads checkpoint and its base to one self-contained folder for mtpd-onnx."""
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config
+from mtpd_mlx.fingerprint import fingerprint_base
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_onnx.dims import Dims, read_dims
+from mtpd_onnx.graphs import Spec, build_plain, build_round
+from mtpd_onnx.manifest import LAYOUTS, PRECISIONS, Manifest, describe_files
+from mtpd_onnx.packing import parameter_value
+from mtpd_onnx.save import WeightsFile, save_graph
+from mtpd_onnx.split_graphs import build_heads, build_main
+from mtpd_onnx.weights import Tensors
+
+DEFAULT_CAPACITY = 4096
+DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="heads checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--model", help="folder of the base, where it is not where the checkpoint says")
+    parser.add_argument(
+        "--layout",
+        choices=list(LAYOUTS),
+        default="fused",
+        help="fused: one graph per decoding round; split: main and heads in standard ONNX operators (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32", help="fp32 runs on CPU, fp16 on CUDA (default: %(default)s)"
+    )
+    parser.add_argument("--num-draft-tokens", type=int, help="export only the first heads (default: all)")
+    parser.add_argument(
+        "--capacity", type=int, help=f"cache positions (default: the model's context, at most {DEFAULT_CAPACITY})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+
+
+def run_export(args: argparse.Namespace) -> int:
+    manifest = export_checkpoint(
+        args.checkpoint,
+        args.out,
+        model=args.model,
+        layout=args.layout,
+        precision=args.precision,
+        num_draft_tokens=args.num_draft_tokens,
+        capacity=args.capacity,
+        overwrite=args.overwrite,
+    )
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    print(
+        f"{args.out}: {manifest.layout} {manifest.precision}, {manifest.num_heads} draft tokens, "
+        f"{manifest.capacity} positions, {size / 1e6:.1f} MB"
+    )
+    return 0
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    model: str | None = None,
+    layout: str = "fused",
+    precision: str = "fp32",
+    num_draft_tokens: int | None = None,
+    capacity: int | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Writes `out` under a temporary name, checks it, then renames. ValueError in one line on anything that does not fit."""
+    config = read_config(checkpoint)
+    base_folder = locate_base(checkpoint, config, model)
+    dims = read_dims(base_folder)
+    num_heads = config.num_heads if num_draft_tokens is None else num_draft_tokens
+    if not 1 <= num_heads <= config.num_heads:
+        raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{config.num_heads}")
+    capacity = min(dims.context_length, DEFAULT_CAPACITY) if capacity is None else capacity
+    if not num_heads + 2 <= capacity <= dims.context_length:
+        raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
+    check_fit(checkpoint, config, base_folder, dims)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
+        raise ValueError(f"--out {out}: exists already; use --overwrite or another folder")
+    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[precision], capacity)
+    base = Tensors.of_base(base_folder, dims.quantization)
+    heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        manifest = write_folder(temporary, spec, layout, precision, base, heads, base_folder, config)
+        if out.exists():
+            shutil.rmtree(out)
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return manifest
+
+
+def locate_base(checkpoint: Path, config: CheckpointConfig, model: str | None) -> Path:
+    """The base's folder; a hub id is looked up among the downloaded snapshots and fetched when it is not there."""
+    name = model or config.base.locate(checkpoint)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ValueError(f"base {name}: no such folder")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(name, revision=config.base.revision))
+    except Exception as error:  # the hub client raises many kinds; the user needs one line
+        raise ValueError(f"base {name}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+
+
+def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dims: Dims) -> None:
+    for name in ("hidden_size", "vocab_size"):
+        expected, got = getattr(config.base, name), getattr(dims, name)
+        if got != expected:
+            raise ValueError(f"{checkpoint}: heads are for a base of {name} {expected}, {base_folder} has {got}")
+    if fingerprint_base(base_folder) != config.base.fingerprint:
+        raise ValueError(f"{checkpoint}: these heads belong to another base than {base_folder} (fingerprints differ)")
+    tokens = Tokenizer.from_folder(base_folder).vocab_size
+    if tokens > dims.vocab_size:
+        raise ValueError(
+            f"{base_folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {dims.vocab_size}"
+        )
+
+
+def write_folder(
+    folder: Path,
+    spec: Spec,
+    layout: str,
+    precision: str,
+    base: Tensors,
+    heads: Tensors,
+    base_folder: Path,
+    config: CheckpointConfig,
+) -> Manifest:
+    weights = WeightsFile(folder)
+    builders = (build_round, build_plain) if layout == "fused" else (build_main, build_heads)
+    io = {}
+    for name, build in zip(LAYOUTS[layout], builders, strict=True):
+        graph = build(spec)
+        print(f"writing {name}", file=sys.stderr)
+        save_graph(graph, folder / name, weights, lambda n, s: parameter_value(n, s, spec.dims, base, heads))
+        io[name] = {
+            "inputs": [str(v.name) for v in graph.graph.inputs],
+            "outputs": [str(v.name) for v in graph.graph.outputs],
+        }
+    for name in COPIED:
+        if (base_folder / name).is_file():
+            shutil.copyfile(base_folder / name, folder / name)
+    names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
+    manifest = Manifest(
+        layout,
+        precision,
+        spec.num_heads,
+        spec.hidden_source,
+        spec.capacity,
+        {name: getattr(spec.dims, name) for name in names},
+        vars(config.base),
+        describe_files(folder),
+        io,
+        versions(),
+        {"eval": config.record.get("eval", {})},
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def versions() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    from mtpd_mlx import __version__
+
+    return {"mtpd-mlx": __version__} | {name: version(name) for name in ("onnx", "onnx-ir", "onnxscript")}

@@ -1,0 +1,108 @@
+"""manifest.json: what an exported folder is, and the checks that its parts fit together."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.checkpoint_format import write_json
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+NAME = "manifest.json"
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 1
+LAYOUTS = {"fused": ("round.onnx", "plain.onnx"), "split": ("main.onnx", "mtp_heads.onnx")}
+PRECISIONS = ("fp32", "fp16")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """`dims`: the numbers that shapes are made of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output
+    names; `base`: the reference of the heads' base, its fingerprint included."""
+
+    layout: str
+    precision: str
+    num_heads: int
+    hidden_source: str
+    capacity: int
+    dims: dict[str, int]
+    base: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    io: dict[str, dict[str, list[str]]]
+    versions: dict[str, str]
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / NAME, {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self))
+
+
+def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+        for file in sorted(folder.iterdir())
+        if file.name != NAME
+    }
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path, verify: bool = False) -> Manifest:
+    """Reads and checks `folder`/manifest.json: every file there and of its size (with `verify`, its sha256; small files
+    always), and the tokenizer within the vocabulary. ValueError in one line otherwise."""
+    file = folder / NAME
+    if not file.is_file():
+        raise ValueError(f"{folder}: not an exported folder (no {NAME})")
+    try:
+        values = json.loads(file.read_text())
+        if values.pop("format") != FORMAT:
+            raise ValueError(f"expected format {FORMAT!r}")
+        if (version := values.pop("format_version")) != FORMAT_VERSION:
+            raise ValueError(f"format_version: got {version!r}, expected {FORMAT_VERSION}")
+        manifest = Manifest(**values)
+        _check_values(manifest)
+        _check_files(folder, manifest, verify)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file}: missing or unknown entry ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+    vocabulary, tokens = manifest.dims["vocab_size"], Tokenizer.from_folder(folder).vocab_size
+    if tokens > vocabulary:
+        raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {vocabulary}")
+    return manifest
+
+
+def _check_values(manifest: Manifest) -> None:
+    if manifest.layout not in LAYOUTS:
+        raise ValueError(f"layout: got {manifest.layout!r}, expected one of {', '.join(LAYOUTS)}")
+    if manifest.precision not in PRECISIONS:
+        raise ValueError(f"precision: got {manifest.precision!r}, expected one of {', '.join(PRECISIONS)}")
+    numbers = {"num_heads": manifest.num_heads, "capacity": manifest.capacity} | manifest.dims
+    for name in ("num_heads", "capacity", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"):
+        if not isinstance(numbers[name], int) or numbers[name] < 1:
+            raise ValueError(f"{name}: got {numbers[name]!r}, expected a positive integer")
+    drafts = [n for n in manifest.io[LAYOUTS[manifest.layout][0 if manifest.layout == "fused" else 1]]["inputs"]]
+    stem = "past_mtp." if manifest.layout == "fused" else "past."
+    heads = len({n.split(".")[1] for n in drafts if n.startswith(stem)})
+    if heads != manifest.num_heads:
+        raise ValueError(f"num_heads: got {manifest.num_heads}, the graph has {heads}")
+
+
+def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
+    for name in (*LAYOUTS[manifest.layout], "tokenizer.json"):
+        if name not in manifest.files:
+            raise ValueError(f"files: {name} is not listed")
+    for name, entry in manifest.files.items():
+        if Path(name).name != name or name in (".", ".."):
+            raise ValueError(f"files: {name!r} is not a plain file name")
+        path = folder / name
+        if not path.is_file():
+            raise ValueError(f"{name} is missing")
+        if path.stat().st_size != entry["bytes"]:
+            raise ValueError(
+                f"{name}: got {path.stat().st_size} bytes, expected {entry['bytes']} (truncated or replaced)"
+            )
+        if (verify or path.suffix in (".json", ".onnx", ".jinja")) and file_sha256(path) != entry["sha256"]:
+            raise ValueError(f"{name}: contents differ from what was exported (sha256)")

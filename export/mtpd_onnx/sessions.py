@@ -1,0 +1,57 @@
+"""onnxruntime sessions: which provider, which threads, and one clear line where something is missing."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+PROVIDERS = ("auto", "cuda", "cpu")
+
+
+def import_onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ImportError(
+            'onnxruntime is not installed; install it with: pip install "mtpd-mlx[onnx]" (CPU) or "mtpd-mlx[onnx-gpu]"'
+        ) from error
+    return onnxruntime
+
+
+def choose_provider(wanted: str, precision: str) -> str:
+    """ "cuda" or "cpu". auto takes CUDA where it runs and says why not; asking for cuda where it cannot run is an error."""
+    if wanted not in PROVIDERS:
+        raise ValueError(f"provider: got {wanted!r}, expected one of {', '.join(PROVIDERS)}")
+    ort = import_onnxruntime()
+    available = "CUDAExecutionProvider" in ort.get_available_providers()
+    if available and wanted != "cpu" and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()
+    if wanted == "cuda" and not available:
+        raise ValueError(
+            '--provider cuda: this onnxruntime has no CUDA; install it with: pip install "mtpd-mlx[onnx-gpu]"'
+        )
+    chosen = "cuda" if available and wanted != "cpu" and precision == "fp16" else "cpu"
+    if wanted == "cuda" and chosen == "cpu":
+        raise ValueError(f"--provider cuda: the folder is {precision}; export it with --precision fp16 for CUDA")
+    if chosen == "cpu" and precision == "fp16":
+        raise ValueError("the folder is fp16, which the CPU cannot run; export it with --precision fp32, or use CUDA")
+    if wanted == "auto":
+        reason = "" if chosen == "cuda" else f" ({'an fp32 folder' if available else 'onnxruntime has no CUDA here'})"
+        print(f"mtpd-onnx: running on {chosen}{reason}", file=sys.stderr)
+    return chosen
+
+
+def open_session(file: Path, provider: str, num_threads: int | None) -> Any:
+    """A session on exactly the wanted provider; ValueError in one line when it cannot be had."""
+    ort = import_onnxruntime()
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"] if provider == "cuda" else ["CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(str(file), options, providers=names)
+    except Exception as error:  # onnxruntime's own exception types share no base but Exception
+        raise ValueError(f"{file}: onnxruntime cannot load it: {str(error).strip().splitlines()[0]}") from error
+    if provider == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise ValueError("--provider cuda: onnxruntime could not start CUDA (is the CUDA 13 runtime installed?)")
+    return session

@@ -1,0 +1,76 @@
+"""--layout split: main.onnx and mtp_heads.onnx in standard ONNX operators, with ordinary growing caches.
+
+For other runtimes, for people who want to look inside, and as the oracle of the fused graph.
+"""
+
+import onnx_ir as ir
+
+from mtpd_onnx.graphs import OPSET, Graph, Spec, argmax, draft_chain, main_forward
+from mtpd_onnx.modules import Base, Cache, MTPHeads, Positions
+
+STANDARD = {"": OPSET}
+
+
+def growing_caches(graph: Graph, stem: str, count: int) -> list[Cache]:
+    """Cache inputs [kv heads, P, head_dim]."""
+    dims = graph.spec.dims
+    shape: list[int | str] = [dims.num_kv_heads, "P", dims.head_dim]
+    return [
+        Cache(
+            graph.input(f"{stem}.{i}.key", graph.spec.dtype, shape),
+            graph.input(f"{stem}.{i}.value", graph.spec.dtype, shape),
+        )
+        for i in range(count)
+    ]
+
+
+def cache_outputs(graph: Graph, stem: str, caches: list[Cache]) -> None:
+    dims = graph.spec.dims
+    for i, cache in enumerate(caches):
+        for part, value in (("key", cache.key), ("value", cache.value)):
+            graph.output(value, f"{stem}.{i}.{part}", graph.spec.dtype, [dims.num_kv_heads, "T", dims.head_dim])
+
+
+def standard_positions(graph: Graph) -> Positions:
+    """Inputs: rows int64 [n] (absolute positions of the new rows) and mask [n, T] (0 where attended, -1e9 elsewhere)."""
+    rows = graph.input("positions", ir.DataType.INT64, ["n"])
+    mask = graph.input("mask", graph.spec.dtype, ["n", "T"])
+    cos, sin = graph.rope(graph.spec.capacity)
+    return Positions(cos, sin, rows=rows, mask=mask)
+
+
+def build_main(spec: Spec) -> ir.Model:
+    """tokens [n] -> predicted [n], hidden [n, d] (what enters the cascade), logits [n, V]."""
+    graph = Graph(spec, "main", STANDARD)
+    base = Base(spec.dims, spec.dtype)
+    graph.parameters(base)
+    tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
+    positions = standard_positions(graph)
+    caches = growing_caches(graph, "past", spec.dims.num_layers)
+    prenorm, postnorm, logits = main_forward(graph, base, tokens, caches, positions)
+    hidden = postnorm if spec.hidden_source == "postnorm" else prenorm
+    graph.output(argmax(graph.op, logits), "predicted", ir.DataType.INT64, ["n"])
+    graph.output(logits, "logits", spec.dtype, ["n", spec.dims.vocab_size])
+    graph.output(hidden, "hidden", spec.dtype, ["n", spec.dims.hidden_size])
+    cache_outputs(graph, "present", caches)
+    return graph.model()
+
+
+def build_heads(spec: Spec) -> ir.Model:
+    """hidden [n, d] at the window's positions s and tokens [n] = x_{s+1} -> drafts [K]: the whole chain."""
+    graph = Graph(spec, "mtp_heads", STANDARD)
+    base, heads = Base(spec.dims, spec.dtype), MTPHeads(spec.dims, spec.num_heads, spec.dtype)
+    shared = [base.model.embed_tokens, base.model.norm] + ([base.lm_head] if base.lm_head is not None else [])
+    graph.parameters(heads)
+    for module, stem in zip(shared, ("model.embed_tokens", "model.norm", "lm_head"), strict=False):
+        for name, parameter in module.named_parameters():
+            parameter.name, parameter._realized = f"{stem}.{name}", True
+            graph.ir.initializers[parameter.name] = parameter
+    hidden = graph.input("hidden", spec.dtype, ["n", spec.dims.hidden_size])
+    tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
+    positions = standard_positions(graph)
+    caches = growing_caches(graph, "past", spec.num_heads)
+    drafts = draft_chain(graph, base, heads, hidden, tokens, caches, positions)
+    graph.output(drafts, "drafts", ir.DataType.INT64, [spec.num_heads])
+    cache_outputs(graph, "present", caches)
+    return graph.model()

@@ -1,0 +1,77 @@
+"""Tensors of a Hugging Face folder or a heads checkpoint as numpy arrays, one at a time, MLX-quantised ones unpacked."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from mtpd_mlx.fingerprint import read_header
+
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "U32": np.uint32}
+
+
+class Tensors:
+    """Named tensors of one or several safetensors files, read on demand (memory-mapped)."""
+
+    def __init__(self, files: Iterable[Path], quantization: dict[str, Any] | None):
+        self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        self._quantization = quantization
+        for file in files:
+            table, start = read_header(file)
+            self._where |= {name: (file, start, entry) for name, entry in table.items()}
+        if quantization is not None and quantization.get("mode", "affine") != "affine":
+            raise ValueError(f"quantization mode {quantization['mode']!r} is not supported; supported: affine")
+
+    @classmethod
+    def of_base(cls, folder: Path, quantization: dict[str, Any] | None) -> "Tensors":
+        files = sorted(folder.glob("model*.safetensors"))
+        if not files:
+            raise ValueError(f"{folder}: no model*.safetensors in it")
+        return cls(files, quantization)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """float32 array; ValueError naming the key when it is missing or of another shape."""
+        if name not in self._where:
+            raise ValueError(f"weights: missing key {name!r} (expected shape {shape})")
+        stem = name.removesuffix(".weight")
+        array = self._raw(name)
+        if f"{stem}.scales" in self._where:
+            array = self._unpack(stem, array)
+        if array.shape != shape:
+            raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+    def _raw(self, name: str) -> np.ndarray:
+        file, start, entry = self._where[name]
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{file}: {name} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
+        dtype = np.dtype(DTYPES[entry["dtype"]])
+        shape = tuple(entry["shape"])
+        return np.memmap(file, dtype=dtype, mode="r", offset=start + entry["data_offsets"][0], shape=shape or (1,))
+
+    def _unpack(self, stem: str, packed: np.ndarray) -> np.ndarray:
+        """MLX affine quantisation: w = scale * q + bias, q packed little-endian into uint32, groups along the last axis."""
+        settings = {**(self._quantization or {}), **((self._quantization or {}).get(stem) or {})}
+        if "bits" not in settings or "group_size" not in settings:
+            raise ValueError(f"weights: {stem} is quantised but the config gives no bits and group_size")
+        scales, biases = (self._raw(f"{stem}.{part}").astype(np.float32) for part in ("scales", "biases"))
+        q = unpack_bits(np.ascontiguousarray(packed), settings["bits"])
+        grouped = q.reshape(*scales.shape, settings["group_size"]).astype(np.float32)
+        return (grouped * scales[..., None] + biases[..., None]).reshape(q.shape)
+
+
+def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
+    """uint32 [..., n * bits / 32] -> uint8 [..., n]: a little-endian stream of `bits`-wide integers."""
+    if not 2 <= bits <= 8:
+        raise ValueError(f"quantization: got {bits} bits, expected 2..8")
+    data = packed.view(np.uint8)
+    if bits == 8:
+        return data
+    stream = np.unpackbits(data, axis=-1, bitorder="little")
+    values = stream.reshape(*stream.shape[:-1], -1, bits)
+    return (values << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
