@@ -1,4 +1,4 @@
-"""The MLX backend: base and heads behind the StepModel protocol of mtpd_mlx.speculative (docs/architecture.md, "A decoding round")."""
+"""The MLX backend: base and heads behind the StepModel protocol (docs/architecture.md, "A decoding round")."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,7 @@ PREFILL_CHUNK = 512
 class MLXModel:
     """Batch 1. `length` positions are cached; `tokens` are exactly those. Positions are the truth: caches follow them."""
 
-    def __init__(
-        self, base: Base, heads: MTPHeads | None, num_draft_tokens: int | None = None, capacity: int | None = None
-    ):
+    def __init__(self, base: Base, heads: MTPHeads | None, num_draft_tokens: int | None = None, capacity: int | None = None):
         available = heads.num_heads if heads is not None else 0
         wanted = available if num_draft_tokens is None else num_draft_tokens
         if not 0 <= wanted <= available:
@@ -43,7 +41,7 @@ class MLXModel:
         for start in range(0, len(tokens), PREFILL_CHUNK):
             hidden = self._forward(tokens[start : start + PREFILL_CHUNK])
             mx.eval(hidden)
-        return int(mx.argmax(self.base.logits(hidden[:, -1:])[0, -1]).item())
+        return int(np.array(mx.argmax(self.base.logits(hidden[:, -1:])[0, -1])))
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends `tokens`; the main head's argmax after each, int [m]."""

@@ -80,7 +80,8 @@ class Base:
 
     def new_block(self) -> nn.Module:
         """A decoder block of the base's own type, unquantised, freshly initialised."""
-        return type(self.layers[-1])(self.model.args)
+        block_type: Any = type(self.layers[-1])
+        return block_type(self.model.args)
 
     def last_block_weights(self) -> list[tuple[str, mx.array]]:
         """A copy of the last block's weights in float32, whatever precision or quantisation they are stored in."""
@@ -92,7 +93,9 @@ def _float_parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
     from mlx_lm.utils import dequantize_model
 
     quantized = any(hasattr(m, "scales") for m in module.modules())
-    return tree_flatten((dequantize_model(copy.deepcopy(module)) if quantized else module).parameters())
+    parameters: Any = (dequantize_model(copy.deepcopy(module)) if quantized else module).parameters()
+    flat: Any = tree_flatten(parameters)
+    return flat
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
@@ -122,9 +125,7 @@ def check_supported(config: dict[str, Any]) -> None:
     windows = config.get("sliding_window") is not None and config.get("use_sliding_window", family == "llama")
     kinds = set(config.get("layer_types") or ["full_attention"])
     if kinds != {"full_attention"} or (windows and "layer_types" not in config):
-        raise ValueError(
-            f"{config['model_type']} with sliding-window attention is not supported (its cache cannot rewind)"
-        )
+        raise ValueError(f"{config['model_type']} with sliding-window attention is not supported (its cache cannot rewind)")
 
 
 def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = None) -> Base:
@@ -159,8 +160,9 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
     network = model_class(args_class.from_dict(config))
     mx.random.seed(seed)
     residual = (2 * network.args.num_hidden_layers) ** -0.5
-    weights = []
-    for name, w in tree_flatten(network.parameters()):
+    weights: list[tuple[str, mx.array]] = []
+    flat: Any = tree_flatten(network.parameters())
+    for name, w in flat:
         if w.ndim == 2:
             scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
             w = mx.random.normal(w.shape, scale=scale)

@@ -5,7 +5,6 @@ MLX's Linux CPU wheel carries the reference BLAS, some fifty times slower. A BLA
 """
 
 import ctypes
-import glob
 import importlib.util
 import os
 import shutil
@@ -39,16 +38,14 @@ def _has_cuda_backend() -> bool:
 
 def _candidates() -> list[str]:
     prefix = Path(sys.prefix)
-    local = sorted(glob.glob(str(prefix / "lib" / "mtpd-blas" / "**" / "libopenblas*.so.0"), recursive=True))
-    mkl = sorted(glob.glob(str(prefix / "lib" / "libmkl_rt.so*")))
+    local = sorted(map(str, (prefix / "lib" / "mtpd-blas").rglob("libopenblas*.so.0")))
+    mkl = sorted(map(str, (prefix / "lib").glob("libmkl_rt.so*")))
     return [*local, *SYSTEM_LIBRARIES, *mkl]
 
 
 def _load(name: str) -> bool:
     try:
-        for helper in sorted(Path(name).parent.glob("libquadmath*.so.0")) + sorted(
-            Path(name).parent.glob("libgfortran*.so.5")
-        ):
+        for helper in sorted(Path(name).parent.glob("libquadmath*.so.0")) + sorted(Path(name).parent.glob("libgfortran*.so.5")):
             ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
         return hasattr(ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm")
     except OSError:

@@ -31,7 +31,7 @@ def save_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
     """Safetensors under a temporary name, then renamed."""
     temporary = file.with_name(f".{os.getpid()}.{file.name}")
     mx.save_safetensors(str(temporary), arrays, metadata={"format": "mlx"})
-    os.replace(temporary, file)
+    temporary.replace(file)
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:
@@ -39,7 +39,9 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     if not file.is_file():
         raise ValueError(f"{file}: missing")
     read_header(file)
-    return mx.load(str(file))
+    arrays = mx.load(str(file))
+    assert isinstance(arrays, dict)
+    return arrays
 
 
 def flatten(module: nn.Module) -> dict[str, mx.array]:

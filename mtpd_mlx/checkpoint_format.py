@@ -79,4 +79,4 @@ def write_json(file: Path, values: Any) -> None:
     """Writes JSON under a temporary name, then renames: the final name never holds half a file."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     temporary.write_text(json.dumps(values, indent=2) + "\n")
-    os.replace(temporary, file)
+    temporary.replace(file)

@@ -47,9 +47,7 @@ def measure(base: Base, heads: MTPHeads, texts: list[Generation]) -> dict[str, A
         accepted = walk(table)
         novel = novel_positions(text.prompt + text.tokens, 4)
         counts += accepted
-        first = (
-            len(text.prompt) + 1
-        )  # row r drafts from position len(prompt)-1+r, whose depth-1 target is two further on
+        first = len(text.prompt) + 1  # row r drafts from position len(prompt)-1+r, whose depth-1 target is two further on
         novel_counts += [a for a, r in zip(accepted, round_starts(accepted), strict=True) if novel[first + r]]
     overall, new = from_counts(counts, heads.num_heads), from_counts(novel_counts, heads.num_heads)
     return overall.to_dict() | {"novel": new.to_dict()}

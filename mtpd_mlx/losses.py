@@ -48,7 +48,8 @@ class Teacher:
     def shift(self, k: int) -> "Teacher":
         """The teacher of head k at row i: the main head at row i + k. Rows wrap round at the end, where every mask is False,
         so that they stay probabilities."""
-        return Teacher(mx.roll(self.log_q, -k, axis=1), None if self.top is None else mx.roll(self.top, -k, axis=1))
+        top = None if self.top is None else mx.roll(self.top, -k, 1)
+        return Teacher(mx.roll(self.log_q, -k, 1), top)
 
 
 def top_n_kl(logits: mx.array, teacher: Teacher) -> mx.array:
@@ -86,9 +87,7 @@ def per_head_weights(values: tuple[float, ...], num_heads: int, name: str) -> li
     return list(values) * num_heads if len(values) == 1 else list(values)
 
 
-def head_loss(
-    cfg: LossConfig, logits: mx.array, teacher: Teacher, targets: mx.array, alpha: float, beta: float
-) -> mx.array:
+def head_loss(cfg: LossConfig, logits: mx.array, teacher: Teacher, targets: mx.array, alpha: float, beta: float) -> mx.array:
     """The loss of one head per position [B, T]; `teacher` is already shifted to the head's targets."""
     if cfg.loss == "ce":
         return alpha * cross_entropy(logits, targets)

@@ -82,9 +82,7 @@ def compare(
     base: Base, mlx: tuple[list[Decoded], DecodeStats], onnx: tuple[list[Decoded], DecodeStats], max_logit_diff: float
 ) -> ParityReport:
     found = [find_divergence(base, a, b) for a, b in zip(mlx[0], onnx[0], strict=True)]
-    report = ParityReport(
-        len(mlx[0]), sum(len(d.tokens) for d in mlx[0]), [d for d in found if d is not None], max_logit_diff
-    )
+    report = ParityReport(len(mlx[0]), sum(len(d.tokens) for d in mlx[0]), [d for d in found if d is not None], max_logit_diff)
     for name, (_, stats) in (("mlx", mlx), ("onnx", onnx)):
         report.car[name], report.tau[name] = stats.car, stats.tau
     return report

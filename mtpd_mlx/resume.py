@@ -50,6 +50,4 @@ def load_resume_point(out: Path, iteration: int) -> ResumePoint:
         progress = json.loads((folder / "progress.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: damaged resume point ({error})") from error
-    return ResumePoint(
-        load_arrays(folder / "params.safetensors"), load_arrays(folder / "optimizer.safetensors"), progress
-    )
+    return ResumePoint(load_arrays(folder / "params.safetensors"), load_arrays(folder / "optimizer.safetensors"), progress)

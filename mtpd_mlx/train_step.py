@@ -84,9 +84,7 @@ def objective(model: Model, loss_cfg: LossConfig, tokens: mx.array, masks: mx.ar
     """(loss [], metrics [1 + trained heads + K]): main loss, loss per trained head, simulated CAR by depth."""
     main, head_logits = model.forward(tokens)
     masks = masks.astype(mx.float32)
-    heads_loss, per_head, accepted = heads_objective(
-        loss_cfg, head_logits, main, tokens, masks, scale, model.first_trained
-    )
+    heads_loss, per_head, accepted = heads_objective(loss_cfg, head_logits, main, tokens, masks, scale, model.first_trained)
     main_loss = (cross_entropy(main, shift_left(tokens, 1)) * masks[0]).sum() * scale[0]
     loss = heads_loss + main_loss if model.joint else heads_loss
     return loss, mx.concatenate([mx.stop_gradient(main_loss)[None], per_head, accepted])
@@ -150,7 +148,8 @@ class Stepper:
         if len(batches) == 1:
             metrics, norm = self._whole(mx.array(batches[0].tokens), mx.array(masks[0]), scale)
         else:
-            gradients, metrics = None, mx.array(0.0)
+            gradients: Any = None
+            metrics = mx.array(0.0)
             for batch, mask in zip(batches, masks, strict=True):
                 part, gradients = self._accumulate(gradients, mx.array(batch.tokens), mx.array(mask), scale)
                 metrics = metrics + part

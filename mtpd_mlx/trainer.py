@@ -53,11 +53,11 @@ def evaluate(stepper: Stepper, rows: list[Batch]) -> Evaluation:
     """Averages over all counted positions of `rows`."""
     num_heads, first = stepper.model.heads.num_heads, stepper.model.first_trained
     parts = [stepper.evaluate(batch) for batch in rows]
-    sums = np.sum([p[0] for p in parts], axis=0, dtype=np.float64)
-    counts = np.maximum(np.sum([p[1] for p in parts], axis=0), 1)
+    sums = np.stack([p[0] for p in parts]).sum(axis=0, dtype=np.float64)
+    counts = np.maximum(np.stack([p[1] for p in parts]).sum(axis=0), 1)
     trained = num_heads - first
     head_loss = sums[1 : 1 + trained] / counts[1 + first :]
-    return Evaluation(sums[0] / counts[0], head_loss.tolist(), (sums[1 + trained :] / counts[num_heads]).tolist())
+    return Evaluation(float(sums[0] / counts[0]), head_loss.tolist(), (sums[1 + trained :] / counts[num_heads]).tolist())
 
 
 @dataclass
@@ -154,9 +154,7 @@ class Run:
             "seconds": self.progress.seconds,
         }
         if not np.isfinite(record["loss"]):
-            raise ValueError(
-                f"loss is {record['loss']} at step {record['iter']}: lower --learning-rate or check the data"
-            )
+            raise ValueError(f"loss is {record['loss']} at step {record['iter']}: lower --learning-rate or check the data")
         self.curve.append(record)
         self._log(record)
         show(record)

@@ -158,9 +158,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
         )
     splits = load_dataset(options.data, tokenizer, options.run.seed)
     if splits.valid is None or splits.valid.num_rows == 0:
-        raise ValueError(
-            f"{options.data.data}: no validation text (valid.jsonl), which chooses the heads that are kept"
-        )
+        raise ValueError(f"{options.data.data}: no validation text (valid.jsonl), which chooses the heads that are kept")
     if not options.run.resume:
         claim_folder(out, options.run.overwrite)
         write_json(out / OPTIONS_NAME, options.to_dict())

@@ -68,7 +68,9 @@ def write_base(folder: Path, config: dict[str, Any] = LLAMA, seed: int = 0, scal
     weights = [(n, w * scale if w.ndim == 2 else w) for n, w in tree_flatten(base.model.parameters())]
     if config.get("attention_bias") or config["model_type"] == "qwen2":
         rng = np.random.default_rng(seed)
-        weights = [(n, mx.array(rng.normal(0, 0.1, w.shape).astype(np.float32)) if n.endswith("bias") else w) for n, w in weights]
+        weights = [
+            (n, mx.array(rng.normal(0, 0.1, w.shape).astype(np.float32)) if n.endswith("bias") else w) for n, w in weights
+        ]
     base.model.update(tree_unflatten(weights))
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(base.model.parameters())))
@@ -93,9 +95,7 @@ def write_checkpoint(
     base = load_base(str(base_folder))
     heads = init_heads(base, num_heads, hidden_source, seed=1)
     rng = np.random.default_rng(2)
-    heads.update(
-        tree_map(lambda w: w + mx.array(rng.normal(0, noise, w.shape).astype(np.float32)), heads.parameters())
-    )
+    heads.update(tree_map(lambda w: w + mx.array(rng.normal(0, noise, w.shape).astype(np.float32)), heads.parameters()))
     reference = BaseRef(
         str(base_folder), fingerprint_base(base_folder), base.config["model_type"], base.hidden_size, base.vocab_size
     )

@@ -17,7 +17,8 @@ class Bound:
 
     def __init__(self, session: Any, manifest: Manifest, provider: str, num_heads: int):
         ort = import_onnxruntime()
-        self._session, self._bindings = session, {}
+        self._session = session
+        self._bindings: dict[tuple[str, ...], Any] = {}
         shape = [1, manifest.dims["num_kv_heads"], manifest.capacity, manifest.dims["head_dim"]]
         dtype = np.float16 if manifest.precision == "fp16" else np.float32
         stems = [(f"past_key_values.{i}", f"present.{i}") for i in range(manifest.dims["num_layers"])]
@@ -78,7 +79,7 @@ class PlainBackend:
 
     def _run(self, tokens: Sequence[int], outputs: tuple[str, ...]) -> list[np.ndarray]:
         need_room(self, len(tokens))
-        inputs = {
+        inputs: dict[str, np.ndarray] = {
             "tokens": np.asarray(tokens, dtype=np.int64),
             "main_seqlens": np.array([self.length + len(tokens) - 1], dtype=np.int32),
         }
@@ -171,7 +172,7 @@ class FusedBackend:
         if window is None:
             window = min(k, past) + (size if forced else 1)
         array = np.asarray(tokens, dtype=np.int64)
-        inputs = {
+        inputs: dict[str, np.ndarray] = {
             "tokens": array,
             "main_seqlens": np.array([past + size - 1], np.int32),
             "past_length": np.array([past], np.int32),

@@ -12,9 +12,7 @@ from mtpd_mlx.speculative.frontend import add_generate_arguments, options_from, 
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mtpd-onnx", description="Speculative decoding with MTP heads on onnxruntime."
-    )
+    parser = argparse.ArgumentParser(prog="mtpd-onnx", description="Speculative decoding with MTP heads on onnxruntime.")
     parser.add_argument("--version", action="version", version=f"mtpd-onnx {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     generate = commands.add_parser("generate", help="generate text from an exported folder")
@@ -24,9 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="say what an exported folder is and whether its parts fit together")
     info.add_argument("folder", type=Path)
     info.add_argument("--verify", action="store_true", help="check the sha256 of every file, weights included")
-    export = commands.add_parser(
-        "export", help="export a heads checkpoint (needs onnx, onnxscript and the base's folder)"
-    )
+    export = commands.add_parser("export", help="export a heads checkpoint (needs onnx, onnxscript and the base's folder)")
     if len(sys.argv) > 1 and "export" in sys.argv[1:2]:
         from mtpd_onnx.export import add_export_arguments
 

@@ -137,9 +137,7 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
         raise ValueError(f"{checkpoint}: these heads belong to another base than {base_folder} (fingerprints differ)")
     tokens = Tokenizer.from_folder(base_folder).vocab_size
     if tokens > dims.vocab_size:
-        raise ValueError(
-            f"{base_folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {dims.vocab_size}"
-        )
+        raise ValueError(f"{base_folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {dims.vocab_size}")
 
 
 def write_folder(

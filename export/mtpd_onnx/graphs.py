@@ -41,7 +41,8 @@ class Graph:
     def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
         return self.builder.input(name, dtype, shape)
 
-    def output(self, value: ir.Value, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
+    def output(self, value: ir.Value | None, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
+        assert value is not None
         value = self.op.Identity(value) if value.is_graph_input() or value in self.ir.outputs else value
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
         self.ir.outputs.append(value)

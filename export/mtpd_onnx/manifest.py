@@ -101,8 +101,6 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
         if not path.is_file():
             raise ValueError(f"{name} is missing")
         if path.stat().st_size != entry["bytes"]:
-            raise ValueError(
-                f"{name}: got {path.stat().st_size} bytes, expected {entry['bytes']} (truncated or replaced)"
-            )
+            raise ValueError(f"{name}: got {path.stat().st_size} bytes, expected {entry['bytes']} (truncated or replaced)")
         if (verify or path.suffix in (".json", ".onnx", ".jinja")) and file_sha256(path) != entry["sha256"]:
             raise ValueError(f"{name}: contents differ from what was exported (sha256)")

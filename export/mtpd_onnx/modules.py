@@ -231,9 +231,7 @@ class MTPHead(Module):
         self.eh_proj = Linear(2 * dims.hidden_size, dims.hidden_size, dtype)
         self.block = Block(dims, dtype)
 
-    def forward(
-        self, op: OpBuilder, hidden: ir.Value, embedded: ir.Value, cache: Cache, positions: Positions
-    ) -> ir.Value:
+    def forward(self, op: OpBuilder, hidden: ir.Value, embedded: ir.Value, cache: Cache, positions: Positions) -> ir.Value:
         joined = op.Concat(self.hnorm(op, hidden), self.enorm(op, embedded), axis=-1)
         return self.block(op, self.eh_proj(op, joined), cache, positions)
 

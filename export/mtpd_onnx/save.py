@@ -43,9 +43,7 @@ class WeightsFile:
         return self._places[value.name]
 
 
-def save_graph(
-    model: ir.Model, file: Path, weights: WeightsFile, load: Callable[[str, tuple[int, ...]], np.ndarray]
-) -> None:
+def save_graph(model: ir.Model, file: Path, weights: WeightsFile, load: Callable[[str, tuple[int, ...]], np.ndarray]) -> None:
     """Drops unused initializers, moves the others to the weights file, writes `file`, then checks it."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):

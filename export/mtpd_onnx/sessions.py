@@ -26,9 +26,7 @@ def choose_provider(wanted: str, precision: str) -> str:
     if available and wanted != "cpu" and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     if wanted == "cuda" and not available:
-        raise ValueError(
-            '--provider cuda: this onnxruntime has no CUDA; install it with: pip install "mtpd-mlx[onnx-gpu]"'
-        )
+        raise ValueError('--provider cuda: this onnxruntime has no CUDA; install it with: pip install "mtpd-mlx[onnx-gpu]"')
     chosen = "cuda" if available and wanted != "cpu" and precision == "fp16" else "cpu"
     if wanted == "cuda" and chosen == "cpu":
         raise ValueError(f"--provider cuda: the folder is {precision}; export it with --precision fp16 for CUDA")

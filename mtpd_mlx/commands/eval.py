@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtpd_mlx.tables import format_table
 
 MAX_TOKENS = 128
@@ -14,9 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="heads checkpoint")
     parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
     parser.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="prompt sets: .jsonl or .txt")
-    parser.add_argument(
-        "-m", "--max-tokens", type=int, default=MAX_TOKENS, help="tokens per prompt (default: %(default)s)"
-    )
+    parser.add_argument("-m", "--max-tokens", type=int, default=MAX_TOKENS, help="tokens per prompt (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="use only the first prompts of each set")
     parser.add_argument("--valid", metavar="FILE", help="text whose loss under the base is reported (.jsonl or .txt)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -62,7 +62,7 @@ def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
     for batch in load_text(DataConfig(data=str(file)), tokenizer).iter_batches(DataConfig.batch_size):
         tokens, mask = mx.array(batch.tokens), target_masks(batch, 0)[0]
         loss = cross_entropy(base.logits(base.norm(base.trunk(tokens))), shift_left(tokens, 1)) * mx.array(mask)
-        total, count = total + loss.sum().item(), count + int(mask.sum())
+        total, count = total + float(np.array(loss.sum())), count + int(mask.sum())
     return total / max(count, 1)
 
 

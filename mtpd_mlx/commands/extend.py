@@ -57,9 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
 def before_after(before: dict[str, Any], after: dict[str, Any]) -> str:
     """CAR and AR per depth, copied heads against trained ones, and tau."""
-    rows = [
-        [str(k + 1), *(f"{e[m][k]:.3f}" for e in (before, after) for m in ("car", "ar"))]
-        for k in range(len(after["car"]))
-    ]
+    rows = [[str(k + 1), *(f"{e[m][k]:.3f}" for e in (before, after) for m in ("car", "ar"))] for k in range(len(after["car"]))]
     rows.append(["tau", f"{before['tau']:.3f}", "", f"{after['tau']:.3f}", ""])
     return format_table(rows, ["depth", "CAR copied", "AR copied", "CAR trained", "AR trained"])

@@ -105,9 +105,7 @@ def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Sp
     whole = _read(path, cfg, tokenizer, seed)
     held = max(1, round(cfg.valid_share * whole.num_rows)) if cfg.valid_share > 0 else 0
     if held >= whole.num_rows:
-        raise ValueError(
-            f"data {cfg.data}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out"
-        )
+        raise ValueError(f"data {cfg.data}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out")
     cut = whole.num_rows - held
 
     def part(start: int, end: int) -> Batch:

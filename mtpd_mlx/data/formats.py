@@ -14,7 +14,9 @@ class TextTokenizer(Protocol):
 
     eos_token_ids: frozenset[int]
     eos_token_id: int | None
-    has_chat_template: bool
+
+    @property
+    def has_chat_template(self) -> bool: ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 

@@ -53,9 +53,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(**{k: [] if v == () else v for k, v in default.items()})  # argparse appends to lists only
     add = parser.add_argument
     add("-p", "--prompt", help='prompt; "-" reads standard input; \\n and \\t are line break and tab')
-    add(
-        "--prompts", metavar="FILE", help='prompts instead: .jsonl rows with "prompt" (raw text) or "messages", or .txt'
-    )
+    add("--prompts", metavar="FILE", help='prompts instead: .jsonl rows with "prompt" (raw text) or "messages", or .txt')
     add("--system-prompt", metavar="TEXT", help="system message for the chat template")
     add("-m", "--max-tokens", type=int, metavar="N", help=f"tokens at most (default: {default['max_tokens']})")
     add("--num-draft-tokens", type=int, metavar="K", help="drafts per round (default: all heads; 0: plain decoding)")

@@ -50,9 +50,7 @@ def generate(
     if len(prompt) == 0:
         raise ValueError("prompt: got no tokens, expected at least one")
     if len(prompt) > free - 1:
-        raise ValueError(
-            f"prompt: got {len(prompt)} tokens, expected at most {free - 1} (one less than the free context)"
-        )
+        raise ValueError(f"prompt: got {len(prompt)} tokens, expected at most {free - 1} (one less than the free context)")
     if max_tokens < 1:
         raise ValueError(f"max_tokens: got {max_tokens}, expected at least 1")
     return _generate(backend, list(prompt), max_tokens, eos_token_ids, plain, stop)

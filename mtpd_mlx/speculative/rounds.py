@@ -54,6 +54,4 @@ class StepBackend:
 
     def _need(self, positions: int) -> None:
         if self.length + positions > self.capacity:
-            raise ValueError(
-                f"context full: got {self.length} + {positions} positions, expected at most {self.capacity}"
-            )
+            raise ValueError(f"context full: got {self.length} + {positions} positions, expected at most {self.capacity}")

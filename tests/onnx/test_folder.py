@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import write_tokenizer
-
 from mtpd_onnx.cli import main
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
+from tiny import write_tokenizer
 
 
 @pytest.fixture(scope="module")

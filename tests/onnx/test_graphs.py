@@ -4,6 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mtpd_onnx.backends import PlainBackend, SplitModel
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.backend import MLXModel
@@ -11,9 +14,6 @@ from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_onnx.backends import PlainBackend, SplitModel
-from mtpd_onnx.export import export_checkpoint
-from mtpd_onnx.open import open_folder
 
 PROMPTS = [[5], [9, 4], [6, 7, 8], [11, 3, 50, 4], [1, 2, 3, 4, 5], list(range(30)), list(range(90, 40, -1))]
 
@@ -29,9 +29,7 @@ def decode(backend: Backend, prompt: list[int], count: int) -> tuple[list[int], 
     return tokens, accepted
 
 
-def make(
-    folder: Path, family: str = "llama-tied", num_heads: int = 3, source: str = "postnorm", noise: float = 0.01
-) -> Path:
+def make(folder: Path, family: str = "llama-tied", num_heads: int = 3, source: str = "postnorm", noise: float = 0.01) -> Path:
     base = write_base(folder / "base", FAMILIES[family], scale=2.0)
     return write_checkpoint(folder / "heads", base, num_heads, source, noise=noise)
 
@@ -127,12 +125,12 @@ def test_rewinding_anywhere_and_going_on_equals_a_fresh_start(tmp_path: Path) ->
 
 def test_quantised_base_exports_its_dequantised_values(tmp_path: Path) -> None:
     from mlx_lm.utils import quantize_model, save_config, save_model
+    from mtpd_onnx.weights import Tensors
     from tiny import write_tokenizer
 
     from mtpd_mlx.base import load_base
     from mtpd_mlx.checkpoint import flatten
     from mtpd_mlx.mlx_runtime import mx
-    from mtpd_onnx.weights import Tensors
 
     for bits in (2, 3, 4, 5, 6, 8):
         plain = load_base(str(write_base(tmp_path / "plain")))

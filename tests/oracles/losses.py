@@ -66,8 +66,7 @@ def objective(
                     {
                         "ce": lambda p=p, t=target, k=k: alpha[k - 1] * ce(p, t),
                         "kl": lambda p=p, q=q, k=k: beta[k - 1] * top_n_kl(p, q, top_n),
-                        "mtpd": lambda p=p, q=q, t=target, k=k: alpha[k - 1] * ce(p, t)
-                        + beta[k - 1] * top_n_kl(p, q, top_n),
+                        "mtpd": lambda p=p, q=q, t=target, k=k: alpha[k - 1] * ce(p, t) + beta[k - 1] * top_n_kl(p, q, top_n),
                         "lk": lambda p=p, q=q: lk(p, q, eta),
                         "tv": lambda p=p, q=q: tv(p, q),
                     }[loss]()

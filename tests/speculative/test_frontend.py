@@ -144,9 +144,7 @@ def test_broken_prompt_files_give_one_line(tmp_path, name, content, message):
 
 
 def test_which_prompts_go_through_the_chat_template():
-    template = (
-        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
-    )
+    template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
     tokenizer, plain = byte_tokenizer(template), byte_tokenizer()
     conversation = Prompt("1", messages=[{"role": "user", "content": "x"}])
 

@@ -33,9 +33,7 @@ except ImportError as error:
 
 
 def test_import_without_the_heavy_libraries():
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert int(first.split()[0]) >= 9  # every module of the package was imported
@@ -57,6 +55,4 @@ def test_modules_name_no_other_library():
                 names = [node.module or ""]
             for name in names:
                 assert name.split(".")[0] in allowed, f"{file.name} imports {name}"
-                assert not name.startswith("mtpd_mlx.") or name.startswith("mtpd_mlx.speculative"), (
-                    f"{file.name}: {name}"
-                )
+                assert not name.startswith("mtpd_mlx.") or name.startswith("mtpd_mlx.speculative"), f"{file.name}: {name}"

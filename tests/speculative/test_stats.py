@@ -68,8 +68,7 @@ def test_novel_positions_against_the_slow_oracle():
     for n in (1, 2, 4):
         tokens = [rng.randrange(3) for _ in range(60)]
         slow = [
-            not any(tokens[j - n + 1 : j + 1] == tokens[i - n + 1 : i + 1] for j in range(n - 1, i))
-            for i in range(len(tokens))
+            not any(tokens[j - n + 1 : j + 1] == tokens[i - n + 1 : i + 1] for j in range(n - 1, i)) for i in range(len(tokens))
         ]
         slow[: n - 1] = [True] * (n - 1)
         assert novel_positions(tokens, n).tolist() == slow

@@ -47,9 +47,7 @@ def folder(tmp_path):
     backend.decoder = decoders.ByteLevel()
     specials = ["<s>", "</s>", "<|im_end|>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(TEXT, trainer)
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     backend.enable_truncation(4)  # files saved by trainers carry such settings: they must not cut prompts

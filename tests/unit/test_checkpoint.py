@@ -75,7 +75,7 @@ def test_fingerprint_sees_one_changed_value(tiny_base: Path, tmp_path: Path) -> 
 
 
 def test_quantised_heads_load_close_to_their_values(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    base, heads, config = load_checkpoint(tiny_checkpoint)
+    _, heads, config = load_checkpoint(tiny_checkpoint)
     save_heads(tmp_path, heads, config, bits=8)
     assert read_config(tmp_path).quantization == {"group_size": 64, "bits": 8}
     _, packed, _ = load_checkpoint(tmp_path)

@@ -155,9 +155,7 @@ def test_accumulation_equals_one_large_batch() -> None:
     results = []
     for batches in ([whole], parts):
         base = new_base(LLAMA, 0)
-        stepper = Stepper(
-            Model(base, init_heads(base, 2, "postnorm", 0), True), LossConfig(), OptimConfig(iters=5, warmup=0)
-        )
+        stepper = Stepper(Model(base, init_heads(base, 2, "postnorm", 0), True), LossConfig(), OptimConfig(iters=5, warmup=0))
         results.append([np.array(stepper.step(batches)[0]) for _ in range(3)])
     np.testing.assert_allclose(results[0], results[1], rtol=1e-4, atol=1e-6)
 

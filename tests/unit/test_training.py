@@ -15,7 +15,20 @@ from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
 from mtpd_mlx.cli import main
 from mtpd_mlx.trainer import LOG_NAME
 
-SMALL = ["--iters", "12", "--batch-size", "2", "--max-seq-length", "32", "--num-heads", "2", "--warmup", "2", "--learning-rate", "1e-2"]
+SMALL = [
+    "--iters",
+    "12",
+    "--batch-size",
+    "2",
+    "--max-seq-length",
+    "32",
+    "--num-heads",
+    "2",
+    "--warmup",
+    "2",
+    "--learning-rate",
+    "1e-2",
+]
 SMALL += ["--steps-per-report", "1", "--steps-per-eval", "4", "--save-every", "3", "--val-batches", "2"]
 
 
@@ -83,7 +96,15 @@ def test_killed_process_resumes_to_the_same_losses(tiny_base: Path, text_data: P
 
 def test_joint_from_scratch_writes_its_base(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "joint"
-    args = ["train", "--train", "joint", "--model-config", str(tiny_base / "config.json"), "--tokenizer", str(tiny_base)]
+    args = [
+        "train",
+        "--train",
+        "joint",
+        "--model-config",
+        str(tiny_base / "config.json"),
+        "--tokenizer",
+        str(tiny_base),
+    ]
     assert main([*args, "--data", str(text_data), "--out", str(out), *SMALL]) == 0
     _, _, config = load_checkpoint(out)
     assert config.base.id == "./base"

@@ -30,9 +30,7 @@ def main() -> None:
     copy_tokenizer(args.joint / "base", base_folder)
     base = load_base(str(base_folder), dequantize=True)
     heads, config = load_heads(args.joint, base)
-    reference = BaseRef(
-        "../base", fingerprint_base(base_folder), base.config["model_type"], base.hidden_size, base.vocab_size
-    )
+    reference = BaseRef("../base", fingerprint_base(base_folder), base.config["model_type"], base.hidden_size, base.vocab_size)
     save_heads(args.out / "heads", heads, replace(config, base=reference), bits=BITS)
     for file in sorted(args.out.rglob("*.safetensors")):
         print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")

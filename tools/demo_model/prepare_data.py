@@ -86,9 +86,7 @@ def make_prompts(dialogues: list[str], rng: random.Random) -> list[dict[str, str
     rows = []
     for text in dialogues:
         lines = text.split("\n")
-        cuts = [
-            i for i, line in enumerate(lines) if line.startswith("Assistant:") and 2 <= i <= 7 and i + 2 < len(lines)
-        ]
+        cuts = [i for i, line in enumerate(lines) if line.startswith("Assistant:") and 2 <= i <= 7 and i + 2 < len(lines)]
         if cuts:
             cut = rng.choice(cuts)
             prompt = "\n".join([*lines[:cut], "Assistant:"])

@@ -1,0 +1,42 @@
+# make demo and make test each do all set-up.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.stamp
+
+.PHONY: help venv test lint format demo clean
+
+help:
+	@echo "make demo    train, extend, export, decode and report on the bundled small model (runs/demo/report.html)"
+	@echo "make test    run the tests"
+	@echo "make lint    ruff and mypy"
+	@echo "make clean   remove the environment and the runs"
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml tools/install_blas.sh
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.12" % v[:2])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -e ".[dev]"
+	bash tools/install_blas.sh $(VENV)
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(STAMP)
+	$(BIN)/mtpd demo --out runs/demo --overwrite
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache .mypy_cache build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,59 @@
+"""Who may import what (docs/architecture.md), read from the source."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MLX = {"mlx", "mlx_lm"}
+ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
+LIGHT = ["mtpd_mlx/speculative", "mtpd_mlx/data"]
+LIGHT_FILES = ["__init__", "blas", "fingerprint", "checkpoint_format", "schema", "tables", "cli"]
+
+
+def imported(file: Path) -> set[str]:
+    """Full names of everything imported anywhere in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+def top(names: set[str]) -> set[str]:
+    return {n.split(".")[0] for n in names}
+
+
+def python_files(*folders: str) -> list[Path]:
+    return [f for folder in folders for f in sorted((ROOT / folder).rglob("*.py"))]
+
+
+@pytest.mark.parametrize("file", python_files(*LIGHT) + [ROOT / "mtpd_mlx" / f"{n}.py" for n in LIGHT_FILES], ids=str)
+def test_light_modules_import_no_runtime(file: Path) -> None:
+    names = imported(file)
+    assert not top(names) & (MLX | ONNX | {"transformers", "torch"})
+    assert "mtpd_mlx.mlx_runtime" not in names
+
+
+def test_export_never_reaches_mlx() -> None:
+    allowed = {"speculative", "fingerprint", "checkpoint_format", "__version__"}
+    for file in python_files("export"):
+        names = imported(file)
+        assert not top(names) & MLX, file
+        ours = {n.split(".")[1] for n in names if n.startswith("mtpd_mlx.")}
+        assert ours <= allowed, (file, ours)
+
+
+def test_mlx_core_is_imported_in_one_place() -> None:
+    for file in python_files("mtpd_mlx"):
+        if file.name != "mlx_runtime.py":
+            direct = {n for n in imported(file) if n.startswith(("mlx.core", "mlx.nn", "mlx.optimizers"))}
+            assert not direct, (file, direct)
+
+
+def test_nobody_imports_tools() -> None:
+    for file in python_files("mtpd_mlx", "export", "tests"):
+        assert "tools" not in top(imported(file)), file
