@@ -54,25 +54,44 @@ def _greedy_batch(base: Base, prompts: list[list[int]], max_tokens: int, eos: fr
     return [row[: next((j + 1 for j, t in enumerate(row) if t in eos), len(row))] for row in rows]
 
 
-def match_tables(base: Base, heads: MTPHeads, texts: list[Generation], batch_size: int = 8) -> list[np.ndarray]:
-    """For each text a bool table [N, K]: row r, column k-1 says that head k at position len(prompt)-1+r guesses the main
-    head's own choice. Row 0 is the decoder's first round; N leaves out rows whose deepest target lies past the text."""
-    tables: list[np.ndarray] = [np.zeros((0, heads.num_heads), dtype=bool)] * len(texts)
+@dataclass(frozen=True)
+class ForcedBatch:
+    """Some texts after one pass of the base: which ones, tokens [B, T], hidden_prenorm [B, T, d], its own choices [B, T]."""
+
+    indices: list[int]
+    tokens: mx.array
+    hidden: mx.array
+    best: mx.array
+
+
+def teacher_force(base: Base, texts: list[Generation], batch_size: int = 8) -> list[ForcedBatch]:
+    """The base's part of the measurement, done once for any number of heads to be compared."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].prompt) + len(texts[i].tokens))
+    batches = []
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
         rows = [texts[i].prompt + texts[i].tokens for i in chunk]
         width = max(map(len, rows))
         tokens = mx.array([row + [0] * (width - len(row)) for row in rows])  # right padding: causal, so harmless
         hidden = base.trunk(tokens)
-        best = mx.argmax(base.logits(base.norm(hidden)), axis=-1)  # [B, T]
-        states = heads.cascade(base, hidden, tokens)
-        matches = [mx.argmax(base.logits(h), axis=-1) == shift_left(best, k) for k, h in enumerate(states, start=1)]
+        best = mx.argmax(base.logits(base.norm(hidden)), axis=-1)
+        mx.eval(hidden, best)
+        batches.append(ForcedBatch(chunk, tokens, hidden, best))
+    return batches
+
+
+def match_tables(
+    base: Base, heads: MTPHeads, texts: list[Generation], forced: list[ForcedBatch] | None = None
+) -> list[np.ndarray]:
+    """For each text a bool table [N, K]: row r, column k-1 says that head k at position len(prompt)-1+r guesses the main
+    head's own choice. Row 0 is the decoder's first round; N leaves out rows whose deepest target lies past the text."""
+    tables: list[np.ndarray] = [np.zeros((0, heads.num_heads), dtype=bool)] * len(texts)
+    for batch in forced or teacher_force(base, texts):
+        states = heads.cascade(base, batch.hidden, batch.tokens)
+        matches = [mx.argmax(base.logits(h), axis=-1) == shift_left(batch.best, k) for k, h in enumerate(states, start=1)]
         table = np.array(mx.stack(matches, axis=-1))  # [B, T, K]
-        for i, row, matched in zip(chunk, rows, table, strict=True):
-            first, last = (
-                len(texts[i].prompt) - 1,
-                len(row) - 1 - heads.num_heads,
-            )  # i + K + 1 <= n - 1 + 1 target known
+        for i, matched in zip(batch.indices, table, strict=True):
+            first = len(texts[i].prompt) - 1
+            last = first + len(texts[i].tokens) - heads.num_heads  # row i needs its target at i + K + 1 inside the text
             tables[i] = matched[first : max(last, first)]
     return tables

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.acceptance import Generation, match_tables
+from mtpd_mlx.acceptance import ForcedBatch, Generation, match_tables
 from mtpd_mlx.base import Base
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.speculative.stats import acceptance_table, distinct_n, novel_positions, walk
@@ -39,11 +39,11 @@ def round_starts(accepted: list[int]) -> list[int]:
     return starts
 
 
-def measure(base: Base, heads: MTPHeads, texts: list[Generation]) -> dict[str, Any]:
+def measure(base: Base, heads: MTPHeads, texts: list[Generation], forced: list[ForcedBatch] | None = None) -> dict[str, Any]:
     """Acceptance over all rounds of `texts`, and over the rounds whose first target ends a 4-gram new to its text."""
     counts: list[int] = []
     novel_counts: list[int] = []
-    for text, table in zip(texts, match_tables(base, heads, texts), strict=True):
+    for text, table in zip(texts, match_tables(base, heads, texts, forced), strict=True):
         accepted = walk(table)
         novel = novel_positions(text.prompt + text.tokens, 4)
         counts += accepted

@@ -1,16 +1,19 @@
 """The same prompts on both runtimes: are the tokens the same, and how far apart are the logits?"""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.acceptance import Generation
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import Base
+from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.prompts import EncodedPrompt
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import DecodeStats
 
 
@@ -24,22 +27,25 @@ class Decoded:
 
 @dataclass
 class Divergence:
-    """The first position where two runtimes differ, with the margin between the two best logits of MLX there."""
+    """The first position where the runtimes differ, and the margin between MLX's two best logits there."""
 
     prompt: str
     position: int
-    mlx_token: int
-    onnx_token: int
+    mlx_token: int | None
+    onnx_token: int | None
     top2_margin: float
 
 
 @dataclass
 class ParityReport:
+    """`max_logit_diff`: largest difference of any main-head logit over the prompts and their continuations."""
+
     prompts: int
     tokens: int
-    divergences: list[Divergence]
     max_logit_diff: float
+    divergences: list[Divergence] = field(default_factory=list)
     car: dict[str, list[float]] = field(default_factory=dict)
+    ar: dict[str, list[float]] = field(default_factory=dict)
     tau: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -67,31 +73,58 @@ def decode_all(
 
 
 def find_divergence(base: Base, ours: Decoded, other: Decoded) -> Divergence | None:
-    """The first differing position, or None. A shorter output that is a prefix differs where it ends."""
+    """The first differing position, or None. Where one output ends before the other, its token there is None."""
     a, b = ours.tokens, other.tokens
     if a == b:
         return None
     i = next((j for j, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    logits = MLXModel(base, None).logits(ours.prompt.tokens + a[:i])[-1]
-    second, first = np.partition(logits, -2)[-2:]
-    token = [t[i] if i < len(t) else -1 for t in (a, b)]
-    return Divergence(ours.prompt.id, i, token[0], token[1], float(first - second))
+    second, first = np.partition(MLXModel(base, None).logits(ours.prompt.tokens + a[:i])[-1], -2)[-2:]
+    pair = [t[i] if i < len(t) else None for t in (a, b)]
+    return Divergence(ours.prompt.id, i, pair[0], pair[1], float(first - second))
 
 
 def compare(
-    base: Base, mlx: tuple[list[Decoded], DecodeStats], onnx: tuple[list[Decoded], DecodeStats], max_logit_diff: float
+    base: Base,
+    heads: MTPHeads,
+    folder: Path,
+    prompts: list[EncodedPrompt],
+    max_tokens: int,
+    eos: frozenset[int],
+    provider: str = "cpu",
 ) -> ParityReport:
-    found = [find_divergence(base, a, b) for a, b in zip(mlx[0], onnx[0], strict=True)]
-    report = ParityReport(len(mlx[0]), sum(len(d.tokens) for d in mlx[0]), [d for d in found if d is not None], max_logit_diff)
-    for name, (_, stats) in (("mlx", mlx), ("onnx", onnx)):
-        report.car[name], report.tau[name] = stats.car, stats.tau
+    """Decodes `prompts` speculatively on MLX and on onnxruntime and holds tokens, logits and acceptance against each other."""
+    from mtpd_onnx.manifest import read_manifest
+    from mtpd_onnx.open import open_folder
+
+    drafts = read_manifest(folder).num_heads
+    mlx, mlx_stats = decode_all(StepBackend(MLXModel(base, heads, drafts)), prompts, max_tokens, eos)
+    onnx, onnx_stats = decode_all(open_folder(folder, provider=provider), prompts, max_tokens, eos)
+    report = ParityReport(len(prompts), sum(len(d.tokens) for d in mlx), 0.0)
+    report.divergences = [d for d in map(lambda a, b: find_divergence(base, a, b), mlx, onnx) if d is not None]
+    report.max_logit_diff = max_logit_difference(base, onnx_logits(folder, provider), mlx)
+    for name, stats in (("mlx", mlx_stats), ("onnx", onnx_stats)):
+        report.car[name], report.ar[name], report.tau[name] = stats.car, stats.ar, stats.tau
     return report
 
 
-def max_logit_difference(base: Base, onnx_logits: Any, texts: list[Generation]) -> float:
-    """Largest |MLX - ONNX| main-head logit over whole texts; `onnx_logits(tokens) -> float [n, V]`."""
+def onnx_logits(folder: Path, provider: str) -> Callable[[list[int]], np.ndarray]:
+    """tokens -> float32 logits [n, V] of the exported main model, from an empty cache."""
+    from mtpd_onnx.backends import PlainBackend
+    from mtpd_onnx.open import open_folder
+
+    backend: Any = open_folder(folder, provider=provider, plain=True)
+    model = backend if isinstance(backend, PlainBackend) else backend.model
+
+    def logits(tokens: list[int]) -> np.ndarray:
+        model.rewind_to(0)
+        return model.logits(tokens)
+
+    return logits
+
+
+def max_logit_difference(base: Base, logits: Callable[[list[int]], np.ndarray], texts: list[Decoded]) -> float:
     worst = 0.0
     for text in texts:
-        tokens = text.prompt + text.tokens
-        worst = max(worst, float(np.abs(MLXModel(base, None).logits(tokens) - onnx_logits(tokens)).max()))
+        tokens = (text.prompt.tokens + text.tokens)[: base.context_length]
+        worst = max(worst, float(np.abs(MLXModel(base, None).logits(tokens) - logits(tokens)).max()))
     return worst

@@ -1,0 +1,62 @@
+"""mtpd demo."""
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.tables import format_table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.demo import run_demo
+    from mtpd_mlx.report import write_report
+
+    if args.out.exists():
+        if not args.overwrite:
+            raise ValueError(f"--out {args.out}: exists already; use --overwrite or another folder")
+        if any(args.out.iterdir()) and not (args.out / ".mtpd-demo").exists():
+            raise ValueError(f"--out {args.out}: not a folder of an earlier demo, so it is not replaced")
+        shutil.rmtree(args.out)
+    args.out.mkdir(parents=True)
+    (args.out / ".mtpd-demo").touch()
+    start = time.perf_counter()
+
+    def say(text: str) -> None:
+        print(f"\n[{time.perf_counter() - start:5.0f} s] {text}", flush=True)
+
+    report, curves = run_demo(args.out, say)
+    report["seconds"] = time.perf_counter() - start
+    write_report(report, curves, args.out)
+    print("\n" + describe(report))
+    print(f"\nreport: {args.out / 'report.html'} and {args.out / 'report.json'}")
+    return 0 if report["parity"]["tokens_equal"] else 1
+
+
+def describe(report: dict[str, Any]) -> str:
+    depth = max(len(a["car"]) for a in report["arms"].values())
+    rows = [
+        [name, f"{a['tau']:.3f}", f"{a['novel']['tau']:.3f}", f"{a['distinct4']:.3f}"]
+        + [f"{c:.3f}" for c in a["car"]]
+        + [""] * (depth - len(a["car"]))
+        for name, a in report["arms"].items()
+    ]
+    table = format_table(rows, ["arm", "tau", "tau new", "distinct-4", *(f"CAR {k + 1}" for k in range(depth))])
+    speed, parity = report["speed"], report["parity"]
+    lines = [
+        table,
+        "",
+        f"MLX:  plain {speed['mlx_plain']:.0f} tokens/s, with heads {speed['mlx_mtpd']:.0f} "
+        f"({speed['mlx_mtpd'] / speed['mlx_plain']:.2f}x, {speed['mlx_num_draft_tokens']} draft tokens)",
+        f"ONNX: plain {speed['onnx_plain']:.0f} tokens/s, with heads {speed['onnx_mtpd']:.0f} "
+        f"({speed['onnx_mtpd'] / speed['onnx_plain']:.2f}x, {speed['onnx_num_draft_tokens']} draft tokens)",
+        f"parity: {'all' if parity['tokens_equal'] else 'NOT all'} of {parity['tokens']} tokens equal, "
+        f"largest logit difference {parity['max_logit_diff']:.1e}",
+    ]
+    return "\n".join(lines)
