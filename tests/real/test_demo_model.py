@@ -1,0 +1,56 @@
+"""The shipped model on real text: legible figures, exact decoding, both runtimes, within the size limit."""
+
+from pathlib import Path
+
+import pytest
+
+from mtpd_mlx.acceptance import generate_greedy, match_tables
+from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.checkpoint import load_checkpoint
+from mtpd_mlx.demo import ASSETS
+from mtpd_mlx.evaluate import measure, repetition
+from mtpd_mlx.parity import decode_all
+from mtpd_mlx.prompts import encode_prompts
+from mtpd_mlx.speculative.rounds import StepBackend
+from mtpd_mlx.speculative.stats import walk
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
+
+TOKENS = 32
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple:
+    base, heads, _ = load_checkpoint(ASSETS / "heads", dequantize=True)
+    tokenizer = Tokenizer.from_folder(ASSETS / "base")
+    prompts = encode_prompts(ASSETS / "text" / "prompts.jsonl", tokenizer, 500, 6)
+    return base, heads, tokenizer, prompts
+
+
+def test_it_fits_the_repository() -> None:
+    assert sum(f.stat().st_size for f in ASSETS.rglob("*.safetensors")) <= 16e6
+
+
+def test_teacher_forcing_decoder_and_runtimes_agree_on_real_text(shipped: tuple, tmp_path: Path) -> None:
+    base, heads, tokenizer, prompts = shipped
+    eos = tokenizer.eos_token_ids
+    plain, _ = decode_all(StepBackend(MLXModel(base, None)), prompts, TOKENS, eos, plain=True)
+    ours, stats = decode_all(StepBackend(MLXModel(base, heads)), prompts, TOKENS, eos)
+    assert [d.tokens for d in ours] == [d.tokens for d in plain]
+    texts = generate_greedy(base, [p.tokens for p in prompts], TOKENS, eos)
+    assert [t.tokens for t in texts] == [d.tokens for d in plain]
+    rounds = iter(stats.accepted)
+    for text, table in zip(texts, match_tables(base, heads, texts), strict=True):
+        counted = walk(table)
+        assert [next(rounds) for _ in counted] == counted
+        emitted = 1 + sum(c + 1 for c in counted)
+        while emitted < len(text.tokens):  # rounds whose last drafts lie past the text
+            emitted += next(rounds) + 1
+    assert next(rounds, None) is None
+    figures = measure(base, heads, texts)
+    assert figures["tau"] > 2.0 and repetition(texts) > 0.6
+    export_checkpoint(ASSETS / "heads", tmp_path / "onnx", capacity=512)
+    for is_plain in (False, True):
+        folder = open_folder(tmp_path / "onnx", provider="cpu", plain=is_plain)
+        assert [d.tokens for d in decode_all(folder, prompts, TOKENS, eos, is_plain)[0]] == [d.tokens for d in plain]

@@ -1,0 +1,101 @@
+"""extend, eval, generate, export and parity as a user calls them, on tiny models."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
+from mtpd_mlx.cli import main
+
+SMALL = ["--iters", "6", "--batch-size", "2", "--max-seq-length", "32", "--warmup", "0", "--steps-per-eval", "3"]
+SMALL += ["--val-batches", "2", "--learning-rate", "1e-3"]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"id": str(i), "prompt": "abcdefgh"[: i + 1]}) + "\n" for i in range(6)))
+    return file
+
+
+def test_extend_trains_only_new_heads(tiny_checkpoint: Path, text_data: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    out = tmp_path / "long"
+    assert main(["extend", str(tiny_checkpoint), "--to", "7", "--data", str(text_data), "--out", str(out), *SMALL]) == 0
+    text = capsys.readouterr().out
+    assert "6 heads" in text and "7 heads" in text and "CAR copied" in text
+    old, new = (load_arrays(f / "heads.safetensors") for f in (tiny_checkpoint, out))
+    assert all(np.array_equal(np.array(old[n]), np.array(new[n])) for n in old)
+    _, heads, _ = load_checkpoint(out)
+    assert heads.num_heads == 7
+    copies = [n for n in new if n.startswith("heads.5.")]
+    assert any(not np.array_equal(np.array(new[n]), np.array(old[n.replace("heads.5.", "heads.2.")])) for n in copies)
+    assert main(["extend", str(out), "--to", "7", "--data", str(text_data), "--out", str(tmp_path / "x"), *SMALL]) == 1
+
+
+def test_extend_train_free_copies(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copies"
+    assert main(["extend", str(tiny_checkpoint), "--to", "12", "--train-free", "--out", str(out)]) == 0
+    new = load_arrays(out / "heads.safetensors")
+    for k in range(12):
+        for name in (n for n in new if n.startswith(f"heads.{k}.")):
+            assert np.array_equal(np.array(new[name]), np.array(new[name.replace(f"heads.{k}.", f"heads.{k % 3}.")]))
+
+
+def test_eval_prints_all_three_figures(tiny_checkpoint: Path, prompts: Path, text_data: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    arguments = ["eval", str(tiny_checkpoint), "--prompts", str(prompts), "-m", "24"]
+    assert main([*arguments, "--valid", str(text_data / "valid.jsonl")]) == 0
+    text = capsys.readouterr().out
+    assert all(word in text for word in ("CAR", "AR", "tau", "distinct-4", "nats per token"))
+    assert main([*arguments, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["sets"]["prompts"]
+    assert figures["tau"] == pytest.approx(1 + sum(figures["car"])) and figures["prompts"] == 6
+
+
+def test_generate_speculative_equals_plain(tiny_checkpoint: Path, prompts: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    outputs = []
+    for extra in ([], ["--plain"], ["--num-draft-tokens", "1"]):
+        assert main(["generate", str(tiny_checkpoint), "--prompts", str(prompts), "-m", "30", "--json", *extra]) == 0
+        outputs.append([json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines()])
+    assert outputs[0] == outputs[1] == outputs[2] and len(outputs[0]) == 6
+
+
+def test_export_and_parity(tiny_checkpoint: Path, prompts: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    for layout in ("fused", "split"):
+        folder = tmp_path / layout
+        assert main(["export", str(tiny_checkpoint), "--out", str(folder), "--layout", layout]) == 0
+        capsys.readouterr()
+        arguments = ["parity", str(tiny_checkpoint), str(folder), "--prompts", str(prompts), "-m", "40"]
+        assert main([*arguments, "--json"]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["tokens_equal"] and report["max_logit_diff"] < 1e-3 and report["tokens"] == 6 * 40
+        if layout == "split":
+            assert report["car"]["mlx"] == report["car"]["onnx"]
+
+
+def test_parity_notices_a_difference(tiny_checkpoint: Path, prompts: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "onnx"
+    assert main(["export", str(tiny_checkpoint), "--out", str(folder)]) == 0
+    weights = folder / "weights.bin"
+    data = np.frombuffer(weights.read_bytes(), dtype=np.float32).copy()
+    data[: 97 * 64] = np.roll(data[: 97 * 64].reshape(97, 64), 1, axis=0).ravel()  # other embeddings, same size
+    weights.write_bytes(data.tobytes())
+    assert main(["parity", str(tiny_checkpoint), str(folder), "--prompts", str(prompts), "-m", "20"]) == 1
+    assert "first difference" in capsys.readouterr().out
+
+
+def test_bad_arguments_are_one_line(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "empty.txt").write_text("\n")
+    for arguments, word in (
+        (["eval", str(tiny_checkpoint), "--prompts", str(tmp_path / "empty.txt")], "no prompts"),
+        (["eval", str(tiny_checkpoint), "--prompts", str(tmp_path / "none.txt")], "none.txt"),
+        (["generate", str(tiny_checkpoint), "-p", ""], "prompt"),
+        (["generate", str(tiny_checkpoint), "-p", "abc", "--num-draft-tokens", "9"], "expected 0..3"),
+        (["generate", str(tiny_checkpoint), "-p", "a" * 500], "prompt"),
+        (["generate", str(tmp_path), "-p", "a"], "not a heads checkpoint"),
+        (["parity", str(tiny_checkpoint), str(tmp_path), "--prompts", str(tmp_path / "empty.txt")], "manifest.json"),
+    ):
+        assert main(arguments) == 1, arguments
+        lines = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
+        assert len(lines) == 1 and word in lines[0], (arguments, lines)
