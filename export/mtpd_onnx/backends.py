@@ -75,12 +75,13 @@ class PlainBackend:
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends `tokens`; float32 logits [n, V] (parity reports)."""
-        return self._run(tokens, ("logits",))[0].astype(np.float32)
+        return self._run(tokens, ("logits",), every_row=True)[0].astype(np.float32)
 
-    def _run(self, tokens: Sequence[int], outputs: tuple[str, ...]) -> list[np.ndarray]:
+    def _run(self, tokens: Sequence[int], outputs: tuple[str, ...], every_row: bool = False) -> list[np.ndarray]:
         need_room(self, len(tokens))
         inputs: dict[str, np.ndarray] = {
             "tokens": np.asarray(tokens, dtype=np.int64),
+            "checked": np.arange(0 if every_row else len(tokens) - 1, len(tokens), dtype=np.int64),
             "main_seqlens": np.array([self.length + len(tokens) - 1], dtype=np.int32),
         }
         results = self.bound.run(inputs, outputs)
@@ -125,6 +126,7 @@ class FusedBackend:
         self._hidden_tail = np.zeros((k, self._width), self._float)
         self._token_tail = np.zeros(k, np.int64)
         self._drafts: list[int] = []
+        self._next = -1  # the token that the drafts follow
         self._stale = 0  # trailing positions whose states must be computed again after a rewind
 
     def prefill(self, tokens: Sequence[int]) -> int:
@@ -140,10 +142,11 @@ class FusedBackend:
         return self._run([token], forced=True)[-1]
 
     def round(self, token: int) -> Round:
-        """A context of fewer than K tokens takes plain steps through the same graph (their rounds propose nothing)."""
+        """Proposes nothing, and takes a plain step through the same graph, in a context of fewer than K tokens and where
+        `token` is not the one that the drafts follow."""
         need_room(self, 1 + self.num_draft_tokens)
         self._refresh()
-        if self.length < self.num_draft_tokens:
+        if self.length < self.num_draft_tokens or token != self._next:
             return Round([self._run([token], forced=True)[-1]], 0, 0)
         emitted = self._run([token, *self._drafts], forced=False)
         return Round(emitted, len(emitted) - 1, self.num_draft_tokens)
@@ -167,17 +170,16 @@ class FusedBackend:
             self._run(again, forced=True, window=len(again))
 
     def _run(self, tokens: Sequence[int], forced: bool, window: int | None = None) -> list[int]:
-        """One run; returns the emitted tokens predicted[..a] and advances the state to position t = P + a."""
+        """One run; returns the emitted tokens (where forced, the last one alone) and moves the state on to t = P + a."""
         k, past, size = self.num_draft_tokens, self.length, len(tokens)
         if window is None:
             window = min(k, past) + (size if forced else 1)
         array = np.asarray(tokens, dtype=np.int64)
         inputs: dict[str, np.ndarray] = {
             "tokens": array,
+            "checked": np.arange(size - 1 if forced else 0, size, dtype=np.int64),
             "main_seqlens": np.array([past + size - 1], np.int32),
             "past_length": np.array([past], np.int32),
-            "index": np.arange(size, dtype=np.int64),
-            "forced": np.array([size - 1 if forced else 0], np.int64),
             "window": np.arange(k - window + 1, k + 1, dtype=np.int64),
             "hidden_tail": self._hidden_tail,
             "token_tail": self._token_tail,
@@ -186,8 +188,9 @@ class FusedBackend:
         predicted, accepted, drafts, self._hidden_tail, self._token_tail = self.bound.run(inputs, outputs)
         count = int(accepted[0])
         self._tokens += [int(t) for t in tokens[: count + 1]]
-        self._drafts = drafts.tolist()
-        return predicted[: count + 1].tolist()
+        emitted = predicted[: None if forced else count + 1].tolist()
+        self._drafts, self._next = drafts.tolist(), emitted[-1]
+        return emitted
 
 
 class SplitModel:

@@ -15,6 +15,7 @@ from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.graphs import Spec, build_plain, build_round
 from mtpd_onnx.manifest import LAYOUTS, PRECISIONS, Manifest, describe_files
+from mtpd_onnx.manifest import NAME as MANIFEST_NAME
 from mtpd_onnx.packing import parameter_value
 from mtpd_onnx.save import WeightsFile, save_graph
 from mtpd_onnx.split_graphs import build_heads, build_main
@@ -93,8 +94,7 @@ def export_checkpoint(
     if not num_heads + 2 <= capacity <= dims.context_length:
         raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
     check_fit(checkpoint, config, base_folder, dims)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite:
-        raise ValueError(f"--out {out}: exists already; use --overwrite or another folder")
+    check_target(out, overwrite)
     spec = Spec(dims, num_heads, config.hidden_source, DTYPES[precision], capacity)
     base = Tensors.of_base(base_folder, dims.quantization)
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
@@ -110,6 +110,16 @@ def export_checkpoint(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def check_target(out: Path, overwrite: bool) -> None:
+    """A new or empty folder, or with `overwrite` an earlier export: never somebody's checkpoint or model."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not overwrite:
+        raise ValueError(f"--out {out}: exists already; use --overwrite or another folder")
+    if not (out / MANIFEST_NAME).is_file():
+        raise ValueError(f"--out {out}: exists and is not an exported folder (no {MANIFEST_NAME}); use another folder")
 
 
 def locate_base(checkpoint: Path, config: CheckpointConfig, model: str | None) -> Path:

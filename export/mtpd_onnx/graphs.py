@@ -8,10 +8,13 @@ from onnxscript import GraphBuilder, OpBuilder
 from onnxscript.nn import Module
 
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.modules import Base, Cache, MTPHeads, Positions
+from mtpd_onnx.flavours import Cache, Fused, Positions
+from mtpd_onnx.modules import Base, MTPHeads
 from mtpd_onnx.rope import rope_tables
 
 OPSET, IR_VERSION = 23, 10
+I64, I32 = ir.DataType.INT64, ir.DataType.INT32
+END = (1 << 63) - 1  # as the end of a slice: to the last row
 
 
 @dataclass(frozen=True)
@@ -91,98 +94,95 @@ def cache_outputs(graph: Graph, caches: list[Cache], shape: list[int | str]) -> 
         graph.output(cache.value, f"{stem}.value", graph.spec.dtype, shape)
 
 
-def main_forward(
-    graph: Graph, base: Base, tokens: ir.Value, caches: list[Cache], positions: Positions
-) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """(prenorm, postnorm, logits) of all rows."""
-    hidden = base.model(graph.op, tokens, caches, positions)
-    normed = base.model.norm(graph.op, hidden)
-    return hidden, normed, base.logits(graph.op, normed)
+def build_plain(spec: Spec) -> ir.Model:
+    """The main model alone. tokens [S] at positions P..P+S-1; checked [R]: the rows (the last one S-1) after which the
+    next token, `predicted` [R], or its `logits` [R, V] are wanted."""
+    spec = Spec(spec.dims, 0, spec.hidden_source, spec.dtype, spec.capacity)
+    graph = Graph(spec, "plain")
+    op = graph.op
+    base = Base(spec.dims, spec.dtype, Fused())
+    graph.parameters(base)
+    tokens = graph.input("tokens", I64, ["S"])
+    checked = graph.input("checked", I64, ["R"])
+    seqlens = graph.input("main_seqlens", I32, [1])
+    caches = shared_caches(graph)
+    _, hidden = base.model(op, op.Unsqueeze(tokens, [0]), caches, fused_positions(graph, seqlens))
+    logits = base.logits(op, op.Gather(hidden, checked, axis=1))
+    graph.output(op.Squeeze(argmax(op, logits), [0]), "predicted", I64, ["R"])
+    graph.output(op.Squeeze(logits, [0]), "logits", spec.dtype, ["R", spec.dims.vocab_size])
+    cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
+    return graph.model()
+
+
+def fused_positions(graph: Graph, seqlens: ir.Value) -> Positions:
+    """`seqlens` int32 [1]: the position of the last row."""
+    cos, sin = graph.rope(graph.spec.capacity)
+    total = graph.constant("capacity", np.array(graph.spec.capacity, dtype=np.int32))
+    return Positions(cos, sin, last=seqlens, total=total)
 
 
 def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:
-    """[n, V] -> int64 [n]; the first of equal values, as everywhere."""
+    """[.., V] -> int64 [..]; the first of equal values, as everywhere."""
     return op.ArgMax(logits, axis=-1, keepdims=0, select_last_index=0)
-
-
-def build_plain(spec: Spec) -> ir.Model:
-    """The main model alone: tokens [S] -> next token after each row, and logits for whoever asks."""
-    spec = Spec(spec.dims, 0, spec.hidden_source, spec.dtype, spec.capacity)
-    graph, i64, i32 = Graph(spec, "plain"), ir.DataType.INT64, ir.DataType.INT32
-    base = Base(spec.dims, spec.dtype)
-    graph.parameters(base)
-    tokens = graph.input("tokens", i64, ["S"])
-    seqlens = graph.input("main_seqlens", i32, [1])
-    caches = shared_caches(graph)
-    cos, sin = graph.rope(spec.capacity)
-    total = graph.constant("capacity", np.array(spec.capacity, dtype=np.int32))
-    _, _, logits = main_forward(graph, base, tokens, caches, Positions(cos, sin, seqlens, total))
-    graph.output(argmax(graph.op, logits), "predicted", i64, ["S"])
-    graph.output(logits, "logits", spec.dtype, ["S", spec.dims.vocab_size])
-    cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
-    return graph.model()
 
 
 def build_round(spec: Spec) -> ir.Model:
     """Verify, accept and draft in one run; also prefill and the plain steps of very short contexts.
 
-    Before: positions 0..P-1 cached; tokens [S] = x_P and what follows (drafts, or prompt tokens). The first `forced`
-    tokens after x_P are taken as right. a = accepted count, t = P + a the last position with a final hidden state,
-    x_{t+1} = predicted[a]. The heads run over the window of W positions t-W+1..t.
+    Before: positions 0..P-1 cached; tokens [S] = x_P and what follows (drafts, or prompt tokens). checked [R]: the
+    consecutive rows, the last one S-1, after which the main head is asked: all in a round, S-1 alone where every token
+    is known. a = row of the first checked token that the main head did not predict, else S-1; t = P + a is the last
+    position with a final hidden state, x_{t+1} = the main head's token there. The heads run over the window of W
+    positions t-W+1..t.
     """
-    graph, i64, i32 = Graph(spec, "round"), ir.DataType.INT64, ir.DataType.INT32
-    op, k = graph.op, spec.num_heads
-    base, heads = Base(spec.dims, spec.dtype), MTPHeads(spec.dims, spec.num_heads, spec.dtype)
+    graph = Graph(spec, "round")
+    op, k, d = graph.op, spec.num_heads, spec.dims.hidden_size
+    base, heads = Base(spec.dims, spec.dtype, Fused()), MTPHeads(spec.dims, k, spec.dtype, Fused())
     graph.parameters(base)
     graph.parameters(heads)
-    tokens = graph.input("tokens", i64, ["S"])
-    main_seqlens = graph.input("main_seqlens", i32, [1])  # P + S - 1
-    past_length = graph.input("past_length", i32, [1])  # P
-    index = graph.input("index", i64, ["S"])  # 0..S-1
-    forced = graph.input("forced", i64, [1])
-    window = graph.input("window", i64, ["W"])  # K - (W - 1) + 0..W-1: rows of the window relative to a
-    hidden_tail = graph.input("hidden_tail", spec.dtype, [k, spec.dims.hidden_size])  # h^0 at positions P-K..P-1
-    token_tail = graph.input("token_tail", i64, [k])  # x at positions P-K..P-1
+    tokens = graph.input("tokens", I64, ["S"])
+    checked = graph.input("checked", I64, ["R"])
+    main_seqlens = graph.input("main_seqlens", I32, [1])  # P + S - 1
+    past_length = graph.input("past_length", I32, [1])  # P
+    window = graph.input("window", I64, ["W"])  # K - (W - 1) + 0..W-1: rows of the window relative to a
+    hidden_tail = graph.input("hidden_tail", spec.dtype, [k, d])  # h^0 at positions P-K..P-1
+    token_tail = graph.input("token_tail", I64, [k])  # x at positions P-K..P-1
     caches = shared_caches(graph)
-    cos, sin = graph.rope(spec.capacity)
-    total = graph.constant("capacity", np.array(spec.capacity, dtype=np.int32))
     main_caches, head_caches = caches[: spec.dims.num_layers], caches[spec.dims.num_layers :]
 
-    prenorm, postnorm, logits = main_forward(graph, base, tokens, main_caches, Positions(cos, sin, main_seqlens, total))
-    predicted = argmax(op, logits)
-    accepted = accept(op, tokens, predicted, index, forced)
-    following = op.Gather(predicted, accepted)  # [1]: x_{t+1}
+    positions = fused_positions(graph, main_seqlens)
+    prenorm, postnorm = base.model(op, op.Unsqueeze(tokens, [0]), main_caches, positions)
+    predicted = op.Squeeze(argmax(op, base.logits(op, op.Gather(postnorm, checked, axis=1))), [0])  # [R]
+    accepted = accept(op, tokens, predicted, checked)
+    following = op.Gather(predicted, op.Sub(accepted, op.Slice(checked, [0], [1])))  # [1]: x_{t+1}
 
     source = postnorm if spec.hidden_source == "postnorm" else prenorm
-    rows = op.Concat(hidden_tail, source, axis=0)  # [K + S, d]: positions P-K..P+S-1
+    rows = op.Concat(op.Unsqueeze(hidden_tail, [0]), source, axis=1)  # [1, K + S, d]: positions P-K..P+S-1
     known = op.Concat(token_tail, tokens, axis=0)  # [K + S]: the same positions
     where = op.Add(window, accepted)  # [W]
-    state = op.Gather(rows, where)  # [W, d]
-    one = op.Constant(value_ints=[1])
-    end = op.Constant(value_ints=[np.iinfo(np.int64).max])
-    words = op.Concat(op.Gather(known, op.Slice(where, one, end)), following, axis=0)  # [W]: x_{s+1}
-    head_seqlens = op.Add(past_length, op.Cast(accepted, to=i32))  # t
-    positions = Positions(cos, sin, head_seqlens, total)
-    drafts = draft_chain(graph, base, heads, state, words, head_caches, positions)
+    words = op.Concat(op.Gather(known, op.Slice(where, [1], [END])), following, axis=0)  # [W]: x_{s+1}
+    positions.last = op.Add(past_length, op.Cast(accepted, to=I32))  # t
+    state = op.Gather(rows, where, axis=1)  # [1, W, d]
+    drafts = draft_chain(graph, base, heads, state, op.Unsqueeze(words, [0]), head_caches, positions)
 
-    tail = op.Add(op.Constant(value_ints=list(range(1, k + 1))), accepted)  # rows of positions t-K+1..t
-    graph.output(predicted, "predicted", i64, ["S"])
-    graph.output(accepted, "accepted", i64, [1])
-    graph.output(drafts, "drafts", i64, [k])
-    graph.output(op.Gather(rows, tail), "next_hidden_tail", spec.dtype, [k, spec.dims.hidden_size])
-    graph.output(op.Gather(known, tail), "next_token_tail", i64, [k])
+    tail = op.Add(accepted, list(range(1, k + 1)))  # rows of positions t-K+1..t
+    graph.output(predicted, "predicted", I64, ["R"])
+    graph.output(accepted, "accepted", I64, [1])
+    graph.output(op.Squeeze(drafts, [0]), "drafts", I64, [k])
+    graph.output(op.Squeeze(op.Gather(rows, tail, axis=1), [0]), "next_hidden_tail", spec.dtype, [k, d])
+    graph.output(op.Gather(known, tail), "next_token_tail", I64, [k])
     cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
     return graph.model()
 
 
-def accept(op: OpBuilder, tokens: ir.Value, predicted: ir.Value, index: ir.Value, forced: ir.Value) -> ir.Value:
-    """The first j with predicted[j] != tokens[j + 1] and j >= forced, or S - 1: int64 [1] (greedy acceptance)."""
-    zero, one, last = (op.Constant(value_ints=[n]) for n in (0, 1, -1))
-    end = op.Constant(value_ints=[np.iinfo(np.int64).max])
-    places, final = op.Slice(index, zero, last), op.Slice(index, last, end)
-    agree = op.Equal(op.Slice(predicted, zero, last), op.Slice(tokens, one, end))
-    right = op.Or(agree, op.Less(places, forced))
-    return op.ReduceMin(op.Concat(op.Where(right, final, places), final, axis=0), keepdims=1)
+def accept(op: OpBuilder, tokens: ir.Value, predicted: ir.Value, checked: ir.Value) -> ir.Value:
+    """The first checked row whose prediction is not the token after it, int64 [1] (greedy acceptance).
+
+    No token follows row S-1, so that the run always ends there.
+    """
+    after = op.Gather(op.Concat(op.Slice(tokens, [1], [END]), [-1], axis=0), checked)
+    wrong = op.Where(op.Equal(predicted, after), END, checked)
+    return op.ReduceMin(wrong, keepdims=1)
 
 
 def draft_chain(
@@ -194,15 +194,13 @@ def draft_chain(
     caches: list[Cache],
     positions: Positions,
 ) -> ir.Value:
-    """The cascade over one window: state [W, d] = h^0, words [W] = x_{s+1}; drafts int64 [K] of its last row."""
+    """The cascade over one window: state [.., W, d] = h^0, words [.., W] = x_{s+1}; drafts int64 [.., K] of the last row."""
     op, guesses = graph.op, []
-    last = op.Constant(value_ints=[-1])
-    one, end = op.Constant(value_ints=[1]), op.Constant(value_ints=[np.iinfo(np.int64).max])
-    for k, head in enumerate(heads.heads):
-        raw = head(op, state, base.model.embed_tokens(op, words), caches[k], positions)
-        normed = base.model.norm(op, raw)
-        guesses.append(argmax(op, base.logits(op, op.Gather(normed, last))))  # [1]
+    for k, (head, cache) in enumerate(zip(heads.heads, caches, strict=True)):
+        sums = head(op, state, base.model.embed_tokens(op, words), cache, positions)
+        raw, normed = base.model.norm(op, *sums)
+        guesses.append(argmax(op, base.logits(op, op.Gather(normed, [-1], axis=-2))))  # [.., 1]
         if k + 1 < len(heads.heads):
-            words = op.Concat(op.Slice(words, one, end), guesses[-1], axis=0)
+            words = op.Concat(op.Slice(words, [1], [END], [-1]), guesses[-1], axis=-1)
             state = normed if graph.spec.hidden_source == "postnorm" else raw
-    return guesses[0] if len(guesses) == 1 else op.Concat(*guesses, axis=0)
+    return guesses[0] if len(guesses) == 1 else op.Concat(*guesses, axis=-1)

@@ -1,30 +1,52 @@
-"""cos/sin tables of rotary embeddings (rotate-half), as mlx_lm.models.rope_utils scales them."""
+"""cos/sin tables of rotary embeddings (halves rotated), scaled as mlx_lm.models.rope_utils scales them."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.dims import Dims
+from mtpd_onnx.dims import Dims, rope_type
 
 
 def rope_tables(dims: Dims, positions: int) -> tuple[np.ndarray, np.ndarray]:
     """(cos, sin), float32 [positions, head_dim / 2]."""
-    inverse = 1.0 / dims.rope_theta ** (np.arange(0, dims.head_dim, 2, dtype=np.float64) / dims.head_dim)
-    scaling = dims.rope_scaling
-    if scaling is not None:
-        kind = scaling.get("rope_type") or scaling.get("type")
-        inverse = inverse / scaling["factor"] if kind == "linear" else _llama3(inverse, scaling)
-    angles = np.arange(positions, dtype=np.float64)[:, None] * inverse[None, :]
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    periods = dims.rope_theta ** (np.arange(0, dims.head_dim, 2, dtype=np.float64) / dims.head_dim)
+    scaling, kind, magnitude = dims.rope_scaling or {}, rope_type(dims.rope_scaling), 1.0
+    if kind == "linear":
+        periods = periods * scaling["factor"]
+    elif kind == "llama3":
+        periods = _llama3(periods, scaling)
+    elif kind == "yarn":
+        periods, magnitude = _yarn(periods, dims, scaling)
+    angles = np.arange(positions, dtype=np.float64)[:, None] / periods[None, :]
+    return (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
 
 
-def _llama3(inverse: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
-    """Long wavelengths are slowed down by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
+def _llama3(periods: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
+    """Long wavelengths are stretched by `factor`, short ones kept, those between interpolated (Llama 3.1)."""
     factor, low, high = scaling["factor"], scaling.get("low_freq_factor", 1.0), scaling.get("high_freq_factor", 4.0)
     original = scaling.get("original_max_position_embeddings", 8192)
-    wavelength = 2 * math.pi / inverse
+    wavelength = 2 * math.pi * periods
     smooth = (original / wavelength - low) / (high - low)
-    between = (1 - smooth) * inverse / factor + smooth * inverse
-    scaled = np.where(wavelength > original / low, inverse / factor, between)
-    return np.where(wavelength < original / high, inverse, scaled)
+    between = periods / ((1 - smooth) / factor + smooth)
+    scaled = np.where(wavelength > original / low, periods * factor, between)
+    return np.where(wavelength <= original / high, periods, scaled)
+
+
+def _yarn(periods: np.ndarray, dims: Dims, scaling: dict[str, Any]) -> tuple[np.ndarray, float]:
+    """YaRN: (periods, factor on cos and sin). Queries and keys are both scaled by the factor."""
+    factor, size = scaling["factor"], dims.head_dim
+    original = scaling.get("original_max_position_embeddings", 4096)
+
+    def correction(rotations: float) -> float:
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(dims.rope_theta))
+
+    def magnitude(mscale: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
+
+    low = max(math.floor(correction(scaling.get("beta_fast", 32))), 0)
+    high = min(math.ceil(correction(scaling.get("beta_slow", 1))), size - 1)
+    span = high - low if high != low else 0.001
+    keep = 1.0 - np.clip((np.arange(size // 2) - low) / span, 0, 1)
+    blended = factor * periods * periods / (factor * periods * keep + periods * (1 - keep))
+    return blended, magnitude(scaling.get("mscale", 1)) / magnitude(scaling.get("mscale_all_dim", 0))

@@ -5,10 +5,11 @@ For other runtimes, for people who want to look inside, and as the oracle of the
 
 import onnx_ir as ir
 
-from mtpd_onnx.graphs import OPSET, Graph, Spec, argmax, draft_chain, main_forward
-from mtpd_onnx.modules import Base, Cache, MTPHeads, Positions
+from mtpd_onnx.flavours import Cache, Positions, Standard
+from mtpd_onnx.graphs import Graph, Spec, argmax, draft_chain
+from mtpd_onnx.modules import Base, MTPHeads
 
-STANDARD = {"": OPSET}
+STANDARD = {"": 18}  # old enough for any runtime
 
 
 def growing_caches(graph: Graph, stem: str, count: int) -> list[Cache]:
@@ -36,18 +37,19 @@ def standard_positions(graph: Graph) -> Positions:
     rows = graph.input("positions", ir.DataType.INT64, ["n"])
     mask = graph.input("mask", graph.spec.dtype, ["n", "T"])
     cos, sin = graph.rope(graph.spec.capacity)
-    return Positions(cos, sin, rows=rows, mask=mask)
+    return Positions(graph.op.Gather(cos, rows), graph.op.Gather(sin, rows), mask=mask)
 
 
 def build_main(spec: Spec) -> ir.Model:
     """tokens [n] -> predicted [n], hidden [n, d] (what enters the cascade), logits [n, V]."""
     graph = Graph(spec, "main", STANDARD)
-    base = Base(spec.dims, spec.dtype)
+    base = Base(spec.dims, spec.dtype, Standard())
     graph.parameters(base)
     tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
     positions = standard_positions(graph)
     caches = growing_caches(graph, "past", spec.dims.num_layers)
-    prenorm, postnorm, logits = main_forward(graph, base, tokens, caches, positions)
+    prenorm, postnorm = base.model(graph.op, tokens, caches, positions)
+    logits = base.logits(graph.op, postnorm)
     hidden = postnorm if spec.hidden_source == "postnorm" else prenorm
     graph.output(argmax(graph.op, logits), "predicted", ir.DataType.INT64, ["n"])
     graph.output(logits, "logits", spec.dtype, ["n", spec.dims.vocab_size])
@@ -59,7 +61,8 @@ def build_main(spec: Spec) -> ir.Model:
 def build_heads(spec: Spec) -> ir.Model:
     """hidden [n, d] at the window's positions s and tokens [n] = x_{s+1} -> drafts [K]: the whole chain."""
     graph = Graph(spec, "mtp_heads", STANDARD)
-    base, heads = Base(spec.dims, spec.dtype), MTPHeads(spec.dims, spec.num_heads, spec.dtype)
+    base = Base(spec.dims, spec.dtype, Standard())
+    heads = MTPHeads(spec.dims, spec.num_heads, spec.dtype, Standard())
     shared = [base.model.embed_tokens, base.model.norm] + ([base.lm_head] if base.lm_head is not None else [])
     graph.parameters(heads)
     for module, stem in zip(shared, ("model.embed_tokens", "model.norm", "lm_head"), strict=False):

@@ -1,0 +1,93 @@
+"""Which operators the graphs are made of: CUDA must run every node of the fused ones, anybody the split ones."""
+
+from collections import Counter
+from pathlib import Path
+
+import onnx
+import pytest
+from mtpd_onnx.backends import FusedBackend
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
+from tiny import FAMILIES, write_base, write_checkpoint
+
+# Operators with a CUDA kernel for float16 / int64 / int32 (onnxruntime's docs/OperatorKernels.md). Shape is not among
+# them on purpose: it runs on the CPU, and a CUDA graph refuses a model with such a node.
+CUDA_OPERATORS = {
+    *("Add", "ArgMax", "Cast", "Concat", "Equal", "Gather", "Mul", "ReduceMin", "Reshape", "RMSNormalization", "Slice"),
+    *("Split", "Squeeze", "Sub", "Unsqueeze", "Where", "Constant"),
+    *("FusedMatMul", "GroupQueryAttention", "QuickGelu", "SkipSimplifiedLayerNormalization"),
+}
+
+
+@pytest.fixture(scope="module", params=["llama-bias", "qwen3"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    return write_checkpoint(folder / "heads", write_base(folder / "base", FAMILIES[request.param], scale=2.0), 3)
+
+
+def graph_of(folder: Path, name: str) -> onnx.ModelProto:
+    return onnx.load(str(folder / name), load_external_data=False)
+
+
+def test_cuda_has_a_kernel_for_every_node_of_the_fused_graphs(checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "fp16", precision="fp16")
+    for name in ("round.onnx", "plain.onnx"):
+        model = graph_of(tmp_path / "fp16", name)
+        assert {node.op_type for node in model.graph.node} <= CUDA_OPERATORS
+        stored = {tensor.data_type for tensor in model.graph.initializer}
+        assert onnx.TensorProto.FLOAT not in stored, "a float32 initializer in a float16 graph"
+
+
+def test_nodes_per_block_stay_few(checkpoint: Path, tmp_path: Path) -> None:
+    """Decoding one token is bound by the number of launches; 10 is 4 products, 2 norms, attention and 3 of SwiGLU."""
+    export_checkpoint(checkpoint, tmp_path / "fp32")
+    nodes = graph_of(tmp_path / "fp32", "plain.onnx").graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    blocks = kinds["GroupQueryAttention"]
+    extra = {"qwen3": 7, "llama": 4}["qwen3" if kinds["Reshape"] else "llama"]  # head norms, or biases
+    assert len(nodes) <= blocks * (10 + extra) + 12
+
+
+def test_split_graphs_use_an_old_standard_opset(checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "split", layout="split")
+    for name in ("main.onnx", "mtp_heads.onnx"):
+        model = graph_of(tmp_path / "split", name)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
+        assert {node.domain for node in model.graph.node} == {""}
+
+
+def test_the_output_head_sees_only_the_last_row_of_a_prefill(checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "out")
+    fused = open_folder(tmp_path / "out", provider="cpu", num_threads=1)
+    assert isinstance(fused, FusedBackend)
+    rows: list[int] = []
+    run = fused.bound.run
+
+    def watch(inputs: dict, outputs: tuple[str, ...]) -> list:
+        results = run(inputs, outputs)
+        rows.append(len(results[0]))
+        return results
+
+    fused.bound.run = watch  # type: ignore[method-assign]
+    token = fused.prefill(list(range(20)))
+    fused.round(token)
+    assert rows == [1, 4]
+
+
+def test_a_round_with_another_token_than_drafted_for_proposes_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    export_checkpoint(checkpoint, tmp_path / "out")
+    fused, fresh = (open_folder(tmp_path / "out", provider="cpu", num_threads=1) for _ in range(2))
+    text = list(range(30, 50))
+    other = (fused.prefill(text) + 1) % 90
+    result = fused.round(other)
+    assert (result.proposed, result.accepted) == (0, 0)
+    assert result.emitted == [fresh.prefill([*text, other])]
+    assert fused.round(result.emitted[0]) == fresh.round(result.emitted[0])
+
+
+def test_overwrite_never_removes_anything_but_an_export(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not an exported folder") as error:
+        export_checkpoint(checkpoint, checkpoint, overwrite=True)
+    assert "\n" not in str(error.value) and (checkpoint / "heads.safetensors").is_file()
+    export_checkpoint(checkpoint, tmp_path / "out")
+    assert export_checkpoint(checkpoint, tmp_path / "out", num_draft_tokens=2, overwrite=True).num_heads == 2
