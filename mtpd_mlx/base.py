@@ -4,7 +4,6 @@ Everything else sees a `Base`: embedding, trunk (hidden state before the final n
 the decoder-block type. A family is added by naming its mlx-lm module in FAMILIES, once tests/test_base.py covers it.
 """
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,20 +81,6 @@ class Base:
         """A decoder block of the base's own type, unquantised, freshly initialised."""
         block_type: Any = type(self.layers[-1])
         return block_type(self.model.args)
-
-    def last_block_weights(self) -> list[tuple[str, mx.array]]:
-        """A copy of the last block's weights in float32, whatever precision or quantisation they are stored in."""
-        return [(name, w.astype(mx.float32) + 0) for name, w in _float_parameters(self.layers[-1])]
-
-
-def _float_parameters(module: nn.Module) -> list[tuple[str, mx.array]]:
-    from mlx.utils import tree_flatten
-    from mlx_lm.utils import dequantize_model
-
-    quantized = any(hasattr(m, "scales") for m in module.modules())
-    parameters: Any = (dequantize_model(copy.deepcopy(module)) if quantized else module).parameters()
-    flat: Any = tree_flatten(parameters)
-    return flat
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
 
 from mtpd_mlx.acceptance import generate_greedy, match_tables
 from mtpd_mlx.backend import MLXModel
@@ -14,8 +16,6 @@ from mtpd_mlx.prompts import encode_prompts
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import walk
 from mtpd_mlx.speculative.tokenizer import Tokenizer
-from mtpd_onnx.export import export_checkpoint
-from mtpd_onnx.open import open_folder
 
 TOKENS = 32
 

@@ -22,14 +22,28 @@ def test_heads_share_embedding_norm_and_output_head() -> None:
     assert not any(word in name for name in names for word in ("embed", "lm_head", "final"))
 
 
-def test_heads_start_as_copies_of_the_last_block() -> None:
-    base = new_base(LLAMA, 0)
-    heads = init_heads(base, 2, "prenorm", 0)
+def test_heads_start_close_to_passing_the_state_on() -> None:
+    heads = init_heads(new_base(LLAMA | {"attention_bias": True}, 0), 2, "prenorm", 0)
     for head in heads.heads:
-        for name, w in base.last_block_weights():
-            assert np.array_equal(np.array(flatten(head.block)[name]), np.array(w))
-    first, second = (np.array(h.eh_proj.weight) for h in heads.heads)
-    assert np.array_equal(first[:, :64], np.eye(64, dtype=np.float32)) and not np.array_equal(first, second)
+        assert np.array_equal(np.array(head.eh_proj.weight)[:, :64], np.eye(64, dtype=np.float32))
+    for name, w in flatten(heads).items():
+        if name.endswith("bias"):
+            assert not np.array(w).any()
+        elif w.ndim == 1:
+            assert (np.array(w) == 1).all()
+        elif "block" in name:
+            assert 0.015 < np.array(w).std() < 0.025
+    first, second = (np.array(h.block.mlp.up_proj.weight) for h in heads.heads)
+    assert not np.array_equal(first, second)
+    again = init_heads(new_base(LLAMA, 0), 2, "prenorm", 0)
+    other = init_heads(new_base(LLAMA, 0), 2, "prenorm", 1)
+    assert np.array_equal(
+        np.array(again.heads[0].block.mlp.up_proj.weight),
+        np.array(init_heads(new_base(LLAMA, 0), 2, "prenorm", 0).heads[0].block.mlp.up_proj.weight),
+    )
+    assert not np.array_equal(
+        np.array(again.heads[0].block.mlp.up_proj.weight), np.array(other.heads[0].block.mlp.up_proj.weight)
+    )
 
 
 @pytest.mark.parametrize("source", ["postnorm", "prenorm"])
