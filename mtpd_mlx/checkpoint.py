@@ -108,6 +108,15 @@ def load_checkpoint(
     return base, heads, config
 
 
+def load_for_decoding(
+    folder: Path, model: str | None = None, dequantize: bool = False
+) -> tuple[Base, MTPHeads, CheckpointConfig]:
+    """As load_checkpoint, with the heads in the base's own floating-point type."""
+    base, heads, config = load_checkpoint(folder, model, dequantize)
+    heads.set_dtype(base.dtype)
+    return base, heads, config
+
+
 def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
     """Writes the base in HF layout into a temporary sibling, then swaps it in (joint mode)."""
     from mlx_lm.utils import save_config, save_model

@@ -1,6 +1,7 @@
 """mtpd demo."""
 
 import argparse
+import importlib.util
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +15,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
 
 
+def check_packages() -> None:
+    """Says at the start, not after minutes of training, what the later steps would lack."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'{", ".join(missing)} not installed; install with: pip install "mtpd-mlx[mlx,onnx,demo]"')
+
+
 def run(args: argparse.Namespace) -> int:
+    check_packages()
     from mtpd_mlx.demo import run_demo
     from mtpd_mlx.report import write_report
 

@@ -24,14 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.acceptance import generate_greedy
-    from mtpd_mlx.checkpoint import load_checkpoint
+    from mtpd_mlx.checkpoint import load_for_decoding
     from mtpd_mlx.evaluate import measure, repetition
+    from mtpd_mlx.mlx_runtime import on_cpu
     from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")
-    base, heads, config = load_checkpoint(Path(args.checkpoint), args.model, dequantize=True)
+    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, dequantize=on_cpu())
     assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)
     sets: dict[str, Any] = {}

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.backend import MLXModel
     from mtpd_mlx.base import load_base
-    from mtpd_mlx.checkpoint import load_checkpoint
+    from mtpd_mlx.checkpoint import load_for_decoding
     from mtpd_mlx.checkpoint_format import CONFIG_NAME
     from mtpd_mlx.mlx_runtime import on_cpu
     from mtpd_mlx.speculative.rounds import StepBackend
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if options.plain and not (folder / CONFIG_NAME).is_file():
         base, heads = load_base(args.checkpoint, dequantize=dequantize), None
     else:
-        base, heads, _ = load_checkpoint(folder, args.model, dequantize=dequantize)
+        base, heads, _ = load_for_decoding(folder, args.model, dequantize=dequantize)
     assert base.path is not None
     model = MLXModel(base, None if options.plain else heads, None if options.plain else options.num_draft_tokens)
     return run_generate(StepBackend(model), Tokenizer.from_folder(base.path), options)

@@ -22,12 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_onnx.manifest import read_manifest
 
-    from mtpd_mlx.checkpoint import load_checkpoint
+    from mtpd_mlx.checkpoint import load_for_decoding
     from mtpd_mlx.parity import compare
     from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
-    base, heads, config = load_checkpoint(Path(args.checkpoint), args.model, dequantize=True)
+    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, dequantize=True)
     manifest = read_manifest(args.folder)
     if manifest.base["fingerprint"] != config.base.fingerprint:
         raise ValueError(f"{args.folder} was exported from another base than {args.checkpoint} (fingerprints differ)")

@@ -13,7 +13,9 @@ from mtpd_mlx.data.formats import Document, read_rows, tokenize
 from mtpd_mlx.data.packing import pack, pad
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
-TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+)
 
 
 @pytest.fixture
