@@ -44,28 +44,37 @@ def _candidates() -> list[str]:
 
 
 def _load(name: str) -> bool:
+    """Makes the library's symbols global; False where it cannot be loaded or is no CBLAS."""
     try:
-        for helper in sorted(Path(name).parent.glob("libquadmath*.so.0")) + sorted(Path(name).parent.glob("libgfortran*.so.5")):
-            ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
+        if "/" in name:  # an unpacked package: what it needs lies beside it, where the loader does not look
+            folder = Path(name).absolute().parent
+            for helper in [*sorted(folder.glob("libquadmath*.so.0")), *sorted(folder.glob("libgfortran*.so.5"))]:
+                ctypes.CDLL(str(helper), mode=ctypes.RTLD_GLOBAL)
         return hasattr(ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL), "cblas_sgemm")
     except OSError:
         return False
 
 
+def _warn(text: str) -> None:
+    print(f"mtpd: {text}", file=sys.stderr)
+
+
 @cache
 def preload_blas() -> BlasReport:
-    """Loads the first BLAS found; called once, before mlx.core. Warns in one line where none is there."""
+    """Loads the first BLAS found; called once, before mlx.core. Warns in one line where that cannot help or none is there."""
     choice = os.environ.get(ENVIRONMENT, "")
     if choice == "off" or not _needed():
         return BlasReport(False, None)
+    if hasattr(ctypes.CDLL(None), "cblas_sgemm"):
+        return BlasReport(True, "already loaded")  # LD_PRELOAD, or the program loaded one itself
+    if "mlx.core" in sys.modules:  # its symbols are bound: measured, a later load changes nothing
+        _warn("mlx was imported before mtpd_mlx: it stays ~50x slower on this CPU; import mtpd_mlx.mlx_runtime first")
+        return BlasReport(True, None)
     for name in [choice] if choice else _candidates():
         if _load(name):
             return BlasReport(True, name)
-    problem = f"{ENVIRONMENT}={choice} cannot be loaded" if choice else "no optimised BLAS found"
-    print(
-        f"mtpd: {problem}: MLX will be ~50x slower on this CPU; install one (Debian/Ubuntu: apt install libopenblas0-pthread)",
-        file=sys.stderr,
-    )
+    problem = f"{ENVIRONMENT}={choice} cannot be loaded as a BLAS" if choice else "no optimised BLAS found"
+    _warn(f"{problem}: MLX will be ~50x slower on this CPU; install one (Debian/Ubuntu: apt install libopenblas0-pthread)")
     return BlasReport(True, None)
 
 
@@ -73,4 +82,4 @@ def preload_blas() -> BlasReport:
 def compiler_warning() -> None:
     """MLX compiles fused CPU kernels with `g++` at run time and runs without them, slower and silently, where it is missing."""
     if sys.platform == "linux" and shutil.which("g++") is None:
-        print("mtpd: no g++ found: MLX runs uncompiled on CPU, same results but slower (install g++)", file=sys.stderr)
+        _warn("no g++ found: MLX runs uncompiled on CPU, same results but slower (install g++)")
