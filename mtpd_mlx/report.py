@@ -69,7 +69,9 @@ def render(report: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> s
         "<h2>Training</h2>",
         "<p class=muted>Agreement with the main model while training from scratch: simulated tokens per pass. Both runs see "
         "the same batches.</p>",
-        plot(lambda axes: draw_curves(axes, curves)),
+        plot(lambda axes: draw_curves(axes, curves, "tau", "simulated tau")),
+        "<p class=muted>The training loss of each run (their objectives differ: MTP-D adds the distillation term).</p>",
+        plot(lambda axes: draw_curves(axes, curves, "loss", "loss, summed over heads")),
         "<h2>Speed</h2>",
         plot(lambda axes: draw_speed(axes, speed)),
         f"<p class=muted>Tokens per second after the prompt, medians of interleaved repeats. Draft tokens: MLX "
@@ -154,11 +156,11 @@ def draw_car(axes: Any, arms: dict[str, Any]) -> None:
     axes.legend(frameon=False)
 
 
-def draw_curves(axes: Any, curves: dict[str, list[dict[str, Any]]]) -> None:
+def draw_curves(axes: Any, curves: dict[str, list[dict[str, Any]]], key: str, label: str) -> None:
     for name, curve in curves.items():
         if name in ("ce_short", "mtpd_short"):
-            axes.plot([r["iter"] for r in curve], [r["tau"] for r in curve], color=COLOURS.get(name), label=ARM_NAMES[name])
-    axes.set(xlabel="step", ylabel="simulated tau")
+            axes.plot([r["iter"] for r in curve], [r[key] for r in curve], color=COLOURS.get(name), label=ARM_NAMES[name])
+    axes.set(xlabel="step", ylabel=label)
     axes.legend(frameon=False)
 
 

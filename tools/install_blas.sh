@@ -4,7 +4,12 @@
 set -uo pipefail
 prefix=${1:?usage: install_blas.sh PREFIX}
 [ "$(uname -s)" = Linux ] || exit 0
-found() { "$prefix/bin/python" -c 'import sys; sys.path.insert(0, "."); from mtpd_mlx.blas import preload_blas as p; r = p(); sys.exit(r.needed and r.library is None)' 2>/dev/null; }
+source=$(cd "$(dirname "$0")/.." && pwd)
+found() {
+  PYTHONPATH="$source" "$prefix/bin/python" -c \
+    'import sys; from mtpd_mlx.blas import preload_blas as p; r = p(); sys.exit(r.needed and r.library is None)' 2>/dev/null
+}
+[ -x "$prefix/bin/python" ] || { echo "warning: no Python in $prefix/bin: no BLAS looked for" >&2; exit 0; }
 found && { echo "optimised BLAS: found"; exit 0; }
 
 if command -v apt-get >/dev/null; then

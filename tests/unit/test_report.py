@@ -35,10 +35,13 @@ def test_report_files(tmp_path: Path) -> None:
         "versions": {"mlx": "1"},
         "machine": {"cores": 2},
     }
-    curves = {"ce_short": [{"iter": 1, "tau": 1.0}, {"iter": 2, "tau": 1.1}], "mtpd_short": [{"iter": 1, "tau": 1.0}]}
+    curves = {
+        "ce_short": [{"iter": 1, "tau": 1.0, "loss": 3.0}, {"iter": 2, "tau": 1.1, "loss": 2.0}],
+        "mtpd_short": [{"iter": 1, "tau": 1.0, "loss": 3.0}],
+    }
     write_report(report, curves, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     page = (tmp_path / "report.html").read_text()
-    assert "1.234" in page and "1.50x" in page and "x&lt;y" in page and page.count("<svg") == 3
+    assert "1.234" in page and "1.50x" in page and "x&lt;y" in page and page.count("<svg") == 4
     body = page.split("</style>")[1]
     assert "src=" not in body and "<script" not in body and "<link" not in body
