@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -23,19 +24,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="mtpd", description="Self-distilled multi-token-prediction heads on MLX.")
     parser.add_argument("--version", action="version", version=f"mtpd {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if arguments[:1] == [name]:
-            command = importlib.import_module(f"mtpd_mlx.commands.{name}")
-            command.add_arguments(subparser)
-    args = parser.parse_args(arguments)
+    parsers = {
+        name: subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        for name, summary in COMMANDS.items()
+    }
     try:
+        if arguments and arguments[0] in COMMANDS:  # only the chosen command is imported
+            command = importlib.import_module(f"mtpd_mlx.commands.{arguments[0]}")
+            command.add_arguments(parsers[arguments[0]])
+        args = parser.parse_args(arguments)  # exits by itself where there is no command, or an unknown one
         return command.run(args)
     except KeyboardInterrupt:
         print("mtpd: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output went away: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError) as error:
-        print(f"mtpd {args.command}: error: {error}", file=sys.stderr)
+        print(f"mtpd {arguments[0]}: error: {error}", file=sys.stderr)
         return 1
 
 

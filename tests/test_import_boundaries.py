@@ -1,6 +1,8 @@
 """Who may import what (docs/architecture.md), read from the source."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,3 +59,27 @@ def test_mlx_core_is_imported_in_one_place() -> None:
 def test_nobody_imports_tools() -> None:
     for file in python_files("mtpd_mlx", "export", "tests"):
         assert "tools" not in top(imported(file)), file
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("mtpd_mlx.cli", ["train", "--model", "x"], "mtpd-mlx[mlx]"),
+        ("mtpd_onnx.cli", ["export", "x", "--out", "y"], "mtpd-mlx[export]"),
+    ],
+)
+def test_missing_packages_are_one_line(module: str, arguments: list[str], extra: str) -> None:
+    program = (
+        "import sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] in ('mlx', 'mlx_lm', 'onnx', 'onnx_ir', 'onnxscript'):\n"
+        "            raise ModuleNotFoundError('blocked', name=name)\n"
+        "sys.meta_path.insert(0, Block())\n"
+        f"sys.argv = ['x', *{arguments!r}]\n"
+        f"from {module} import main\n"
+        "sys.exit(main())\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    lines = result.stderr.splitlines()
+    assert result.returncode == 1 and len(lines) == 1 and extra in lines[0], result.stderr

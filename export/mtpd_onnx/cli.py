@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,11 +24,18 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("folder", type=Path)
     info.add_argument("--verify", action="store_true", help="check the sha256 of every file, weights included")
     export = commands.add_parser("export", help="export a heads checkpoint (needs onnx, onnxscript and the base's folder)")
-    if len(sys.argv) > 1 and "export" in sys.argv[1:2]:
-        from mtpd_onnx.export import add_export_arguments
-
-        add_export_arguments(export)
+    if sys.argv[1:2] == ["export"]:
+        import_export().add_export_arguments(export)
     return parser
+
+
+def import_export() -> Any:
+    """The export's packages are not needed for decoding, so they may be absent."""
+    try:
+        import mtpd_onnx.export as export
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{error.name} is not installed; install with: pip install "mtpd-mlx[export]"') from error
+    return export
 
 
 def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,14 +47,17 @@ def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         sys.argv[1:] = list(argv)
-    args = build_parser().parse_args()
     try:
+        args = build_parser().parse_args()
         return {"generate": run_generation, "info": run_info, "export": run_export}[args.command](args)
     except KeyboardInterrupt:
         print("mtpd-onnx: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output went away: not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError) as error:
-        print(f"mtpd-onnx {args.command}: error: {error}", file=sys.stderr)
+        print(f"mtpd-onnx {sys.argv[1]}: error: {error}", file=sys.stderr)
         return 1
 
 
@@ -77,9 +88,7 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
-    from mtpd_onnx.export import run_export as run
-
-    return run(args)
+    return import_export().run_export(args)
 
 
 if __name__ == "__main__":
