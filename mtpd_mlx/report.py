@@ -1,11 +1,14 @@
 """report.json and a self-contained report.html of a demo run."""
 
 import html
-import io
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoint_format import write_json
+from mtpd_mlx.report_drawings import draw_round, draw_training
+from mtpd_mlx.report_plots import Series, bar_plot, legend, line_plot
 
 ARM_NAMES = {
     "ce_short": "from scratch, CE",
@@ -14,75 +17,34 @@ ARM_NAMES = {
     "mtpd_looped": "looped to 8, copied",
     "mtpd_extended": "looped to 8, trained",
 }
-COLOURS = {
-    "ce_short": "#9aa5b1",
-    "mtpd_short": "#e0803c",
-    "mtpd": "#2a78d6",
-    "mtpd_looped": "#86b6ef",
-    "mtpd_extended": "#1c7f5c",
-}
-STYLE = """
-:root { color-scheme: light dark; --ink: #1f2933; --muted: #616e7c; --paper: #fbfaf7; --card: #ffffff; --line: #dde2e8;
-  --draft: #cfe8da; --accent: #1c7f5c; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --muted: #9aa5b1; --paper: #14181d; --card: #1d232a;
-  --line: #323f4b; --draft: #1f4d3a; --accent: #5fc79b; } }
-body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto; max-width: 920px;
-  padding: 2.5rem 1.25rem 4rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; } h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; }
-p, li { max-width: 70ch; } .muted { color: var(--muted); }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); gap: .8rem; margin: 1.4rem 0; }
-.figure { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .9rem 1rem; }
-.figure b { display: block; font-size: 1.7rem; font-variant-numeric: tabular-nums; color: var(--accent); }
-.plot { background: #ffffff; border: 1px solid var(--line); border-radius: 8px; padding: .5rem; } .plot svg { width: 100%;
-  height: auto; display: block; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
-th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-.sample { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: .8rem 1rem; margin: .8rem 0;
-  white-space: pre-wrap; } .sample mark { background: var(--draft); color: inherit; border-radius: 3px; }
-"""
+STYLE = Path(__file__).parent / "assets" / "report.css"
+Curves = dict[str, list[dict[str, Any]]]
 
 
-def write_report(report: dict[str, Any], curves: dict[str, list[dict[str, Any]]], folder: Path) -> None:
-    """Writes `folder`/report.json and `folder`/report.html (plots inline, nothing fetched)."""
+def write_report(report: dict[str, Any], curves: Curves, folder: Path) -> None:
+    """Writes `folder`/report.json and `folder`/report.html (nothing fetched), each under a temporary name first."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)
-    (folder / "report.html").write_text(render(report, curves), encoding="utf-8")
+    write_json(folder / "report.json", report)  # first: the figures outlive a page that cannot be drawn
+    page = render(report, curves)
+    temporary = folder / f".report.html.{os.getpid()}.tmp"
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(folder / "report.html")
 
 
-def render(report: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> str:
-    arms, speed, parity = report["arms"], report["speed"], report["parity"]
+def render(report: dict[str, Any], curves: Curves) -> str:
+    """The page. `curves`: arm -> records with iter, tau, loss and (where known) head_loss per trained head."""
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>MTP-D demo</title><style>{STYLE}</style>",
-        "<h1>Several tokens per pass, the same text</h1>",
-        "<p>The main model normally writes one token per pass. Small <b>MTP heads</b> guess the next few tokens; the main "
-        "model checks all guesses in one pass and keeps those it would have written itself, so the text is exactly its own. "
-        "MTP-D trains the heads to imitate the main model (self-distillation) and grows more heads by copying trained ones "
-        "(looping).</p>",
-        figures(report),
-        "<h2>How often guesses are right</h2>",
-        "<p class=muted>CAR at depth k: share of rounds in which guesses 1..k were all accepted, over the main model's own "
-        "greedy continuations of held-out prompts.</p>",
-        plot(lambda axes: draw_car(axes, arms)),
-        arm_table(arms),
-        "<h2>Training</h2>",
-        "<p class=muted>Agreement with the main model while training from scratch: simulated tokens per pass. Both runs see "
-        "the same batches.</p>",
-        plot(lambda axes: draw_curves(axes, curves, "tau", "simulated tau")),
-        "<p class=muted>The training loss of each run (their objectives differ: MTP-D adds the distillation term).</p>",
-        plot(lambda axes: draw_curves(axes, curves, "loss", "loss, summed over heads")),
-        "<h2>Speed</h2>",
-        plot(lambda axes: draw_speed(axes, speed)),
-        f"<p class=muted>Tokens per second after the prompt, medians of interleaved repeats. Draft tokens: MLX "
-        f"{speed['mlx_num_draft_tokens']}, ONNX {speed['onnx_num_draft_tokens']} (the fastest of those tried).</p>",
+        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>",
+        f"<title>MTP-D demo</title><style>{STYLE.read_text(encoding='utf-8')}</style>",
+        *introduction(report),
+        *acceptance(report),
+        *training(curves),
+        *speed_section(report["speed"]),
         "<h2>Parity</h2>",
-        f"<p>{'All' if parity['tokens_equal'] else '<b>Not all</b>'} tokens are identical on MLX and onnxruntime "
-        f"({parity['tokens']} tokens, {parity['prompts']} prompts); the largest difference of any logit is "
-        f"{parity['max_logit_diff']:.1e}.</p>",
+        parity_box(report["parity"]),
         "<h2>What it wrote</h2>",
-        "<p class=muted><mark style='background:var(--draft);color:inherit'>Marked</mark> tokens were guessed by the heads "
-        "and confirmed; the others are the main model's own.</p>",
+        "<p class=muted><mark>Marked</mark> tokens were guessed by the heads and confirmed; the others are the main model's "
+        "own. The prompt is grey.</p>",
         *(sample(s) for s in report["samples"]),
         "<h2>Conditions</h2>",
         conditions(report),
@@ -90,30 +52,161 @@ def render(report: dict[str, Any], curves: dict[str, list[dict[str, Any]]]) -> s
     return "\n".join(parts) + "\n"
 
 
+def introduction(report: dict[str, Any]) -> list[str]:
+    return [
+        "<h1>Several tokens per pass, the same text</h1>",
+        "<p>A language model normally writes one token per pass. Small <b>MTP heads</b> guess the next few tokens; the main "
+        "model checks all guesses in one pass and keeps those it would have written itself, so the text is exactly its own, "
+        "only sooner.</p>",
+        figures(report),
+        f"<div class=plot>{draw_round()}</div>",
+        "<p><b>MTP-D</b> trains the heads to imitate the main model (self-distillation), because a guess counts only if the "
+        "main model agrees with it. More heads come cheaply: the trained ones are copied behind themselves (looping), and only "
+        "the copies are trained further.</p>",
+        f"<div class=plot>{draw_training()}</div>",
+    ]
+
+
 def figures(report: dict[str, Any]) -> str:
     speed, arms = report["speed"], report["arms"]
     values = [
-        (f"{arms['mtpd']['tau']:.2f}", "tokens per pass, 4 heads"),
-        (f"{arms['mtpd_extended']['tau']:.2f}", "tokens per pass, looped to 8"),
+        (f"{arms['mtpd']['tau']:.2f}", f"tokens per pass, {len(arms['mtpd']['car'])} heads"),
+        (f"{arms['mtpd_extended']['tau']:.2f}", f"tokens per pass, looped to {len(arms['mtpd_extended']['car'])}"),
         (f"{speed['onnx_mtpd'] / speed['onnx_plain']:.2f}x", "speed of plain decoding, onnxruntime"),
         (f"{speed['mlx_mtpd'] / speed['mlx_plain']:.2f}x", "speed of plain decoding, MLX"),
     ]
-    cells = "".join(f"<div class=figure><b>{value}</b>{text}</div>" for value, text in values)
+    cells = "".join(f"<div class=figure><b>{value}</b>{label}</div>" for value, label in values)
     return f"<div class=figures>{cells}</div>"
 
 
+def arm_series(arms: Sequence[str], values: dict[str, tuple[Sequence[float], Sequence[float]]]) -> list[Series]:
+    """One line per arm, in the arm's own colour and name. `values`: arm -> (xs, ys)."""
+    return [
+        Series(
+            ARM_NAMES.get(name, name), *values[name], f"var(--{name})" if name in ARM_NAMES else "var(--ink)", "looped" in name
+        )
+        for name in arms
+    ]
+
+
+def acceptance(report: dict[str, Any]) -> list[str]:
+    arms, base = report["arms"], report["base"]
+    series = arm_series(list(arms), {n: (range(1, len(a["car"]) + 1), a["car"]) for n, a in arms.items()})
+    return [
+        "<h2>How often guesses are right</h2>",
+        "<p class=muted>CAR at depth k: share of rounds in which guesses 1..k were all accepted, over the main model's own "
+        "greedy continuations of held-out prompts.</p>",
+        f"<div class=plot>{legend(series)}{line_plot(series, 'depth k', 'CAR', y_range=(0, 1))}</div>",
+        arm_table(arms),
+        depth_table(arms),
+        "<p class=muted>tau: tokens per pass, 1 + the sum of CAR. AR at depth k: guess k accepted, given that the earlier ones "
+        "were. Rounds that accept more begin at other places of the text, so the same heads can differ slightly between arms. "
+        f"Models that repeat themselves are easy to guess: {base['distinct4']:.0%} of this one's 4-grams are distinct, and the "
+        "column 'new' counts only rounds whose 4-gram had not occurred before. Its validation loss is "
+        f"{base['valid_loss']:.3f} nats per token.</p>",
+    ]
+
+
+def table(titles: Sequence[str], rows: Sequence[Sequence[str]], css: str = "") -> str:
+    """Cells are HTML already; escape what comes from outside."""
+    head = f"<tr>{''.join(f'<th>{t}</th>' for t in titles)}</tr>" if titles else ""
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table class='{css}'>{head}{body}</table>"
+
+
 def arm_table(arms: dict[str, Any]) -> str:
+    rows = [
+        [
+            html.escape(ARM_NAMES.get(name, name)),
+            f"{arm['tau']:.3f}",
+            f"{arm['novel']['tau']:.3f}",
+            f"{arm['distinct4']:.3f}",
+            str(arm["steps"]) if arm["steps"] else "-",
+            f"{arm['seconds']:.0f}" if arm["steps"] else "-",
+        ]
+        for name, arm in arms.items()
+    ]
+    return table(["heads", "tau", "tau, new", "distinct-4", "steps here", "seconds"], rows)
+
+
+def depth_table(arms: dict[str, Any]) -> str:
+    """CAR above AR, for each arm and depth."""
     depth = max(len(a["car"]) for a in arms.values())
-    head = "".join(f"<th>CAR {k + 1}</th>" for k in range(depth))
     rows = []
     for name, arm in arms.items():
-        cells = "".join(f"<td>{arm['car'][k]:.3f}</td>" if k < len(arm["car"]) else "<td></td>" for k in range(depth))
-        rows.append(
-            f"<tr><td>{ARM_NAMES.get(name, name)}</td><td>{arm['tau']:.3f}</td><td>{arm['novel']['tau']:.3f}</td>"
-            f"<td>{arm['distinct4']:.3f}</td><td>{arm['steps']}</td><td>{arm['seconds']:.0f}</td>{cells}</tr>"
+        pairs = [f"{c:.3f}<br><span class=muted>{a:.3f}</span>" for c, a in zip(arm["car"], arm["ar"], strict=True)]
+        label = f"{html.escape(ARM_NAMES.get(name, name))}<br><span class=muted>AR</span>"
+        rows.append([label, *pairs, *[""] * (depth - len(pairs))])
+    return table(["CAR at depth", *(str(k + 1) for k in range(depth))], rows)
+
+
+def training(curves: Curves) -> list[str]:
+    """Simulated tau of the two short runs in one plot; losses by head, one panel per run."""
+    short = {n: c for n, c in curves.items() if n in ("ce_short", "mtpd_short")}
+    taus = arm_series(list(short), {n: ([r["iter"] for r in c], [r["tau"] for r in c]) for n, c in short.items()})
+    panels = "".join(loss_panel(name, curve) for name, curve in curves.items() if curve)
+    return [
+        "<h2>Training</h2>",
+        "<p class=muted>Simulated tokens per pass of heads trained from scratch; both runs see the same batches.</p>",
+        f"<div class=plot>{legend(taus)}{line_plot(taus, 'step', 'simulated tau')}</div>",
+        "<p class=muted>Training loss of each head. CE and MTP-D are different objectives: compare the shapes of these curves, "
+        "not their heights.</p>",
+        f"<div class=panels>{panels}</div>",
+    ]
+
+
+def loss_panel(name: str, curve: list[dict[str, Any]]) -> str:
+    """One run's loss per trained head (in an extension: the new ones); its summed loss where heads were not recorded."""
+    losses = [r.get("head_loss") or [r["loss"]] for r in curve]
+    steps = [r["iter"] for r in curve]
+    frozen = max(len(curve[0].get("car", [])) - len(losses[0]), 0)
+    lines = [
+        Series(f"head {frozen + k + 1}", steps, [row[k] for row in losses], f"var(--head-{k % 4 + 1})")
+        for k in range(len(losses[0]))
+    ]
+    plot = line_plot(lines, "step", f"loss of {name}", size=(300, 200))
+    return f"<div class=plot><h3>{html.escape(ARM_NAMES.get(name, name))}</h3>{legend(lines)}{plot}</div>"
+
+
+def speed_section(speed: dict[str, Any]) -> list[str]:
+    bars = [
+        ("MLX, plain", speed["mlx_plain"], "tokens/s", "var(--ce_short)"),
+        ("MLX, heads", speed["mlx_mtpd"], f"({speed['mlx_mtpd'] / speed['mlx_plain']:.2f}x)", "var(--mtpd)"),
+        ("ONNX, plain", speed["onnx_plain"], "tokens/s", "var(--ce_short)"),
+        ("ONNX, heads", speed["onnx_mtpd"], f"({speed['onnx_mtpd'] / speed['onnx_plain']:.2f}x)", "var(--mtpd_extended)"),
+    ]
+    best = str(speed["onnx_num_draft_tokens"])
+    by_k = [
+        (
+            f"{k} drafts",
+            value,
+            "(chosen)" if str(k) == best else "",
+            "var(--mtpd_extended)" if str(k) == best else "var(--line)",
         )
-    titles = "<th>heads</th><th>tau</th><th>tau, new 4-grams</th><th>distinct-4</th><th>steps</th><th>seconds</th>"
-    return f"<table><tr>{titles}{head}</tr>{''.join(rows)}</table>"
+        for k, value in speed.get("onnx_by_k", {}).items()
+    ]
+    parts = [
+        "<h2>Speed</h2>",
+        f"<div class=plot>{bar_plot(bars)}</div>",
+        f"<p class=muted>Tokens per second after the prompt, medians of interleaved repeats. Draft tokens: MLX "
+        f"{speed['mlx_num_draft_tokens']}, ONNX {best}.</p>",
+    ]
+    if by_k:
+        parts += [
+            "<p class=muted>More guesses per round cost more to check: ONNX tokens per second by number of drafts, one "
+            "measurement each.</p>",
+            f"<div class=plot>{bar_plot(by_k)}</div>",
+        ]
+    return parts
+
+
+def parity_box(parity: dict[str, Any]) -> str:
+    equal = parity["tokens_equal"]
+    verdict = "✓ All tokens are identical" if equal else "✗ <b>Not all</b> tokens are identical"
+    return (
+        f"<div class='parity{'' if equal else ' bad'}'>{verdict} on MLX and onnxruntime ({parity['tokens']} tokens, "
+        f"{parity['prompts']} prompts); the largest difference of any logit is {parity['max_logit_diff']:.1e}.</div>"
+    )
 
 
 def sample(entry: dict[str, Any]) -> str:
@@ -125,48 +218,4 @@ def sample(entry: dict[str, Any]) -> str:
 
 def conditions(report: dict[str, Any]) -> str:
     rows = {**report.get("conditions", {}), **report["machine"], **report["versions"]}
-    cells = "".join(f"<tr><td>{html.escape(str(k))}</td><td>{html.escape(str(v))}</td></tr>" for k, v in rows.items())
-    return f"<table>{cells}</table>"
-
-
-def plot(draw: Any) -> str:
-    """An inline SVG of one pair of axes."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8.4, 3.4), layout="constrained")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e4e7eb")
-    axes.set_axisbelow(True)
-    draw(axes)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    pyplot.close(figure)
-    text = buffer.getvalue()
-    return f"<div class=plot>{text[text.index('<svg') :]}</div>"
-
-
-def draw_car(axes: Any, arms: dict[str, Any]) -> None:
-    for name, arm in arms.items():
-        depths = range(1, len(arm["car"]) + 1)
-        axes.plot(depths, arm["car"], marker="o", color=COLOURS.get(name), label=ARM_NAMES.get(name, name))
-    axes.set(xlabel="depth k", ylabel="CAR", ylim=(0, 1))
-    axes.legend(frameon=False)
-
-
-def draw_curves(axes: Any, curves: dict[str, list[dict[str, Any]]], key: str, label: str) -> None:
-    for name, curve in curves.items():
-        if name in ("ce_short", "mtpd_short"):
-            axes.plot([r["iter"] for r in curve], [r[key] for r in curve], color=COLOURS.get(name), label=ARM_NAMES[name])
-    axes.set(xlabel="step", ylabel=label)
-    axes.legend(frameon=False)
-
-
-def draw_speed(axes: Any, speed: dict[str, Any]) -> None:
-    names = ("mlx_plain", "mlx_mtpd", "onnx_plain", "onnx_mtpd")
-    labels = ("MLX plain", "MLX with heads", "ONNX plain", "ONNX with heads")
-    bars = axes.bar(labels, [speed[n] for n in names], color=["#9aa5b1", COLOURS["mtpd"], "#9aa5b1", COLOURS["mtpd_extended"]])
-    axes.bar_label(bars, fmt="%.0f")
-    axes.set_ylabel("tokens per second")
+    return table([], [[html.escape(str(k)), html.escape(str(v))] for k, v in rows.items()], "facts")
