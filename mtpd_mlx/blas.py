@@ -27,7 +27,11 @@ class BlasReport:
 
 def _needed() -> bool:
     """Only Linux builds of MLX without CUDA use the wheel's reference BLAS."""
-    return sys.platform == "linux" and importlib.util.find_spec("mlx") is not None and not _has_cuda_backend()
+    try:
+        installed = importlib.util.find_spec("mlx") is not None
+    except ImportError:
+        installed = False
+    return sys.platform == "linux" and installed and not _has_cuda_backend()
 
 
 def _has_cuda_backend() -> bool:

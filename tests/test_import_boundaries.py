@@ -25,6 +25,20 @@ def imported(file: Path) -> set[str]:
     return names
 
 
+def imported_at_once(file: Path) -> set[str]:
+    """Top-level names of what importing the file imports: outside functions."""
+    names, waiting = set(), list(ast.parse(file.read_text()).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import):
+            names |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").split(".")[0])
+        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            waiting += ast.iter_child_nodes(node)
+    return names
+
+
 def top(names: set[str]) -> set[str]:
     return {n.split(".")[0] for n in names}
 
@@ -54,6 +68,37 @@ def test_mlx_core_is_imported_in_one_place() -> None:
         if file.name != "mlx_runtime.py":
             direct = {n for n in imported(file) if n.startswith(("mlx.core", "mlx.nn", "mlx.optimizers"))}
             assert not direct, (file, direct)
+
+
+def test_mlx_never_loads_before_the_blas() -> None:
+    """A module-level `import mlx_lm` sorts above `mtpd_mlx.mlx_runtime`: MLX would start with its slow BLAS."""
+    for file in python_files("mtpd_mlx", "tests"):
+        if file.name != "mlx_runtime.py":
+            assert not imported_at_once(file) & MLX, file
+
+
+def test_onnx_runs_in_one_place_and_stays_out_of_mtpd_mlx() -> None:
+    using = {f.name for f in python_files("mtpd_mlx", "export") if "onnxruntime" in top(imported(f))}
+    assert using == {"sessions.py"}
+    for file in python_files("mtpd_mlx"):
+        assert not top(imported(file)) & ONNX, file
+
+
+def test_mtpd_onnx_starts_without_any_runtime() -> None:
+    blocked = sorted(MLX | ONNX | {"transformers", "torch", "safetensors"})
+    program = (
+        "import runpy, sys\n"
+        "class Block:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.split('.')[0] in {blocked!r}: raise ImportError(name + ' is blocked')\n"
+        "sys.meta_path.insert(0, Block())\n"
+        "sys.path[:0] = ['.', 'export']\n"
+        "sys.argv[1:] = ['--help']\n"
+        "runpy.run_module('mtpd_onnx', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: mtpd-onnx")
 
 
 def test_nobody_imports_tools() -> None:
