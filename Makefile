@@ -10,11 +10,14 @@ help:
 	@echo "make demo    train, extend, export, decode and report on the bundled small model (runs/demo/report.html)"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff and mypy"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make venv    only the environment ($(VENV)); the other targets make it themselves"
 	@echo "make clean   remove the environment and the runs"
 
 venv: $(STAMP)
 
 $(STAMP): pyproject.toml tools/install_blas.sh
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=python3.12" % v[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
