@@ -99,3 +99,29 @@ def test_bad_arguments_are_one_line(tiny_checkpoint: Path, tmp_path: Path, capsy
         assert main(arguments) == 1, arguments
         lines = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
         assert len(lines) == 1 and word in lines[0], (arguments, lines)
+
+
+def test_interrupted_extension_resumes(
+    tiny_checkpoint: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtpd_mlx.train_step import Stepper
+
+    def extend(out: Path, *extra: str) -> int:
+        arguments = ["extend", str(tiny_checkpoint), "--to", "12", "--data", str(text_data), "--out", str(out), *SMALL]
+        return main([*arguments, "--save-every", "2", *extra])
+
+    assert extend(tmp_path / "whole") == 0
+    step, calls = Stepper.step, []
+
+    def interrupted(self: Stepper, batches: list) -> tuple:
+        calls.append(1)
+        if len(calls) == 10:  # in the second stage
+            raise KeyboardInterrupt
+        return step(self, batches)
+
+    monkeypatch.setattr(Stepper, "step", interrupted)
+    assert extend(tmp_path / "broken") == 130
+    monkeypatch.undo()
+    assert extend(tmp_path / "broken", "--resume") == 0
+    whole, resumed = (load_arrays(tmp_path / name / "heads.safetensors") for name in ("whole", "broken"))
+    assert all(np.allclose(np.array(whole[n]), np.array(resumed[n]), atol=1e-6) for n in whole)
