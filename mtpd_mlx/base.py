@@ -66,7 +66,15 @@ class Base:
     def norm(self, hidden: mx.array) -> mx.array:
         return self.model.model.norm(hidden)
 
-    def logits(self, hidden_postnorm: mx.array) -> mx.array:
+    @property
+    def output_module(self) -> nn.Module:
+        """What holds the output head's matrix: the embedding (tied) or lm_head."""
+        return self.model.model.embed_tokens if self.model.args.tie_word_embeddings else self.model.lm_head
+
+    def logits(self, hidden_postnorm: mx.array, weight: mx.array | None = None) -> mx.array:
+        """`weight` [V, d] stands in for the output head's own matrix, so that a loss can be differentiated by it."""
+        if weight is not None:
+            return hidden_postnorm @ weight.T
         if self.model.args.tie_word_embeddings:
             return self.model.model.embed_tokens.as_linear(hidden_postnorm)
         return self.model.lm_head(hidden_postnorm)

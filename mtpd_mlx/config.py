@@ -52,8 +52,12 @@ class OptimConfig:
     max_grad_norm: float = option(1.0, "gradient clipping by global norm (0: off)")
     grad_accumulation_steps: int = option(1, "micro-batches per optimiser step")
     compute_dtype: str = option(
-        "float32", "dtype of the forward and backward pass; weights and optimiser stay float32", ("float32", "bfloat16")
+        "auto",
+        "dtype of the forward and backward pass; weights, optimiser and loss stay float32 (auto: bfloat16 on GPUs)",
+        ("auto", "float32", "bfloat16"),
     )
+    grad_checkpoint: bool = option(False, "recompute blocks in the backward pass instead of keeping their activations")
+    max_skipped_steps: int = option(10, "stop after so many steps in a row whose gradient is not finite (each is skipped)")
 
 
 @dataclass(frozen=True)
@@ -64,5 +68,7 @@ class RunConfig:
     steps_per_eval: int = option(200, "steps between validations")
     val_batches: int = option(25, "validation batches (-1: all)")
     save_every: int = option(200, "steps between resume points")
+    report_to: str | None = option(None, "services that get the figures, as in mlx-lm: wandb, swanlab, or both with a comma")
+    project_name: str | None = option(None, "project name for --report-to (default: the name of --out)")
     overwrite: bool = option(False, "replace an existing checkpoint folder")
     resume: bool = option(False, "continue the interrupted run in --out")

@@ -17,7 +17,12 @@ def on_cpu() -> bool:
     return mx.default_device().type == mx.DeviceType.cpu
 
 
+def on_cuda() -> bool:
+    """True when MLX computes on an NVIDIA GPU."""
+    return not on_cpu() and mx.cuda.is_available()
+
+
 if on_cpu():
     compiler_warning()
 
-__all__ = ["mx", "nn", "on_cpu", "optim"]
+__all__ = ["mx", "nn", "on_cpu", "on_cuda", "optim"]

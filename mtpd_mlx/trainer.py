@@ -11,8 +11,9 @@ import numpy as np
 
 from mtpd_mlx.config import OptimConfig, RunConfig
 from mtpd_mlx.data.packing import Batch
+from mtpd_mlx.objective import Model
 from mtpd_mlx.resume import ResumePoint, latest_resume_point, load_resume_point, save_resume_point
-from mtpd_mlx.train_step import Model, Stepper
+from mtpd_mlx.train_step import Stepper
 
 LOG_NAME = "train_log.jsonl"
 
@@ -69,6 +70,7 @@ class Progress:
     best_iteration: int | None = None
     start: dict[str, Any] | None = None
     seconds: float = 0.0
+    skipped: int = 0  # steps whose gradient was not finite
     best_eval: dict[str, Any] = field(default_factory=dict)
 
 
@@ -109,20 +111,24 @@ class Run:
         self.out.mkdir(parents=True, exist_ok=True)
         if progress.start is None:
             self._validate(show)
-        last_report, tokens = time.perf_counter(), 0
+        last_report, tokens, skipped_in_a_row = time.perf_counter(), 0, 0
         try:
             while progress.iteration < self.optim_cfg.iters:
                 started = time.perf_counter()
                 accumulation = self.optim_cfg.grad_accumulation_steps
                 batches = [self.train.batch(progress.iteration * accumulation + j) for j in range(accumulation)]
-                metrics, norm = self.stepper.step(batches)
+                metrics, norm, counted = self.stepper.step(batches)
                 progress.iteration += 1
+                skipped_in_a_row = 0 if counted else skipped_in_a_row + 1
+                progress.skipped += not counted
                 progress.seconds += time.perf_counter() - started
                 tokens += sum(b.tokens.size for b in batches)
                 if self._due(self.cfg.steps_per_report):
                     now = time.perf_counter()
                     self._report(np.array(metrics), float(norm), tokens / (now - last_report), show)
                     last_report, tokens = now, 0
+                if 0 < self.optim_cfg.max_skipped_steps <= skipped_in_a_row:
+                    raise FloatingPointError
                 if self._due(self.cfg.steps_per_eval):
                     self._validate(show)
                 if self._due(self.cfg.save_every) and progress.iteration < self.optim_cfg.iters:
@@ -130,6 +136,12 @@ class Run:
         except KeyboardInterrupt:
             self._save_point()
             raise
+        except FloatingPointError:
+            self._save_point()
+            raise ValueError(
+                f"step {progress.iteration}: the gradient was not finite {skipped_in_a_row} times in a row; those steps "
+                "changed nothing and a resume point is saved. Lower --learning-rate or check the data"
+            ) from None
         self._save_point()
         self.stepper.sync()
         return progress
@@ -149,12 +161,11 @@ class Run:
             "car": car,
             "tau": 1.0 + sum(car),
             "grad_norm": norm,
+            "skipped_steps": self.progress.skipped,
             "learning_rate": float(self.stepper.optimizer.learning_rate),
             "tokens_per_second": speed,
             "seconds": self.progress.seconds,
         }
-        if not np.isfinite(record["loss"]):
-            raise ValueError(f"loss is {record['loss']} at step {record['iter']}: lower --learning-rate or check the data")
         self.curve.append(record)
         self._log(record)
         show(record)

@@ -16,9 +16,10 @@ from mtpd_mlx.data import DataConfig, Splits, load_dataset
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.objective import Model
 from mtpd_mlx.schema import as_dict, build
 from mtpd_mlx.speculative.tokenizer import Tokenizer
-from mtpd_mlx.train_step import Model, Stepper
+from mtpd_mlx.train_step import Stepper, compute_dtype
 from mtpd_mlx.trainer import Progress, Run
 
 OPTIONS_NAME = "train_options.json"
@@ -104,7 +105,7 @@ class Ingredients:
 def gather(options: TrainOptions) -> Ingredients:
     """Loads or creates base and heads as the options say."""
     cfg = options.model
-    compute = getattr(mx, options.optim.compute_dtype)
+    compute = compute_dtype(options.optim)
     if cfg.model is not None:
         # A frozen base is held in the compute dtype; a base that trains keeps float32 master weights.
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint")

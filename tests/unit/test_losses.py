@@ -11,7 +11,8 @@ from mtpd_mlx.data import Batch
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.losses import Teacher, heads_objective, target_masks, top_n_kl
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.train_step import Model, Stepper, objective
+from mtpd_mlx.objective import Model, objective
+from mtpd_mlx.train_step import Stepper
 
 ROWS, LENGTH, V, K = 2, 9, 11, 3
 
@@ -107,9 +108,9 @@ def test_only_the_right_shift_can_be_learned() -> None:
         stepper.step([cycle_batch(8, 24, seed=i)])
     batch = cycle_batch(4, 24, seed=1000)
     stepper.sync()
-    main, heads = model.forward(mx.array(batch.tokens))
-    for k, logits in enumerate([main, *heads]):
-        guess = np.array(mx.argmax(logits, axis=-1))[:, : 24 - k - 1]
+    main, heads = model.states(mx.array(batch.tokens))
+    for k, hidden in enumerate([main, *heads]):
+        guess = np.array(mx.argmax(model.base.logits(hidden), axis=-1))[:, : 24 - k - 1]
         shares = {shift: float((guess == (batch.tokens[:, : 24 - k - 1] + 3 * shift) % VOCAB).mean()) for shift in range(6)}
         assert max(shares, key=shares.__getitem__) == k + 1 and shares[k + 1] > 0.9
 
@@ -143,7 +144,7 @@ def test_teacher_is_detached_and_heads_reach_the_base_in_joint_mode() -> None:
 
     def loss(params: dict) -> mx.array:
         model.bind(params)
-        return objective(model, cfg, mx.array(text.tokens), mx.array(masks), scale)[0]
+        return objective(model, model.fused_loss(cfg), mx.array(text.tokens), mx.array(masks), scale)[0]
 
     gradient = mx.grad(loss)(model.trainable())
     assert mx.abs(gradient["base"]["model"]["layers"][0]["mlp"]["up_proj"]["weight"]).max().item() > 0

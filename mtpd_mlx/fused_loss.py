@@ -1,0 +1,245 @@
+"""The heads' losses in chunks of positions, with their own backward: logits are never kept for all heads or positions.
+
+A chunk holds target positions p: every head that predicts x_{p+1} (head k from its row p - k) and the main head at p, which is
+the teacher of them all. Per chunk and head: one product with the output head, the loss and the gradient with respect to the
+head's state; then the logits are gone. The gradient is made in the forward pass and only scaled in the backward one. Chunks
+are chained, so that MLX cannot enqueue them all at once: peak memory is a few [chunk, V] blocks, whatever B, T and K.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mtpd_mlx.config import LossConfig
+from mtpd_mlx.mlx_runtime import mx, on_cpu
+from mtpd_mlx.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
+from mtpd_mlx.row_stats import row_stats
+
+CHUNK_BYTES_GPU, CHUNK_BYTES_CPU = 160 << 20, 4 << 20  # of one block of logits; measured in docs/log.md
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """`logits(hidden_postnorm [R, d], weight)` -> [R, V]. `weight` is the matrix that trains with it, None where it is frozen."""
+
+    logits: Callable[[mx.array, mx.array | None], mx.array]
+    weight: mx.array | None
+    vocab_size: int
+
+    def detached(self) -> "OutputHead":
+        return self if self.weight is None else replace(self, weight=mx.stop_gradient(self.weight))
+
+    def backward(self, hidden: mx.array, gradient: mx.array) -> tuple[mx.array, mx.array | None]:
+        """Gradients with respect to hidden [R, d] and weight (None where it is frozen), from one of the logits [R, V]."""
+        inputs = [hidden] if self.weight is None else [hidden, self.weight]
+        _, parts = mx.vjp(lambda h, w=None: self.logits(h, w), inputs, [gradient])
+        return parts[0], None if self.weight is None else parts[1].astype(mx.float32)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Where heads draft inside a part of the vocabulary: its token ids [D] and its output head."""
+
+    tokens: mx.array
+    head: OutputHead
+
+
+@dataclass(frozen=True)
+class StoredTeacher:
+    """What an offline cache knows of the main head, by position [n]: N best tokens and their logits [n, N], its own loss."""
+
+    tokens: mx.array
+    logits: mx.array
+    main_loss: mx.array
+
+
+@dataclass(frozen=True)
+class Rows:
+    """n target positions: targets int [n] (x_{p+1}); weights [K + 1, n] float32 (0: not counted; row 0 is the main head, 0 in
+    heads mode); states K x [n, d], row p of head k belonging to position p - k; main [n, d] hidden_postnorm."""
+
+    targets: mx.array
+    weights: mx.array
+    main: mx.array
+    states: list[mx.array]
+    stored: StoredTeacher | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """loss []: the weighted sum; values [K + 1, n]: losses by position, unweighted; best [K + 1, n]: argmax token ids."""
+
+    loss: mx.array
+    values: mx.array
+    best: mx.array
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """What is fixed during a run. Heads 1..first are frozen: only their argmax is wanted."""
+
+    cfg: LossConfig
+    alphas: list[float]
+    betas: list[float]
+    first: int
+    train_main: bool
+    chunk: int | None = None  # positions; None: by CHUNK_BYTES
+
+    def __call__(self, head: OutputHead, draft: Draft | None, rows: Rows) -> Outcome:
+        """The loss, differentiable with respect to the states, and in joint mode to main and the output head's weight."""
+        k = len(rows.states)
+        own = draft.head if draft else head
+        trained = [w for w in (head.weight, draft.head.weight if draft else None) if w is not None]
+        constants = [rows.targets, rows.weights]
+        if rows.stored is not None:
+            constants += [rows.stored.tokens, rows.stored.logits, rows.stored.main_loss]
+
+        def unpack(arrays: tuple[mx.array, ...]) -> tuple[OutputHead, Draft | None, Rows]:
+            main, states, rest = arrays[0], list(arrays[1 : k + 1]), list(arrays[k + 1 :])
+            weights = [rest.pop(0) for _ in trained]
+            new_head = replace(head, weight=weights[0]) if head.weight is not None else head
+            new_own = replace(own, weight=weights[-1]) if own.weight is not None else own
+            stored = StoredTeacher(*rest[2:]) if rows.stored is not None else None
+            return new_head, draft and Draft(draft.tokens, new_own), Rows(rest[0], rest[1], main, states, stored)
+
+        @mx.custom_function
+        def fused(*arrays: mx.array) -> tuple[mx.array, ...]:
+            outcome, gradients = self._chunks(*unpack(arrays), with_gradient=True)
+            return outcome.loss, outcome.values, outcome.best, *gradients
+
+        @fused.vjp
+        def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
+            made = [g * cotangents[0].astype(g.dtype) for g in outputs[3:]]
+            main = [made.pop(0) if self.train_main else mx.zeros_like(primals[0])]
+            still = [mx.zeros_like(p) for p in primals[1 : self.first + 1]]
+            weights = [g.astype(w.dtype) for g, w in zip(made[k - self.first :], trained, strict=True)]
+            return *main, *still, *made[: k - self.first], *weights, *(mx.zeros_like(c) for c in constants)
+
+        outputs: Any = fused(rows.main, *rows.states, *trained, *constants)
+        loss, values, best = outputs[:3]
+        return Outcome(loss, mx.stop_gradient(values), mx.stop_gradient(best))
+
+    def values(self, head: OutputHead, draft: Draft | None, rows: Rows) -> Outcome:
+        """The same without gradients."""
+        rows = replace(rows, main=mx.stop_gradient(rows.main), states=[mx.stop_gradient(s) for s in rows.states])
+        draft = draft and replace(draft, head=draft.head.detached())
+        return self._chunks(head.detached(), draft, rows, with_gradient=False)[0]
+
+    def _chunks(self, head: OutputHead, draft: Draft | None, rows: Rows, with_gradient: bool) -> tuple[Outcome, list[mx.array]]:
+        """Gradients: main [n, d] (joint only), states of the trained heads [n, d], then the trained weights [V, d]."""
+        n = rows.targets.shape[0]
+        size = self.chunk or default_chunk(head.vocab_size, rows.main.dtype.size)
+        parts, sums, barrier = [], None, None
+        for start in range(0, n, size):
+            part = _slice(rows, start, min(start + size, n), barrier)
+            result = self._chunk(head, draft, part, with_gradient)
+            barrier = [result.loss, *result.gradients]
+            sums = result.weights if sums is None else [a + b for a, b in zip(sums, result.weights, strict=True)]
+            parts.append(result)
+        outcome = Outcome(
+            mx.stack([p.loss for p in parts]).sum(),
+            mx.concatenate([p.values for p in parts], axis=1),
+            mx.concatenate([p.best for p in parts], axis=1),
+        )
+        gradients = [mx.concatenate(list(g)) for g in zip(*(p.gradients for p in parts), strict=True)]
+        return outcome, gradients + (sums or [])
+
+    def _chunk(self, head: OutputHead, draft: Draft | None, rows: Rows, with_gradient: bool) -> "ChunkResult":
+        own, targets = (draft.head, _inside(draft.tokens, head.vocab_size)[rows.targets]) if draft else (head, rows.targets)
+        result = ChunkResult([], [], [], [])
+        teacher = self._main(head, draft, rows, result, with_gradient)
+        for k, state in enumerate(rows.states, start=1):
+            logits = own.logits(state, own.weight)
+            if k <= self.first:
+                best, value = row_stats(logits).best, mx.zeros(rows.targets.shape)
+            else:
+                j = k - self.first - 1
+                made = head_rows(self.cfg, logits, teacher, targets, self.alphas[j], self.betas[j])
+                best, value = made.best, made.value
+                if with_gradient:
+                    result.add(own, state, made, rows.weights[k], 1 if draft and head.weight is not None else 0)
+            result.heads_best.append(draft.tokens[best] if draft else best)
+            result.per_head.append(value)
+        result.total = (mx.stack(result.per_head) * rows.weights).sum()
+        return result
+
+    def _main(
+        self, head: OutputHead, draft: Draft | None, rows: Rows, result: "ChunkResult", with_gradient: bool
+    ) -> TeacherRows | None:
+        """The main head's own loss and argmax; the teacher where the loss has one."""
+        wanted = self.cfg.loss != "ce"
+        if rows.stored is not None:
+            result.per_head.append(rows.stored.main_loss)
+            result.heads_best.append(rows.stored.tokens[:, 0].astype(mx.uint32))
+            return stored_teacher(rows.stored.tokens, rows.stored.logits, head.vocab_size) if wanted else None
+        logits = head.logits(rows.main, head.weight)
+        stats = row_stats(logits)
+        made = ce_rows(logits, stats, rows.targets)
+        if self.train_main and with_gradient:
+            result.add(head, rows.main, made, rows.weights[0], 0)
+        result.per_head.append(made.value)
+        result.heads_best.append(made.best)
+        if not wanted:
+            return None
+        top_n = self.cfg.top_n if self.cfg.loss in ("mtpd", "kl") else head.vocab_size
+        logits = mx.stop_gradient(logits)
+        if draft:
+            logits = mx.take(logits, draft.tokens, axis=-1)
+            stats = row_stats(logits)
+        return teacher_rows(logits, stats, top_n)
+
+
+@dataclass
+class ChunkResult:
+    """Losses [K + 1] x [C] and argmaxes of a chunk, gradients [C, d] by state, and of the trained weights."""
+
+    per_head: list[mx.array]
+    heads_best: list[mx.array]
+    gradients: list[mx.array]
+    weights: list[mx.array]
+    total: mx.array | None = None
+
+    def add(self, head: OutputHead, hidden: mx.array, made: HeadRows, weights: mx.array, slot: int) -> None:
+        """Takes the gradient of one head back to its state, and adds that of the output head's weight to its sum."""
+        gradient = (made.gradient * weights[:, None]).astype(hidden.dtype)
+        of_hidden, of_weight = head.backward(hidden, gradient)
+        self.gradients.append(of_hidden)
+        if of_weight is not None:
+            if len(self.weights) == slot:
+                self.weights.append(of_weight)
+            else:
+                self.weights[slot] = self.weights[slot] + of_weight
+
+    @property
+    def loss(self) -> mx.array:
+        assert self.total is not None
+        return self.total
+
+    @property
+    def values(self) -> mx.array:
+        return mx.stack(self.per_head)
+
+    @property
+    def best(self) -> mx.array:
+        return mx.stack(self.heads_best)
+
+
+def default_chunk(vocab_size: int, item_size: int) -> int:
+    """Positions per chunk: as many as keep one block of logits within CHUNK_BYTES, in multiples of 32."""
+    budget = CHUNK_BYTES_CPU if on_cpu() else CHUNK_BYTES_GPU
+    return max(32, budget // (vocab_size * item_size) // 32 * 32)
+
+
+def _slice(rows: Rows, start: int, end: int, after: list[mx.array] | None) -> Rows:
+    """Rows start..end-1; nothing of them is computed before `after` is."""
+    hidden = [rows.main[start:end], *(s[start:end] for s in rows.states)]
+    if after is not None:
+        hidden = mx.depends(hidden, after)
+    stored = rows.stored and StoredTeacher(*(a[start:end] for a in vars(rows.stored).values()))
+    return Rows(rows.targets[start:end], rows.weights[:, start:end], hidden[0], hidden[1:], stored)
+
+
+def _inside(draft_tokens: mx.array, vocab_size: int) -> mx.array:
+    """[V]: the place of a token in the draft vocabulary, -1 where it has none."""
+    table = mx.full((vocab_size,), -1, mx.int32)
+    return mx.put_along_axis(table, draft_tokens.astype(mx.int32), mx.arange(draft_tokens.size, dtype=mx.int32), axis=0)

@@ -1,0 +1,135 @@
+"""From tokens to what a step minimises and reports: states of base and heads, aligned by target, through the fused loss."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mtpd_mlx.base import Base
+from mtpd_mlx.config import LossConfig
+from mtpd_mlx.fused_loss import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
+from mtpd_mlx.heads import MTPHeads, shift_left
+from mtpd_mlx.losses import end_to_end_tv, per_head_weights
+from mtpd_mlx.mlx_runtime import mx
+
+Tree = dict[str, Any]
+
+
+@dataclass
+class Model:
+    """Base and heads, and which of their parameters train. Old heads of an extension are frozen before this is made."""
+
+    base: Base
+    heads: MTPHeads
+    joint: bool
+    first_trained: int = 0
+
+    def __post_init__(self) -> None:
+        self.base.model.unfreeze() if self.joint else self.base.model.freeze()
+        for head in self.heads.heads[: self.first_trained]:
+            head.freeze()
+        self.heads.train()
+
+    def trainable(self) -> Tree:
+        tree = {"heads": self.heads.trainable_parameters()}
+        return tree | ({"base": self.base.model.trainable_parameters()} if self.joint else {})
+
+    def bind(self, params: Tree) -> None:
+        """Points the modules at `params` (real arrays, or tracers inside a transformation)."""
+        self.heads.update(params["heads"])
+        if self.joint:
+            self.base.model.update(params["base"])
+
+    def states(self, tokens: mx.array, hidden: mx.array | None = None) -> tuple[mx.array, list[mx.array]]:
+        """tokens [B, T] -> hidden_postnorm of the base [B, T, d] and of each head K x [B, T, d], inputs of the output head.
+
+        `hidden` [B, T, d] (prenorm) stands in for the base's trunk. A frozen base gets no gradient.
+        """
+        if hidden is None:
+            hidden = self.base.trunk(tokens)
+        if not self.joint:
+            hidden = mx.stop_gradient(hidden)
+        return self.base.norm(hidden), self.heads.cascade(self.base, hidden, tokens)
+
+    def output_head(self) -> OutputHead:
+        weight = self.base.output_module.weight if self.joint else None
+        return OutputHead(self.base.logits, weight, self.base.vocab_size)
+
+    def fused_loss(self, cfg: LossConfig) -> FusedLoss:
+        trained = self.heads.num_heads - self.first_trained
+        alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
+        return FusedLoss(cfg, alphas, betas, self.first_trained, self.joint)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What an offline cache knows of a batch: hidden_prenorm [B, T, d] and, where it serves the loss, the teacher [B T, N]."""
+
+    hidden: mx.array
+    teacher: StoredTeacher | None
+
+
+def objective(
+    model: Model,
+    fused: FusedLoss,
+    tokens: mx.array,
+    masks: mx.array,
+    scale: mx.array,
+    known: Known | None = None,
+    with_gradient: bool = True,
+) -> tuple[mx.array, mx.array]:
+    """(loss [], metrics [1 + trained heads + K]): main loss, loss per trained head, simulated CAR by depth.
+
+    tokens [B, T]; masks bool [K + 1, B, T] (losses.target_masks); scale [K + 1]: one over the positions counted in the whole
+    step. Simulated CAR: the share of positions where heads 1..k all guess the main head's argmax, over positions where
+    depth K is defined.
+    """
+    main, states = model.states(tokens, known.hidden if known else None)
+    weights = mx.stack([shift_right(masks[k].astype(mx.float32), k) * scale[k] for k in range(len(states) + 1)])  # [K+1, B, T]
+    rows = Rows(
+        shift_left(tokens, 1).reshape(-1),
+        _flat(mx.concatenate([weights[:1] * float(model.joint), weights[1:]])),
+        _flat(main[None])[0],
+        [_flat(shift_right(s, k)[None])[0] for k, s in enumerate(states, start=1)],
+        known.teacher if known else None,
+    )
+    head = model.output_head()
+    draft: Draft | None = None
+    if fused.cfg.loss == "tv" and with_gradient:
+        rows = replace(
+            rows, weights=_end_to_end_weights(fused.values(head, draft, rows), rows.weights, masks, scale, fused.first)
+        )
+    outcome = fused(head, draft, rows) if with_gradient else fused.values(head, draft, rows)
+    counted = (outcome.values * _flat(weights)).sum(axis=1)  # [K + 1]
+    accepted = simulated_acceptance(outcome.best.reshape(weights.shape), masks[-1]) * scale[-1]
+    metrics = mx.concatenate([counted[:1], counted[1 + model.first_trained :], accepted])
+    return outcome.loss, mx.stop_gradient(metrics)
+
+
+def shift_right(x: mx.array, k: int) -> mx.array:
+    """x [B, T, ...] -> y with y[:, p] = x[:, p - k], zeros in the first k rows: rows i of head k, placed at their targets."""
+    k = min(k, x.shape[1])
+    return mx.concatenate([mx.zeros_like(x[:, :k]), x[:, : x.shape[1] - k]], axis=1)
+
+
+def _flat(x: mx.array) -> mx.array:
+    """[S, B, T, ...] -> [S, B T, ...]"""
+    return x.reshape(x.shape[0], -1, *x.shape[3:])
+
+
+def simulated_acceptance(best: mx.array, mask: mx.array) -> mx.array:
+    """best [K + 1, B, T] by target position; number of rows i of `mask` [B, T] where depths 1..k all agree with the main head's
+    argmax, [K]."""
+    alive, counts = mask, []
+    for k in range(1, best.shape[0]):
+        alive = alive * shift_left(best[k] == best[0], k)
+        counts.append(alive.sum())
+    return mx.stack(counts).astype(mx.float32)
+
+
+def _end_to_end_weights(outcome: Outcome, weights: mx.array, masks: mx.array, scale: mx.array, first: int) -> mx.array:
+    """Weights [K + 1, B T] with, for each trained head, the derivative of the end-to-end TV by that head's TV."""
+    shape = masks.shape[1:]
+    depths = range(first + 1, len(weights))
+    tvs = [shift_left(outcome.values[k].reshape(shape), k) for k in depths]
+    by_row = mx.grad(lambda tvs: (end_to_end_tv(tvs) * masks[-1]).sum() * scale[-1])(tvs)
+    placed = [shift_right(g, k).reshape(1, -1) for k, g in zip(depths, by_row, strict=True)]
+    return mx.concatenate([weights[: first + 1], *placed])
