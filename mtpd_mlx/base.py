@@ -4,6 +4,7 @@ Everything else sees a `Base`: embedding, trunk (hidden state before the final n
 the decoder-block type. A family is added by naming its mlx-lm module in FAMILIES, once tests/test_base.py covers it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Base:
     model: nn.Module
     config: dict[str, Any]
     path: Path | None
+    grad_checkpoint: bool = False  # in training, recompute blocks in the backward pass
 
     @property
     def hidden_size(self) -> int:
@@ -60,7 +62,8 @@ class Base:
         caches = cache or [None] * len(self.layers)
         mask = create_attention_mask(hidden, caches[0])
         for layer, layer_cache in zip(self.layers, caches, strict=True):
-            hidden = layer(hidden, mask, layer_cache)
+            run = recomputed(layer) if self.grad_checkpoint and layer_cache is None else layer
+            hidden = run(hidden, mask, layer_cache)
         return hidden
 
     def norm(self, hidden: mx.array) -> mx.array:
@@ -89,6 +92,19 @@ class Base:
         """A decoder block of the base's own type, unquantised, freshly initialised."""
         block_type: Any = type(self.layers[-1])
         return block_type(self.model.args)
+
+
+def recomputed(block: nn.Module) -> Callable[..., mx.array]:
+    """The block, keeping only its input for the backward pass (gradient checkpointing)."""
+
+    def call(hidden: mx.array, mask: Any, cache: Any = None) -> mx.array:
+        def inner(params: dict, hidden: mx.array) -> mx.array:
+            block.update(params)
+            return block(hidden, mask, cache)
+
+        return mx.checkpoint(inner)(block.trainable_parameters(), hidden)
+
+    return call
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:

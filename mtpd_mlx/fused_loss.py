@@ -15,12 +15,12 @@ from mtpd_mlx.mlx_runtime import mx, on_cpu
 from mtpd_mlx.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
 from mtpd_mlx.row_stats import row_stats
 
-CHUNK_BYTES_GPU, CHUNK_BYTES_CPU = 160 << 20, 4 << 20  # of one block of logits; measured in docs/log.md
+CHUNK_BYTES_GPU, CHUNK_BYTES_CPU = 160 << 20, 1 << 20  # of one block of logits; measured in docs/log.md
 
 
 @dataclass(frozen=True)
 class OutputHead:
-    """`logits(hidden_postnorm [R, d], weight)` -> [R, V]. `weight` is the matrix that trains with it, None where it is frozen."""
+    """`logits(hidden_postnorm [R, d], weight)` -> [R, V]; `weight` is the matrix that trains with it, None where frozen."""
 
     logits: Callable[[mx.array, mx.array | None], mx.array]
     weight: mx.array | None
@@ -129,60 +129,54 @@ class FusedLoss:
         """Gradients: main [n, d] (joint only), states of the trained heads [n, d], then the trained weights [V, d]."""
         n = rows.targets.shape[0]
         size = self.chunk or default_chunk(head.vocab_size, rows.main.dtype.size)
-        parts, sums, barrier = [], None, None
+        parts: list[Chunk] = []
         for start in range(0, n, size):
-            part = _slice(rows, start, min(start + size, n), barrier)
-            result = self._chunk(head, draft, part, with_gradient)
-            barrier = [result.loss, *result.gradients]
-            sums = result.weights if sums is None else [a + b for a, b in zip(sums, result.weights, strict=True)]
-            parts.append(result)
+            chunk = Chunk.following(parts[-1] if parts else None)
+            self._chunk(head, draft, _slice(rows, start, min(start + size, n)), chunk, with_gradient)
+            parts.append(chunk)
         outcome = Outcome(
             mx.stack([p.loss for p in parts]).sum(),
-            mx.concatenate([p.values for p in parts], axis=1),
-            mx.concatenate([p.best for p in parts], axis=1),
+            mx.concatenate([mx.stack(p.values) for p in parts], axis=1),
+            mx.concatenate([mx.stack(p.best) for p in parts], axis=1),
         )
         gradients = [mx.concatenate(list(g)) for g in zip(*(p.gradients for p in parts), strict=True)]
-        return outcome, gradients + (sums or [])
+        return outcome, gradients + parts[-1].weights
 
-    def _chunk(self, head: OutputHead, draft: Draft | None, rows: Rows, with_gradient: bool) -> "ChunkResult":
+    def _chunk(self, head: OutputHead, draft: Draft | None, rows: Rows, chunk: "Chunk", with_gradient: bool) -> None:
         own, targets = (draft.head, _inside(draft.tokens, head.vocab_size)[rows.targets]) if draft else (head, rows.targets)
-        result = ChunkResult([], [], [], [])
-        teacher = self._main(head, draft, rows, result, with_gradient)
+        teacher = self._main(head, draft, rows, chunk, with_gradient)
         for k, state in enumerate(rows.states, start=1):
+            state = chunk.next(state)
             logits = own.logits(state, own.weight)
             if k <= self.first:
-                best, value = row_stats(logits).best, mx.zeros(rows.targets.shape)
+                best, value, made = row_stats(logits).best, mx.zeros(rows.targets.shape), None
             else:
                 j = k - self.first - 1
                 made = head_rows(self.cfg, logits, teacher, targets, self.alphas[j], self.betas[j])
                 best, value = made.best, made.value
-                if with_gradient:
-                    result.add(own, state, made, rows.weights[k], 1 if draft and head.weight is not None else 0)
-            result.heads_best.append(draft.tokens[best] if draft else best)
-            result.per_head.append(value)
-        result.total = (mx.stack(result.per_head) * rows.weights).sum()
-        return result
+            chunk.note(value, draft.tokens[best] if draft else best)
+            if with_gradient and made is not None:
+                chunk.add(own, state, made, rows.weights[k], 1 if draft and head.weight is not None else 0)
+        chunk.loss = (mx.stack(chunk.values) * rows.weights).sum()
 
     def _main(
-        self, head: OutputHead, draft: Draft | None, rows: Rows, result: "ChunkResult", with_gradient: bool
+        self, head: OutputHead, draft: Draft | None, rows: Rows, chunk: "Chunk", with_gradient: bool
     ) -> TeacherRows | None:
         """The main head's own loss and argmax; the teacher where the loss has one."""
         wanted = self.cfg.loss != "ce"
         if rows.stored is not None:
-            result.per_head.append(rows.stored.main_loss)
-            result.heads_best.append(rows.stored.tokens[:, 0].astype(mx.uint32))
+            chunk.note(rows.stored.main_loss, rows.stored.tokens[:, 0].astype(mx.uint32))
             return stored_teacher(rows.stored.tokens, rows.stored.logits, head.vocab_size) if wanted else None
-        logits = head.logits(rows.main, head.weight)
+        hidden = chunk.next(rows.main)
+        logits = head.logits(hidden, head.weight)
         stats = row_stats(logits)
         made = ce_rows(logits, stats, rows.targets)
+        chunk.note(made.value, made.best)
         if self.train_main and with_gradient:
-            result.add(head, rows.main, made, rows.weights[0], 0)
-        result.per_head.append(made.value)
-        result.heads_best.append(made.best)
+            chunk.add(head, hidden, made, rows.weights[0], 0)
         if not wanted:
             return None
         top_n = self.cfg.top_n if self.cfg.loss in ("mtpd", "kl") else head.vocab_size
-        logits = mx.stop_gradient(logits)
         if draft:
             logits = mx.take(logits, draft.tokens, axis=-1)
             stats = row_stats(logits)
@@ -190,38 +184,42 @@ class FusedLoss:
 
 
 @dataclass
-class ChunkResult:
-    """Losses [K + 1] x [C] and argmaxes of a chunk, gradients [C, d] by state, and of the trained weights."""
+class Chunk:
+    """What a chunk of C positions came to: values and best [C] by head (0: the main head), gradients [C, d] of the states, and
+    the sums so far of the trained weights' gradients. Each head waits for the one before it."""
 
-    per_head: list[mx.array]
-    heads_best: list[mx.array]
+    values: list[mx.array]
+    best: list[mx.array]
     gradients: list[mx.array]
     weights: list[mx.array]
-    total: mx.array | None = None
+    _before: list[mx.array]
+    loss: mx.array
+
+    @classmethod
+    def following(cls, last: "Chunk | None") -> "Chunk":
+        return cls([], [], [], list(last.weights) if last else [], list(last._before) if last else [], mx.array(0.0))
+
+    def next(self, hidden: mx.array) -> mx.array:
+        """`hidden`, not to be used before the heads so far are done with their logits."""
+        return mx.depends([hidden], self._before)[0] if self._before else hidden
+
+    def note(self, value: mx.array, best: mx.array) -> None:
+        self.values.append(value)
+        self.best.append(best)
+        self._before = [value, best]
 
     def add(self, head: OutputHead, hidden: mx.array, made: HeadRows, weights: mx.array, slot: int) -> None:
         """Takes the gradient of one head back to its state, and adds that of the output head's weight to its sum."""
         gradient = (made.gradient * weights[:, None]).astype(hidden.dtype)
         of_hidden, of_weight = head.backward(hidden, gradient)
         self.gradients.append(of_hidden)
+        self._before.append(of_hidden)
         if of_weight is not None:
             if len(self.weights) == slot:
                 self.weights.append(of_weight)
             else:
                 self.weights[slot] = self.weights[slot] + of_weight
-
-    @property
-    def loss(self) -> mx.array:
-        assert self.total is not None
-        return self.total
-
-    @property
-    def values(self) -> mx.array:
-        return mx.stack(self.per_head)
-
-    @property
-    def best(self) -> mx.array:
-        return mx.stack(self.heads_best)
+            self._before.append(self.weights[slot])
 
 
 def default_chunk(vocab_size: int, item_size: int) -> int:
@@ -230,13 +228,11 @@ def default_chunk(vocab_size: int, item_size: int) -> int:
     return max(32, budget // (vocab_size * item_size) // 32 * 32)
 
 
-def _slice(rows: Rows, start: int, end: int, after: list[mx.array] | None) -> Rows:
-    """Rows start..end-1; nothing of them is computed before `after` is."""
-    hidden = [rows.main[start:end], *(s[start:end] for s in rows.states)]
-    if after is not None:
-        hidden = mx.depends(hidden, after)
+def _slice(rows: Rows, start: int, end: int) -> Rows:
+    """Rows start..end-1."""
     stored = rows.stored and StoredTeacher(*(a[start:end] for a in vars(rows.stored).values()))
-    return Rows(rows.targets[start:end], rows.weights[:, start:end], hidden[0], hidden[1:], stored)
+    states = [s[start:end] for s in rows.states]
+    return Rows(rows.targets[start:end], rows.weights[:, start:end], rows.main[start:end], states, stored)
 
 
 def _inside(draft_tokens: mx.array, vocab_size: int) -> mx.array:

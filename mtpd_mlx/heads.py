@@ -5,7 +5,7 @@ Offsets and names are drawn in docs/architecture.md.
 
 from typing import Any
 
-from mtpd_mlx.base import Base
+from mtpd_mlx.base import Base, recomputed
 from mtpd_mlx.mlx_runtime import mx, nn
 
 
@@ -19,11 +19,13 @@ class MTPHead(nn.Module):
         self.enorm = nn.RMSNorm(d, eps=eps)
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
         self.block = base.new_block()
+        self.grad_checkpoint = False
 
     def __call__(self, hidden: mx.array, embedded: mx.array, mask: Any, cache: Any = None) -> mx.array:
         """hidden, embedded [B, T, d] -> h^k [B, T, d] before the final norm."""
         joined = mx.concatenate([self.hnorm(hidden), self.enorm(embedded)], axis=-1)  # [B, T, 2d]
-        return self.block(self.eh_proj(joined), mask, cache)
+        block = recomputed(self.block) if self.grad_checkpoint and cache is None else self.block
+        return block(self.eh_proj(joined), mask, cache)
 
 
 class MTPHeads(nn.Module):

@@ -21,12 +21,16 @@ class Model:
     heads: MTPHeads
     joint: bool
     first_trained: int = 0
+    grad_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         self.base.model.unfreeze() if self.joint else self.base.model.freeze()
         for head in self.heads.heads[: self.first_trained]:
             head.freeze()
         self.heads.train()
+        self.base.grad_checkpoint = self.grad_checkpoint and self.joint
+        for head in self.heads.heads:
+            head.grad_checkpoint = self.grad_checkpoint
 
     def trainable(self) -> Tree:
         tree = {"heads": self.heads.trainable_parameters()}

@@ -1,14 +1,19 @@
-"""What a person sees while training: one bar with loss per head and simulated tau, one line per validation."""
+"""What a person sees while training: a bar, loss per head, simulated acceptance by depth; one line per validation."""
 
 from typing import Any
 
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
 
 class ProgressBar:
-    def __init__(self, iters: int, command: str = "train"):
+    """Two lines that stay: speed and losses; below, how many drafts would be accepted now, by depth."""
+
+    def __init__(self, iters: int, command: str = "train", visible: bool = True):
         from tqdm import tqdm
 
         self.command = command
-        self._bar = tqdm(total=iters, unit="step", dynamic_ncols=True)
+        self._bar = tqdm(total=iters, unit="step", dynamic_ncols=True, disable=not visible)
+        self._depths = tqdm(total=0, bar_format="{desc}", position=1, dynamic_ncols=True, disable=not visible)
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -17,6 +22,7 @@ class ProgressBar:
         self.close()
 
     def close(self) -> None:
+        self._depths.close()
         self._bar.close()
 
     def show(self, record: dict[str, Any]) -> None:
@@ -30,6 +36,14 @@ class ProgressBar:
             )
             return
         heads = "/".join(f"{x:.2f}" for x in record["head_loss"])
+        skipped = f" skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
         self._bar.set_postfix_str(
-            f"main {record['main_loss']:.3f} heads {heads} tau {record['tau']:.2f} {record['tokens_per_second']:.0f} tok/s"
+            f"main {record['main_loss']:.3f} heads {heads} {record['tokens_per_second']:.0f} tok/s{skipped}", refresh=False
         )
+        self._depths.set_description_str(f"tau {record['tau']:.2f}  CAR by depth {depths(record['car'])}")
+
+
+def depths(car: list[float]) -> str:
+    """A column and the figure for each depth: "█ .97  ▆ .74"."""
+    levels = [round(8 * c) if 0 <= c <= 1 else 0 for c in car]  # a skipped step has no figures
+    return "  ".join(f"{BLOCKS[n]} {c:.2f}".replace(" 0.", " .") for n, c in zip(levels, car, strict=True))

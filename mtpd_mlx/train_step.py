@@ -140,6 +140,16 @@ class Stepper:
         """Leaves the modules holding the real float32 parameters (tracing leaves tracers in them)."""
         self.model.bind(self.params)
 
+    def follow_lead(self) -> None:
+        """Every rank takes over rank 0's parameters and optimiser state."""
+        if self.world.size > 1:
+            from mlx.utils import tree_map
+
+            mine = self.state if self.world.leads else tree_map(mx.zeros_like, self.state)
+            for held, got in zip(self.state, self.world.sum(mine), strict=True):
+                held.update(got)
+            mx.eval(self.state)
+
     def restore(self, params: Tree, optimizer_state: Tree) -> None:
         from mlx.utils import tree_unflatten
 

@@ -91,26 +91,36 @@ class Run:
     ):
         self.model, self.stepper, self.train, self.valid = model, stepper, train, valid
         self.optim_cfg, self.cfg, self.save_best = optim_cfg, run_cfg, save_best
+        self.world = stepper.world
         self.out = Path(run_cfg.out)
         self.progress = Progress()
         self.save_start = save_start
         self.curve: list[dict[str, Any]] = []
 
     def resume(self) -> None:
-        point = latest_resume_point(self.out)
-        if point is None:
-            raise ValueError(f"{self.out}: nothing to resume (no resume-* folder)")
-        arrays = load_resume_point(self.out, point)
-        self.stepper.restore(arrays.params, arrays.optimizer)
-        self.progress = Progress(**arrays.progress)
-        self._truncate_log(point)
+        """Continues at the newest resume point. Rank 0 reads it; the others need not see its folder."""
+        arrays: list[ResumePoint] = []
+
+        def read() -> dict[str, Any]:
+            point = latest_resume_point(self.out)
+            if point is None:
+                raise ValueError(f"{self.out}: nothing to resume (no resume-* folder)")
+            arrays.append(load_resume_point(self.out, point))
+            self._truncate_log(point)
+            return arrays[0].progress
+
+        self.progress = Progress(**self.world.from_lead(read))
+        if arrays:
+            self.stepper.restore(arrays[0].params, arrays[0].optimizer)
+        self.stepper.follow_lead()
 
     def run(self, show: Callable[[dict[str, Any]], None] = lambda record: None) -> Progress:
         """Trains to `iters`. On KeyboardInterrupt a resume point is written before the exception goes on."""
         progress = self.progress
-        self.out.mkdir(parents=True, exist_ok=True)
         if progress.start is None:
             self._validate(show)
+            if self.world.size > 1:
+                self._save_point()  # a lost rank leaves no time to write one
         last_report, tokens, skipped_in_a_row = time.perf_counter(), 0, 0
         try:
             while progress.iteration < self.optim_cfg.iters:
@@ -167,8 +177,7 @@ class Run:
             "seconds": self.progress.seconds,
         }
         self.curve.append(record)
-        self._log(record)
-        show(record)
+        self._tell(record, show)
 
     def _validate(self, show: Callable) -> None:
         progress = self.progress
@@ -182,14 +191,16 @@ class Run:
             progress.best, progress.best_iteration, progress.best_eval = score, progress.iteration, result.to_dict()
             if not first or self.save_start:
                 self.stepper.sync()
-                self.save_best(progress)
+                if self.world.leads:
+                    self.save_best(progress)
                 record["saved"] = True
-        self._log(record)
-        show(record)
+        self._tell(record, show)
 
     def _save_point(self) -> None:
         from mlx.utils import tree_flatten
 
+        if not self.world.leads:
+            return
         save_resume_point(
             self.out,
             ResumePoint(
@@ -199,9 +210,12 @@ class Run:
             ),
         )
 
-    def _log(self, record: dict[str, Any]) -> None:
-        with (self.out / LOG_NAME).open("a") as f:
-            f.write(json.dumps(record) + "\n")
+    def _tell(self, record: dict[str, Any], show: Callable[[dict[str, Any]], None]) -> None:
+        """To the log file and to whoever watches (rank 0 alone)."""
+        if self.world.leads:
+            with (self.out / LOG_NAME).open("a") as f:
+                f.write(json.dumps(record) + "\n")
+            show(record)
 
     def _truncate_log(self, iteration: int) -> None:
         """Drops what an interrupted run logged after its last resume point, half-written lines included."""

@@ -13,10 +13,12 @@ from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, BaseRef, CheckpointConfig, write_json
 from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from mtpd_mlx.data import DataConfig, Splits, load_dataset
+from mtpd_mlx.distributed import LOST, World, stop_clearly
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
+from mtpd_mlx.reporting import reporter
 from mtpd_mlx.schema import as_dict, build
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper, compute_dtype
@@ -160,11 +162,18 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     splits = load_dataset(options.data, tokenizer, options.run.seed)
     if splits.valid is None or splits.valid.num_rows == 0:
         raise ValueError(f"{options.data.data}: no validation text (valid.jsonl), which chooses the heads that are kept")
-    if not options.run.resume:
-        claim_folder(out, options.run.overwrite)
-        write_json(out / OPTIONS_NAME, options.to_dict())
-    model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained)
-    stepper = Stepper(model, options.loss, options.optim)
+    world = World.launched()
+    again = f"continue with the same command and --resume (--out {out})"
+    stop_clearly(world, again)
+
+    def claim() -> None:
+        if not options.run.resume:
+            claim_folder(out, options.run.overwrite)
+            write_json(out / OPTIONS_NAME, options.to_dict())
+
+    world.from_lead(claim)
+    model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained, options.optim.grad_checkpoint)
+    stepper = Stepper(model, options.loss, options.optim, world)
     record = _record(options, splits)
     reference = None if joint else reference_base(ingredients.base, out, ingredients.base_name)
 
@@ -181,14 +190,26 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
             CheckpointConfig(heads.num_heads, heads.hidden_source, target, None, record | {"eval": evaluation}),
         )
 
+    report = reporter(options) if world.leads else None
+
+    def tell(record: dict[str, Any]) -> None:
+        show(record)
+        if report is not None:
+            report(record)
+
     rows = list(splits.valid.iter_batches(options.data.batch_size))
     if options.run.val_batches >= 0:
         rows = rows[: max(options.run.val_batches, 1)]
     extending = ingredients.first_trained > 0
     run = Run(model, stepper, splits.train, rows, options.optim, options.run, save_best, save_start=extending)
-    if options.run.resume:
-        run.resume()
-    progress = run.run(show)
+    try:
+        if options.run.resume:
+            run.resume()
+        progress = run.run(tell)
+    except RuntimeError as error:
+        if world.size == 1:
+            raise
+        raise ValueError(f"rank {world.rank}: {str(error).splitlines()[0]} ({LOST}); {again}") from error
     return Outcome(progress, run.curve, progress.best_iteration != 0)
 
 

@@ -16,25 +16,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.distributed import World
     from mtpd_mlx.training import TrainOptions, gather, resumed_options, train
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
-    options = resumed_options(flags) if flags.get("resume") else TrainOptions.build(file_values, flags)
+    if flags.get("resume"):
+        file_values, flags = World.launched().from_lead(lambda: resumed_options(flags).to_dict()), {}
+    options = TrainOptions.build(file_values, flags)
     return report_outcome(options.run.out, train, options, gather(options))
 
 
 def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
     """Trains behind a progress bar and says what was kept."""
+    from mtpd_mlx.distributed import World
     from mtpd_mlx.progress import ProgressBar
 
-    with ProgressBar(options.optim.iters) as bar:
+    leads = World.launched().leads
+    with ProgressBar(options.optim.iters, visible=leads) as bar:
         try:
             outcome = train(options, ingredients, bar.show)
         except KeyboardInterrupt:
             bar.close()
-            print(f"interrupted; continue with: mtpd {bar.command} --resume --out {out}")
+            if leads:
+                print(f"interrupted; continue with: mtpd {bar.command} --resume --out {out}")
             raise
+    if not leads:
+        return 0
     progress = outcome.progress
     if not outcome.improved:
         start = progress.start or {}

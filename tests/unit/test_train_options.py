@@ -1,0 +1,191 @@
+"""Options of a step: gradient checkpointing, non-finite guard, compute type, reports, data parallelism."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import LLAMA, cycle_batch
+
+from mtpd_mlx.base import new_base
+from mtpd_mlx.cli import main
+from mtpd_mlx.config import LossConfig, OptimConfig
+from mtpd_mlx.distributed import World
+from mtpd_mlx.heads import init_heads
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.objective import Model
+from mtpd_mlx.progress import depths
+from mtpd_mlx.train_step import Stepper, compute_dtype
+from mtpd_mlx.trainer import LOG_NAME
+
+FLAGS = ["--iters", "6", "--batch-size", "4", "--max-seq-length", "24", "--num-heads", "2", "--warmup", "1"]
+FLAGS += ["--steps-per-report", "1", "--steps-per-eval", "3", "--save-every", "2", "--val-batches", "2"]
+
+
+def stepper(joint: bool = False, **options: object) -> Stepper:
+    base = new_base(LLAMA, 0)
+    optim = OptimConfig(iters=20, warmup=0, learning_rate=1e-3, **options)  # type: ignore[arg-type]
+    model = Model(base, init_heads(base, 2, "postnorm", 0), joint, grad_checkpoint=optim.grad_checkpoint)
+    return Stepper(model, LossConfig(), optim)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_grad_checkpoint_changes_nothing(joint: bool) -> None:
+    plain, saving = stepper(joint), stepper(joint, grad_checkpoint=True)
+    for seed in range(3):
+        a, b = plain.step([cycle_batch(2, 16, seed)]), saving.step([cycle_batch(2, 16, seed)])
+        np.testing.assert_allclose(np.array(a[0]), np.array(b[0]), rtol=1e-5)
+        assert a[1].item() == pytest.approx(b[1].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_non_finite_gradient_changes_nothing(accumulation: int) -> None:
+    from mlx.utils import tree_flatten
+
+    run = stepper(max_grad_norm=0.0)
+    batches = [cycle_batch(2, 16, seed) for seed in range(accumulation)]
+    assert run.step(batches)[2]
+    before = [np.array(a) for _, a in tree_flatten(run.state)]
+    healthy = run.params["heads"]["heads"][0]["enorm"]["weight"]
+    run.params["heads"]["heads"][0]["enorm"]["weight"] = healthy * float("inf")
+    _, norm, counted = run.step(batches)
+    assert not counted and not np.isfinite(norm.item())
+    run.params["heads"]["heads"][0]["enorm"]["weight"] = healthy
+    after = [np.array(a) for _, a in tree_flatten(run.state)]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    assert run.step(batches)[2]
+    assert not np.array_equal(before[0], np.array(tree_flatten(run.state)[0][1]))
+
+
+def train_args(base: Path, data: Path, out: Path, *extra: str) -> list[str]:
+    return ["train", "--model", str(base), "--data", str(data), "--out", str(out), *FLAGS, *extra]
+
+
+def test_run_stops_after_skipped_steps_and_resumes(
+    tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    step, calls = Stepper.step, []
+
+    def poisoned(self: Stepper, batches: list) -> tuple:
+        calls.append(1)
+        if len(calls) in (1, 3, 4):
+            return mx.full((1 + 2 + 2,), float("nan")), mx.array(float("nan")), False
+        return step(self, batches)
+
+    monkeypatch.setattr(Stepper, "step", poisoned)
+    assert main(train_args(tiny_base, text_data, tmp_path / "out", "--max-skipped-steps", "2")) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "step 4" in error and "2 times in a row" in error
+    monkeypatch.undo()
+    assert main(["train", "--resume", "--out", str(tmp_path / "out")]) == 0
+    last = json.loads((tmp_path / "out" / LOG_NAME).read_text().splitlines()[-2])
+    assert last["iter"] == 6 and last["skipped_steps"] == 3
+
+
+def test_compute_dtype_follows_the_device() -> None:
+    assert compute_dtype(OptimConfig()) == (mx.float32 if mx.default_device().type == mx.DeviceType.cpu else mx.bfloat16)
+    assert compute_dtype(OptimConfig(compute_dtype="bfloat16")) == mx.bfloat16
+
+
+def test_bfloat16_compute_keeps_float32_weights() -> None:
+    exact, half = stepper(compute_dtype="float32"), stepper(compute_dtype="bfloat16")
+    for seed in range(3):
+        a, b = exact.step([cycle_batch(4, 24, seed)]), half.step([cycle_batch(4, 24, seed)])
+    np.testing.assert_allclose(np.array(a[0])[:3], np.array(b[0])[:3], rtol=2e-2)
+    assert half.params["heads"]["heads"][0]["eh_proj"]["weight"].dtype == mx.float32
+
+
+def test_report_to(tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlx_lm.tuner import callbacks
+
+    told: list[tuple[dict, int]] = []
+    started: list[dict] = []
+    fake = types.SimpleNamespace(
+        init=lambda **options: started.append(options), log=lambda figures, step: told.append((figures, step))
+    )
+    monkeypatch.setattr(callbacks, "wandb", fake)
+    out = tmp_path / "out"
+    assert main(train_args(tiny_base, text_data, out, "--report-to", "wandb", "--project-name", "mine")) == 0
+    assert started[0]["project"] == "mine" and started[0]["config"]["num_heads"] == 2
+    train = [f for f, _ in told if "train_loss" in f]
+    valid = [f for f, _ in told if "val_loss" in f]
+    assert [f["iteration"] for f in train] == [1, 2, 3, 4, 5, 6] and [f["iteration"] for f in valid] == [0, 3, 6]
+    assert {"train_tau", "train_car_1", "train_car_2", "learning_rate"} <= train[0].keys() and "val_tau" in valid[0]
+
+
+@pytest.mark.parametrize("service", ["wandb", "nothing"])
+def test_unknown_or_missing_service_is_one_line(
+    service: str, tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(train_args(tiny_base, text_data, tmp_path / "out", "--report-to", service)) == 1
+    assert f"--report-to {service}" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out" / LOG_NAME).exists()
+
+
+def test_depths_are_drawn() -> None:
+    assert depths([1.0, 0.5, 0.0]) == "█ 1.00  ▄ .50    .00"
+
+
+def test_rows_of_ranks() -> None:
+    with pytest.raises(ValueError, match="got 5 rows for 2 ranks"):
+        World(0, 2).rows(5)
+    assert [list(range(6))[World(r, 3).rows(6)] for r in range(3)] == [[0, 3], [1, 4], [2, 5]]
+
+
+def launch(*command: str) -> subprocess.Popen:
+    launcher = Path(sys.executable).with_name("mlx.launch")
+    program = [str(launcher), "-n", "2", "--backend", "ring", sys.executable, "-m", "mtpd_mlx.cli", *command]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def figures(out: Path) -> list[list[float]]:
+    rows = [json.loads(line) for line in (out / LOG_NAME).read_text().splitlines()]
+    return [[r["iter"], r["main_loss"], *r["head_loss"], *r["car"], r["grad_norm"]] for r in rows if "loss" in r]
+
+
+def test_two_ranks_equal_one_process(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    extra = ("--grad-accumulation-steps", "2")
+    assert main(train_args(tiny_base, text_data, tmp_path / "one", *extra)) == 0
+    process = launch(*train_args(tiny_base, text_data, tmp_path / "two", *extra))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert output.count("kept step") == 1, output
+    np.testing.assert_allclose(figures(tmp_path / "one"), figures(tmp_path / "two"), rtol=1e-4, atol=1e-5)
+    assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
+
+
+def test_lost_rank_stops_the_run_which_resumes_alone(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    longer = ("--iters", "400")
+    out = tmp_path / "two"
+    process = launch(*train_args(tiny_base, text_data, out, *longer))
+    deadline = time.time() + 60
+    while not (out / "resume-2").is_dir() and time.time() < deadline:
+        time.sleep(0.05)
+    ranks = [int(p) for p in subprocess.check_output(["pgrep", "-f", str(out)], text=True).split()]
+    victims = [p for p in ranks if b"MLX_RANK=1" in Path(f"/proc/{p}/environ").read_bytes()]
+    os.kill(max(victims), 9)
+    output = process.communicate(timeout=60)[0]
+    assert "another rank was lost" in output and "--resume" in output, output
+    points = [p.name for p in out.glob("resume-*")]
+    assert len(points) == 1
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert figures(out)[-1][0] == 400
+
+
+@pytest.mark.parametrize("blocked", ["taken", "odd"])
+def test_every_rank_stops_on_bad_input(blocked: str, tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if blocked == "taken":
+        assert main(train_args(tiny_base, text_data, out)) == 0
+        shutil.rmtree(next(out.glob("resume-*")))
+        process = launch(*train_args(tiny_base, text_data, out))
+    else:
+        process = launch(*train_args(tiny_base, text_data, out, "--batch-size", "3"))
+    output = process.communicate(timeout=60)[0]
+    assert ("holds a checkpoint already" if blocked == "taken" else "expected a multiple of 2") in output
