@@ -152,11 +152,11 @@ class FusedLoss:
                 best, value, made = row_stats(logits).best, mx.zeros(rows.targets.shape), None
             else:
                 j = k - self.first - 1
-                made = head_rows(self.cfg, logits, teacher, targets, self.alphas[j], self.betas[j])
+                made = head_rows(self.cfg, logits, teacher, targets, rows.weights[k], self.alphas[j], self.betas[j])
                 best, value = made.best, made.value
             chunk.note(value, draft.tokens[best] if draft else best)
             if with_gradient and made is not None:
-                chunk.add(own, state, made, rows.weights[k], 1 if draft and head.weight is not None else 0)
+                chunk.add(own, state, made, 1 if draft and head.weight is not None else 0)
         chunk.loss = (mx.stack(chunk.values) * rows.weights).sum()
 
     def _main(
@@ -166,14 +166,14 @@ class FusedLoss:
         wanted = self.cfg.loss != "ce"
         if rows.stored is not None:
             chunk.note(rows.stored.main_loss, rows.stored.tokens[:, 0].astype(mx.uint32))
-            return stored_teacher(rows.stored.tokens, rows.stored.logits, head.vocab_size) if wanted else None
+            return stored_teacher(rows.stored.tokens, rows.stored.logits, head.vocab_size, rows.main.dtype) if wanted else None
         hidden = chunk.next(rows.main)
         logits = head.logits(hidden, head.weight)
         stats = row_stats(logits)
-        made = ce_rows(logits, stats, rows.targets)
+        made = ce_rows(logits, stats, rows.targets, rows.weights[0])
         chunk.note(made.value, made.best)
         if self.train_main and with_gradient:
-            chunk.add(head, hidden, made, rows.weights[0], 0)
+            chunk.add(head, hidden, made, 0)
         if not wanted:
             return None
         top_n = self.cfg.top_n if self.cfg.loss in ("mtpd", "kl") else head.vocab_size
@@ -208,10 +208,9 @@ class Chunk:
         self.best.append(best)
         self._before = [value, best]
 
-    def add(self, head: OutputHead, hidden: mx.array, made: HeadRows, weights: mx.array, slot: int) -> None:
+    def add(self, head: OutputHead, hidden: mx.array, made: HeadRows, slot: int) -> None:
         """Takes the gradient of one head back to its state, and adds that of the output head's weight to its sum."""
-        gradient = (made.gradient * weights[:, None]).astype(hidden.dtype)
-        of_hidden, of_weight = head.backward(hidden, gradient)
+        of_hidden, of_weight = head.backward(hidden, made.gradient)
         self.gradients.append(of_hidden)
         self._before.append(of_hidden)
         if of_weight is not None:
@@ -223,9 +222,9 @@ class Chunk:
 
 
 def default_chunk(vocab_size: int, item_size: int) -> int:
-    """Positions per chunk: as many as keep one block of logits within CHUNK_BYTES, in multiples of 32."""
+    """Positions per chunk: the power of two that keeps one block of logits within CHUNK_BYTES, at least 32."""
     budget = CHUNK_BYTES_CPU if on_cpu() else CHUNK_BYTES_GPU
-    return max(32, budget // (vocab_size * item_size) // 32 * 32)
+    return 1 << max(5, (budget // (vocab_size * item_size)).bit_length() - 1)
 
 
 def _slice(rows: Rows, start: int, end: int) -> Rows:

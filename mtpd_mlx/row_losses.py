@@ -11,8 +11,9 @@ With p the student's softmax and q the teacher's over its top-N set S (q = 0 out
 
 from dataclasses import dataclass
 
+from mtpd_mlx import cuda_rows
 from mtpd_mlx.config import LossConfig
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.mlx_runtime import mx, on_cuda
 from mtpd_mlx.row_stats import RowStats, exp, row_stats
 from mtpd_mlx.selection import nth_largest
 
@@ -34,85 +35,116 @@ class TeacherRows:
 def teacher_rows(logits: mx.array, stats: RowStats, top_n: int) -> TeacherRows:
     """logits [R, V] and their statistics -> the teacher over its `top_n` most probable tokens (all where top_n >= V)."""
     whole = top_n >= logits.shape[-1]
-    exps = stats.exps if stats.exps is not None else exp(logits.astype(mx.float32) - stats.high)
+    if on_cuda():
+        weights, (mass, cross) = cuda_rows.teacher(logits, stats.high, top_n)
+        return TeacherRows(weights, mass, cross / mass - mx.log(mass), whole)
+    exps = stats.exps
+    assert exps is not None
     if not whole:
         exps = mx.where(logits >= nth_largest(logits, top_n), exps, -1.0)
     weights = exps.astype(logits.dtype)
     own = row_stats(logits, weights, whole)
-    mass = stats.total if whole else own.inside
-    return TeacherRows(weights, mass, own.cross / mass - mx.log(mass), whole)
+    return TeacherRows(weights, own.inside, own.cross / own.inside - mx.log(own.inside), whole)
 
 
-def stored_teacher(tokens: mx.array, logits: mx.array, vocab_size: int) -> TeacherRows:
-    """The teacher from its N stored best tokens [R, N] and their logits [R, N]."""
+def stored_teacher(tokens: mx.array, logits: mx.array, vocab_size: int, dtype: mx.Dtype) -> TeacherRows:
+    """The teacher from its N stored best tokens [R, N] and their logits [R, N]; `dtype`: of the students' logits."""
     logits = logits.astype(mx.float32)
     shifted = logits - logits.max(axis=-1, keepdims=True)
     inside = mx.exp(shifted)
     mass = inside.sum(axis=-1, keepdims=True)
     entropy = (inside * shifted).sum(axis=-1, keepdims=True) / mass - mx.log(mass)
-    weights = mx.full((tokens.shape[0], vocab_size), -1.0)
-    weights = mx.put_along_axis(weights, tokens.astype(mx.int32), inside, axis=-1)
+    weights = mx.full((tokens.shape[0], vocab_size), -1.0, dtype)
+    weights = mx.put_along_axis(weights, tokens.astype(mx.int32), inside.astype(dtype), axis=-1)
     return TeacherRows(weights, mass, entropy, tokens.shape[1] == vocab_size)
 
 
 @dataclass(frozen=True)
 class HeadRows:
-    """One head at R positions: value [R], gradient [R, V] float32 (not yet weighted), best [R] (argmax)."""
+    """One head at R positions: value [R]; gradient [R, V] of the weighted loss, in the logits' dtype; best [R] (argmax)."""
 
     value: mx.array
     gradient: mx.array
     best: mx.array
 
 
-def ce_rows(logits: mx.array, stats: RowStats, targets: mx.array) -> HeadRows:
-    """Cross-entropy alone (the main head): logits [R, V], their statistics, targets [R]."""
-    gradient = _softmax(logits, stats) - _onehot(targets, logits.shape[-1])
+def ce_rows(logits: mx.array, stats: RowStats, targets: mx.array, weights: mx.array) -> HeadRows:
+    """Cross-entropy alone (the main head): logits [R, V], their statistics, targets [R], weights of the rows [R]."""
+    zero = mx.zeros_like(stats.high)
+    gradient = _gradient(logits, stats, None, weights[:, None], zero, zero, targets)
     return HeadRows(_ce(logits, stats, targets), gradient, stats.best)
 
 
 def head_rows(
-    cfg: LossConfig, logits: mx.array, teacher: TeacherRows | None, targets: mx.array, alpha: float, beta: float
+    cfg: LossConfig,
+    logits: mx.array,
+    teacher: TeacherRows | None,
+    targets: mx.array,
+    weights: mx.array,
+    alpha: float,
+    beta: float,
 ) -> HeadRows:
-    """The loss `cfg.loss` of one head: logits [R, V], targets [R] (below 0: no CE here); teacher rows of the same targets."""
+    """The loss `cfg.loss` of one head: logits [R, V]; teacher rows of the same targets; targets [R] (below 0: no CE there);
+    weights of the rows [R] (in the gradient alone)."""
     if cfg.loss in ("lk", "tv"):
         assert teacher is not None
-        return _tv_rows(logits, teacher, cfg.eta if cfg.loss == "lk" else None)
+        return _tv_rows(logits, teacher, weights, cfg.eta if cfg.loss == "lk" else None)
     alpha, beta = (alpha if cfg.loss != "kl" else 0.0), (beta if cfg.loss != "ce" else 0.0)
-    stats = row_stats(logits, teacher.weights, teacher.whole) if teacher and beta else row_stats(logits)
-    p = _softmax(logits, stats)
+    taught = teacher if beta else None
+    stats = row_stats(logits, taught.weights, taught.whole) if taught else row_stats(logits)
     value = mx.zeros(targets.shape)
-    scale = mx.zeros((targets.shape[0], 1))  # of p: alpha where CE counts
+    everywhere = within = teaching = mx.zeros_like(stats.high)
     if alpha:
         counted = targets >= 0
-        scale = alpha * counted[:, None]
         value = alpha * counted * _ce(logits, stats, mx.maximum(targets, 0))
-    gradient = p * scale
-    if teacher and beta:
-        value = value + beta * _kl(teacher, stats)
-        weights, per_weight = teacher.weights.astype(mx.float32), beta / teacher.mass
-        if teacher.whole:
-            gradient = p * (scale + beta) - per_weight * weights
-        else:
-            inside = beta * stats.total / stats.inside  # beta / p_S
-            gradient = p * (scale + inside * (weights >= 0)) - per_weight * mx.maximum(weights, 0)
-    if alpha:
-        gradient = gradient - scale * _onehot(targets, logits.shape[-1])
+        everywhere = (alpha * counted * weights)[:, None]
+    if taught:
+        value = value + beta * _kl(taught, stats)
+        within = beta * weights[:, None] * stats.total / stats.inside  # weight beta / p_S
+        teaching = beta * weights[:, None] / taught.mass
+    gradient = _gradient(logits, stats, taught, everywhere, within, teaching, targets)
     return HeadRows(value, gradient, stats.best)
 
 
-def _tv_rows(logits: mx.array, teacher: TeacherRows, eta: float | None) -> HeadRows:
+def _gradient(
+    logits: mx.array,
+    stats: RowStats,
+    teacher: TeacherRows | None,
+    everywhere: mx.array,
+    within: mx.array,
+    teaching: mx.array,
+    targets: mx.array,
+) -> mx.array:
+    """everywhere (p - onehot) + within p 1_S - teaching w 1_S, the three scales [R, 1]: CE and top-N KL together."""
+    if on_cuda():
+        scalars = [stats.logsumexp, everywhere, within, teaching]
+        return cuda_rows.gradient(logits, teacher.weights if teacher else None, scalars, targets)
+    p, scale = _softmax(logits, stats), everywhere
+    gradient = -everywhere * (mx.arange(logits.shape[-1]) == targets[:, None])
+    if teacher is not None and teacher.whole:
+        scale = everywhere + within
+        gradient = gradient - teaching * teacher.weights.astype(mx.float32)
+    elif teacher is not None:
+        weights = teacher.weights.astype(mx.float32)
+        scale = everywhere + within * (weights >= 0)
+        gradient = gradient - teaching * mx.maximum(weights, 0)
+    return (p * scale + gradient).astype(logits.dtype)
+
+
+def _tv_rows(logits: mx.array, teacher: TeacherRows, weights: mx.array, eta: float | None) -> HeadRows:
     """TV (eta None) or the LK hybrid, over the whole vocabulary."""
     assert teacher.whole
     stats = row_stats(logits, teacher.weights)
     p, q = _softmax(logits, stats), teacher.weights.astype(mx.float32) / teacher.mass
     tv = 0.5 * mx.abs(q - p).sum(axis=-1, keepdims=True)
     sign = mx.sign(p - q)
-    slope = 0.5 * p * (sign - (sign * p).sum(axis=-1, keepdims=True))
-    if eta is None:
-        return HeadRows(tv[:, 0], slope, stats.best)
-    weight = mx.exp(-eta * (1.0 - tv))
-    value = weight[:, 0] * _kl(teacher, stats) + (1.0 - weight[:, 0]) * tv[:, 0]
-    return HeadRows(value, weight * (p - q) + (1.0 - weight) * slope, stats.best)
+    gradient = 0.5 * p * (sign - (sign * p).sum(axis=-1, keepdims=True))
+    value = tv[:, 0]
+    if eta is not None:
+        share = mx.exp(-eta * (1.0 - tv))  # lambda
+        value = share[:, 0] * _kl(teacher, stats) + (1.0 - share[:, 0]) * value
+        gradient = share * (p - q) + (1.0 - share) * gradient
+    return HeadRows(value, (gradient * weights[:, None]).astype(logits.dtype), stats.best)
 
 
 def _kl(teacher: TeacherRows, stats: RowStats) -> mx.array:
@@ -128,7 +160,3 @@ def _softmax(logits: mx.array, stats: RowStats) -> mx.array:
 def _ce(logits: mx.array, stats: RowStats, targets: mx.array) -> mx.array:
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1).astype(mx.float32)
     return (stats.logsumexp - picked)[:, 0]
-
-
-def _onehot(targets: mx.array, vocab_size: int) -> mx.array:
-    return (mx.arange(vocab_size) == targets[:, None]).astype(mx.float32)
