@@ -9,49 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtpd_mlx.base import Base
+from mtpd_mlx.generation import Generation
 from mtpd_mlx.heads import MTPHeads, shift_left
 from mtpd_mlx.mlx_runtime import mx
-
-
-@dataclass(frozen=True)
-class Generation:
-    """A prompt and the base's greedy continuation of it."""
-
-    prompt: list[int]
-    tokens: list[int]
-
-
-def generate_greedy(
-    base: Base, prompts: list[list[int]], max_tokens: int, eos: frozenset[int], batch_size: int = 16
-) -> list[Generation]:
-    """Greedy continuations, batched with left padding; each ends with EOS or after `max_tokens`."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    done: dict[int, Generation] = {}
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        for i, tokens in zip(chunk, _greedy_batch(base, [prompts[i] for i in chunk], max_tokens, eos), strict=True):
-            done[i] = Generation(prompts[i], tokens)
-    return [done[i] for i in range(len(prompts))]
-
-
-def _greedy_batch(base: Base, prompts: list[list[int]], max_tokens: int, eos: frozenset[int]) -> list[list[int]]:
-    from mlx_lm.models.cache import BatchKVCache
-
-    width = max(map(len, prompts))
-    padding = [width - len(p) for p in prompts]
-    cache = [BatchKVCache(padding) for _ in base.layers]
-    tokens = mx.array([[0] * pad + p for pad, p in zip(padding, prompts, strict=True)])
-    columns: list[np.ndarray] = []
-    alive = np.ones(len(prompts), dtype=bool)
-    for _ in range(max_tokens):
-        hidden = base.norm(base.trunk(tokens, cache)[:, -1:])
-        tokens = mx.argmax(base.logits(hidden), axis=-1)  # [B, 1]
-        columns.append(np.array(tokens)[:, 0])
-        alive &= ~np.isin(columns[-1], list(eos))
-        if not alive.any():
-            break
-    rows = np.stack(columns, axis=1).tolist()
-    return [row[: next((j + 1 for j, t in enumerate(row) if t in eos), len(row))] for row in rows]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "train MTP heads for a model (or model and heads together)",
     "extend": "extend trained heads by looping: m heads initialise the next m",
     "eval": "measure acceptance (CAR, AR, tau) on prompts",
+    "distill-data": "write a base's own continuations of prompts as training data",
     "generate": "generate text with speculative decoding",
     "export": "export a checkpoint to ONNX for mtpd-onnx",
     "parity": "compare MLX and ONNX decoding token by token",
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     try:
         if arguments and arguments[0] in COMMANDS:  # only the chosen command is imported
-            command = importlib.import_module(f"mtpd_mlx.commands.{arguments[0]}")
+            command = importlib.import_module(f"mtpd_mlx.commands.{arguments[0].replace('-', '_')}")
             command.add_arguments(parsers[arguments[0]])
         args = parser.parse_args(arguments)  # exits by itself where there is no command, or an unknown one
         return command.run(args)

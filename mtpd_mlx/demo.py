@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.acceptance import generate_greedy, teacher_force
+from mtpd_mlx.acceptance import teacher_force
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoint import load_checkpoint, versions
@@ -15,6 +15,7 @@ from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, R
 from mtpd_mlx.data import DataConfig
 from mtpd_mlx.evaluate import measure, repetition
 from mtpd_mlx.extend import extend_checkpoint, loop_heads
+from mtpd_mlx.generation import generate_greedy
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.parity import compare, decode_all
 from mtpd_mlx.progress import ProgressBar
@@ -28,7 +29,7 @@ from mtpd_mlx.training import Outcome, TrainOptions, gather, train
 ASSETS = Path(__file__).parent / "assets" / "demo"
 SHORT = OptimConfig(iters=24, learning_rate=2e-3, warmup=5)
 EXTENSION = OptimConfig(iters=16, learning_rate=1e-3, warmup=2)
-DATA = DataConfig(data=str(ASSETS / "text"), max_seq_length=128, batch_size=4)
+DATA = DataConfig(data=(str(ASSETS / "text"),), max_seq_length=128, batch_size=4)
 PROMPTS, EVAL_TOKENS = 48, 64
 PARITY_PROMPTS, PARITY_TOKENS = 45, 48
 SPEED_PROMPTS, SPEED_TOKENS, SPEED_REPEATS = 3, 48, 3

@@ -161,7 +161,9 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
         )
     splits = load_dataset(options.data, tokenizer, options.run.seed)
     if splits.valid is None or splits.valid.num_rows == 0:
-        raise ValueError(f"{options.data.data}: no validation text (valid.jsonl), which chooses the heads that are kept")
+        raise ValueError(
+            f"{', '.join(options.data.data)}: no validation text (valid.jsonl), which chooses the heads that are kept"
+        )
     world = World.launched()
     again = f"continue with the same command and --resume (--out {out})"
     stop_clearly(world, again)

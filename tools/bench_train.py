@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx import fused_loss
 from mtpd_mlx.base import Base, load_base, new_base
 from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.data import Batch
@@ -259,6 +260,7 @@ def main() -> None:
     parser.add_argument("--top-n", type=int, default=LossConfig.top_n)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--chunk-mb", type=int, help="size of one block of logits in the fused loss")
     parser.add_argument("--lora", action="store_true", help="also run mlx-lm's LoRA trainer")
     parser.add_argument("--quick", action="store_true", help="the bundled model, few repeats")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -267,6 +269,8 @@ def main() -> None:
     args.batch_size = args.batch_size or 4
     args.length = args.length or (2048 if args.dims else 128)
     args.naive_rows = args.naive_rows or args.batch_size
+    if args.chunk_mb:
+        fused_loss.CHUNK_BYTES_GPU = fused_loss.CHUNK_BYTES_CPU = args.chunk_mb << 20
     result = run(args)
     if args.json:
         print(json.dumps(result, indent=2))

@@ -23,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.acceptance import generate_greedy
     from mtpd_mlx.checkpoint import load_for_decoding
     from mtpd_mlx.evaluate import measure, repetition
+    from mtpd_mlx.generation import generate_greedy
     from mtpd_mlx.mlx_runtime import on_cpu
     from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
     from mtpd_mlx.mlx_runtime import mx
 
     total, count = 0.0, 0
-    for batch in load_text(DataConfig(data=str(file)), tokenizer).iter_batches(DataConfig.batch_size):
+    for batch in load_text(str(file), DataConfig(), tokenizer).iter_batches(DataConfig.batch_size):
         tokens, mask = mx.array(batch.tokens), target_masks(batch, 0)[0]
         loss = cross_entropy(base.logits(base.norm(base.trunk(tokens))), shift_left(tokens, 1)) * mx.array(mask)
         total, count = total + float(np.array(loss.sum())), count + int(mask.sum())

@@ -15,7 +15,10 @@ from mtpd_mlx.schema import option
 
 @dataclass(frozen=True)
 class DataConfig:
-    data: str = option("data", "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file")
+    data: tuple[str, ...] = option(
+        ("data",), "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file; or several to mix"
+    )
+    data_weights: tuple[float, ...] = option((), "share of each --data in training (default: by size)")
     max_seq_length: int = option(512, "tokens per row")
     batch_size: int = option(4, "rows per micro-batch")
     mask_prompt: bool = option(False, "no loss on prompts (prompt/completion and messages data)")
@@ -53,23 +56,65 @@ class PackedDataset:
     def batch(self, step: int) -> Batch:
         """Micro-batch number `step`: rows step*B .. step*B+B-1 of an endless sequence of shuffled epochs."""
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        return self._take(np.array([self._order(p // self.num_rows)[p % self.num_rows] for p in positions]))
+        return self.take(np.array([self.row(p) for p in positions]))
+
+    def row(self, position: int) -> int:
+        """Which row stands at a place of that sequence."""
+        return int(self._order(position // self.num_rows)[position % self.num_rows])
 
     def iter_batches(self, batch_size: int) -> Iterator[Batch]:
         """All rows once, in order; the last batch is filled with padding rows so that shapes repeat."""
         for start in range(0, self.num_rows, batch_size):
             rows = np.arange(start, min(start + batch_size, self.num_rows))
-            batch, missing = self._take(rows), batch_size - rows.size
+            batch, missing = self.take(rows), batch_size - rows.size
             fill = ((0, missing), (0, 0))
             yield Batch(np.pad(batch.tokens, fill), np.pad(batch.segments, fill), np.pad(batch.loss_mask, fill))
 
-    def _take(self, rows: np.ndarray) -> Batch:
+    def take(self, rows: np.ndarray) -> Batch:
         return Batch(self.rows.tokens[rows], self.rows.segments[rows], self.rows.loss_mask[rows])
+
+
+class MixedDataset:
+    """Rows of several sources in given shares, each source shuffled by itself: batch(step) stays a pure function."""
+
+    CYCLE = 1000  # shares are kept to a thousandth
+
+    def __init__(self, parts: list[PackedDataset], weights: tuple[float, ...]):
+        self.parts, self.batch_size = parts, parts[0].batch_size
+        shares = np.array(weights) / sum(weights)
+        taken, self._pattern, before = np.zeros(len(parts), dtype=int), [], []
+        for place in range(1, self.CYCLE + 1):
+            before.append(taken.copy())
+            source = int(np.argmax(shares * place - taken))  # the one furthest behind its share
+            self._pattern.append(source)
+            taken[source] += 1
+        self._before, self._per_cycle = np.stack(before), taken
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(p.num_tokens for p in self.parts)
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256("".join(p.sha256 for p in self.parts).encode()).hexdigest()
+
+    def batch(self, step: int) -> Batch:
+        rows = []
+        for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+            cycle, place = divmod(position, self.CYCLE)
+            source = self._pattern[place]
+            own = cycle * int(self._per_cycle[source]) + int(self._before[place, source])
+            rows.append(self.parts[source].take(np.array([self.parts[source].row(own)])))
+        return concatenate(rows)
+
+
+def concatenate(batches: list[Batch]) -> Batch:
+    return Batch(*(np.concatenate([getattr(b, f) for b in batches]) for f in ("tokens", "segments", "loss_mask")))
 
 
 @dataclass(frozen=True)
 class Splits:
-    train: PackedDataset
+    train: PackedDataset | MixedDataset
     valid: PackedDataset | None
 
 
@@ -81,31 +126,45 @@ def _read(file: Path, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> P
     return PackedDataset(rows, cfg.batch_size, seed)
 
 
-def load_text(cfg: DataConfig, tokenizer: TextTokenizer) -> PackedDataset:
+def load_text(name: str, cfg: DataConfig, tokenizer: TextTokenizer) -> PackedDataset:
     """One file as one split."""
-    file = Path(cfg.data).expanduser()
+    file = Path(name).expanduser()
     if not file.is_file():
-        raise ValueError(f"data {cfg.data}: no such file")
+        raise ValueError(f"data {name}: no such file")
     return _read(file, cfg, tokenizer, 0)
 
 
 def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Splits:
-    """The splits of a data folder or file. ValueError in one line on anything missing or malformed."""
+    """The splits of one or several data folders or files. ValueError in one line on anything missing or malformed."""
     if cfg.max_seq_length < 3 or cfg.batch_size < 1:
         raise ValueError(f"data: got {cfg.batch_size} rows of {cfg.max_seq_length} tokens, expected at least 1 of 3")
-    path = Path(cfg.data).expanduser()
+    weights = cfg.data_weights
+    if weights and (len(weights) != len(cfg.data) or min(weights) < 0 or sum(weights) <= 0):
+        raise ValueError(f"data_weights: got {list(weights)}, expected {len(cfg.data)} shares of at least 0, one per --data")
+    parts = [_load_source(name, cfg, tokenizer, seed) for name in cfg.data]
+    held = [part.valid.rows for part in parts if part.valid is not None]
+    valid = PackedDataset(concatenate(held), cfg.batch_size, seed) if held else None
+    trains = [p.train for p in parts if isinstance(p.train, PackedDataset)]
+    if weights:
+        return Splits(MixedDataset(trains, weights), valid)
+    return Splits(PackedDataset(concatenate([t.rows for t in trains]), cfg.batch_size, seed), valid)
+
+
+def _load_source(name: str, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> Splits:
+    path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "train.jsonl").is_file():
-            raise ValueError(f"data {cfg.data}: no train.jsonl in it")
+            raise ValueError(f"data {name}: no train.jsonl in it")
         valid = path / "valid.jsonl"
         train = _read(path / "train.jsonl", cfg, tokenizer, seed)
-        return Splits(train, _read(valid, cfg, tokenizer, seed) if valid.is_file() else None)
+        filled = valid.is_file() and valid.stat().st_size > 0
+        return Splits(train, _read(valid, cfg, tokenizer, seed) if filled else None)
     if not path.is_file():
-        raise ValueError(f"data {cfg.data}: no such file or folder")
+        raise ValueError(f"data {name}: no such file or folder")
     whole = _read(path, cfg, tokenizer, seed)
     held = max(1, round(cfg.valid_share * whole.num_rows)) if cfg.valid_share > 0 else 0
     if held >= whole.num_rows:
-        raise ValueError(f"data {cfg.data}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out")
+        raise ValueError(f"data {name}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out")
     cut = whole.num_rows - held
 
     def part(start: int, end: int) -> Batch:

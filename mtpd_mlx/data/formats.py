@@ -16,6 +16,9 @@ class TextTokenizer(Protocol):
     eos_token_id: int | None
 
     @property
+    def vocab_size(self) -> int: ...
+
+    @property
     def has_chat_template(self) -> bool: ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
@@ -57,7 +60,7 @@ def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
         raise ValueError(f"{file}:{number}: not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{file}:{number}: got {type(row).__name__}, expected an object")
-    kinds = {"text": str, "prompt": str, "completion": str, "messages": list}
+    kinds = {"text": str, "prompt": str, "completion": str, "messages": list, "tokens": list}
     for key, kind in kinds.items():
         if key in row and not isinstance(row[key], kind):
             raise ValueError(f"{file}:{number}: {key!r} is {type(row[key]).__name__}, expected {kind.__name__}")
@@ -69,13 +72,25 @@ def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def tokenize(rows: list[dict[str, Any]], tokenizer: TextTokenizer, mask_prompt: bool) -> list[Document]:
-    """Documents as mlx-lm makes them: text gets EOS appended; pairs and messages go through the chat template."""
+    """Documents as mlx-lm makes them: text gets EOS appended; pairs and messages go through the chat template. Rows of
+    `mtpd distill-data` bring their own ids: "tokens", of which the first "prompt_tokens" are the prompt."""
+    if "tokens" in rows[0]:
+        return [_given(row, tokenizer, mask_prompt) for row in rows]
     if "prompt" not in rows[0] and "messages" not in rows[0]:
         if mask_prompt:
             raise ValueError("Prompt masking not supported for text dataset.")
         encoded = tokenizer.encode_batch([_key(r, "text") for r in rows])
         return [_document(_with_eos(ids, tokenizer), 0) for ids in encoded if ids]
     return [_conversation(row, tokenizer, mask_prompt) for row in rows]
+
+
+def _given(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bool) -> Document:
+    ids, prompt = _key(row, "tokens"), row.get("prompt_tokens", 0)
+    if not all(type(t) is int and 0 <= t < tokenizer.vocab_size for t in ids):
+        raise ValueError(f'data "tokens": expected ids 0..{tokenizer.vocab_size - 1} of this tokenizer')
+    if type(prompt) is not int or not 0 <= prompt <= len(ids):
+        raise ValueError(f'data "prompt_tokens": got {prompt!r}, expected 0..{len(ids)}')
+    return _document(ids, prompt if mask_prompt else 0)
 
 
 def _key(row: dict[str, Any], key: str) -> Any:

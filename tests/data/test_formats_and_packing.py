@@ -108,7 +108,7 @@ def test_padding_puts_one_document_in_a_row() -> None:
 
 def test_batches_depend_on_seed_and_step_alone(tokenizer: Tokenizer, tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{"text": f"document {i:03d}"} for i in range(50)])
-    cfg = DataConfig(data=str(tmp_path), max_seq_length=16, batch_size=3)
+    cfg = DataConfig(data=(str(tmp_path),), max_seq_length=16, batch_size=3)
     a, b, other = (load_dataset(cfg, tokenizer, seed).train for seed in (0, 0, 1))
     for step in (0, 7, 100, 3):
         assert np.array_equal(a.batch(step).tokens, b.batch(step).tokens)
@@ -122,20 +122,20 @@ def test_batches_depend_on_seed_and_step_alone(tokenizer: Tokenizer, tmp_path: P
 def test_validation_split_and_final_batch(tokenizer: Tokenizer, tmp_path: Path) -> None:
     file = tmp_path / "book.txt"
     file.write_text("\n\n".join(f"paragraph {i}" for i in range(60)))
-    cfg = DataConfig(data=str(file), max_seq_length=16, batch_size=4, valid_share=0.1)
+    cfg = DataConfig(data=(str(file),), max_seq_length=16, batch_size=4, valid_share=0.1)
     splits = load_dataset(cfg, tokenizer)
     assert splits.valid is not None
-    whole = load_text(cfg, tokenizer)
+    whole = load_text(str(file), cfg, tokenizer)
     assert splits.train.num_rows + splits.valid.num_rows == whole.num_rows
     assert splits.train.num_tokens + splits.valid.num_tokens == whole.num_tokens
     batches = list(splits.valid.iter_batches(4))
     assert all(b.tokens.shape == (4, 16) for b in batches)
     assert sum((b.segments > 0).sum() for b in batches) == splits.valid.num_tokens
     with pytest.raises(ValueError, match="too few"):
-        load_dataset(DataConfig(data=str(file), max_seq_length=100000), tokenizer)
+        load_dataset(DataConfig(data=(str(file),), max_seq_length=100000), tokenizer)
 
 
 def test_missing_places(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for data, word in ((tmp_path / "none", "no such file or folder"), (tmp_path, "no train.jsonl")):
         with pytest.raises(ValueError, match=word):
-            load_dataset(DataConfig(data=str(data)), tokenizer)
+            load_dataset(DataConfig(data=(str(data),)), tokenizer)

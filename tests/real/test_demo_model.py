@@ -6,11 +6,12 @@ import pytest
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.open import open_folder
 
-from mtpd_mlx.acceptance import generate_greedy, match_tables
+from mtpd_mlx.acceptance import match_tables
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.demo import ASSETS
 from mtpd_mlx.evaluate import measure, repetition
+from mtpd_mlx.generation import generate_greedy
 from mtpd_mlx.parity import decode_all
 from mtpd_mlx.prompts import encode_prompts
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from tiny import VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.acceptance import Generation, generate_greedy, match_tables
+from mtpd_mlx.acceptance import match_tables
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.evaluate import measure, round_starts
 from mtpd_mlx.extend import loop_heads, stages
+from mtpd_mlx.generation import Generation, generate_greedy
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -1,0 +1,39 @@
+"""mtpd distill-data."""
+
+import argparse
+
+from mtpd_mlx.schema import add_arguments as add_schema
+from mtpd_mlx.schema import build
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mtpd_mlx.distill import DistillConfig
+
+    add_schema(parser, DistillConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from mtpd_mlx.distill import DistillConfig, distill, load_work, resumed_config
+
+    flags = {k: v for k, v in vars(args).items() if k != "command"}
+    cfg = resumed_config(flags) if flags.get("resume") else build((DistillConfig,), {}, flags)[0]
+    work = load_work(cfg)
+    with tqdm(total=len(work.prompts), unit="prompt", dynamic_ncols=True) as bar:
+        made = 0
+
+        def show(prompts: int, tokens: int) -> None:
+            nonlocal made
+            made += tokens
+            bar.update(prompts)
+            bar.set_postfix_str(f"{made} tokens, {made / max(bar.format_dict['elapsed'], 1e-9):.0f} tok/s")
+
+        try:
+            counts = distill(work, show)
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"interrupted; continue with: mtpd distill-data --resume --out {cfg.out}")
+            raise
+    print(", ".join(f"{name}: {count} rows" for name, count in counts.items()) + f" -> {cfg.out}")
+    return 0

@@ -1,0 +1,221 @@
+"""Training data from the model itself: the base's own continuations of prompts, in batches, resumable.
+
+Heads draft for the base, so what they meet when decoding is the base's own text; deep heads gain most from training on it.
+Rows hold the exact token ids beside the text: decoding and encoding again need not give the same tokens.
+"""
+
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.base import Base, load_base
+from mtpd_mlx.checkpoint import versions
+from mtpd_mlx.checkpoint_format import write_json
+from mtpd_mlx.data.formats import read_rows
+from mtpd_mlx.fingerprint import fingerprint_base
+from mtpd_mlx.generation import Pick, batches_of, generate_batch, greedy
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.schema import as_dict, build, option
+from mtpd_mlx.speculative.prompts import read_prompts
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+CONFIG_NAME, PART_NAME = "distill_config.json", "part.jsonl"
+SPLITS = ("train.jsonl", "valid.jsonl")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    model: str = option("", "the base: a local folder in Hugging Face format, or a hub id")
+    prompts: str = option("", "file of prompts (.jsonl or .txt) in any of mlx-lm's data formats")
+    out: str = option("distilled", "folder to write train.jsonl and valid.jsonl to")
+    max_tokens: int = option(256, "new tokens per prompt")
+    prompt_tokens: int = option(64, 'for {"text"} rows: how many of their first tokens are the prompt')
+    batch_size: int = option(16, "prompts generated at a time")
+    temp: float = option(0.0, "sampling temperature (0: greedy)")
+    top_p: float = option(0.0, "nucleus sampling (0: off)")
+    top_k: int = option(0, "sample from the k best tokens (0: off)")
+    min_p: float = option(0.0, "least probability, as a share of the best token's (0: off)")
+    seed: int = option(0, "seed of sampling and of the split")
+    limit: int = option(-1, "use only the first prompts of the file (-1: all)")
+    valid_share: float = option(0.02, "share of the prompts that goes to valid.jsonl")
+    ignore_chat_template: bool = option(False, "do not wrap prompts in the tokenizer's chat template")
+    dequantize: bool = option(False, "hold a quantised base in floating point (on CPU this is faster)")
+    overwrite: bool = option(False, "replace earlier output")
+    resume: bool = option(False, "continue an interrupted run")
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that decides the output, loaded."""
+
+    cfg: DistillConfig
+    base: Base
+    tokenizer: Tokenizer
+    prompts: list[list[int]]
+
+
+def load_work(cfg: DistillConfig) -> Work:
+    for name in ("model", "prompts"):
+        if not getattr(cfg, name):
+            raise ValueError(f"missing option --{name}")
+    if cfg.max_tokens < 1 or cfg.batch_size < 1 or cfg.prompt_tokens < 1:
+        raise ValueError("--max-tokens, --batch-size and --prompt-tokens: expected at least 1 each")
+    base = load_base(cfg.model, dequantize=cfg.dequantize)
+    assert base.path is not None
+    tokenizer = Tokenizer.from_folder(base.path)
+    prompts = encode(Path(cfg.prompts).expanduser(), tokenizer, cfg)
+    longest = base.context_length - cfg.max_tokens
+    for number, tokens in enumerate(prompts, start=1):
+        if not 0 < len(tokens) <= longest:
+            raise ValueError(f"{cfg.prompts}: prompt {number} has {len(tokens)} tokens, expected 1..{longest}")
+    return Work(cfg, base, tokenizer, prompts)
+
+
+def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[list[int]]:
+    """Prompts as token ids: beginnings of {"text"} rows; prompts and conversations through the chat template, if any."""
+    limit = None if cfg.limit < 0 else cfg.limit
+    if _holds_text(file):
+        texts = [row["text"] for row in read_rows(file)[:limit] if "text" in row]
+        encoded = [ids[: cfg.prompt_tokens] for ids in tokenizer.encode_batch(texts)]
+    else:
+        wrap, encoded = tokenizer.has_chat_template and not cfg.ignore_chat_template, []
+        for prompt in read_prompts(file)[:limit]:
+            messages = prompt.messages or ([{"role": "user", "content": prompt.text}] if wrap else None)
+            if messages is None:
+                encoded.append(tokenizer.encode(prompt.text))
+            else:
+                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+                encoded.append(tokenizer.encode(text, add_special_tokens=False))
+    if not encoded:
+        raise ValueError(f"{file}: no prompts in it")
+    return encoded
+
+
+def _holds_text(file: Path) -> bool:
+    if file.suffix != ".jsonl":
+        return False
+    with file.open(encoding="utf-8") as f:
+        first = next((line for line in f if line.strip()), "{}")
+    try:
+        return "text" in json.loads(first)
+    except ValueError:
+        return False  # read_prompts says what is wrong
+
+
+def picker(cfg: DistillConfig) -> Pick:
+    if cfg.temp == 0:
+        return greedy
+    from mlx_lm.sample_utils import make_sampler
+
+    sample = make_sampler(cfg.temp, top_p=cfg.top_p, top_k=cfg.top_k, min_p=cfg.min_p)
+
+    def pick(logits: mx.array) -> mx.array:
+        logits = logits.astype(mx.float32)
+        return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+    return pick
+
+
+def distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
+    """Writes the two files; `show(prompts done, tokens made)` after each batch. Returns the number of rows of each."""
+    cfg, out = work.cfg, Path(work.cfg.out)
+    done = claim(work)
+    show(len(done), 0)
+    part = out / PART_NAME
+    with part.open("a", encoding="utf-8") as f:
+        for number, chunk in enumerate(batches_of(work.prompts, cfg.batch_size)):
+            if set(chunk) <= done:
+                continue
+            rows = list(_batch_rows(work, number, chunk))
+            f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["row"] not in done))
+            f.flush()
+            os.fsync(f.fileno())
+            show(len(chunk), sum(len(row["tokens"]) - row["prompt_tokens"] for row in rows))
+    finished = sorted(_finished(part), key=lambda row: row["row"])
+    counts = {name: _write_split(out / name, (r for r in finished if split_of(r["row"], cfg) == name)) for name in SPLITS}
+    part.unlink()
+    return counts
+
+
+def _batch_rows(work: Work, number: int, chunk: list[int]) -> Iterator[dict[str, Any]]:
+    cfg, tokenizer = work.cfg, work.tokenizer
+    mx.random.seed(cfg.seed * 1_000_003 + number)  # a batch is the same whether the run was interrupted or not
+    texts = generate_batch(work.base, [work.prompts[i] for i in chunk], cfg.max_tokens, tokenizer.eos_token_ids, picker(cfg))
+    for i, tokens in zip(chunk, texts, strict=True):
+        prompt = work.prompts[i]
+        yield {
+            "row": i,
+            "prompt": tokenizer.decode(prompt, skip_special_tokens=False),
+            "completion": tokenizer.decode(tokens),
+            "tokens": prompt + tokens,
+            "prompt_tokens": len(prompt),
+        }
+
+
+def split_of(row: int, cfg: DistillConfig) -> str:
+    """train.jsonl or valid.jsonl, by a hash of row and seed."""
+    return SPLITS[zlib.crc32(f"{cfg.seed}/{row}".encode()) / 2**32 < cfg.valid_share]
+
+
+def claim(work: Work) -> set[int]:
+    """Makes or reopens the output folder; the rows that are done. Refuses to mix two runs or to replace output unasked."""
+    cfg, out = work.cfg, Path(work.cfg.out)
+    assert work.base.path is not None
+    options = {k: v for k, v in as_dict(cfg).items() if k not in ("out", "overwrite", "resume")}
+    settings = {"options": options, "base": fingerprint_base(work.base.path), "versions": versions()}
+    existing = [n for n in (*SPLITS, PART_NAME, CONFIG_NAME) if (out / n).exists()]
+    if cfg.resume:
+        if not (out / PART_NAME).exists():
+            raise ValueError(f"--resume: {out} holds no interrupted run ({PART_NAME} missing)")
+        saved = json.loads((out / CONFIG_NAME).read_text())
+        if saved["base"] != settings["base"]:
+            raise ValueError(f"--resume: --model {cfg.model} is not the base that {out} was begun with")
+        rows = list(_finished(out / PART_NAME))
+        temporary = out / f".{PART_NAME}.tmp"  # without the half line of a killed run
+        temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        temporary.replace(out / PART_NAME)
+        return {r["row"] for r in rows}
+    if existing and not cfg.overwrite:
+        raise ValueError(f"--out {out}: holds {existing[0]} already; use --resume, --overwrite or another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in existing:
+        (out / name).unlink()
+    write_json(out / CONFIG_NAME, settings)
+    (out / PART_NAME).touch()
+    return set()
+
+
+def resumed_config(flags: dict[str, Any]) -> DistillConfig:
+    """The options an interrupted run was started with; flags that say otherwise are refused."""
+    out = Path(flags.get("out", DistillConfig.out))
+    try:
+        saved = json.loads((out / CONFIG_NAME).read_text())["options"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"--resume: {out} holds no interrupted run ({CONFIG_NAME} unreadable)") from error
+    for name, value in flags.items():
+        if name in saved and value != saved[name]:
+            raise ValueError(f"--resume: {name} is {value!r}, the interrupted run has {saved[name]!r}")
+    return build((DistillConfig,), saved | {"out": str(out), "resume": True}, {})[0]
+
+
+def _finished(part: Path) -> Iterator[dict[str, Any]]:
+    """Whole rows of the part file."""
+    for line in part.read_text(encoding="utf-8").split("\n"):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _write_split(file: Path, rows: Iterator[dict[str, Any]]) -> int:
+    temporary, count = file.with_name(f".{file.name}.tmp"), 0
+    with temporary.open("w", encoding="utf-8") as f:
+        for row in rows:
+            f.write(json.dumps({k: v for k, v in row.items() if k != "row"}, ensure_ascii=False) + "\n")
+            count += 1
+    temporary.replace(file)
+    return count
