@@ -16,12 +16,20 @@ FAMILIES = ("llama", "qwen2", "qwen3")  # mlx-lm modules; mistral checkpoints ar
 
 @dataclass
 class Base:
-    """A causal attention language model. Shapes: tokens int [B, T], hidden [B, T, d], logits [B, T, V]."""
+    """A causal attention language model. Shapes: tokens int [B, T], hidden [B, T, d], logits [B, T, V].
+
+    `block_type` is remembered so that new_block() works where the layers were left out (load_base with ends_only).
+    """
 
     model: nn.Module
     config: dict[str, Any]
     path: Path | None
+    block_type: Any = None
     grad_checkpoint: bool = False  # in training, recompute blocks in the backward pass
+
+    def __post_init__(self) -> None:
+        if self.block_type is None:
+            self.block_type = type(self.layers[-1])
 
     @property
     def hidden_size(self) -> int:
@@ -51,11 +59,18 @@ class Base:
     def is_quantized(self) -> bool:
         return "quantization" in self.config
 
+    @property
+    def ends_only(self) -> bool:
+        """True when only embedding, final norm and output head are there."""
+        return not self.layers
+
     def embed(self, tokens: mx.array) -> mx.array:
         return self.model.model.embed_tokens(tokens)
 
     def trunk(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
-        """hidden_prenorm: the residual stream after the last block, before the final norm."""
+        """hidden_prenorm: the residual stream after the last block, before the final norm. ValueError without the layers."""
+        if self.ends_only:
+            raise ValueError("this base was loaded without its layers (ends_only): it has no hidden states")
         from mlx_lm.models.base import create_attention_mask
 
         hidden = self.embed(tokens)
@@ -90,8 +105,7 @@ class Base:
 
     def new_block(self) -> nn.Module:
         """A decoder block of the base's own type, unquantised, freshly initialised."""
-        block_type: Any = type(self.layers[-1])
-        return block_type(self.model.args)
+        return self.block_type(self.model.args)
 
 
 def recomputed(block: nn.Module) -> Callable[..., mx.array]:
@@ -137,14 +151,22 @@ def check_supported(config: dict[str, Any]) -> None:
         raise ValueError(f"{config['model_type']} with sliding-window attention is not supported (its cache cannot rewind)")
 
 
-def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = None) -> Base:
-    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights."""
+def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = None, ends_only: bool = False) -> Base:
+    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights.
+
+    `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
+    where hidden states come from a cache.
+    """
     from mlx_lm.utils import dequantize_model, load_config, load_model
 
     path = resolve_model(model)
     try:
         check_supported(load_config(path))
-        network, config = load_model(path)
+        network, config = load_model(path, lazy=ends_only)
+        block_type = type(network.model.layers[-1])
+        if ends_only:
+            network.model.layers = []
+            mx.eval(network.parameters())
     except ValueError as error:
         raise ValueError(f"model {model}: {str(error).strip().splitlines()[0]}") from error
     except (OSError, RuntimeError, KeyError) as error:
@@ -156,7 +178,7 @@ def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = Non
         network.set_dtype(dtype)
     network.eval()
     mx.eval(network.parameters())
-    return Base(network, config, path)
+    return Base(network, config, path, block_type)
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:

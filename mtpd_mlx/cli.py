@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from mtpd_mlx import __version__
 
 COMMANDS = {
+    "cache": "run a frozen base once over data and keep what training heads needs of it",
     "train": "train MTP heads for a model (or model and heads together)",
     "extend": "extend trained heads by looping: m heads initialise the next m",
     "eval": "measure acceptance (CAR, AR, tau) on prompts",

@@ -13,6 +13,9 @@ class ModelConfig:
     model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id")
     model_config: str | None = option(None, "config.json of a base to train from scratch (with --train joint)")
     tokenizer: str | None = option(None, "folder with the tokenizer of a base trained from scratch")
+    cache: str | None = option(
+        None, "distillation cache (mtpd cache) to train from, without the base in memory; replaces --data"
+    )
     train: str = option(
         "heads",
         "what is trained: heads (frozen base) or joint (base and heads, main loss included)",

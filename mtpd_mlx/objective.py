@@ -63,37 +63,31 @@ class Model:
         return FusedLoss(cfg, alphas, betas, self.first_trained, self.joint)
 
 
-@dataclass(frozen=True)
-class Known:
-    """What an offline cache knows of a batch: hidden_prenorm [B, T, d] and, where it serves the loss, the teacher [B T, N]."""
-
-    hidden: mx.array
-    teacher: StoredTeacher | None
-
-
 def objective(
     model: Model,
     fused: FusedLoss,
     tokens: mx.array,
     masks: mx.array,
     scale: mx.array,
-    known: Known | None = None,
+    known: dict[str, mx.array] | None = None,
+    *,
     with_gradient: bool = True,
 ) -> tuple[mx.array, mx.array]:
     """(loss [], metrics [1 + trained heads + K]): main loss, loss per trained head, simulated CAR by depth.
 
     tokens [B, T]; masks bool [K + 1, B, T] (losses.target_masks); scale [K + 1]: one over the positions counted in the whole
-    step. Simulated CAR: the share of positions where heads 1..k all guess the main head's argmax, over positions where
-    depth K is defined.
+    step; known: what an offline cache holds, hidden [B, T, d] (prenorm) and perhaps its teacher, tokens and logits [B, T, N]
+    and main_loss [B, T]. Simulated CAR: the share of positions where heads 1..k all guess the main head's argmax, over
+    positions where depth K is defined.
     """
-    main, states = model.states(tokens, known.hidden if known else None)
+    main, states = model.states(tokens, known["hidden"] if known else None)
     weights = mx.stack([shift_right(masks[k].astype(mx.float32), k) * scale[k] for k in range(len(states) + 1)])  # [K+1, B, T]
     rows = Rows(
         shift_left(tokens, 1).reshape(-1),
         _flat(mx.concatenate([weights[:1] * float(model.joint), weights[1:]])),
         _flat(main[None])[0],
         [_flat(shift_right(s, k)[None])[0] for k, s in enumerate(states, start=1)],
-        known.teacher if known else None,
+        _stored(known),
     )
     head = model.output_head()
     draft: Draft | None = None
@@ -106,6 +100,12 @@ def objective(
     accepted = simulated_acceptance(outcome.best.reshape(weights.shape), masks[-1]) * scale[-1]
     metrics = mx.concatenate([counted[:1], counted[1 + model.first_trained :], accepted])
     return outcome.loss, mx.stop_gradient(metrics)
+
+
+def _stored(known: dict[str, mx.array] | None) -> StoredTeacher | None:
+    if known is None or "tokens" not in known:
+        return None
+    return StoredTeacher(*(known[name].reshape(-1, *known[name].shape[2:]) for name in ("tokens", "logits", "main_loss")))
 
 
 def shift_right(x: mx.array, k: int) -> mx.array:

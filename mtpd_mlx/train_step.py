@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.cache.arrays import to_mlx
+from mtpd_mlx.cache.reader import CachedBatch
 from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.distributed import World
@@ -48,8 +50,16 @@ class Stepper:
     With several ranks each takes its share of every batch's rows; gradients and metrics are summed over all.
     """
 
-    def __init__(self, model: Model, loss_cfg: LossConfig, cfg: OptimConfig, world: World | None = None):
-        self.model, self.cfg, self.world = model, cfg, world or World.alone()
+    def __init__(
+        self,
+        model: Model,
+        loss_cfg: LossConfig,
+        cfg: OptimConfig,
+        world: World | None = None,
+        stored: int | None = None,
+    ):
+        """`stored`: how many of a cache's teacher logits per position serve the loss (None: the teacher is computed)."""
+        self.model, self.cfg, self.world, self.stored = model, cfg, world or World.alone(), stored
         self.fused = model.fused_loss(loss_cfg)
         self.optimizer = make_optimizer(cfg)
         self.dtype = compute_dtype(cfg)
@@ -98,10 +108,10 @@ class Stepper:
             return self.world.sum(metrics), *apply(gradients)
 
         @mx.compile
-        def evaluate(values: Tree, tokens: mx.array, masks: mx.array) -> mx.array:
+        def evaluate(values: Tree, *inputs: Any) -> mx.array:
             self.model.bind(cast(values, self.dtype))
-            ones = mx.ones(masks.shape[0])
-            return self.world.sum(objective(self.model, self.fused, tokens, masks, ones, with_gradient=False)[1])
+            metrics = partial(objective, with_gradient=False)(self.model, self.fused, *inputs)[1]
+            return self.world.sum(metrics)
 
         self._whole, self._accumulate, self._finish, self._evaluate = whole, accumulate, finish, evaluate
 
@@ -111,29 +121,39 @@ class Stepper:
         masks = [target_masks(b, self.model.heads.num_heads) for b in batches]
         counts = np.sum([m.sum(axis=(1, 2)) for m in masks], axis=0)
         scale = mx.array((1.0 / np.maximum(counts, 1)).astype(np.float32))
-        shares = [self._share(batch, mask) for batch, mask in zip(batches, masks, strict=True)]
+        shares = [self._share(batch, mask, scale) for batch, mask in zip(batches, masks, strict=True)]
         if len(shares) == 1:
-            metrics, norm, finite = self._whole(*shares[0], scale)
+            metrics, norm, finite = self._whole(*shares[0])
         else:
             gradients: Any = None
             metrics = mx.array(0.0)
             for share in shares:
-                part, gradients = self._accumulate(gradients, *share, scale)
+                part, gradients = self._accumulate(gradients, *share)
                 metrics = metrics + part
                 mx.eval(metrics, gradients)
             metrics, norm, finite = self._finish(metrics, gradients)
         mx.eval(self.state, metrics, norm, finite)
         return metrics, norm, bool(finite)
 
-    def _share(self, batch: Batch, masks: np.ndarray) -> tuple[mx.array, mx.array]:
-        """This rank's rows of tokens [B, T] and masks [K + 1, B, T]."""
+    def _share(self, batch: Batch, masks: np.ndarray, scale: mx.array) -> tuple:
+        """This rank's rows as the inputs of `objective`: tokens [B, T], masks [K + 1, B, T], scale, what a cache knows."""
         rows = self.world.rows(len(batch.tokens))
-        return mx.array(batch.tokens[rows]), mx.array(masks[:, rows])
+        inputs = (mx.array(batch.tokens[rows]), mx.array(masks[:, rows]), scale)
+        if not isinstance(batch, CachedBatch):
+            return inputs
+        known = {"hidden": to_mlx(batch.hidden[rows], batch.hidden_dtype).astype(self.dtype)}
+        if self.stored is not None:
+            known |= {
+                "tokens": mx.array(batch.top_tokens[rows, :, : self.stored].astype(np.int32)),
+                "logits": mx.array(batch.top_logits[rows, :, : self.stored]),
+                "main_loss": mx.array(batch.main_loss[rows]),
+            }
+        return *inputs, known
 
     def evaluate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """(summed metrics, counted positions [K + 1]) of one validation batch."""
         masks = target_masks(batch, self.model.heads.num_heads)
-        metrics = self._evaluate(self.params, *self._share(batch, masks))
+        metrics = self._evaluate(self.params, *self._share(batch, masks, mx.ones(len(masks))))
         return np.array(metrics), masks.sum(axis=(1, 2))
 
     def sync(self) -> None:

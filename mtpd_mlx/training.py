@@ -5,14 +5,16 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.base import Base, load_base, new_base, resolve_model
+from mtpd_mlx.cache.reader import CachedDataset, open_cache
 from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, BaseRef, CheckpointConfig, write_json
 from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
-from mtpd_mlx.data import DataConfig, Splits, load_dataset
+from mtpd_mlx.data import DataConfig, load_dataset
 from mtpd_mlx.distributed import LOST, World, stop_clearly
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.heads import MTPHeads, init_heads
@@ -108,7 +110,9 @@ def gather(options: TrainOptions) -> Ingredients:
     """Loads or creates base and heads as the options say."""
     cfg = options.model
     compute = compute_dtype(options.optim)
-    if cfg.model is not None:
+    if cfg.cache is not None:
+        base, folder, name = base_of_cache(cfg, compute)
+    elif cfg.model is not None:
         # A frozen base is held in the compute dtype; a base that trains keeps float32 master weights.
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint")
         if cfg.train == "joint" or not base.is_quantized:
@@ -137,6 +141,49 @@ def gather(options: TrainOptions) -> Ingredients:
     return Ingredients(base, heads, folder, name)
 
 
+def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]:
+    """Embedding, final norm and output head of the base that a cache was made with; its folder and name."""
+    folder = Path(str(cfg.cache)).expanduser()
+    if cfg.train == "joint":
+        raise ValueError("--cache: holds the states of a frozen base, and --train joint would change it")
+    index = open_cache(folder)
+    name = cfg.model or index.base.locate(folder)
+    base = load_base(name, dequantize=cfg.dequantize, ends_only=True)
+    assert base.path is not None
+    if (got := fingerprint_base(base.path)) != index.base.fingerprint:
+        raise ValueError(f"--cache {folder}: made with another base ({index.base.fingerprint[:19]}..., {name}: {got[:19]}...)")
+    if not base.is_quantized:
+        base.model.set_dtype(compute)
+    return base, base.path, name
+
+
+def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
+    """Training and validation rows, of text or of a cache."""
+    if options.model.cache is not None:
+        folder, batch_size = Path(options.model.cache).expanduser(), options.data.batch_size
+        named = str(folder)
+        parts = [CachedDataset(folder, s, batch_size, options.run.seed) for s in open_cache(folder).splits]
+        train_set, valid_set = parts[0], parts[1] if len(parts) > 1 else None
+    else:
+        named = ", ".join(options.data.data)
+        splits = load_dataset(options.data, tokenizer, options.run.seed)
+        train_set, valid_set = splits.train, splits.valid  # type: ignore[assignment]
+    if valid_set is None or valid_set.num_rows == 0:
+        raise ValueError(f"{named}: no validation text (valid.jsonl), which chooses the heads that are kept")
+    return train_set, valid_set
+
+
+def stored_teacher_size(options: TrainOptions) -> int | None:
+    """How many stored teacher logits the loss uses: its top-N where the cache holds as many. Otherwise the teacher is computed
+    from the stored hidden states."""
+    if options.model.cache is None:
+        return None
+    loss, held = options.loss, open_cache(Path(options.model.cache).expanduser()).layout.top_n
+    if loss.loss == "ce":
+        return 1
+    return loss.top_n if loss.loss in ("mtpd", "kl") and loss.top_n <= held else None
+
+
 def resolve_tokenizer(folder: str) -> Path:
     path = Path(folder).expanduser()
     if not (path / "tokenizer.json").is_file():
@@ -159,11 +206,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
         raise ValueError(
             f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {ingredients.base.vocab_size}"
         )
-    splits = load_dataset(options.data, tokenizer, options.run.seed)
-    if splits.valid is None or splits.valid.num_rows == 0:
-        raise ValueError(
-            f"{', '.join(options.data.data)}: no validation text (valid.jsonl), which chooses the heads that are kept"
-        )
+    train_set, valid_set = load_data(options, tokenizer)
     world = World.launched()
     again = f"continue with the same command and --resume (--out {out})"
     stop_clearly(world, again)
@@ -175,8 +218,8 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
 
     world.from_lead(claim)
     model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained, options.optim.grad_checkpoint)
-    stepper = Stepper(model, options.loss, options.optim, world)
-    record = _record(options, splits)
+    stepper = Stepper(model, options.loss, options.optim, world, stored_teacher_size(options))
+    record = _record(options, train_set, valid_set)
     reference = None if joint else reference_base(ingredients.base, out, ingredients.base_name)
 
     def save_best(progress: Progress) -> None:
@@ -199,11 +242,9 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
         if report is not None:
             report(record)
 
-    rows = list(splits.valid.iter_batches(options.data.batch_size))
-    if options.run.val_batches >= 0:
-        rows = rows[: max(options.run.val_batches, 1)]
+    rows = list(islice(valid_set.iter_batches(options.data.batch_size), _limit(options.run.val_batches)))
     extending = ingredients.first_trained > 0
-    run = Run(model, stepper, splits.train, rows, options.optim, options.run, save_best, save_start=extending)
+    run = Run(model, stepper, train_set, rows, options.optim, options.run, save_best, save_start=extending)
     try:
         if options.run.resume:
             run.resume()
@@ -215,12 +256,16 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     return Outcome(progress, run.curve, progress.best_iteration != 0)
 
 
-def _record(options: TrainOptions, splits: Splits) -> dict[str, Any]:
+def _limit(val_batches: int) -> int | None:
+    return max(val_batches, 1) if val_batches >= 0 else None
+
+
+def _record(options: TrainOptions, train_set: Any, valid_set: Any) -> dict[str, Any]:
     """What a checkpoint says about its making."""
     values = options.to_dict()
     loss = {k: values[k] for k in ("loss", "alpha", "beta", "top_n", "eta")}
-    data = {"train_tokens": splits.train.num_tokens, "train_sha256": splits.train.sha256}
-    if splits.valid is not None:
-        data |= {"valid_tokens": splits.valid.num_tokens, "valid_sha256": splits.valid.sha256}
-    training = {k: v for k, v in values.items() if k not in loss and k not in ("out", "data", "model", "tokenizer")}
+    data = {f"{name}_tokens": part.num_tokens for name, part in (("train", train_set), ("valid", valid_set))}
+    data |= {f"{name}_sha256": part.sha256 for name, part in (("train", train_set), ("valid", valid_set))}
+    places = ("out", "data", "model", "tokenizer", "cache", "model_config", "init_heads", "project_name", "report_to")
+    training = {k: v for k, v in values.items() if k not in loss and k not in places}
     return {"loss": loss, "data": data, "training": training, "versions": versions()}

@@ -12,6 +12,7 @@ MLX = {"mlx", "mlx_lm"}
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 LIGHT = ["mtpd_mlx/speculative", "mtpd_mlx/data"]
 LIGHT_FILES = ["__init__", "blas", "fingerprint", "checkpoint_format", "schema", "tables", "cli"]
+LIGHT_FILES += ["cache/__init__", "cache/options", "cache/format", "cache/reader"]
 
 
 def imported(file: Path) -> set[str]:

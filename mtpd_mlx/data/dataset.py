@@ -3,12 +3,13 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from mtpd_mlx.data.formats import TextTokenizer, read_rows, tokenize
+from mtpd_mlx.data.order import epoch_order
 from mtpd_mlx.data.packing import Batch, pack, pad
 from mtpd_mlx.schema import option
 
@@ -33,7 +34,7 @@ class PackedDataset:
         if len(rows.tokens) == 0:
             raise ValueError("data: no rows of text after tokenisation")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        self._order = lru_cache(maxsize=2)(self._shuffle)
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, self.num_rows, seed))
 
     @property
     def num_rows(self) -> int:
@@ -49,9 +50,6 @@ class PackedDataset:
         for array in (self.rows.tokens, self.rows.segments, self.rows.loss_mask):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
-
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
     def batch(self, step: int) -> Batch:
         """Micro-batch number `step`: rows step*B .. step*B+B-1 of an endless sequence of shuffled epochs."""

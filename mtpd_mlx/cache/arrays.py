@@ -1,0 +1,14 @@
+"""MLX arrays <-> the numpy arrays of a cache: numpy has no bfloat16, whose bits are kept in uint16."""
+
+import numpy as np
+
+from mtpd_mlx.mlx_runtime import mx
+
+
+def to_numpy(array: mx.array) -> np.ndarray:
+    return np.array(array.view(mx.uint16) if array.dtype == mx.bfloat16 else array)
+
+
+def to_mlx(array: np.ndarray, dtype: str) -> mx.array:
+    """`dtype` is the name the cache gives, for example CachedBatch.hidden_dtype."""
+    return mx.array(array).view(mx.bfloat16) if dtype == "bfloat16" else mx.array(array)

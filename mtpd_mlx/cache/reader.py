@@ -1,0 +1,139 @@
+"""Reading a distillation cache as a data set whose batches are those of PackedDataset, teacher included. numpy only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+from mtpd_mlx.cache.format import CacheIndex, Layout, Shard, file_sha256, numpy_dtype, read_index, row_bytes, shard_header
+from mtpd_mlx.data.order import epoch_order
+from mtpd_mlx.data.packing import Batch
+
+
+@dataclass(frozen=True)
+class CachedBatch(Batch):
+    """A batch with what the frozen base said about it (offsets: docs/architecture.md).
+
+    hidden [B, T, d]: the state before the final norm; its dtype is `hidden_dtype`, bfloat16 being kept as bits in uint16.
+    top_tokens [B, T, N] (uint16 or int32) and top_logits [B, T, N] (float16 or float32): the base's N largest logits at
+    each position, largest first, the lower id first among equals. logsumexp float32 [B, T] over the whole vocabulary.
+    main_loss float32 [B, T]: cross-entropy of x_{i+1} at i, 0 in the last column; not masked.
+    """
+
+    hidden: np.ndarray
+    top_tokens: np.ndarray
+    top_logits: np.ndarray
+    main_loss: np.ndarray
+    logsumexp: np.ndarray
+    hidden_dtype: str
+
+
+MAX_MAPPED = 64  # a mapped file holds a file descriptor, and macOS gives a process 256
+TENSORS = tuple(f.name for f in fields(CachedBatch) if f.name != "hidden_dtype")
+
+
+def check_size(file: Path, shard: Shard) -> None:
+    """ValueError in one line when the file is missing or has another size than the index says."""
+    if not file.is_file():
+        raise ValueError(f"{file}: missing shard, expected {shard.bytes} bytes")
+    if (size := file.stat().st_size) != shard.bytes:
+        raise ValueError(f"{file}: truncated or damaged shard: got {size} bytes, expected {shard.bytes}")
+
+
+def check_sha256(file: Path, shard: Shard) -> None:
+    if (got := file_sha256(file)) != shard.sha256:
+        raise ValueError(f"{file}: altered shard: got sha256 {got[:12]}..., expected {shard.sha256[:12]}...")
+
+
+def map_shard(file: Path, layout: Layout, shard: Shard) -> dict[str, np.ndarray]:
+    """Views [R, ...] of each tensor in the memory-mapped file; nothing is read until rows are taken."""
+    header, offsets, size = shard_header(layout, shard.rows)
+    mapped = np.memmap(file, np.uint8, "r")
+    if size != mapped.size or mapped[: len(header)].tobytes() != header:
+        raise ValueError(f"{file}: got another header or size than expected for {shard.rows} rows of {row_bytes(layout)} bytes")
+    views = {}
+    for name, tensor in layout.tensors().items():
+        part = mapped[offsets[name] : offsets[name] + shard.rows * tensor.row_bytes]
+        views[name] = part.view(numpy_dtype(tensor.dtype)).reshape(shard.rows, *tensor.shape)
+    return views
+
+
+def open_cache(folder: Path) -> CacheIndex:
+    """The index of a complete cache whose shards are all there in full size. ValueError in one line otherwise."""
+    index = read_index(folder)
+    for name, split in index.splits.items():
+        if not split.complete:
+            done = sum(s.rows for s in split.shards)
+            raise ValueError(
+                f"{folder}: incomplete cache ({name}: {done} of {split.rows} rows); "
+                f"finish it with: mtpd cache --resume --out {folder}"
+            )
+        for shard in split.shards:
+            check_size(folder / shard.file, shard)
+    return index
+
+
+class CachedDataset:
+    """Rows of one split of a cache, in the order PackedDataset would give them for the same seed and batch size.
+
+    Rows are copied out of memory-mapped shards, so memory holds a batch. A shard's sha256 is checked when a row of it is
+    first read.
+    """
+
+    def __init__(self, folder: Path, split: str, batch_size: int, seed: int):
+        if batch_size < 1:
+            raise ValueError(f"batch_size: got {batch_size}, expected at least 1")
+        self.folder, self.index = Path(folder), open_cache(Path(folder))
+        if split not in self.index.splits:
+            raise ValueError(f"{folder}: no split {split!r}, expected one of {', '.join(self.index.splits)}")
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self._entry = self.index.splits[split]
+        self._starts = np.cumsum([0, *(s.rows for s in self._entry.shards)])
+        self._verified: set[int] = set()
+        self._shard = lru_cache(maxsize=MAX_MAPPED)(self._open_shard)
+        self._order = lru_cache(maxsize=2)(partial(epoch_order, self.num_rows, seed))
+
+    @property
+    def num_rows(self) -> int:
+        return self._entry.rows
+
+    @property
+    def num_tokens(self) -> int:
+        return self._entry.tokens
+
+    @property
+    def sha256(self) -> str:
+        """That of the PackedDataset the cache was made from."""
+        return self._entry.sha256
+
+    def batch(self, step: int) -> CachedBatch:
+        """Micro-batch number `step`: rows step*B .. step*B+B-1 of an endless sequence of shuffled epochs."""
+        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+        return self._take([int(self._order(p // self.num_rows)[p % self.num_rows]) for p in positions], self.batch_size)
+
+    def iter_batches(self, batch_size: int) -> Iterator[CachedBatch]:
+        """All rows once, in order; the last batch is filled with padding rows so that shapes repeat."""
+        for start in range(0, self.num_rows, batch_size):
+            yield self._take(list(range(start, min(start + batch_size, self.num_rows))), batch_size)
+
+    def _take(self, rows: list[int], batch_size: int) -> CachedBatch:
+        """Copies `rows` out of their shards; rows of zeros fill the batch."""
+        layout = self.index.layout
+        arrays = {n: np.zeros((batch_size, *t.shape), numpy_dtype(t.dtype)) for n, t in layout.tensors().items()}
+        for i, row in enumerate(rows):
+            number = int(np.searchsorted(self._starts, row, side="right")) - 1
+            shard = self._shard(number)
+            for name in TENSORS:
+                arrays[name][i] = shard[name][row - self._starts[number]]
+        return CachedBatch(**arrays, hidden_dtype=layout.dtype)
+
+    def _open_shard(self, number: int) -> dict[str, np.ndarray]:
+        shard = self._entry.shards[number]
+        file = self.folder / shard.file
+        check_size(file, shard)
+        if number not in self._verified:
+            check_sha256(file, shard)
+            self._verified.add(number)
+        return map_shard(file, self.index.layout, shard)

@@ -1,0 +1,342 @@
+"""Making a distillation cache: the frozen base runs once over the data, shard by shard; a killed run loses one shard.
+
+A shard is written under a temporary name, synced and renamed; then the index is replaced. So a final name never holds
+part of a shard, and the index never names one that is not there.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mtpd_mlx.base import Base, load_base
+from mtpd_mlx.cache.format import (
+    INDEX_NAME,
+    SPLITS,
+    CacheIndex,
+    Layout,
+    Shard,
+    SplitIndex,
+    bytes_per_token,
+    file_sha256,
+    fsync_folder,
+    numpy_dtype,
+    read_index,
+    row_bytes,
+    shard_header,
+    shard_name,
+    shard_rows,
+    write_index,
+)
+from mtpd_mlx.cache.options import AUTO, CacheConfig
+from mtpd_mlx.cache.reader import check_sha256, check_size
+from mtpd_mlx.cache.teacher import teacher_rows
+from mtpd_mlx.checkpoint import versions
+from mtpd_mlx.data import Batch, DataConfig, PackedDataset, Splits, load_dataset
+from mtpd_mlx.mlx_runtime import mx, on_cpu
+from mtpd_mlx.schema import as_dict, build
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.training import reference_base
+
+LOCATIONS = ("model", "data", "out", "resume", "overwrite")  # may differ on --resume: contents are compared instead
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    cache: CacheConfig
+    data: DataConfig
+
+    @classmethod
+    def classes(cls) -> tuple[type, ...]:
+        return (CacheConfig, DataConfig)
+
+    @classmethod
+    def build(cls, file_values: dict[str, Any], flags: dict[str, Any]) -> "CacheOptions":
+        return cls(*build(cls.classes(), file_values, flags))
+
+    def to_dict(self) -> dict[str, Any]:
+        return as_dict(self.cache, self.data)
+
+
+def resumed_options(values: dict[str, Any]) -> CacheOptions:
+    """The options an interrupted cache was started with; given ones that say otherwise are refused."""
+    out = Path(values.get("out", CacheConfig.out))
+    saved = read_index(out).options
+    for name, value in values.items():
+        if name in saved and name not in LOCATIONS and value != saved[name]:
+            raise ValueError(f"--resume: {name} is {value!r}, the interrupted cache has {saved[name]!r}")
+    located = {name: values[name] for name in ("model", "data") if name in values}
+    return CacheOptions.build(saved | located | {"out": str(out), "resume": True, "overwrite": False}, {})
+
+
+@dataclass
+class Job:
+    """A cache to make: what runs, over what, and the index so far (on --resume with the shards that are good)."""
+
+    out: Path
+    base: Base
+    splits: dict[str, PackedDataset]
+    index: CacheIndex
+    batch_size: int
+    damaged: tuple[str, ...] = ()
+
+    def missing(self) -> Iterator[tuple[str, int, int]]:
+        """(split, number, rows) of the shards still to make."""
+        for split, entry in self.index.splits.items():
+            done = {s.file for s in entry.shards}
+            for number, rows in enumerate(shard_rows(entry.rows, self.index.rows_per_shard)):
+                if shard_name(split, number) not in done:
+                    yield split, number, rows
+
+    @property
+    def total_tokens(self) -> int:
+        """Positions stored, padding included."""
+        return sum(e.rows for e in self.index.splits.values()) * self.index.layout.max_seq_length
+
+    @property
+    def missing_tokens(self) -> int:
+        return sum(rows for _, _, rows in self.missing()) * self.index.layout.max_seq_length
+
+    @property
+    def missing_bytes(self) -> int:
+        return sum(shard_header(self.index.layout, rows)[2] for _, _, rows in self.missing())
+
+
+def prepare(options: CacheOptions) -> Job:
+    """Loads base and data and plans the shards. Refuses, in one line, a folder in use and a --resume that would not fit."""
+    cfg, out = options.cache, Path(options.cache.out)
+    _check_options(cfg)
+    if not cfg.resume:
+        _check_folder(out, cfg.overwrite)
+    base = _load(cfg)
+    assert cfg.model is not None and base.path is not None
+    tokenizer = Tokenizer.from_folder(base.path)
+    if tokenizer.vocab_size > base.vocab_size:
+        raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")
+    if options.data.data_weights:
+        raise ValueError("--data-weights: not for a cache, whose every row is stored once")
+    loaded = load_dataset(options.data, tokenizer)
+    splits = {name: part for name in SPLITS if (part := getattr(loaded, name)) is not None}
+    layout = _layout(base, cfg, options.data)
+    batch_size = options.data.batch_size
+    index = CacheIndex(
+        reference_base(base, out, cfg.model),
+        layout,
+        max(1, int(cfg.shard_mb * 1e6) // (row_bytes(layout) * batch_size)) * batch_size,
+        _describe_data(options.data, loaded),
+        {name: SplitIndex(part.num_rows, part.num_tokens, part.sha256) for name, part in splits.items()},
+        {name: value for name, value in options.to_dict().items() if name not in ("out", "resume", "overwrite")},
+        versions(),
+    )
+    job = Job(out, base, splits, index, batch_size)
+    return _take_up(job, read_index(out)) if cfg.resume else job
+
+
+def _check_options(cfg: CacheConfig) -> None:
+    if cfg.model is None:
+        raise ValueError("missing option --model")
+    if cfg.top_n < 1:
+        raise ValueError(f"--top-n: got {cfg.top_n}, expected at least 1")
+    if not cfg.shard_mb > 0:
+        raise ValueError(f"--shard-mb: got {cfg.shard_mb}, expected more than 0")
+
+
+def _cache_files(out: Path) -> list[Path]:
+    """Everything a cache run leaves in its folder: index, shards and what a killed run was writing."""
+    shards = [file for split in SPLITS for file in out.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9].safetensors")]
+    return [*out.glob(INDEX_NAME), *shards, *_temporary_files(out)]
+
+
+def _temporary_files(out: Path) -> list[Path]:
+    return [file for pattern in (INDEX_NAME, *(f"{s}-*.safetensors" for s in SPLITS)) for file in out.glob(f".{pattern}.tmp")]
+
+
+def _check_folder(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: exists and is not a folder")
+    if not overwrite and _cache_files(out):
+        raise ValueError(f"--out {out}: holds a cache already; use --resume, --overwrite or another folder")
+
+
+def _load(cfg: CacheConfig) -> Base:
+    """A quantised base stays so unless --dequantize; any other runs in the compute dtype."""
+    assert cfg.model is not None
+    base = load_base(cfg.model, dequantize=cfg.dequantize)
+    if not base.is_quantized:
+        base.model.set_dtype(getattr(mx, _resolve(cfg.compute_dtype)))
+        mx.eval(base.model.parameters())
+    base.model.freeze()
+    return base
+
+
+def _resolve(dtype: str) -> str:
+    return ("float32" if on_cpu() else "bfloat16") if dtype == AUTO else dtype
+
+
+def _layout(base: Base, cfg: CacheConfig, data: DataConfig) -> Layout:
+    """top_logits keep the precision they were computed in: bfloat16 ones fit in float16, whose mantissa is longer."""
+    logits = base.logits(base.norm(base.trunk(mx.zeros((1, 1), mx.int32)))).dtype  # lazy: nothing runs
+    return Layout(
+        base.hidden_size,
+        base.vocab_size,
+        data.max_seq_length,
+        min(cfg.top_n, base.vocab_size),
+        _resolve(cfg.cache_dtype),
+        "float32" if logits == mx.float32 else "float16",
+    )
+
+
+def _describe_data(cfg: DataConfig, splits: Splits) -> dict[str, Any]:
+    options = {name: getattr(cfg, name) for name in ("max_seq_length", "mask_prompt", "pack", "valid_share")}
+    sums = {"train_sha256": splits.train.sha256, "valid_sha256": splits.valid.sha256 if splits.valid else None}
+    return sums | options
+
+
+def _take_up(job: Job, old: CacheIndex) -> Job:
+    """The job with the good shards of the interrupted cache; damaged ones are made again."""
+    for name, got, expected in _identity(job.index, old):
+        if got != expected:
+            raise ValueError(f"--resume: {name}: got {got!r}, the interrupted cache has {expected!r}")
+    splits, damaged = {}, []
+    for name, entry in old.splits.items():
+        good = []
+        for shard in entry.shards:
+            try:
+                check_size(job.out / shard.file, shard)
+                check_sha256(job.out / shard.file, shard)
+                good.append(shard)
+            except ValueError as error:
+                damaged.append(str(error))
+        splits[name] = replace(entry, shards=tuple(good))
+    return replace(job, index=replace(old, splits=splits), damaged=tuple(damaged))
+
+
+def _identity(new: CacheIndex, old: CacheIndex) -> Iterator[tuple[str, Any, Any]]:
+    """(name, new, old) of everything that must be equal for shards of both to belong together."""
+    for name in ("fingerprint", "model_type", "hidden_size", "vocab_size"):
+        yield f"base {name}", getattr(new.base, name), getattr(old.base, name)
+    for name in old.data | new.data:
+        yield name, new.data.get(name), old.data.get(name)
+    for name in vars(old.layout):
+        yield name, getattr(new.layout, name), getattr(old.layout, name)
+    yield "rows_per_shard", new.rows_per_shard, old.rows_per_shard
+    for name in old.splits | new.splits:
+        ours, theirs = (index.splits[name].sha256 if name in index.splits else None for index in (new, old))
+        yield f"{name} rows", ours, theirs
+
+
+def plan_line(job: Job) -> str:
+    """What the cache will take, said before work starts. ValueError when the disk has too little room."""
+    layout, free = job.index.layout, _free_bytes(job)
+    rows = ", ".join(f"{name} {entry.rows:,}" for name, entry in job.index.splits.items())
+    total = sum(
+        shard_header(layout, n)[2] for e in job.index.splits.values() for n in shard_rows(e.rows, job.index.rows_per_shard)
+    )
+    need = job.missing_bytes
+    if need > free:
+        raise ValueError(
+            f"--out {job.out}: the cache needs {_size(need)} more, {_size(free)} are free; "
+            "give less data, a smaller --top-n, --cache-dtype bfloat16 or another disk"
+        )
+    done = f", {_size(total - need)} of them there already" if need < total else ""
+    return (
+        f"cache: {bytes_per_token(layout):,} bytes a token x {job.total_tokens:,} tokens "
+        f"(rows of {layout.max_seq_length}: {rows}) = {_size(total)}{done}; {_size(free)} free at {job.out}"
+    )
+
+
+def _free_bytes(job: Job) -> int:
+    """Free space where the cache goes; what --overwrite or damaged shards give back counts."""
+    existing = next(p for p in (job.out.absolute(), *job.out.absolute().parents) if p.exists())
+    return shutil.disk_usage(existing).free + sum(file.stat().st_size for file in _replaced_files(job))
+
+
+def _replaced_files(job: Job) -> list[Path]:
+    """What lies in the folder and is not kept: an old cache (--overwrite), damaged and half-written shards (--resume)."""
+    kept = {INDEX_NAME} | {s.file for e in job.index.splits.values() for s in e.shards}
+    return [file for file in _cache_files(job.out) if file.name not in kept]
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:,.2f} MB"
+
+
+def write_cache(job: Job, show: Callable[[int], None] = lambda tokens: None) -> CacheIndex:
+    """Makes every missing shard; `show` gets the number of tokens of each finished batch. Returns the complete index."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    write_index(job.out, job.index)
+    for file in _replaced_files(job):
+        file.unlink()
+    for split, number, rows in list(job.missing()):
+        shard = _write_shard(job, split, number, rows, show)
+        entry = job.index.splits[split]
+        shards = tuple(sorted((*entry.shards, shard), key=lambda s: s.file))
+        job.index = replace(job.index, splits=job.index.splits | {split: replace(entry, shards=shards)})
+        write_index(job.out, job.index)
+    return job.index
+
+
+def _write_shard(job: Job, split: str, number: int, rows: int, show: Callable[[int], None]) -> Shard:
+    layout, first = job.index.layout, number * job.index.rows_per_shard
+    with ShardFile(job.out / shard_name(split, number), layout, rows) as file:
+        for batch in _batches(job.splits[split], first, rows, job.batch_size):
+            count = min(job.batch_size, rows - file.written)  # the rest of the last batch is padding
+            arrays = teacher_rows(job.base, layout, batch.tokens)
+            arrays |= {"tokens": batch.tokens, "segments": batch.segments, "loss_mask": batch.loss_mask}
+            file.append({name: array[:count] for name, array in arrays.items()})
+            show(count * layout.max_seq_length)
+        return file.commit()
+
+
+def _batches(dataset: PackedDataset, first: int, rows: int, batch_size: int) -> Iterator[Batch]:
+    part = slice(first, first + rows)
+    own = dataset.rows
+    return PackedDataset(Batch(own.tokens[part], own.segments[part], own.loss_mask[part]), batch_size, 0).iter_batches(
+        batch_size
+    )
+
+
+class ShardFile:
+    """One shard being written, batch by batch: `append` fills rows, `commit` gives it its name. Leaving without commit
+    removes what was written."""
+
+    def __init__(self, final: Path, layout: Layout, rows: int):
+        self.final, self.temporary = final, final.with_name(f".{final.name}.tmp")
+        self.layout, self.rows, self.written = layout, rows, 0
+        header, self._offsets, self._size = shard_header(layout, rows)
+        self._file = self.temporary.open("wb")
+        self._file.write(header)
+        self._file.truncate(self._size)
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def append(self, arrays: dict[str, np.ndarray]) -> None:
+        """arrays: every tensor of the layout, [n, ...], for the next n rows."""
+        count = len(arrays["tokens"])
+        for name, tensor in self.layout.tensors().items():
+            got, expected = arrays[name], (count, *tensor.shape)
+            if got.shape != expected or got.dtype != numpy_dtype(tensor.dtype):
+                raise ValueError(f"{name}: got {got.dtype} {got.shape}, expected {tensor.dtype} {expected}")
+            self._file.seek(self._offsets[name] + self.written * tensor.row_bytes)
+            self._file.write(np.ascontiguousarray(got).data)
+        self.written += count
+
+    def commit(self) -> Shard:
+        if self.written != self.rows:
+            raise ValueError(f"{self.final}: got {self.written} rows, expected {self.rows}")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        shard = Shard(self.final.name, self.rows, self._size, file_sha256(self.temporary))
+        self.temporary.replace(self.final)
+        fsync_folder(self.final.parent)
+        return shard

@@ -1,0 +1,141 @@
+"""A cache that is damaged, incomplete or not one is refused in one line."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cache_helpers import files_of, make
+
+import mtpd_mlx.cache.reader as reader
+from mtpd_mlx.cache.reader import CachedDataset
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    folder = tmp_path_factory.mktemp("refusals")
+    for name, count in (("train", 40), ("valid", 6)):
+        rows = [{"text": "abcdefgh ijklm nopq " * 3 + str(i % 7)} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    make(tiny_base, folder, folder / "cache")
+    return folder / "cache"
+
+
+@pytest.fixture
+def cache(intact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(intact, tmp_path / "cache"))
+
+
+def refusal(read: Callable[[], Any], *words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        read()
+    text = str(error.value)
+    assert "\n" not in text and all(word in text for word in words), text
+
+
+def read_all(cache: Path, split: str = "train") -> None:
+    for _ in CachedDataset(cache, split, 2, 0).iter_batches(2):
+        pass
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 4
+    file.write_bytes(bytes(content))
+
+
+def test_missing_and_truncated_shards_are_refused_on_opening(cache: Path) -> None:
+    shard = cache / "train-00001.safetensors"
+    size = shard.stat().st_size
+    os.truncate(shard, size - 1)
+    refusal(lambda: CachedDataset(cache, "train", 2, 0), str(shard), f"got {size - 1} bytes", f"expected {size}")
+    refusal(lambda: CachedDataset(cache, "valid", 2, 0), str(shard))
+    shard.unlink()
+    refusal(lambda: CachedDataset(cache, "train", 2, 0), str(shard), "missing", f"expected {size} bytes")
+
+
+@pytest.mark.parametrize("position", [3, 200, 5000, -1])
+def test_bit_flip_is_refused_on_reading(position: int, cache: Path) -> None:
+    shard = cache / "train-00001.safetensors"
+    flip(shard, position)
+    dataset = CachedDataset(cache, "train", 1, 0)  # sizes are right
+    rows = dataset.index.rows_per_shard
+    next(dataset.iter_batches(rows))  # the first shard is
+    refusal(lambda: read_all(cache), str(shard), "got sha256", "expected")
+    read_all(cache, "valid")
+
+
+def test_shard_of_another_layout_is_refused(cache: Path) -> None:
+    """Right size and checksum, another header: an index put together by hand."""
+    from mtpd_mlx.cache.format import file_sha256
+
+    shard = cache / "train-00000.safetensors"
+    content = shard.read_bytes().replace(b'"segments"', b'"fragment"')
+    shard.write_bytes(content)
+    values = json.loads((cache / "cache.json").read_text())
+    values["splits"]["train"]["shards"][0]["sha256"] = file_sha256(shard)
+    (cache / "cache.json").write_text(json.dumps(values))
+    refusal(lambda: read_all(cache), str(shard), "header")
+
+
+def test_sha256_is_checked_once_a_shard(cache: Path, monkeypatch: Any) -> None:
+    seen = []
+    check = reader.check_sha256
+    monkeypatch.setattr(reader, "check_sha256", lambda file, shard: seen.append(file.name) or check(file, shard))
+    monkeypatch.setattr(reader, "MAX_MAPPED", 1)
+    dataset = CachedDataset(cache, "train", 3, 0)
+    assert seen == []
+    for step in range(3 * dataset.num_rows):
+        dataset.batch(step)
+    assert sorted(seen) == [name for name in files_of(cache) if name.startswith("train")]
+
+
+def test_incomplete_cache_is_refused_with_a_hint(cache: Path) -> None:
+    values = json.loads((cache / "cache.json").read_text())
+    values["splits"]["valid"]["shards"].pop()
+    (cache / "cache.json").write_text(json.dumps(values))
+    refusal(lambda: CachedDataset(cache, "train", 2, 0), "incomplete", "valid: ", f"mtpd cache --resume --out {cache}")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": "gguf"}, ["expected format 'mtpd-cache'"]),
+        ({"format_version": 2}, ["got 2, expected 1"]),
+        ({"hidden": "postnorm"}, ["hidden: got 'postnorm'", "prenorm"]),
+        ({"dtype": "float64"}, ["dtype: got 'float64'", "bfloat16"]),
+        ({"top_n": 0}, ["top_n: got 0"]),
+        ({"max_seq_length": "32"}, ["max_seq_length: got '32'"]),
+        ({"base": {"id": "x"}}, ["cache.json"]),
+        ({"splits": {}}, ["splits: got none"]),
+        ({"splits": {"train": {"rows": 5}}}, ["'shards'"]),
+        ({"rows_per_shard": 3}, ["train-00000.safetensors: got", "expected 3 rows"]),
+    ],
+)
+def test_bad_index(change: dict[str, Any], words: list[str], cache: Path) -> None:
+    values = json.loads((cache / "cache.json").read_text()) | change
+    (cache / "cache.json").write_text(json.dumps(values))
+    refusal(lambda: CachedDataset(cache, "train", 2, 0), str(cache / "cache.json"), *words)
+
+
+def test_shards_named_outside_the_folder_or_twice(cache: Path) -> None:
+    text = (cache / "cache.json").read_text()
+    (cache / "cache.json").write_text(text.replace("train-00001", "../train-00001"))
+    refusal(lambda: CachedDataset(cache, "train", 2, 0), "shards out of order")
+    (cache / "cache.json").write_text(text.replace("train-00001", "train-00000"))
+    refusal(lambda: CachedDataset(cache, "train", 2, 0), "twice")
+
+
+def test_not_a_cache(tmp_path: Path) -> None:
+    refusal(lambda: CachedDataset(tmp_path, "train", 2, 0), "no cache.json")
+    (tmp_path / "cache.json").write_text("{")
+    refusal(lambda: CachedDataset(tmp_path, "train", 2, 0), "not valid JSON")
+    (tmp_path / "cache.json").write_text("[]")
+    refusal(lambda: CachedDataset(tmp_path, "train", 2, 0), "not a distillation cache")
+
+
+def test_batch_size_must_be_positive(cache: Path) -> None:
+    refusal(lambda: CachedDataset(cache, "train", 0, 0), "batch_size: got 0")
