@@ -1,0 +1,142 @@
+"""`mtpd distill-data`: batches equal one prompt at a time, exact ids, resume to the same bytes, one-line errors."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mtpd_mlx.base import load_base
+from mtpd_mlx.cli import main
+from mtpd_mlx.data import DataConfig, load_dataset
+from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, DistillConfig, picker, split_of
+from mtpd_mlx.generation import batches_of, generate_batch, generate_greedy
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+PROMPTS = [[5, 9, 14], [7], [3, 4, 5, 6, 7, 8, 9, 10], [11, 12]]
+
+
+def one_at_a_time(folder: Path, prompt: list[int], count: int) -> list[int]:
+    base, tokens = load_base(str(folder)), list(prompt)
+    for _ in range(count):
+        logits = base.logits(base.norm(base.trunk(mx.array([tokens]))))[0, -1]
+        tokens.append(int(mx.argmax(logits).item()))
+    return tokens[len(prompt) :]
+
+
+def test_batched_greedy_equals_one_prompt_at_a_time(tiny_base: Path) -> None:
+    texts = generate_greedy(load_base(str(tiny_base)), PROMPTS, 12, frozenset(), batch_size=3)
+    assert [t.tokens for t in texts] == [one_at_a_time(tiny_base, p, 12) for p in PROMPTS]
+    assert sorted(i for chunk in batches_of(PROMPTS, 3) for i in chunk) == [0, 1, 2, 3]
+
+
+def test_stops_at_end_of_text(tiny_base: Path) -> None:
+    base = load_base(str(tiny_base))
+    free = generate_greedy(base, PROMPTS, 12, frozenset())
+    eos = frozenset({free[0].tokens[4]})
+    for text in generate_greedy(base, PROMPTS, 12, eos):
+        assert not eos & set(text.tokens[:-1])
+
+
+def test_sampling_follows_the_distribution(tiny_base: Path) -> None:
+    """First tokens of 4,000 samples against the softmax at that temperature: total variation within sampling noise."""
+    base = load_base(str(tiny_base))
+    mx.random.seed(0)
+    first = [t[0] for t in generate_batch(base, [[5, 9]] * 4000, 1, frozenset(), picker(DistillConfig(temp=1.5)))]
+    logits = np.array(base.logits(base.norm(base.trunk(mx.array([[5, 9]]))))[0, -1], dtype=np.float64) / 1.5
+    want = np.exp(logits - logits.max())
+    want /= want.sum()
+    got = np.bincount(first, minlength=want.size) / 4000
+    assert 0.5 * np.abs(got - want).sum() < 0.5 * np.sqrt(want * (1 - want) / 4000).sum() * 1.3
+
+
+def prompts_file(folder: Path, count: int = 9) -> Path:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"say {i * 7} {'x' * (i % 4)}"}) + "\n" for i in range(count)))
+    return file
+
+
+def arguments(base: Path, prompts: Path, out: Path, *extra: str) -> list[str]:
+    fixed = ["--max-tokens", "6", "--batch-size", "2", "--valid-share", "0.3"]
+    return ["distill-data", "--model", str(base), "--prompts", str(prompts), "--out", str(out), *fixed, *extra]
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in ("train.jsonl", "valid.jsonl")}
+
+
+def test_output_is_training_data_with_exact_ids(tiny_base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "own"
+    assert main(arguments(tiny_base, prompts_file(tmp_path), out)) == 0
+    assert not (out / PART_NAME).exists()
+    cfg, tokenizer = DistillConfig(valid_share=0.3), Tokenizer.from_folder(tiny_base)
+    rows = {name: [json.loads(line) for line in (out / name).read_text().splitlines()] for name in content(out)}
+    assert {n: len(r) for n, r in rows.items()} == {n: [split_of(i, cfg) for i in range(9)].count(n) for n in rows}
+    for row in (*rows["train.jsonl"], *rows["valid.jsonl"]):
+        prompt, made = row["tokens"][: row["prompt_tokens"]], row["tokens"][row["prompt_tokens"] :]
+        assert prompt == tokenizer.encode(row["prompt"]) and made == one_at_a_time(tiny_base, prompt, len(made))
+    masked = load_dataset(DataConfig((str(out),), max_seq_length=24, pack=False, mask_prompt=True), tokenizer)
+    for i, row in enumerate(rows["train.jsonl"]):
+        n = len(row["tokens"])
+        assert masked.train.rows.tokens[i, :n].tolist() == row["tokens"]  # type: ignore[union-attr]
+        assert masked.train.rows.loss_mask[i].sum() == n - row["prompt_tokens"]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("extra", [(), ("--temp", "1.3", "--top-p", "0.9")])
+def test_killed_run_resumes_to_the_same_bytes(extra: tuple[str, ...], tiny_base: Path, tmp_path: Path) -> None:
+    prompts, whole, out = prompts_file(tmp_path, 60), tmp_path / "whole", tmp_path / "killed"
+    assert main(arguments(tiny_base, prompts, whole, *extra)) == 0
+    command = [sys.executable, "-m", "mtpd_mlx.cli", *arguments(tiny_base, prompts, out, *extra)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while time.time() < deadline and not ((out / PART_NAME).exists() and (out / PART_NAME).stat().st_size > 500):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (out / "train.jsonl").exists()
+    with (out / PART_NAME).open("a") as f:
+        f.write('{"row": 3, "prom')  # a half line, as a killed process may leave
+    assert main(["distill-data", "--resume", "--out", str(out)]) == 0
+    assert content(out) == content(whole)
+
+
+def test_text_rows_are_begun(tiny_base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.jsonl"
+    file.write_text(json.dumps({"text": "a long story about nothing"}) + "\n")
+    assert main(arguments(tiny_base, file, tmp_path / "own", "--prompt-tokens", "5", "--valid-share", "0")) == 0
+    row = json.loads((tmp_path / "own" / "train.jsonl").read_text())
+    assert row["prompt"] == "a lon" and row["prompt_tokens"] == 5
+
+
+def test_bad_input_is_one_line(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    prompts, out = prompts_file(tmp_path), tmp_path / "own"
+
+    def error(*args: str) -> str:
+        assert main(list(args)) == 1
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    assert "expected 1..246" in error(
+        *arguments(tiny_base, prompts, out, "--max-tokens", "10"), "--prompts", str(long(tmp_path))
+    )
+    assert "missing option --model" in error("distill-data", "--prompts", str(prompts))
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert "no prompts" in error(*arguments(tiny_base, empty, out))
+    assert "no interrupted run" in error("distill-data", "--resume", "--out", str(out))
+    assert main(arguments(tiny_base, prompts, out)) == 0
+    assert "holds train.jsonl already" in error(*arguments(tiny_base, prompts, out))
+    assert main(arguments(tiny_base, prompts, out, "--overwrite")) == 0
+    (out / PART_NAME).touch()
+    assert "the interrupted run has 6" in error("distill-data", "--resume", "--out", str(out), "--max-tokens", "7")
+    assert (out / CONFIG_NAME).exists()
+
+
+def long(folder: Path) -> Path:
+    file = folder / "long.jsonl"
+    file.write_text(json.dumps({"prompt": "x" * 300}) + "\n")
+    return file
