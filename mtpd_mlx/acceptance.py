@@ -46,9 +46,10 @@ def match_tables(
     """For each text a bool table [N, K]: row r, column k-1 says that head k at position len(prompt)-1+r guesses the main
     head's own choice. Row 0 is the decoder's first round; N leaves out rows whose deepest target lies past the text."""
     tables: list[np.ndarray] = [np.zeros((0, heads.num_heads), dtype=bool)] * len(texts)
+    guess = heads.guesser(base)
     for batch in forced or teacher_force(base, texts):
         states = heads.cascade(base, batch.hidden, batch.tokens)
-        matches = [mx.argmax(base.logits(h), axis=-1) == shift_left(batch.best, k) for k, h in enumerate(states, start=1)]
+        matches = [guess(h) == shift_left(batch.best, k) for k, h in enumerate(states, start=1)]
         table = np.array(mx.stack(matches, axis=-1))  # [B, T, K]
         for i, matched in zip(batch.indices, table, strict=True):
             first = len(texts[i].prompt) - 1

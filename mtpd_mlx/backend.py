@@ -22,6 +22,7 @@ class MLXModel:
         self.base, self.heads = base, heads
         self.num_draft_tokens = wanted
         self.capacity = capacity or base.context_length
+        self._guess = heads.guesser(base) if heads is not None else None
         self.reset()
 
     def reset(self) -> None:
@@ -89,7 +90,7 @@ class MLXModel:
 
     def draft(self, next_token: int) -> list[int]:
         """K guesses for the positions after x_length = next_token. One lazy graph, one evaluation."""
-        assert self.heads is not None and self._states is not None
+        assert self.heads is not None and self._guess is not None and self._states is not None
         known = [*self.tokens, next_token]
         start = max(0, min(self._head_length, self._agreement(known) - self.num_draft_tokens))
         window = self.length - start
@@ -101,7 +102,7 @@ class MLXModel:
             raw = head(state, self.base.embed(tokens), _mask(window, cache), cache)
             normed = self.base.norm(raw)
             state = self.heads.source(self.base, raw, normed)
-            drafts.append(mx.argmax(self.base.logits(normed[:, -1:]), axis=-1))  # [1, 1]
+            drafts.append(self._guess(normed[:, -1:]))  # [1, 1]
             tokens = mx.concatenate([tokens[:, 1:], drafts[-1]], axis=1)
         guesses = np.array(mx.concatenate(drafts, axis=1))[0].tolist()
         self._drafted, self._head_length = [*known, *guesses[:-1]], self.length

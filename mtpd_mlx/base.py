@@ -97,6 +97,15 @@ class Base:
             return self.model.model.embed_tokens.as_linear(hidden_postnorm)
         return self.model.lm_head(hidden_postnorm)
 
+    def draft_head(self, tokens: mx.array) -> Callable[[mx.array], mx.array]:
+        """The output head's rows `tokens` [D] alone, gathered once: hidden_postnorm [.., d] -> logits [.., D]."""
+        module = self.output_module
+        rows = {name: module[name][tokens] for name in ("weight", "scales", "biases") if name in module}
+        if "scales" in rows:
+            settings = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
+            return lambda hidden: mx.quantized_matmul(hidden, *_packed(rows), transpose=True, **settings)
+        return lambda hidden: hidden @ rows["weight"].T
+
     def make_cache(self, blocks: int | None = None) -> list[Any]:
         """One growing KV cache per block (of the base, or of `blocks` heads)."""
         from mlx_lm.models.cache import KVCache
@@ -106,6 +115,10 @@ class Base:
     def new_block(self) -> nn.Module:
         """A decoder block of the base's own type, unquantised, freshly initialised."""
         return self.block_type(self.model.args)
+
+
+def _packed(rows: dict[str, mx.array]) -> tuple[mx.array, mx.array, mx.array | None]:
+    return rows["weight"], rows["scales"], rows.get("biases")
 
 
 def recomputed(block: nn.Module) -> Callable[..., mx.array]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 CONFIG_NAME = "mtp_config.json"
+DRAFT_TOKENS = "draft_tokens"  # int32 [D] in the weights file, where draft_vocab is set
 WEIGHTS_NAME = "heads.safetensors"
 FORMAT, FORMAT_VERSION = "mtpd-heads", 1
 HIDDEN_SOURCES = ("postnorm", "prenorm")
@@ -37,6 +38,7 @@ class CheckpointConfig:
     base: BaseRef
     quantization: dict[str, int] | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    draft_vocab: int | None = None  # size D of the vocabulary the heads draft in (tensor draft_tokens); None: the base's own
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -44,6 +46,7 @@ class CheckpointConfig:
             "format_version": FORMAT_VERSION,
             "num_heads": self.num_heads,
             "hidden_source": self.hidden_source,
+            "draft_vocab": self.draft_vocab,
             "base": vars(self.base),
             "quantization": self.quantization,
             **self.record,
@@ -72,7 +75,10 @@ def read_config(checkpoint: Path) -> CheckpointConfig:
         raise ValueError(f"{file}: num_heads: got {num_heads!r}, expected a positive integer")
     if source not in HIDDEN_SOURCES:
         raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
-    return CheckpointConfig(num_heads, source, base, values.pop("quantization", None), values)
+    draft_vocab = values.pop("draft_vocab", None)
+    if draft_vocab is not None and not (isinstance(draft_vocab, int) and 0 < draft_vocab <= base.vocab_size):
+        raise ValueError(f"{file}: draft_vocab: got {draft_vocab!r}, expected 1..{base.vocab_size} or null")
+    return CheckpointConfig(num_heads, source, base, values.pop("quantization", None), values, draft_vocab)
 
 
 def write_json(file: Path, values: Any) -> None:

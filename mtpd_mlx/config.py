@@ -28,6 +28,9 @@ class ModelConfig:
 class HeadsConfig:
     num_heads: int = option(4, "number K of cascaded MTP heads")
     hidden_source: str = option("postnorm", "hidden state that enters the cascade and is passed on", HIDDEN_SOURCES)
+    draft_vocab: int | None = option(
+        None, "draft only among so many tokens, the most frequent of the training data (default: the whole vocabulary)"
+    )
     init_heads: str | None = option(None, "checkpoint whose heads are the starting point")
 
 

@@ -32,6 +32,7 @@ def loop_heads(base: Base, heads: MTPHeads, to: int) -> MTPHeads:
     from mlx.utils import tree_map
 
     longer = MTPHeads(base, to, heads.hidden_source)
+    longer.draft_among(heads.draft_tokens)
     for j, head in enumerate(longer.heads):
         source = heads.heads[j % heads.num_heads]
         head.update(tree_map(lambda w: w + 0, source.parameters()))  # copies: the compiled step must not see aliases
@@ -48,7 +49,7 @@ def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
     record.pop("eval", None)  # measured on the shorter cascade
-    save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, None, record))
+    save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, None, record, config.draft_vocab))
 
 
 def extend_checkpoint(

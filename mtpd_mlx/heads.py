@@ -3,6 +3,7 @@
 Offsets and names are drawn in docs/architecture.md.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from mtpd_mlx.base import Base, recomputed
@@ -37,6 +38,24 @@ class MTPHeads(nn.Module):
             raise ValueError(f"number of heads: got {num_heads}, expected at least 1")
         self.heads = [MTPHead(base) for _ in range(num_heads)]
         self.hidden_source = hidden_source
+        self._draft_tokens: mx.array | None = None  # not a parameter
+
+    @property
+    def draft_tokens(self) -> mx.array | None:
+        """The token ids [D] that the heads draft in, ascending (int32); None: the whole vocabulary."""
+        return self._draft_tokens
+
+    def draft_among(self, tokens: mx.array | None) -> None:
+        """Sets draft_tokens (nn.Module would take a property's array for a parameter)."""
+        self._draft_tokens = tokens
+
+    def guesser(self, base: Base) -> Callable[[mx.array], mx.array]:
+        """States after the final norm [.., d] -> the heads' guesses, token ids [..]."""
+        tokens = self.draft_tokens
+        if tokens is None:
+            return lambda states: mx.argmax(base.logits(states), axis=-1)
+        head = base.draft_head(tokens)
+        return lambda states: tokens[mx.argmax(head(states), axis=-1)].astype(mx.uint32)
 
     @property
     def num_heads(self) -> int:

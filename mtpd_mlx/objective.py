@@ -57,6 +57,17 @@ class Model:
         weight = self.base.output_module.weight if self.joint else None
         return OutputHead(self.base.logits, weight, self.base.vocab_size)
 
+    def draft(self) -> Draft | None:
+        """The part of the output head that the heads draft with, where they have a draft vocabulary."""
+        tokens = self.heads.draft_tokens
+        if tokens is None:
+            return None
+        if self.joint:  # gathered from the weights of this step, so that the gradient finds its way back
+            rows = self.base.output_module.weight[tokens]
+            return Draft(tokens, OutputHead(self.base.logits, rows, tokens.size))
+        head = self.base.draft_head(tokens)
+        return Draft(tokens, OutputHead(lambda hidden, weight: head(hidden), None, tokens.size))
+
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
@@ -90,7 +101,7 @@ def objective(
         _stored(known),
     )
     head = model.output_head()
-    draft: Draft | None = None
+    draft = model.draft()
     if fused.cfg.loss == "tv" and with_gradient:
         rows = replace(
             rows, weights=_end_to_end_weights(fused.values(head, draft, rows), rows.weights, masks, scale, fused.first)

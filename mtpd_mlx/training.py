@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtpd_mlx.base import Base, load_base, new_base, resolve_model
 from mtpd_mlx.cache.reader import CachedDataset, open_cache
 from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
@@ -173,10 +175,21 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
     return train_set, valid_set
 
 
-def stored_teacher_size(options: TrainOptions) -> int | None:
+def choose_draft_tokens(heads: MTPHeads, size: int | None, train_set: Any) -> None:
+    """Gives heads that have none the `size` most frequent tokens of the training rows (lower ids first among equals)."""
+    if size is None or heads.draft_tokens is not None:
+        return
+    counts = train_set.token_counts()
+    if size < 1:
+        raise ValueError(f"--draft-vocab: got {size}, expected at least 1")
+    best = np.argsort(-counts, kind="stable")[:size]
+    heads.draft_among(mx.array(np.sort(best[counts[best] > 0]).astype(np.int32)))
+
+
+def stored_teacher_size(options: TrainOptions, heads: MTPHeads) -> int | None:
     """How many stored teacher logits the loss uses: its top-N where the cache holds as many. Otherwise the teacher is computed
     from the stored hidden states."""
-    if options.model.cache is None:
+    if options.model.cache is None or (heads.draft_tokens is not None and options.loss.loss != "ce"):
         return None
     loss, held = options.loss, open_cache(Path(options.model.cache).expanduser()).layout.top_n
     if loss.loss == "ce":
@@ -207,6 +220,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
             f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {ingredients.base.vocab_size}"
         )
     train_set, valid_set = load_data(options, tokenizer)
+    choose_draft_tokens(ingredients.heads, options.heads.draft_vocab, train_set)
     world = World.launched()
     again = f"continue with the same command and --resume (--out {out})"
     stop_clearly(world, again)
@@ -218,7 +232,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
 
     world.from_lead(claim)
     model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained, options.optim.grad_checkpoint)
-    stepper = Stepper(model, options.loss, options.optim, world, stored_teacher_size(options))
+    stepper = Stepper(model, options.loss, options.optim, world, stored_teacher_size(options, ingredients.heads))
     record = _record(options, train_set, valid_set)
     reference = None if joint else reference_base(ingredients.base, out, ingredients.base_name)
 

@@ -80,9 +80,14 @@ def write_base(folder: Path, config: dict[str, Any] = LLAMA, seed: int = 0, scal
 
 
 def write_checkpoint(
-    folder: Path, base_folder: Path, num_heads: int = 3, hidden_source: str = "postnorm", noise: float = 0.0
+    folder: Path,
+    base_folder: Path,
+    num_heads: int = 3,
+    hidden_source: str = "postnorm",
+    noise: float = 0.0,
+    draft_tokens: list[int] | None = None,
 ) -> Path:
-    """Untrained heads (copies of the base's last block), with some noise."""
+    """Untrained heads with some noise; `draft_tokens`: their draft vocabulary."""
     from mlx.utils import tree_map
 
     from mtpd_mlx.base import load_base
@@ -99,6 +104,7 @@ def write_checkpoint(
     reference = BaseRef(
         str(base_folder), fingerprint_base(base_folder), base.config["model_type"], base.hidden_size, base.vocab_size
     )
+    heads.draft_among(None if draft_tokens is None else mx.array(draft_tokens, mx.int32))
     save_heads(folder, heads, CheckpointConfig(num_heads, hidden_source, reference))
     return folder
 

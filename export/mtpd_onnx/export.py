@@ -16,7 +16,7 @@ from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.graphs import Spec, build_plain, build_round
 from mtpd_onnx.manifest import LAYOUTS, PRECISIONS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
-from mtpd_onnx.packing import parameter_value
+from mtpd_onnx.packing import draft_tokens, parameter_value
 from mtpd_onnx.save import WeightsFile, save_graph
 from mtpd_onnx.split_graphs import build_heads, build_main
 from mtpd_onnx.weights import Tensors
@@ -95,9 +95,10 @@ def export_checkpoint(
         raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
     check_fit(checkpoint, config, base_folder, dims)
     check_target(out, overwrite)
-    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[precision], capacity)
     base = Tensors.of_base(base_folder, dims.quantization)
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
+    drafts = None if config.draft_vocab is None else tuple(draft_tokens(heads, config.draft_vocab).tolist())
+    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[precision], capacity, drafts)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -187,6 +188,7 @@ def write_folder(
         io,
         versions(),
         {"eval": config.record.get("eval", {})},
+        config.draft_vocab,
     )
     manifest.write(folder)
     return manifest

@@ -1,6 +1,6 @@
 """The graphs of a fused folder: one decoding round, and plain decoding (docs/onnx.md explains every input)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -8,7 +8,7 @@ from onnxscript import GraphBuilder, OpBuilder
 from onnxscript.nn import Module
 
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.flavours import Cache, Fused, Positions
+from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions
 from mtpd_onnx.modules import Base, MTPHeads
 from mtpd_onnx.rope import rope_tables
 
@@ -26,6 +26,11 @@ class Spec:
     hidden_source: str
     dtype: ir.DataType
     capacity: int
+    draft_tokens: tuple[int, ...] | None = None  # ids of the draft vocabulary
+
+    def heads(self, flavour: Flavour) -> MTPHeads:
+        drafts = None if self.draft_tokens is None else len(self.draft_tokens)
+        return MTPHeads(self.dims, self.num_heads, self.dtype, flavour, drafts)
 
 
 @dataclass
@@ -97,7 +102,7 @@ def cache_outputs(graph: Graph, caches: list[Cache], shape: list[int | str]) -> 
 def build_plain(spec: Spec) -> ir.Model:
     """The main model alone. tokens [S] at positions P..P+S-1; checked [R]: the rows (the last one S-1) after which the
     next token, `predicted` [R], or its `logits` [R, V] are wanted."""
-    spec = Spec(spec.dims, 0, spec.hidden_source, spec.dtype, spec.capacity)
+    spec = replace(spec, num_heads=0, draft_tokens=None)
     graph = Graph(spec, "plain")
     op = graph.op
     base = Base(spec.dims, spec.dtype, Fused())
@@ -137,7 +142,7 @@ def build_round(spec: Spec) -> ir.Model:
     """
     graph = Graph(spec, "round")
     op, k, d = graph.op, spec.num_heads, spec.dims.hidden_size
-    base, heads = Base(spec.dims, spec.dtype, Fused()), MTPHeads(spec.dims, k, spec.dtype, Fused())
+    base, heads = Base(spec.dims, spec.dtype, Fused()), spec.heads(Fused())
     graph.parameters(base)
     graph.parameters(heads)
     tokens = graph.input("tokens", I64, ["S"])
@@ -196,10 +201,16 @@ def draft_chain(
 ) -> ir.Value:
     """The cascade over one window: state [.., W, d] = h^0, words [.., W] = x_{s+1}; drafts int64 [.., K] of the last row."""
     op, guesses = graph.op, []
+    tokens = graph.spec.draft_tokens
+    ids = None if tokens is None else graph.constant("draft_tokens", np.array(tokens, dtype=np.int64))
     for k, (head, cache) in enumerate(zip(heads.heads, caches, strict=True)):
         sums = head(op, state, base.model.embed_tokens(op, words), cache, positions)
         raw, normed = base.model.norm(op, *sums)
-        guesses.append(argmax(op, base.logits(op, op.Gather(normed, [-1], axis=-2))))  # [.., 1]
+        last = op.Gather(normed, [-1], axis=-2)
+        if heads.draft_head is None or ids is None:
+            guesses.append(argmax(op, base.logits(op, last)))  # [.., 1]
+        else:
+            guesses.append(op.Gather(ids, argmax(op, heads.draft_head(op, last))))
         if k + 1 < len(heads.heads):
             words = op.Concat(op.Slice(words, [1], [END], [-1]), guesses[-1], axis=-1)
             state = normed if graph.spec.hidden_source == "postnorm" else raw

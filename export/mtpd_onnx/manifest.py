@@ -10,7 +10,7 @@ from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
 NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 1
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 2
 LAYOUTS = {"fused": ("round.onnx", "plain.onnx"), "split": ("main.onnx", "mtp_heads.onnx")}
 PRECISIONS = ("fp32", "fp16")
 
@@ -31,6 +31,7 @@ class Manifest:
     io: dict[str, dict[str, list[str]]]
     versions: dict[str, str]
     record: dict[str, Any] = field(default_factory=dict)
+    draft_vocab: int | None = None
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self))
@@ -60,7 +61,7 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
         if values.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT!r}")
         if (version := values.pop("format_version")) != FORMAT_VERSION:
-            raise ValueError(f"format_version: got {version!r}, expected {FORMAT_VERSION}")
+            raise ValueError(f"format_version: got {version!r}, expected {FORMAT_VERSION}; export the checkpoint again")
         manifest = Manifest(**values)
         _check_values(manifest)
         _check_files(folder, manifest, verify)

@@ -158,6 +158,9 @@ class Base(Module):
 
 
 class MTPHeads(Module):
-    def __init__(self, dims: Dims, num_heads: int, dtype: ir.DataType, flavour: Flavour):
+    """`draft_head.weight` [D, d]: the output head's rows of the draft vocabulary, where there is one (D = draft_vocab)."""
+
+    def __init__(self, dims: Dims, num_heads: int, dtype: ir.DataType, flavour: Flavour, draft_vocab: int | None = None):
         super().__init__("")
         self.heads = ModuleList([MTPHead(dims, dtype, flavour) for _ in range(num_heads)])
+        self.draft_head = None if draft_vocab is None else Linear(dims.hidden_size, draft_vocab, dtype, flavour)

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from mtpd_onnx.flavours import Cache, Positions, Standard
 from mtpd_onnx.graphs import Graph, Spec, argmax, draft_chain
-from mtpd_onnx.modules import Base, MTPHeads
+from mtpd_onnx.modules import Base
 
 STANDARD = {"": 18}  # old enough for any runtime
 
@@ -62,8 +62,9 @@ def build_heads(spec: Spec) -> ir.Model:
     """hidden [n, d] at the window's positions s and tokens [n] = x_{s+1} -> drafts [K]: the whole chain."""
     graph = Graph(spec, "mtp_heads", STANDARD)
     base = Base(spec.dims, spec.dtype, Standard())
-    heads = MTPHeads(spec.dims, spec.num_heads, spec.dtype, Standard())
-    shared = [base.model.embed_tokens, base.model.norm] + ([base.lm_head] if base.lm_head is not None else [])
+    heads = spec.heads(Standard())
+    own_head = heads.draft_head is not None  # then the base's output head is not in this graph
+    shared = [base.model.embed_tokens, base.model.norm] + ([base.lm_head] if base.lm_head and not own_head else [])
     graph.parameters(heads)
     for module, stem in zip(shared, ("model.embed_tokens", "model.norm", "lm_head"), strict=False):
         for name, parameter in module.named_parameters():

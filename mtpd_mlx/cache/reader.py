@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.cache.format import CacheIndex, Layout, Shard, file_sha256, numpy_dtype, read_index, row_bytes, shard_header
-from mtpd_mlx.data.order import epoch_order
+from mtpd_mlx.data.order import add_counts, epoch_order
 from mtpd_mlx.data.packing import Batch
 
 
@@ -107,6 +107,11 @@ class CachedDataset:
     def sha256(self) -> str:
         """That of the PackedDataset the cache was made from."""
         return self._entry.sha256
+
+    def token_counts(self) -> np.ndarray:
+        """How often each token id occurs, int64 [highest id + 1]. Reads (and checks) every shard."""
+        shards = (self._shard(number) for number in range(len(self._entry.shards)))
+        return add_counts(np.bincount(shard["tokens"][shard["segments"] > 0]) for shard in shards)
 
     def batch(self, step: int) -> CachedBatch:
         """Micro-batch number `step`: rows step*B .. step*B+B-1 of an endless sequence of shuffled epochs."""

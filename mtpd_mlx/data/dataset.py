@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.data.formats import TextTokenizer, read_rows, tokenize
-from mtpd_mlx.data.order import epoch_order
+from mtpd_mlx.data.order import add_counts, epoch_order
 from mtpd_mlx.data.packing import Batch, pack, pad
 from mtpd_mlx.schema import option
 
@@ -56,6 +56,10 @@ class PackedDataset:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         return self.take(np.array([self.row(p) for p in positions]))
 
+    def token_counts(self) -> np.ndarray:
+        """How often each token id occurs, int64 [highest id + 1]."""
+        return np.bincount(self.rows.tokens[self.rows.segments > 0])
+
     def row(self, position: int) -> int:
         """Which row stands at a place of that sequence."""
         return int(self._order(position // self.num_rows)[position % self.num_rows])
@@ -95,6 +99,9 @@ class MixedDataset:
     @property
     def sha256(self) -> str:
         return hashlib.sha256("".join(p.sha256 for p in self.parts).encode()).hexdigest()
+
+    def token_counts(self) -> np.ndarray:
+        return add_counts(p.token_counts() for p in self.parts)
 
     def batch(self, step: int) -> Batch:
         rows = []
