@@ -14,7 +14,7 @@ import numpy as np
 from mtpd_mlx.base import Base, load_base, new_base, resolve_model
 from mtpd_mlx.cache.reader import CachedDataset, open_cache
 from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, BaseRef, CheckpointConfig, write_json
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
 from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from mtpd_mlx.data import DataConfig, load_dataset
 from mtpd_mlx.distributed import LOST, World, stop_clearly
@@ -26,7 +26,7 @@ from mtpd_mlx.reporting import reporter
 from mtpd_mlx.schema import as_dict, build
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper, compute_dtype
-from mtpd_mlx.trainer import Progress, Run
+from mtpd_mlx.trainer import LOG_NAME, Progress, Run
 
 OPTIONS_NAME = "train_options.json"
 
@@ -80,8 +80,9 @@ def claim_folder(out: Path, overwrite: bool) -> None:
             raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
         for old in [*out.glob("resume-*"), out / "base", out / "stages"]:
             shutil.rmtree(old, ignore_errors=True)
-        for name in (CONFIG_NAME, "heads.safetensors", "train_log.jsonl"):
+        for name in (CONFIG_NAME, WEIGHTS_NAME):
             (out / name).unlink(missing_ok=True)
+    (out / LOG_NAME).unlink(missing_ok=True)  # a run killed before its first resume point leaves one
     out.mkdir(parents=True, exist_ok=True)
     probe = out / f".write-test-{os.getpid()}"
     probe.touch()

@@ -94,6 +94,14 @@ def test_killed_process_resumes_to_the_same_losses(tiny_base: Path, text_data: P
     np.testing.assert_allclose(losses(whole), losses(out), rtol=0, atol=1e-6)
 
 
+def test_run_killed_before_its_first_resume_point_leaves_no_log(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "heads"
+    out.mkdir()
+    (out / LOG_NAME).write_text('{"iter": 1, "loss": 9.0, "main_loss": 9.0, "head_loss": []}\n')
+    assert main(train_args(tiny_base, text_data, out)) == 0
+    assert [row[0] for row in losses(out)] == list(range(1, 13))
+
+
 def test_joint_from_scratch_writes_its_base(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "joint"
     args = [
