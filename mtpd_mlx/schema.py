@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser, *classes: type) -> None:
         for field in dataclasses.fields(cls):
             flag = "--" + field.name.replace("_", "-")
             scalar, is_list = _scalar_type(hints[field.name])
-            default = f" (default: {_show(field.default)})" if field.default is not dataclasses.MISSING else ""
+            given = field.default is not dataclasses.MISSING and field.default not in (None, "", ())
+            default = f" (default: {_show(field.default)})" if given else ""
             text = field.metadata.get("help", "").replace("%", "%%") + default.replace("%", "%%")
             common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
             if scalar is bool:

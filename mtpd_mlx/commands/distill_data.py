@@ -1,14 +1,16 @@
 """mtpd distill-data."""
 
 import argparse
+from pathlib import Path
 
 from mtpd_mlx.schema import add_arguments as add_schema
-from mtpd_mlx.schema import build
+from mtpd_mlx.schema import build, read_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mtpd_mlx.distill import DistillConfig
 
+    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
     add_schema(parser, DistillConfig)
 
 
@@ -17,8 +19,9 @@ def run(args: argparse.Namespace) -> int:
 
     from mtpd_mlx.distill import DistillConfig, distill, load_work, resumed_config
 
-    flags = {k: v for k, v in vars(args).items() if k != "command"}
-    cfg = resumed_config(flags) if flags.get("resume") else build((DistillConfig,), {}, flags)[0]
+    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
+    file_values = read_yaml(Path(args.config)) if args.config else {}
+    cfg = resumed_config(flags) if flags.get("resume") else build((DistillConfig,), file_values, flags)[0]
     work = load_work(cfg)
     with tqdm(total=len(work.prompts), unit="prompt", dynamic_ncols=True) as bar:
         made = 0

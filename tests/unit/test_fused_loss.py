@@ -40,8 +40,7 @@ def by_definition(cfg: LossConfig, joint: bool, head: mx.array, main: mx.array, 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("top_n", [5, 1000])
-@pytest.mark.parametrize("joint", [True, False])
-@pytest.mark.parametrize("chunk", [10, 64])
+@pytest.mark.parametrize(("joint", "chunk"), [(True, 10), (False, 10), (True, 64)])
 def test_equals_automatic_differentiation(loss: str, top_n: int, joint: bool, chunk: int) -> None:
     cfg = LossConfig(loss=loss, top_n=top_n)
     head, main, states, targets, weights = example()
@@ -88,8 +87,10 @@ def quantized(base: Base) -> Base:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("kind", ["tied", "untied", "quantised tied", "quantised untied", "joint tied", "joint untied"])
-@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "first"),
+    [("tied", 0), ("untied", 1), ("quantised tied", 1), ("quantised untied", 0), ("joint tied", 0), ("joint untied", 1)],
+)
 def test_whole_models(loss: str, kind: str, first: int) -> None:
     """Gradients of all parameters through base and cascade, masked rows, frozen first heads."""
     base = new_base(LLAMA | {"tie_word_embeddings": not kind.endswith("untied")}, 0)

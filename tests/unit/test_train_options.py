@@ -19,7 +19,7 @@ from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.distributed import World
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.objective import Model
+from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.progress import depths
 from mtpd_mlx.train_step import Stepper, compute_dtype
 from mtpd_mlx.trainer import LOG_NAME
@@ -42,6 +42,31 @@ def test_grad_checkpoint_changes_nothing(joint: bool) -> None:
         a, b = plain.step([cycle_batch(2, 16, seed)]), saving.step([cycle_batch(2, 16, seed)])
         np.testing.assert_allclose(np.array(a[0]), np.array(b[0]), rtol=1e-5)
         assert a[1].item() == pytest.approx(b[1].item(), rel=1e-4)
+
+
+def test_a_frozen_base_keeps_no_activations() -> None:
+    """The memory of a step does not grow with the layers of a frozen base; it does with those of a base that trains."""
+
+    def memory(layers: int, joint: bool) -> int:
+        base = new_base(LLAMA | {"num_hidden_layers": layers}, 0)
+        model = Model(base, init_heads(base, 1, "postnorm", 0), joint)
+        batch, masks = cycle_batch(8, 256), np.ones((2, 8, 256), dtype=bool)
+        inputs = mx.array(batch.tokens), mx.array(masks), mx.ones(2)
+
+        def loss(params: dict) -> mx.array:
+            model.bind(params)
+            return objective(model, model.fused_loss(LossConfig()), *inputs)[0]
+
+        params = model.trainable()
+        mx.eval(params, inputs)
+        before = mx.get_active_memory()
+        mx.reset_peak_memory()
+        mx.eval(mx.value_and_grad(loss)(params))
+        return mx.get_peak_memory() - before
+
+    activations = 8 * 256 * 64 * 4  # one hidden state
+    assert memory(12, False) - memory(2, False) < 4 * activations
+    assert memory(12, True) - memory(2, True) > 40 * activations
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -161,7 +186,7 @@ def test_two_ranks_equal_one_process(tiny_base: Path, text_data: Path, tmp_path:
 
 
 def test_lost_rank_stops_the_run_which_resumes_alone(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    longer = ("--iters", "400")
+    longer = ("--iters", "400", "--steps-per-eval", "200", "--steps-per-report", "10")
     out = tmp_path / "two"
     process = launch(*train_args(tiny_base, text_data, out, *longer))
     deadline = time.time() + 60
@@ -174,7 +199,7 @@ def test_lost_rank_stops_the_run_which_resumes_alone(tiny_base: Path, text_data:
     assert "another rank was lost" in output and "--resume" in output, output
     points = [p.name for p in out.glob("resume-*")]
     assert len(points) == 1
-    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert main(["train", "--resume", "--out", str(out)]) in (0, 3)  # 3: no better than the start; it did run to its end
     assert figures(out)[-1][0] == 400
 
 
