@@ -9,7 +9,7 @@ With p the student's softmax and q the teacher's over its top-N set S (q = 0 out
     LK  = lambda KL + (1 - lambda) TV,        lambda = exp(-eta sg(1 - TV))
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtpd_mlx import cuda_rows
 from mtpd_mlx.config import LossConfig
@@ -90,7 +90,7 @@ def head_rows(
         assert teacher is not None
         return _tv_rows(logits, teacher, weights, cfg.eta if cfg.loss == "lk" else None)
     alpha, beta = (alpha if cfg.loss != "kl" else 0.0), (beta if cfg.loss != "ce" else 0.0)
-    taught = teacher if beta else None
+    taught = replace(teacher, weights=teacher.weights.astype(logits.dtype)) if teacher and beta else None
     stats = row_stats(logits, taught.weights, taught.whole) if taught else row_stats(logits)
     value = mx.zeros(targets.shape)
     everywhere = within = teaching = mx.zeros_like(stats.high)

@@ -116,10 +116,10 @@ def gather(options: TrainOptions) -> Ingredients:
     if cfg.cache is not None:
         base, folder, name = base_of_cache(cfg, compute)
     elif cfg.model is not None:
-        # A frozen base is held in the compute dtype; a base that trains keeps float32 master weights.
+        # A frozen base is held in the compute dtype (of a quantised one the scales: other types would promote every
+        # product to float32); a base that trains keeps float32 master weights.
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint")
-        if cfg.train == "joint" or not base.is_quantized:
-            base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
+        base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
         folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
         name = cfg.model
     elif cfg.model_config is not None and cfg.train == "joint":
@@ -155,8 +155,7 @@ def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]
     assert base.path is not None
     if (got := fingerprint_base(base.path)) != index.base.fingerprint:
         raise ValueError(f"--cache {folder}: made with another base ({index.base.fingerprint[:19]}..., {name}: {got[:19]}...)")
-    if not base.is_quantized:
-        base.model.set_dtype(compute)
+    base.model.set_dtype(compute)
     return base, base.path, name
 
 

@@ -84,7 +84,12 @@ class NaiveStepper(Stepper):
 
 
 def new_stepper(base: Base, args: argparse.Namespace, loss: str, kind: type[Stepper] = Stepper) -> Stepper:
-    model = Model(base, init_heads(base, args.num_heads, "postnorm", 0), joint=False)
+    heads = init_heads(base, args.num_heads, "postnorm", 0)
+    if args.draft_vocab:
+        heads.draft_among(
+            mx.arange(0, base.vocab_size, base.vocab_size // args.draft_vocab, dtype=mx.int32)[: args.draft_vocab]
+        )
+    model = Model(base, heads, joint=False)
     return kind(model, LossConfig(loss=loss, top_n=args.top_n), OptimConfig(iters=1000, warmup=0))
 
 
@@ -224,14 +229,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "shape": {k: getattr(args, k) for k in ("batch_size", "length", "num_heads", "top_n", "bits")}
         | {"hidden_size": base.hidden_size, "vocab_size": base.vocab_size, "dims": args.dims or "demo model"},
     }
-    memory = result["loss_memory_mb"] = loss_memories(base, args)
+    memory = result["loss_memory_mb"] = {} if args.steps_only else loss_memories(base, args)
     arms = {"ce": new_stepper(base, args, "ce"), "mtpd": new_stepper(base, args, "mtpd")}
     result["steps"] = time_steps(arms, args, args.batch_size)
     mtpd, ce = result["steps"]["mtpd"], result["steps"]["ce"]
+    result["step_ratio_mtpd_ce"] = mtpd["step_s"] / ce["step_s"]
+    if args.steps_only:
+        return result
     small = {"mtpd": arms["mtpd"], "naive": new_stepper(base, args, "mtpd", NaiveStepper)}
     result["against_naive"] = time_steps(small, args, args.naive_rows) | {"rows": args.naive_rows}
     naive = result["against_naive"]["naive"]
-    result["step_ratio_mtpd_ce"] = mtpd["step_s"] / ce["step_s"]
     if "failed" not in naive:
         result["speedup_over_naive"] = naive["step_s"] / result["against_naive"]["mtpd"]["step_s"]
     if "naive" in memory:
@@ -260,6 +267,8 @@ def main() -> None:
     parser.add_argument("--top-n", type=int, default=LossConfig.top_n)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=1)
+    parser.add_argument("--draft-vocab", type=int, help="heads draft among so many tokens (evenly spread ones)")
+    parser.add_argument("--steps-only", action="store_true", help="only the steps of CE and MTP-D")
     parser.add_argument("--chunk-mb", type=int, help="size of one block of logits in the fused loss")
     parser.add_argument("--lora", action="store_true", help="also run mlx-lm's LoRA trainer")
     parser.add_argument("--quick", action="store_true", help="the bundled model, few repeats")
