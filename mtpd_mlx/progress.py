@@ -1,19 +1,21 @@
 """What a person sees while training: a bar, loss per head, simulated acceptance by depth; one line per validation."""
 
+import sys
 from typing import Any
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class ProgressBar:
-    """Two lines that stay: speed and losses; below, how many drafts would be accepted now, by depth."""
+    """Two lines that stay: speed and losses; below, on a terminal, how many drafts would be accepted now, by depth."""
 
     def __init__(self, iters: int, command: str = "train", visible: bool = True):
         from tqdm import tqdm
 
         self.command = command
         self._bar = tqdm(total=iters, unit="step", dynamic_ncols=True, disable=not visible)
-        self._depths = tqdm(total=0, bar_format="{desc}", position=1, dynamic_ncols=True, disable=not visible)
+        two_lines = visible and sys.stderr.isatty()
+        self._depths = tqdm(total=0, bar_format="{desc}", position=1, dynamic_ncols=True, disable=not two_lines)
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -38,9 +40,10 @@ class ProgressBar:
         heads = "/".join(f"{x:.2f}" for x in record["head_loss"])
         skipped = f" skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
         self._bar.set_postfix_str(
-            f"main {record['main_loss']:.3f} heads {heads} {record['tokens_per_second']:.0f} tok/s{skipped}", refresh=False
+            f"main {record['main_loss']:.3f} heads {heads} tau {record['tau']:.2f} "
+            f"{record['tokens_per_second']:.0f} tok/s{skipped}"
         )
-        self._depths.set_description_str(f"tau {record['tau']:.2f}  CAR by depth {depths(record['car'])}")
+        self._depths.set_description_str(f"CAR by depth {depths(record['car'])}")
 
 
 def depths(car: list[float]) -> str:

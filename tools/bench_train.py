@@ -129,8 +129,8 @@ def time_steps(steppers: dict[str, Stepper], args: argparse.Namespace, rows: int
     }
 
 
-def loss_memory(base: Base, args: argparse.Namespace, rows: int, num_heads: int, kind: str) -> float:
-    """Peak memory [bytes] of value and gradient of the loss over its inputs; kind: fused or naive."""
+def loss_alone(base: Base, args: argparse.Namespace, rows: int, num_heads: int, kind: str) -> dict[str, float]:
+    """Peak memory over its inputs [MB] and time [s] of value and gradient of the loss; kind: fused or naive."""
     model = Model(base, init_heads(base, num_heads, "postnorm", 0), joint=False)
     cfg, n = LossConfig(top_n=args.top_n), rows * args.length
     fused = model.fused_loss(cfg)
@@ -149,19 +149,21 @@ def loss_memory(base: Base, args: argparse.Namespace, rows: int, num_heads: int,
         return heads_objective(cfg, logits, base.logits(hidden[0]), tokens, masks, scale)[0]
 
     step = mx.compile(mx.value_and_grad(ours if kind == "fused" else naive))
-    highest = 0
-    for _ in range(2):
+    highest, times = 0, []
+    for _ in range(1 + min(args.repeats, 3)):
         mx.eval(hidden, tokens, masks, scale)
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
+        start = time.perf_counter()
         mx.eval(step(hidden[1:]))
+        times.append(time.perf_counter() - start)
         highest = max(highest, mx.get_peak_memory() - before)
-    return float(highest)
+    return {"peak_mb": highest / 1e6, "seconds": statistics.median(times[1:])}
 
 
-def loss_memories(base: Base, args: argparse.Namespace) -> dict[str, float]:
-    """[MB] at --naive-rows of both, and of the fused loss at the whole batch, with K heads and with twice as many."""
+def losses_alone(base: Base, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """At --naive-rows of both, and of the fused loss at the whole batch, with K heads and with twice as many."""
     cases = {
         "fused": (args.naive_rows, args.num_heads, "fused"),
         "naive": (args.naive_rows, args.num_heads, "naive"),
@@ -171,7 +173,7 @@ def loss_memories(base: Base, args: argparse.Namespace) -> dict[str, float]:
     figures = {}
     for name, case in cases.items():
         try:
-            figures[name] = loss_memory(base, args, *case) / 1e6
+            figures[name] = loss_alone(base, args, *case)
         except RuntimeError as error:  # out of memory
             print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
     return figures
@@ -229,7 +231,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "shape": {k: getattr(args, k) for k in ("batch_size", "length", "num_heads", "top_n", "bits")}
         | {"hidden_size": base.hidden_size, "vocab_size": base.vocab_size, "dims": args.dims or "demo model"},
     }
-    memory = result["loss_memory_mb"] = {} if args.steps_only else loss_memories(base, args)
+    alone = result["loss_alone"] = {} if args.steps_only else losses_alone(base, args)
     arms = {"ce": new_stepper(base, args, "ce"), "mtpd": new_stepper(base, args, "mtpd")}
     result["steps"] = time_steps(arms, args, args.batch_size)
     mtpd, ce = result["steps"]["mtpd"], result["steps"]["ce"]
@@ -241,8 +243,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     naive = result["against_naive"]["naive"]
     if "failed" not in naive:
         result["speedup_over_naive"] = naive["step_s"] / result["against_naive"]["mtpd"]["step_s"]
-    if "naive" in memory:
-        result["memory_ratio_naive"] = memory["naive"] / memory["fused"]
+    if "naive" in alone:
+        result["memory_ratio_naive"] = alone["naive"]["peak_mb"] / alone["fused"]["peak_mb"]
+        result["loss_speedup_over_naive"] = alone["naive"]["seconds"] / alone["fused"]["seconds"]
     flops = flops_per_token(base, args.num_heads, base.vocab_size) * mtpd["tokens_per_s"]
     result["model_tflops"] = flops / 1e12
     for name, peak in PEAK_FLOPS.items():
