@@ -113,13 +113,14 @@ def _draft_tokens(folder: Path, config: CheckpointConfig, tokens: mx.array | Non
 
 
 def load_checkpoint(
-    folder: Path, model: str | None = None, dequantize: bool = False, check_fingerprint: bool = True
+    folder: Path, model: str | None = None, dequantize: bool = False, ends_only: bool = False
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
-    """Base and heads of a checkpoint. `model` replaces the recorded base; another base than the heads' own is refused."""
+    """Base (or its ends alone) and heads of a checkpoint. `model` replaces the recorded base; another base than the heads' own
+    is refused."""
     config = read_config(folder)
-    base = load_base(model or config.base.locate(folder), dequantize=dequantize)
+    base = load_base(model or config.base.locate(folder), dequantize=dequantize, ends_only=ends_only)
     assert base.path is not None
-    if check_fingerprint and (got := fingerprint_base(base.path)) != config.base.fingerprint:
+    if (got := fingerprint_base(base.path)) != config.base.fingerprint:
         raise ValueError(
             f"{folder}: these heads belong to another base: fingerprint {config.base.fingerprint[:19]}..., "
             f"{base.path} has {got[:19]}..."

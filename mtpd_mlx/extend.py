@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.base import Base
-from mtpd_mlx.checkpoint import load_checkpoint, save_heads, versions
+from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
 from mtpd_mlx.checkpoint_format import CheckpointConfig
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.resume import latest_resume_point
-from mtpd_mlx.training import Ingredients, Outcome, TrainOptions, claim_folder, reference_base, train
+from mtpd_mlx.train_step import compute_dtype
+from mtpd_mlx.training import Ingredients, Outcome, TrainOptions, check_cache, claim_folder, reference_base, train
 
 
 def stages(num_heads: int, to: int) -> list[int]:
@@ -57,7 +58,11 @@ def extend_checkpoint(
 ) -> list[tuple[int, Outcome]]:
     """Trains each stage; `show(count)` gives the reporter of a stage. The last stage is written to `out`."""
     out = Path(options.run.out)
-    base, heads, config = load_checkpoint(checkpoint, options.model.model, options.model.dequantize)
+    cached = options.model.cache is not None
+    base, heads, config = load_checkpoint(checkpoint, options.model.model, options.model.dequantize, ends_only=cached)
+    if options.model.cache is not None:
+        check_cache(Path(options.model.cache).expanduser(), config.base.fingerprint, str(checkpoint))
+    base.model.set_dtype(compute_dtype(options.optim))
     name = options.model.model or config.base.locate(checkpoint)
     outcomes = []
     for count in stages(heads.num_heads, to):
@@ -74,5 +79,5 @@ def extend_checkpoint(
         assert base.path is not None
         ingredients = Ingredients(base, longer, base.path, name, first_trained=heads.num_heads)
         outcomes.append((count, train(stage, ingredients, show(count))))
-        _, heads, _ = load_checkpoint(folder, name)
+        heads, _ = load_heads(folder, base)
     return outcomes

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mtpd_mlx.config import LossConfig
-from mtpd_mlx.mlx_runtime import mx, on_cpu
+from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
 from mtpd_mlx.row_stats import row_stats
 
-CHUNK_BYTES_GPU, CHUNK_BYTES_CPU = 160 << 20, 1 << 20  # of one block of logits; measured in docs/log.md
+# Bytes of one block of logits. CUDA and CPU as measured (docs/log.md); Metal, whose float32 temporaries are larger, by estimate.
+CHUNK_BYTES = {"cuda": 160 << 20, "metal": 64 << 20, "cpu": 1 << 20}
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ class Chunk:
 
 def default_chunk(vocab_size: int, item_size: int) -> int:
     """Positions per chunk: the power of two that keeps one block of logits within CHUNK_BYTES, at least 32."""
-    budget = CHUNK_BYTES_CPU if on_cpu() else CHUNK_BYTES_GPU
+    budget = CHUNK_BYTES["cpu" if on_cpu() else "cuda" if on_cuda() else "metal"]
     return 1 << max(5, (budget // (vocab_size * item_size)).bit_length() - 1)
 
 

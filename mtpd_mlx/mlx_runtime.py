@@ -19,7 +19,8 @@ def on_cpu() -> bool:
 
 def on_cuda() -> bool:
     """True when MLX computes on an NVIDIA GPU."""
-    return not on_cpu() and mx.cuda.is_available()
+    cuda = getattr(mx, "cuda", None)
+    return not on_cpu() and cuda is not None and cuda.is_available()
 
 
 if on_cpu():

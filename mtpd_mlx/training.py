@@ -149,14 +149,19 @@ def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]
     folder = Path(str(cfg.cache)).expanduser()
     if cfg.train == "joint":
         raise ValueError("--cache: holds the states of a frozen base, and --train joint would change it")
-    index = open_cache(folder)
-    name = cfg.model or index.base.locate(folder)
+    name = cfg.model or open_cache(folder).base.locate(folder)
     base = load_base(name, dequantize=cfg.dequantize, ends_only=True)
     assert base.path is not None
-    if (got := fingerprint_base(base.path)) != index.base.fingerprint:
-        raise ValueError(f"--cache {folder}: made with another base ({index.base.fingerprint[:19]}..., {name}: {got[:19]}...)")
+    check_cache(folder, fingerprint_base(base.path), name)
     base.model.set_dtype(compute)
     return base, base.path, name
+
+
+def check_cache(folder: Path, fingerprint: str, name: str) -> None:
+    """Refuses a cache that was made with another base than that of `name`."""
+    made_with = open_cache(folder).base.fingerprint
+    if fingerprint != made_with:
+        raise ValueError(f"--cache {folder}: made with another base ({made_with[:19]}..., {name}: {fingerprint[:19]}...)")
 
 
 def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:

@@ -282,7 +282,7 @@ def main() -> None:
     args.length = args.length or (2048 if args.dims else 128)
     args.naive_rows = args.naive_rows or args.batch_size
     if args.chunk_mb:
-        fused_loss.CHUNK_BYTES_GPU = fused_loss.CHUNK_BYTES_CPU = args.chunk_mb << 20
+        fused_loss.CHUNK_BYTES.update(dict.fromkeys(fused_loss.CHUNK_BYTES, args.chunk_mb << 20))
     result = run(args)
     if args.json:
         print(json.dumps(result, indent=2))

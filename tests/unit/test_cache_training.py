@@ -64,6 +64,16 @@ def test_interrupted_cached_run_resumes(cache: Path, tmp_path: Path, monkeypatch
     np.testing.assert_allclose(figures(out), figures(tmp_path / "whole"), atol=1e-6)
 
 
+def test_extending_from_a_cache(tiny_base: Path, text_data: Path, cache: Path, tmp_path: Path) -> None:
+    live = ["--model", str(tiny_base), "--data", str(text_data), "--max-seq-length", "24"]
+    assert main(["train", "--cache", str(cache), "--out", str(tmp_path / "two"), *FLAGS]) == 0
+    steps = [f for i, f in enumerate(FLAGS) if "--num-heads" not in FLAGS[max(i - 1, 0) : i + 1]]
+    for name, given in (("live", live), ("cached", ["--cache", str(cache)])):
+        assert main(["extend", str(tmp_path / "two"), "--to", "3", *given, "--out", str(tmp_path / name), *steps]) == 0
+    for a, b in zip(figures(tmp_path / "live"), figures(tmp_path / "cached"), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
 def test_refusals(tiny_base: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from tiny import LLAMA, write_base
 
