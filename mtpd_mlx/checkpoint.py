@@ -10,7 +10,15 @@ import numpy as np
 
 from mtpd_mlx import __version__
 from mtpd_mlx.base import Base, load_base
-from mtpd_mlx.checkpoint_format import DRAFT_TOKENS, WEIGHTS_NAME, CheckpointConfig, read_config, write_json
+from mtpd_mlx.checkpoint_format import (
+    DRAFT_TOKENS,
+    WEIGHTS_NAME,
+    CheckpointConfig,
+    check_draft_tokens,
+    read_config,
+    read_draft_tokens,
+    write_json,
+)
 from mtpd_mlx.fingerprint import fingerprint_base, read_header
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.mlx_runtime import mx, nn
@@ -75,6 +83,7 @@ def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: in
         quantization = {"group_size": 64, "bits": bits}
         arrays = _quantize(arrays, **quantization)
     if tokens is not None:
+        check_draft_tokens(np.array(tokens), tokens.size, config.base.vocab_size, str(folder))
         arrays[DRAFT_TOKENS] = tokens.astype(mx.int32)
     config = replace(config, quantization=quantization, draft_vocab=None if tokens is None else tokens.size)
     save_arrays(folder / WEIGHTS_NAME, arrays)
@@ -88,28 +97,16 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
         if (expected := getattr(config.base, name)) != got:
             raise ValueError(f"{folder}: heads are for a base of {name} {expected}, the base has {got}")
     arrays = load_arrays(folder / WEIGHTS_NAME)
-    tokens = _draft_tokens(folder, config, arrays.pop(DRAFT_TOKENS, None))
+    ids = read_draft_tokens(folder, config)
+    arrays.pop(DRAFT_TOKENS, None)
     if config.quantization:
         arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
     heads = MTPHeads(base, config.num_heads, config.hidden_source)
     load_weights(heads, {name: w.astype(mx.float32) for name, w in arrays.items()}, folder / WEIGHTS_NAME)
-    heads.draft_among(tokens)
+    heads.draft_among(None if ids is None else mx.array(ids))
     heads.eval()
     mx.eval(heads.parameters())
     return heads, config
-
-
-def _draft_tokens(folder: Path, config: CheckpointConfig, tokens: mx.array | None) -> mx.array | None:
-    """The draft vocabulary [D] as the file has it, checked against the config."""
-    if config.draft_vocab is None and tokens is None:
-        return None
-    shape = None if tokens is None else tuple(tokens.shape)
-    if shape != (config.draft_vocab,):
-        raise ValueError(f"{folder}: {DRAFT_TOKENS}: got shape {shape}, expected ({config.draft_vocab},) (draft_vocab)")
-    ids = np.array(tokens)
-    if ids[0] < 0 or ids[-1] >= config.base.vocab_size or (np.diff(ids) <= 0).any():
-        raise ValueError(f"{folder}: {DRAFT_TOKENS}: expected ascending token ids 0..{config.base.vocab_size - 1}")
-    return mx.array(ids.astype(np.int32))
 
 
 def load_checkpoint(

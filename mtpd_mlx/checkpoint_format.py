@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mtpd_mlx.fingerprint import read_header
+
 CONFIG_NAME = "mtp_config.json"
 DRAFT_TOKENS = "draft_tokens"  # int32 [D] in the weights file, where draft_vocab is set
 WEIGHTS_NAME = "heads.safetensors"
@@ -76,9 +80,39 @@ def read_config(checkpoint: Path) -> CheckpointConfig:
     if source not in HIDDEN_SOURCES:
         raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
     draft_vocab = values.pop("draft_vocab", None)
-    if draft_vocab is not None and not (isinstance(draft_vocab, int) and 0 < draft_vocab <= base.vocab_size):
+    if draft_vocab is not None and not (type(draft_vocab) is int and 0 < draft_vocab <= base.vocab_size):  # True is no size
         raise ValueError(f"{file}: draft_vocab: got {draft_vocab!r}, expected 1..{base.vocab_size} or null")
     return CheckpointConfig(num_heads, source, base, values.pop("quantization", None), values, draft_vocab)
+
+
+def read_draft_tokens(checkpoint: Path, config: CheckpointConfig) -> np.ndarray | None:
+    """The draft vocabulary int32 [D] of a checkpoint, or None. ValueError in one line unless weights and config agree and the
+    ids are strictly ascending and inside the base's vocabulary."""
+    file, size = checkpoint / WEIGHTS_NAME, config.draft_vocab
+    table, start = read_header(file)
+    if (DRAFT_TOKENS in table) != (size is not None):
+        word = "missing" if size is not None else "unexpected"
+        raise ValueError(f"{file}: {word} key {DRAFT_TOKENS!r} ({CONFIG_NAME} has draft_vocab {json.dumps(size)})")
+    if size is None:
+        return None
+    entry = table[DRAFT_TOKENS]
+    if entry["dtype"] != "I32":
+        raise ValueError(f"{file}: {DRAFT_TOKENS}: got dtype {entry['dtype']}, expected I32")
+    offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
+    ids = np.fromfile(file, dtype="<i4", offset=offset, count=int(np.prod(shape))).reshape(shape)
+    check_draft_tokens(ids, size, config.base.vocab_size, str(file))
+    return ids
+
+
+def check_draft_tokens(ids: np.ndarray, size: int, vocab_size: int, source: str) -> None:
+    """ids int32 [size]: strictly ascending, 0..vocab_size-1. ValueError names the first id that is not."""
+    if ids.shape != (size,):
+        raise ValueError(f"{source}: {DRAFT_TOKENS}: got shape {ids.shape}, expected ({size},)")
+    before = np.concatenate([[-1], ids[:-1]])
+    wrong = np.flatnonzero((ids <= before) | (ids >= vocab_size))
+    if wrong.size:
+        got = f"got {ids[wrong[0]]} at index {wrong[0]}"
+        raise ValueError(f"{source}: {DRAFT_TOKENS}: {got}, expected strictly ascending token ids 0..{vocab_size - 1}")
 
 
 def write_json(file: Path, values: Any) -> None:

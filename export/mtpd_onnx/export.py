@@ -9,14 +9,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config
+from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.graphs import Spec, build_plain, build_round
 from mtpd_onnx.manifest import LAYOUTS, PRECISIONS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
-from mtpd_onnx.packing import draft_tokens, parameter_value
+from mtpd_onnx.packing import parameter_value
 from mtpd_onnx.save import WeightsFile, save_graph
 from mtpd_onnx.split_graphs import build_heads, build_main
 from mtpd_onnx.weights import Tensors
@@ -97,7 +97,8 @@ def export_checkpoint(
     check_target(out, overwrite)
     base = Tensors.of_base(base_folder, dims.quantization)
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
-    drafts = None if config.draft_vocab is None else tuple(draft_tokens(heads, config.draft_vocab).tolist())
+    ids = read_draft_tokens(checkpoint, config)
+    drafts = None if ids is None else tuple(ids.tolist())
     spec = Spec(dims, num_heads, config.hidden_source, DTYPES[precision], capacity, drafts)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -167,7 +168,7 @@ def write_folder(
     for name, build in zip(LAYOUTS[layout], builders, strict=True):
         graph = build(spec)
         print(f"writing {name}", file=sys.stderr)
-        save_graph(graph, folder / name, weights, lambda n, s: parameter_value(n, s, spec.dims, base, heads))
+        save_graph(graph, folder / name, weights, lambda n, s: parameter_value(n, s, spec, base, heads))
         io[name] = {
             "inputs": [str(v.name) for v in graph.graph.inputs],
             "outputs": [str(v.name) for v in graph.graph.outputs],

@@ -18,7 +18,8 @@ PRECISIONS = ("fp32", "fp16")
 @dataclass(frozen=True)
 class Manifest:
     """`dims`: the numbers that shapes are made of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output
-    names; `base`: the reference of the heads' base, its fingerprint included."""
+    names; `base`: the reference of the heads' base, its fingerprint included; `draft_vocab`: its size D, or None for the
+    whole vocabulary."""
 
     layout: str
     precision: str
@@ -84,6 +85,9 @@ def _check_values(manifest: Manifest) -> None:
     for name in ("num_heads", "capacity", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"):
         if not isinstance(numbers[name], int) or numbers[name] < 1:
             raise ValueError(f"{name}: got {numbers[name]!r}, expected a positive integer")
+    drafted, vocabulary = manifest.draft_vocab, manifest.dims["vocab_size"]
+    if drafted is not None and not (type(drafted) is int and 0 < drafted <= vocabulary):
+        raise ValueError(f"draft_vocab: got {drafted!r}, expected 1..{vocabulary} or null")
     drafts = [n for n in manifest.io[LAYOUTS[manifest.layout][0 if manifest.layout == "fused" else 1]]["inputs"]]
     stem = "past_mtp." if manifest.layout == "fused" else "past."
     heads = len({n.split(".")[1] for n in drafts if n.startswith(stem)})

@@ -2,22 +2,16 @@
 
 import numpy as np
 
-from mtpd_mlx.checkpoint_format import DRAFT_TOKENS
-from mtpd_onnx.dims import Dims
+from mtpd_onnx.graphs import Spec
 from mtpd_onnx.weights import Tensors
 
 
-def draft_tokens(heads: Tensors, size: int) -> np.ndarray:
-    """Token ids int64 [size] of the draft vocabulary."""
-    return heads.get(DRAFT_TOKENS, (size,)).astype(np.int64)
-
-
-def parameter_value(name: str, shape: tuple[int, ...], dims: Dims, base: Tensors, heads: Tensors) -> np.ndarray:
+def parameter_value(name: str, shape: tuple[int, ...], spec: Spec, base: Tensors, heads: Tensors) -> np.ndarray:
     """float32 value of the graph parameter `name`; q/k/v and gate/up are stacked along the output axis."""
+    dims = spec.dims
     if name == "draft_head.weight":
         output = "model.embed_tokens.weight" if dims.tied else "lm_head.weight"
-        ids = draft_tokens(heads, shape[0])
-        return base.get(output, (dims.vocab_size, shape[1]))[ids]
+        return base.get(output, (dims.vocab_size, shape[1]))[list(spec.draft_tokens or ())]
     source = heads if name.startswith("heads.") else base
     q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
     for packed, parts in (

@@ -9,14 +9,7 @@ import numpy as np
 
 from mtpd_mlx.fingerprint import read_header
 
-DTYPES = {
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F64": np.float64,
-    "U32": np.uint32,
-    "I32": np.int32,
-}
+DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "U32": np.uint32}
 
 
 class Tensors:
