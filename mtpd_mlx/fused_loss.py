@@ -15,7 +15,7 @@ from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
 from mtpd_mlx.row_stats import row_stats
 
-# Bytes of one block of logits. CUDA and CPU as measured (docs/log.md); Metal, whose float32 temporaries are larger, by estimate.
+# Bytes of one block of logits: CUDA and CPU as measured (docs/log.md); Metal, with larger temporaries, by estimate.
 CHUNK_BYTES = {"cuda": 160 << 20, "metal": 64 << 20, "cpu": 1 << 20}
 
 
