@@ -17,6 +17,7 @@ from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
 from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from mtpd_mlx.data import DataConfig, load_dataset
+from mtpd_mlx.data.order import add_counts
 from mtpd_mlx.distributed import LOST, World, stop_clearly
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.heads import MTPHeads, init_heads
@@ -180,15 +181,18 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
     return train_set, valid_set
 
 
-def choose_draft_tokens(heads: MTPHeads, size: int | None, train_set: Any) -> None:
+def choose_draft_tokens(heads: MTPHeads, size: int | None, train_set: Any, vocab_size: int) -> None:
     """Gives heads that have none the `size` most frequent tokens of the training rows (lower ids first among equals)."""
-    if size is None or heads.draft_tokens is not None:
+    held = heads.draft_tokens
+    if held is not None and size not in (None, held.size):
+        raise ValueError(f"--draft-vocab: got {size}, the heads have a draft vocabulary of {held.size} already")
+    if size is None or held is not None or size >= vocab_size:
         return
-    counts = train_set.token_counts()
     if size < 1:
         raise ValueError(f"--draft-vocab: got {size}, expected at least 1")
+    counts = add_counts([np.zeros(vocab_size, np.int64), train_set.token_counts()])
     best = np.argsort(-counts, kind="stable")[:size]
-    heads.draft_among(mx.array(np.sort(best[counts[best] > 0]).astype(np.int32)))
+    heads.draft_among(mx.array(np.sort(best).astype(np.int32)))
 
 
 def stored_teacher_size(options: TrainOptions, heads: MTPHeads) -> int | None:
@@ -225,7 +229,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
             f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {ingredients.base.vocab_size}"
         )
     train_set, valid_set = load_data(options, tokenizer)
-    choose_draft_tokens(ingredients.heads, options.heads.draft_vocab, train_set)
+    choose_draft_tokens(ingredients.heads, options.heads.draft_vocab, train_set, ingredients.base.vocab_size)
     world = World.launched()
     again = f"continue with the same command and --resume (--out {out})"
     stop_clearly(world, again)

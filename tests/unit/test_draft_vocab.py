@@ -157,6 +157,21 @@ def test_bad_maps_are_refused(checkpoint: Path) -> None:
         load_checkpoint(checkpoint)
 
 
+def test_size_of_the_draft_vocabulary() -> None:
+    from mtpd_mlx.data import PackedDataset
+    from mtpd_mlx.training import choose_draft_tokens
+
+    rows, heads = PackedDataset(cycle_batch(1, 6), 1, 0), init_heads(new_base(LLAMA, 0), 1, "postnorm", 0)
+    choose_draft_tokens(heads, VOCAB, rows, VOCAB)
+    assert heads.draft_tokens is None  # the whole vocabulary
+    choose_draft_tokens(heads, 20, rows, VOCAB)
+    chosen = heads.draft_tokens.tolist()  # type: ignore[union-attr]
+    assert len(chosen) == 20 and set(rows.rows.tokens[0].tolist()) <= set(chosen) and chosen == sorted(chosen)
+    choose_draft_tokens(heads, None, rows, VOCAB)
+    with pytest.raises(ValueError, match="got 30, the heads have a draft vocabulary of 20 already"):
+        choose_draft_tokens(heads, 30, rows, VOCAB)
+
+
 def test_trained_on_the_most_frequent_tokens_and_kept_by_looping(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
     from mtpd_mlx.data import DataConfig, load_dataset
     from mtpd_mlx.speculative.tokenizer import Tokenizer
