@@ -17,6 +17,8 @@ from mtpd_mlx.evaluate import measure, repetition
 from mtpd_mlx.extend import extend_checkpoint, loop_heads
 from mtpd_mlx.generation import generate_greedy
 from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.ingredients import gather
+from mtpd_mlx.options import TrainOptions
 from mtpd_mlx.parity import compare, decode_all
 from mtpd_mlx.progress import ProgressBar
 from mtpd_mlx.prompts import encode_prompts
@@ -24,7 +26,7 @@ from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.tokenizer import Tokenizer
-from mtpd_mlx.training import Outcome, TrainOptions, gather, train
+from mtpd_mlx.training import Outcome, train
 
 ASSETS = Path(__file__).parent / "assets" / "demo"
 SHORT = OptimConfig(iters=24, learning_rate=2e-3, warmup=5)

@@ -9,10 +9,12 @@ from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
 from mtpd_mlx.checkpoint_format import CheckpointConfig
 from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.ingredients import Ingredients, check_cache
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.options import TrainOptions
 from mtpd_mlx.resume import latest_resume_point
 from mtpd_mlx.train_step import compute_dtype
-from mtpd_mlx.training import Ingredients, Outcome, TrainOptions, check_cache, claim_folder, reference_base, train
+from mtpd_mlx.training import Outcome, claim_folder, reference_base, train
 
 
 def stages(num_heads: int, to: int) -> list[int]:

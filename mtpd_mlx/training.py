@@ -1,75 +1,25 @@
 """From options to a finished checkpoint: what `mtpd train` and each stage of `mtpd extend` do."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mtpd_mlx.base import Base, load_base, new_base, resolve_model
-from mtpd_mlx.cache.reader import CachedDataset, open_cache
-from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
+from mtpd_mlx.base import Base
+from mtpd_mlx.checkpoint import save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
-from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
-from mtpd_mlx.data import DataConfig, load_dataset
-from mtpd_mlx.data.order import add_counts
 from mtpd_mlx.distributed import LOST, World, stop_clearly
 from mtpd_mlx.fingerprint import fingerprint_base
-from mtpd_mlx.heads import MTPHeads, init_heads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, stored_teacher_size
 from mtpd_mlx.objective import Model
+from mtpd_mlx.options import OPTIONS_NAME, TrainOptions
 from mtpd_mlx.reporting import reporter
-from mtpd_mlx.schema import as_dict, build
 from mtpd_mlx.speculative.tokenizer import Tokenizer
-from mtpd_mlx.train_step import Stepper, compute_dtype
+from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import LOG_NAME, Progress, Run
-
-OPTIONS_NAME = "train_options.json"
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    model: ModelConfig
-    heads: HeadsConfig
-    loss: LossConfig
-    data: DataConfig
-    optim: OptimConfig
-    run: RunConfig
-
-    @classmethod
-    def classes(cls) -> tuple[type, ...]:
-        return (ModelConfig, HeadsConfig, LossConfig, DataConfig, OptimConfig, RunConfig)
-
-    @classmethod
-    def build(cls, file_values: dict[str, Any], flags: dict[str, Any]) -> "TrainOptions":
-        return cls(*build(cls.classes(), file_values, flags))
-
-    def to_dict(self) -> dict[str, Any]:
-        return as_dict(*(getattr(self, f.name) for f in fields(self)))
-
-
-def resumed_options(flags: dict[str, Any]) -> TrainOptions:
-    """The options an interrupted run was started with; flags that say otherwise are refused."""
-    out = Path(flags.get("out", RunConfig.out))
-    file = out / OPTIONS_NAME
-    try:
-        saved = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--resume: {out} holds no interrupted run ({OPTIONS_NAME} unreadable)") from error
-    for name, value in flags.items():
-        if name in saved and name not in ("resume", "overwrite", "out") and _plain(value) != saved[name]:
-            raise ValueError(f"--resume: {name} is {_plain(value)!r}, the interrupted run has {saved[name]!r}")
-    saved |= {"out": str(out), "resume": True, "overwrite": False}
-    return TrainOptions.build(saved, {})
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
 
 
 def claim_folder(out: Path, overwrite: bool) -> None:
@@ -99,118 +49,6 @@ def reference_base(base: Base, out: Path, named: str) -> BaseRef:
         relative = os.path.relpath(local.resolve(), out.resolve())
         identity = relative if relative.startswith("..") else f"./{relative}"
     return BaseRef(identity, fingerprint_base(base.path), base.config["model_type"], base.hidden_size, base.vocab_size)
-
-
-@dataclass
-class Ingredients:
-    base: Base
-    heads: MTPHeads
-    tokenizer_folder: Path
-    base_name: str
-    first_trained: int = 0
-
-
-def gather(options: TrainOptions) -> Ingredients:
-    """Loads or creates base and heads as the options say."""
-    cfg = options.model
-    compute = compute_dtype(options.optim)
-    if cfg.cache is not None:
-        base, folder, name = base_of_cache(cfg, compute)
-    elif cfg.model is not None:
-        # A frozen base is held in the compute dtype (of a quantised one the scales: other types would promote every
-        # product to float32); a base that trains keeps float32 master weights.
-        base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint")
-        base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
-        folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
-        name = cfg.model
-    elif cfg.model_config is not None and cfg.train == "joint":
-        if cfg.tokenizer is None:
-            raise ValueError("--model-config needs --tokenizer, the folder with the tokenizer to use")
-        try:
-            config = json.loads(Path(cfg.model_config).read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--model-config {cfg.model_config}: {str(error).splitlines()[0]}") from error
-        base, folder, name = new_base(config, options.run.seed), resolve_tokenizer(cfg.tokenizer), ""
-    else:
-        raise ValueError("no base: give --model, or --model-config with --train joint to train one from scratch")
-    if options.heads.init_heads:
-        heads, _ = load_heads(Path(options.heads.init_heads), base)
-        if heads.num_heads != options.heads.num_heads or heads.hidden_source != options.heads.hidden_source:
-            raise ValueError(
-                f"--init-heads {options.heads.init_heads}: has {heads.num_heads} heads ({heads.hidden_source}), "
-                f"expected {options.heads.num_heads} ({options.heads.hidden_source})"
-            )
-    else:
-        heads = init_heads(base, options.heads.num_heads, options.heads.hidden_source, options.run.seed)
-    return Ingredients(base, heads, folder, name)
-
-
-def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]:
-    """Embedding, final norm and output head of the base that a cache was made with; its folder and name."""
-    folder = Path(str(cfg.cache)).expanduser()
-    if cfg.train == "joint":
-        raise ValueError("--cache: holds the states of a frozen base, and --train joint would change it")
-    name = cfg.model or open_cache(folder).base.locate(folder)
-    base = load_base(name, dequantize=cfg.dequantize, ends_only=True)
-    assert base.path is not None
-    check_cache(folder, fingerprint_base(base.path), name)
-    base.model.set_dtype(compute)
-    return base, base.path, name
-
-
-def check_cache(folder: Path, fingerprint: str, name: str) -> None:
-    """Refuses a cache that was made with another base than that of `name`."""
-    made_with = open_cache(folder).base.fingerprint
-    if fingerprint != made_with:
-        raise ValueError(f"--cache {folder}: made with another base ({made_with[:19]}..., {name}: {fingerprint[:19]}...)")
-
-
-def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
-    """Training and validation rows, of text or of a cache."""
-    if options.model.cache is not None:
-        folder, batch_size = Path(options.model.cache).expanduser(), options.data.batch_size
-        named = str(folder)
-        parts = [CachedDataset(folder, s, batch_size, options.run.seed) for s in open_cache(folder).splits]
-        train_set, valid_set = parts[0], parts[1] if len(parts) > 1 else None
-    else:
-        named = ", ".join(options.data.data)
-        splits = load_dataset(options.data, tokenizer, options.run.seed)
-        train_set, valid_set = splits.train, splits.valid  # type: ignore[assignment]
-    if valid_set is None or valid_set.num_rows == 0:
-        raise ValueError(f"{named}: no validation text (valid.jsonl), which chooses the heads that are kept")
-    return train_set, valid_set
-
-
-def choose_draft_tokens(heads: MTPHeads, size: int | None, train_set: Any, vocab_size: int) -> None:
-    """Gives heads that have none the `size` most frequent tokens of the training rows (lower ids first among equals)."""
-    held = heads.draft_tokens
-    if held is not None and size not in (None, held.size):
-        raise ValueError(f"--draft-vocab: got {size}, the heads have a draft vocabulary of {held.size} already")
-    if size is None or held is not None or size >= vocab_size:
-        return
-    if size < 1:
-        raise ValueError(f"--draft-vocab: got {size}, expected at least 1")
-    counts = add_counts([np.zeros(vocab_size, np.int64), train_set.token_counts()])
-    best = np.argsort(-counts, kind="stable")[:size]
-    heads.draft_among(mx.array(np.sort(best).astype(np.int32)))
-
-
-def stored_teacher_size(options: TrainOptions, heads: MTPHeads) -> int | None:
-    """How many stored teacher logits the loss uses: its top-N where the cache holds as many. Otherwise the teacher is computed
-    from the stored hidden states."""
-    if options.model.cache is None or (heads.draft_tokens is not None and options.loss.loss != "ce"):
-        return None
-    loss, held = options.loss, open_cache(Path(options.model.cache).expanduser()).layout.top_n
-    if loss.loss == "ce":
-        return 1
-    return loss.top_n if loss.loss in ("mtpd", "kl") and loss.top_n <= held else None
-
-
-def resolve_tokenizer(folder: str) -> Path:
-    path = Path(folder).expanduser()
-    if not (path / "tokenizer.json").is_file():
-        raise ValueError(f"--tokenizer {folder}: no tokenizer.json in it")
-    return path
 
 
 @dataclass

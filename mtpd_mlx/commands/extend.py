@@ -10,7 +10,7 @@ from mtpd_mlx.tables import format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.training import TrainOptions
+    from mtpd_mlx.options import TrainOptions
 
     parser.add_argument("checkpoint", help="heads checkpoint to extend")
     parser.add_argument("--to", type=int, required=True, help="number of heads wanted, for example 8 or 16")
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.config import HeadsConfig, RunConfig
     from mtpd_mlx.extend import extend_checkpoint, loop_checkpoint
+    from mtpd_mlx.options import TrainOptions
     from mtpd_mlx.progress import ProgressBar
-    from mtpd_mlx.training import TrainOptions
 
     own = ("command", "config", "checkpoint", "to", "train_free")
     flags = {k: v for k, v in vars(args).items() if k not in own}

@@ -9,7 +9,7 @@ from mtpd_mlx.schema import read_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.training import TrainOptions
+    from mtpd_mlx.options import TrainOptions
 
     parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
     add_schema(parser, *TrainOptions.classes())
@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.distributed import World
-    from mtpd_mlx.training import TrainOptions, gather, resumed_options, train
+    from mtpd_mlx.ingredients import gather
+    from mtpd_mlx.options import TrainOptions, resumed_options
+    from mtpd_mlx.training import train
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
