@@ -4,6 +4,8 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,11 @@ from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_conf
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
-from mtpd_onnx.graphs import Spec, build_plain, build_round
+from mtpd_onnx.graphs import Spec, build_plain
 from mtpd_onnx.manifest import LAYOUTS, PRECISIONS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
 from mtpd_onnx.packing import parameter_value
+from mtpd_onnx.round_graph import build_round
 from mtpd_onnx.save import WeightsFile, save_graph
 from mtpd_onnx.split_graphs import build_heads, build_main
 from mtpd_onnx.weights import Tensors
@@ -163,7 +166,8 @@ def write_folder(
     config: CheckpointConfig,
 ) -> Manifest:
     weights = WeightsFile(folder)
-    builders = (build_round, build_plain) if layout == "fused" else (build_main, build_heads)
+    fused = (build_round, build_plain, partial(build_round, sampled=True), partial(build_plain, sampled=True))
+    builders: tuple[Callable[[Spec], ir.Model], ...] = fused if layout == "fused" else (build_main, build_heads)
     io = {}
     for name, build in zip(LAYOUTS[layout], builders, strict=True):
         graph = build(spec)

@@ -10,8 +10,11 @@ from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
 NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 2
-LAYOUTS = {"fused": ("round.onnx", "plain.onnx"), "split": ("main.onnx", "mtp_heads.onnx")}
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 3
+LAYOUTS = {
+    "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx"),
+    "split": ("main.onnx", "mtp_heads.onnx"),
+}
 PRECISIONS = ("fp32", "fp16")
 
 
@@ -36,6 +39,11 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self))
+
+
+def graph_name(plain: bool, sampled: bool) -> str:
+    """The graph of layout fused that decodes so."""
+    return LAYOUTS["fused"][2 * sampled + plain]
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

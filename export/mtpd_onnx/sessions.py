@@ -38,14 +38,19 @@ def choose_provider(wanted: str, precision: str) -> str:
     return chosen
 
 
-def open_session(file: Path, provider: str, num_threads: int | None) -> Any:
-    """A session on exactly the wanted provider; ValueError in one line when it cannot be had."""
+def open_session(file: Path, provider: str, num_threads: int | None, captured: bool = False) -> Any:
+    """A session on exactly the wanted provider; ValueError in one line when it cannot be had.
+
+    captured: runs of fixed shapes become CUDA graphs, which is refused where a node of the graph has no CUDA kernel.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
-    names = ["CUDAExecutionProvider", "CPUExecutionProvider"] if provider == "cuda" else ["CPUExecutionProvider"]
+    names: list[Any] = ["CPUExecutionProvider"]
+    if provider == "cuda":
+        names.insert(0, ("CUDAExecutionProvider", {"enable_cuda_graph": "1" if captured else "0"}))
     try:
         session = ort.InferenceSession(str(file), options, providers=names)
     except Exception as error:  # onnxruntime's own exception types share no base but Exception
