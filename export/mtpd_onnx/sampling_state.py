@@ -11,6 +11,13 @@ from mtpd_onnx.runner import Runner
 CONTEXT = Sampling.repetition_context_size  # what graphs are built for
 
 
+def settings(options: Sampling, vocab: int) -> np.ndarray:
+    """The input `settings`, float32 in the order of sampling_graph.SETTINGS."""
+    top_p = options.top_p if 0 < options.top_p < 1 else 2.0
+    values = (options.inverse_temperature, top_p, options.min_p, options.kept or vocab, options.repetition_penalty)
+    return np.array(values, np.float32)
+
+
 class SamplingState:
     """One table of random numbers per text: the next one is drawn when a text begins."""
 
@@ -25,16 +32,7 @@ class SamplingState:
         vocab = manifest.dims["vocab_size"]
         if options.kept > vocab:
             raise ValueError(f"--top-k: got {options.top_k}, expected at most {vocab} (the vocabulary)")
-        self._settings = np.array(
-            [
-                options.inverse_temperature,
-                options.top_p if 0 < options.top_p < 1 else 2.0,
-                options.min_p,
-                options.kept or vocab,
-                options.repetition_penalty,
-            ],
-            np.float32,
-        )
+        self._settings = settings(options, vocab)
 
     def constants(self) -> dict[str, np.ndarray]:
         return {"settings": self._settings, "uniforms": uniforms(self._positions, self._rng)}
