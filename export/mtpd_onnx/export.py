@@ -168,11 +168,11 @@ def write_folder(
     weights = WeightsFile(folder)
     fused = (build_round, build_plain, partial(build_round, sampled=True), partial(build_plain, sampled=True))
     builders: tuple[Callable[[Spec], ir.Model], ...] = fused if layout == "fused" else (build_main, build_heads)
-    io = {}
+    io, weights_read = {}, {}
     for name, build in zip(LAYOUTS[layout], builders, strict=True):
         graph = build(spec)
         print(f"writing {name}", file=sys.stderr)
-        save_graph(graph, folder / name, weights, lambda n, s: parameter_value(n, s, spec, base, heads))
+        weights_read[name] = save_graph(graph, folder / name, weights, lambda n, s: parameter_value(n, s, spec, base, heads))
         io[name] = {
             "inputs": [str(v.name) for v in graph.graph.inputs],
             "outputs": [str(v.name) for v in graph.graph.outputs],
@@ -191,6 +191,7 @@ def write_folder(
         vars(config.base),
         describe_files(folder),
         io,
+        weights_read,
         versions(),
         {"eval": config.record.get("eval", {})},
         config.draft_vocab,
