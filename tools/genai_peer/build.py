@@ -43,7 +43,7 @@ def check_packages() -> None:
 
 
 def stage(model: Path, folder: Path) -> None:
-    """The model's files by links, and a config that names its architecture: the builder needs that, mlx-lm does not write it."""
+    """The model's files by links, and a config that names its architecture, which the builder needs and mlx-lm leaves out."""
     config = json.loads((model / "config.json").read_text())
     if not config.get("architectures"):
         family = config.get("model_type")

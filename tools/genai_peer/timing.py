@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from mtpd_onnx.peer_genai import GenaiPeer
 
 
