@@ -14,6 +14,7 @@ import onnx_ir as ir
 from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_onnx.batched_graph import build_batched_round
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.graphs import Spec, build_plain
 from mtpd_onnx.manifest import LAYOUTS, PRECISIONS, Manifest, describe_files
@@ -26,6 +27,16 @@ from mtpd_onnx.weights import Tensors
 
 DEFAULT_CAPACITY = 4096
 DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+BUILDERS: dict[str, tuple[Callable[[Spec], ir.Model], ...]] = {
+    "fused": (
+        build_round,
+        build_plain,
+        partial(build_round, sampled=True),
+        partial(build_plain, sampled=True),
+        build_batched_round,
+    ),
+    "split": (build_main, build_heads),
+}
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -166,7 +177,13 @@ def write_folder(
     config: CheckpointConfig,
 ) -> Manifest:
     weights = WeightsFile(folder)
-    fused = (build_round, build_plain, partial(build_round, sampled=True), partial(build_plain, sampled=True))
+    fused = (
+        build_round,
+        build_plain,
+        partial(build_round, sampled=True),
+        partial(build_plain, sampled=True),
+        build_batched_round,
+    )
     builders: tuple[Callable[[Spec], ir.Model], ...] = fused if layout == "fused" else (build_main, build_heads)
     io, weights_read = {}, {}
     for name, build in zip(LAYOUTS[layout], builders, strict=True):

@@ -29,15 +29,17 @@ class Cache:
 class Positions:
     """Which positions the rows of a call are.
 
-    Fused: cos and sin are the whole tables [C, head_dim / 2], `last` int32 [1] is the position of the last row, `total`
-    int32 [] the capacity. Standard: cos and sin are the rows' own [S, head_dim / 2], `mask` float [S, cached] is 0
-    where a row may look and a large negative number elsewhere.
+    Fused: cos and sin are the whole tables [C, head_dim / 2], `last` int32 [B] is the position of each text's last row,
+    `total` int32 [] the capacity, `lengths` int32 [B] how many rows of each text are real (None: all). Standard: cos and
+    sin are the rows' own [S, head_dim / 2], `mask` float [S, cached] is 0 where a row may look and a large negative number
+    elsewhere.
     """
 
     cos: ir.Value
     sin: ir.Value
     last: ir.Value | None = None
     total: ir.Value | None = None
+    lengths: ir.Value | None = None
     mask: ir.Value | None = None
 
 
@@ -120,6 +122,7 @@ class Fused:
             positions.total,
             positions.cos,
             positions.sin,
+            *([] if positions.lengths is None else [*[None] * 7, positions.lengths]),
             num_heads=dims.num_heads,
             kv_num_heads=dims.num_kv_heads,
             scale=dims.head_dim**-0.5,
@@ -135,8 +138,8 @@ class Fused:
         return out
 
     def _head_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, dims: Dims) -> ir.Value:
-        heads = op.Reshape(x, [1, 0, -1, dims.head_dim])  # [1, S, heads, head_dim]
-        return op.Reshape(self.rms_norm(op, heads, weight, dims.rms_norm_eps), [1, 0, -1])
+        heads = op.Reshape(x, [0, 0, -1, dims.head_dim])  # [B, S, heads, head_dim]
+        return op.Reshape(self.rms_norm(op, heads, weight, dims.rms_norm_eps), [0, 0, -1])
 
 
 class Standard:

@@ -12,7 +12,7 @@ from mtpd_mlx.speculative.tokenizer import Tokenizer
 NAME = "manifest.json"
 FORMAT, FORMAT_VERSION = "mtpd-onnx", 3
 LAYOUTS = {
-    "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx"),
+    "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx", "batched_round.onnx"),
     "split": ("main.onnx", "mtp_heads.onnx"),
 }
 PRECISIONS = ("fp32", "fp16")

@@ -11,7 +11,7 @@ FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 WORKSPACE = {"cuda": 600e6, "cpu": 50e6}  # CUDA's context and cuBLAS, onnxruntime's own
 
 
-def needed_bytes(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool) -> int:
+def needed_bytes(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool, batch_size: int = 1) -> int:
     """Weights, caches, sampling state and the activations of a prefill chunk: an estimate from above."""
     dims, item = manifest.dims, FLOAT_BYTES[manifest.precision]
     heads = 0 if plain else manifest.num_heads
@@ -21,7 +21,7 @@ def needed_bytes(folder: Path, manifest: Manifest, provider: str, plain: bool, s
     sampling = 8 * rows * dims["vocab_size"] * 4 if sampled else 0
     activations = 16 * PREFILL_CHUNK * dims["hidden_size"] * item
     weights = (folder / "weights.bin").stat().st_size
-    return int(weights + caches + logits + sampling + activations + WORKSPACE[provider])
+    return int(weights + batch_size * (caches + logits + sampling + activations) + WORKSPACE[provider])
 
 
 def available_bytes(provider: str) -> int | None:
@@ -39,9 +39,9 @@ def available_bytes(provider: str) -> int | None:
         return None
 
 
-def check_memory(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool) -> None:
+def check_memory(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool, batch_size: int = 1) -> None:
     """ValueError in one line where it cannot fit."""
-    needed, free = needed_bytes(folder, manifest, provider, plain, sampled), available_bytes(provider)
+    needed, free = needed_bytes(folder, manifest, provider, plain, sampled, batch_size), available_bytes(provider)
     if free is not None and needed > free:
         raise ValueError(
             f"{folder}: about {needed / 1e9:.1f} GB of memory are needed, {free / 1e9:.1f} GB are free on {provider}; export "

@@ -5,12 +5,13 @@ from pathlib import Path
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_onnx.batched_backend import BatchedDecoder, check_batches
 from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import LAYOUTS, Manifest, graph_name, read_manifest
 from mtpd_onnx.memory import check_memory
 from mtpd_onnx.plain_backend import PlainBackend
 from mtpd_onnx.sampling_state import SamplingState
-from mtpd_onnx.sessions import choose_provider, open_session
+from mtpd_onnx.sessions import choose_provider, import_onnxruntime, open_session
 from mtpd_onnx.split_backend import SplitModel
 
 CAPTURE_RUNS = 8  # capturing runs the graph a few times, and each run may advance by a whole round
@@ -49,6 +50,20 @@ def open_folder(
     state = None if sampling is None else SamplingState(sampling, manifest)
     make = PlainBackend if plain else FusedBackend
     return make(session, manifest, chosen, captured, state)
+
+
+def open_batched(folder: Path, batch_size: int, *, provider: str = "auto", num_threads: int | None = None) -> BatchedDecoder:
+    """Several texts at once, greedily. ValueError where this onnxruntime cannot."""
+    manifest = read_manifest(folder)
+    if batch_size < 1:
+        raise ValueError(f"--batch-size: got {batch_size}, expected at least 1")
+    if manifest.layout != "fused":
+        raise ValueError("--batch-size: the split layout decodes one text at a time; export with --layout fused")
+    check_batches(import_onnxruntime().__version__)
+    chosen = choose_provider(provider, manifest.precision)
+    check_memory(folder, manifest, chosen, plain=False, sampled=False, batch_size=batch_size)
+    session = open_session(folder / LAYOUTS["fused"][-1], chosen, num_threads)
+    return BatchedDecoder(session, manifest, chosen, batch_size)
 
 
 def check_drafts(manifest: Manifest, wanted: int) -> None:

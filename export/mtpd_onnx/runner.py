@@ -98,9 +98,9 @@ def float_type(manifest: Manifest) -> type:
     return np.float16 if manifest.precision == "fp16" else np.float32
 
 
-def cache_state(manifest: Manifest, provider: str, num_heads: int) -> dict[str, tuple[str, Any]]:
+def cache_state(manifest: Manifest, provider: str, num_heads: int, batch_size: int = 1) -> dict[str, tuple[str, Any]]:
     """The caches of the base's layers and of `num_heads` heads, zeroed."""
-    shape = (1, manifest.dims["num_kv_heads"], manifest.capacity, manifest.dims["head_dim"])
+    shape = (batch_size, manifest.dims["num_kv_heads"], manifest.capacity, manifest.dims["head_dim"])
     stems = [(f"past_key_values.{i}", f"present.{i}") for i in range(manifest.dims["num_layers"])]
     stems += [(f"past_mtp.{k}", f"present_mtp.{k}") for k in range(num_heads)]
     return {

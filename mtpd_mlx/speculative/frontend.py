@@ -78,7 +78,7 @@ def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOption
     130 when interrupted, after what was generated so far and its statistics; 141 when nobody reads the output any more.
     """
     out = sys.stdout if out is None else out
-    jobs = _encode_all(backend, tokenizer, options)
+    jobs = encode_all(tokenizer, options, backend.capacity, backend.num_draft_tokens)
     eos = eos_tokens(tokenizer, options.extra_eos_token)
     try:
         finished = _run(backend, tokenizer, options, jobs, eos, out)
@@ -113,7 +113,7 @@ def _run(
             finished = False
         texts.append(stream.tokens)
         if options.json:
-            print(json.dumps(_record(prompt, stream, stats, options), ensure_ascii=False), file=out, flush=True)
+            print(json.dumps(record(prompt, stream, stats, options), ensure_ascii=False), file=out, flush=True)
         else:
             print(file=out, flush=True)
         if not finished:
@@ -123,7 +123,8 @@ def _run(
     return finished
 
 
-def _record(prompt: Prompt, stream: "Stream", stats: DecodeStats, options: GenerateOptions) -> dict[str, object]:
+def record(prompt: Prompt, stream: "Stream", stats: DecodeStats, options: GenerateOptions) -> dict[str, object]:
+    """What --json prints of one text."""
     reference = {} if prompt.reference is None else {"reference": prompt.reference}
     return {
         "id": prompt.id,
@@ -176,15 +177,17 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, options: GenerateOptions
     return tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True), False)
 
 
-def _encode_all(backend: Backend, tokenizer: Tokenizer, options: GenerateOptions) -> list[tuple[Prompt, list[int]]]:
+def encode_all(
+    tokenizer: Tokenizer, options: GenerateOptions, capacity: int, num_draft_tokens: int
+) -> list[tuple[Prompt, list[int]]]:
     """All prompts as tokens, so that the last one's fault is told before the first one's text. ValueError names it."""
-    wanted, drafts = options.num_draft_tokens, backend.num_draft_tokens
-    if not options.plain and wanted is not None and wanted not in (0, drafts):
-        raise ValueError(f"--num-draft-tokens: got {wanted}, expected {drafts} (what this model was opened with)")
+    wanted = options.num_draft_tokens
+    if not options.plain and wanted is not None and wanted not in (0, num_draft_tokens):
+        raise ValueError(f"--num-draft-tokens: got {wanted}, expected {num_draft_tokens} (what this model was opened with)")
     jobs = [(prompt, encode_prompt(prompt, tokenizer, options)) for prompt in collect_prompts(options)]
     for prompt, tokens in jobs:
-        if not 1 <= len(tokens) < backend.capacity:
-            raise ValueError(f"prompt {prompt.id}: got {len(tokens)} tokens, expected 1..{backend.capacity - 1}")
+        if not 1 <= len(tokens) < capacity:
+            raise ValueError(f"prompt {prompt.id}: got {len(tokens)} tokens, expected 1..{capacity - 1}")
     return jobs
 
 
@@ -216,7 +219,7 @@ class Stream:
             max_tokens=options.max_tokens,
             eos_token_ids=self._eos,
             plain=options.plain or options.num_draft_tokens == 0,
-            stop=self._see,
+            stop=self.see,
         )
         for chunk in chunks:
             self.tokens += chunk.tokens
@@ -229,7 +232,8 @@ class Stream:
         self.finish_reason = reason
         self._show(self._stops.add(self._decoder.finish()) + self._stops.finish())
 
-    def _see(self, token: int) -> bool:
+    def see(self, token: int) -> bool:
+        """Takes in a token's text; True once a stop string is complete."""
         self._show(self._stops.add(self._decoder.add(token)))
         return self._stops.stopped
 

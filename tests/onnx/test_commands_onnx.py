@@ -163,3 +163,15 @@ def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path) -> None:
         ours, theirs = backend.round(token), fresh.round(token)
         assert ours.emitted == theirs.emitted
         token = ours.emitted[-1]
+
+
+def test_batches_write_what_single_texts_are(folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for size in ("1", "2"):
+        arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--stop", "q"]
+        assert main([*arguments, "--json", "--batch-size", size]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        texts.append([(row["id"], row["text"], row["tokens"], row["finish_reason"]) for row in rows])
+    assert texts[0] == texts[1]
+    assert main(["generate", str(folder), "--prompts", str(prompts), "--batch-size", "2", "--temp", "1"]) == 1
+    assert "batches are decoded greedily" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from mtpd_onnx.runtime_flags import add_runtime_arguments, runtime_options
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runtime_arguments(parser)
     add_generate_arguments(parser)
+    parser.add_argument("--batch-size", type=int, default=1, metavar="B", help="decode B of --prompts at once (greedy)")
     add_sampling_arguments(parser)
 
 
@@ -17,12 +18,18 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.speculative.tokenizer import Tokenizer
     from mtpd_onnx.open import open_folder
 
-    options = options_from(args)
+    options, sampling = options_from(args), sampling_from(args)
+    if args.batch_size != 1:
+        from mtpd_onnx.batched_generate import run_batches
+
+        if options.plain or options.num_draft_tokens is not None or not sampling.greedy:
+            raise ValueError("--batch-size: batches are decoded greedily with all heads, without --plain or --num-draft-tokens")
+        return run_batches(args.folder, args.batch_size, options, args.provider, args.num_threads)
     backend = open_folder(
         args.folder,
         plain=options.plain or options.num_draft_tokens == 0,
         num_draft_tokens=options.num_draft_tokens or None,
-        sampling=sampling_from(args),
+        sampling=sampling,
         **runtime_options(args),
     )
     return run_generate(backend, Tokenizer.from_folder(args.folder), options)
