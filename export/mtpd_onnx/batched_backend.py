@@ -1,5 +1,6 @@
 """Several texts at once on onnxruntime: static batches, every text at its own length (greedy)."""
 
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,25 +49,27 @@ class BatchedDecoder:
         prompts: Sequence[list[int]],
         max_tokens: int,
         eos: Collection[int] = frozenset(),
-        stop: Callable[[int, int], bool] | None = None,
+        stops: Sequence[Callable[[int], bool]] | None = None,
     ) -> list[Text]:
-        """One Text per prompt (at most batch_size of them). `stop(i, token)` ends text i, as EOS does."""
+        """One Text per prompt (at most batch_size of them). `stops[i](token)` ends text i where it is true, as EOS does."""
         if not 1 <= len(prompts) <= self.batch_size:
             raise ValueError(f"got {len(prompts)} prompts, expected 1..{self.batch_size}")
         for prompt in prompts:
             if not 1 <= len(prompt) < self.capacity:
                 raise ValueError(f"prompt: got {len(prompt)} tokens, expected 1..{self.capacity - 1}")
         self._texts = [Text(list(prompt)) for prompt in prompts]
-        self._max_tokens, self._eos, self._stop = max_tokens, eos, stop
+        self._max_tokens, self._eos, self._stops = max_tokens, eos, stops
         self._past: np.ndarray = np.zeros(self.batch_size, np.int32)
         self._token_tail: np.ndarray = np.zeros((self.batch_size, self.num_draft_tokens), np.int64)
         self._drafts: np.ndarray = np.zeros((self.batch_size, self.num_draft_tokens), np.int64)
+        began = time.perf_counter()
         for start in range(0, max(map(len, prompts)), limits.PREFILL_CHUNK):
             chunk = [p[start : start + limits.PREFILL_CHUNK] for p in prompts]
             emitted = self._run(chunk, [True] * len(chunk))
             for i, (new, part) in enumerate(zip(emitted, chunk, strict=False)):
                 if part and start + len(part) == len(prompts[i]):
                     self._emit(i, new)
+        self.prefill_seconds = time.perf_counter() - began
         while any(text.finish_reason is None for text in self._texts):
             self._advance()
         return self._texts
@@ -94,7 +97,7 @@ class BatchedDecoder:
         text = self._texts[i]
         for token in new[: self._max_tokens - len(text.tokens)]:
             text.tokens.append(token)
-            if token in self._eos or (self._stop is not None and self._stop(i, token)):
+            if token in self._eos or (self._stops is not None and self._stops[i](token)):
                 text.finish_reason = "stop"
                 return
         if len(text.tokens) >= self._max_tokens:

@@ -11,7 +11,7 @@ from mtpd_onnx.open import open_batched
 
 
 def run_batches(folder: Path, batch_size: int, options: GenerateOptions, provider: str, num_threads: int | None) -> int:
-    """Prints every text when its batch is done. Seconds are those of the whole batch, prompts included."""
+    """Prints every text when its batch is done. The seconds of one text are those of its whole batch."""
     decoder = open_batched(folder, batch_size, provider=provider, num_threads=num_threads)
     tokenizer = Tokenizer.from_folder(folder)
     jobs = encode_all(tokenizer, options, decoder.capacity, decoder.num_draft_tokens)
@@ -19,19 +19,21 @@ def run_batches(folder: Path, batch_size: int, options: GenerateOptions, provide
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         streams = [Stream(tokenizer, options, eos, None) for _ in batch]
+        seen = [stream.see for stream in streams]
         began = time.perf_counter()
-        done = decoder.generate([tokens for _, tokens in batch], options.max_tokens, eos, lambda i, t: streams[i].see(t))
-        seconds = time.perf_counter() - began
+        done = decoder.generate([tokens for _, tokens in batch], options.max_tokens, eos, seen)
+        seconds = time.perf_counter() - began - decoder.prefill_seconds
         for (prompt, tokens), stream, text in zip(batch, streams, done, strict=True):
             stream.tokens = text.tokens
             stream.end(text.finish_reason or "length")
             stats = DecodeStats(decoder.num_draft_tokens)
-            for each, share in ((stats, seconds), (total, seconds / len(batch))):
+            for each, part in ((stats, 1), (total, len(batch))):
                 each.accepted += text.accepted
                 each.tokens += len(text.tokens)
                 each.prompts += 1
                 each.prompt_tokens += len(tokens)
-                each.decode_seconds += share
+                each.prompt_seconds += decoder.prefill_seconds / part
+                each.decode_seconds += seconds / part
             texts.append(text.tokens)
             if options.json:
                 print(json.dumps(record(prompt, stream, stats, options), ensure_ascii=False), flush=True)
