@@ -3,7 +3,8 @@
 
     python -m tools.random_model qwen3-1.7b OUT --num-heads 4          # OUT/base (Hugging Face layout), OUT/heads
 
-Needs neither MLX nor torch and takes seconds. The initialisation is that of `mtpd train` from scratch (`--scale` widens it).
+Needs neither MLX nor torch and takes seconds. The initialisation is that of `mtpd train` from scratch: with tied embeddings
+such a model says its last token again and again. `--scale 2` gives text that changes, and heads that are never right.
 Tensors depend on the seed alone, not on the number of threads. Run it from the repository root.
 """
 
@@ -81,7 +82,7 @@ def heads_shapes(d: Dims, num_heads: int) -> Shapes:
 
 
 def write_random(file: Path, shapes: Shapes, dtype: np.dtype, seed: int, scale_of: Callable[[str], float]) -> int:
-    """Matrices normal (0, scale_of(name)), norms 1, biases 0, [I ; noise] in eh_proj; returns the bytes written."""
+    """Matrices and biases normal (0, scale_of(name)), norms 1, [I ; noise] in eh_proj; returns the bytes written."""
     views = lay_out(file, shapes, dtype)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tasks = [t for i, (n, v) in enumerate(views.items()) for t in pieces(v, n, [seed, i], scale_of(n))]
@@ -92,10 +93,10 @@ def write_random(file: Path, shapes: Shapes, dtype: np.dtype, seed: int, scale_o
 
 def pieces(view: np.ndarray, name: str, seed: list[int], scale: float) -> Iterator[Callable[[], None]]:
     """Tasks that each draw some rows of one tensor."""
-    if view.ndim == 1:
-        view[:] = 0.0 if name.endswith("bias") else 1.0
+    if view.ndim == 1 and not name.endswith("bias"):
+        view[:] = 1.0
         return
-    step = max(1, PIECE // view.shape[1])
+    step = max(1, PIECE // (view.size // len(view)))
     for start in range(0, len(view), step):
 
         def draw(start: int = start) -> None:

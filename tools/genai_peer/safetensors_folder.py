@@ -1,7 +1,7 @@
 """Safetensors with numpy alone: memory-mapped reading of a Hugging Face folder, and a file laid out before it is written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,8 @@ class Folder:
             table, start = read_header(file)
             self._where |= {name: (file, start, entry) for name, entry in table.items()}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._where
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """ValueError naming the key when it is missing or of a type that cannot be read."""
