@@ -1,5 +1,6 @@
 """The graphs of a fused folder: one decoding round, and plain decoding (docs/onnx.md explains every input)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -8,8 +9,9 @@ from onnxscript import GraphBuilder, OpBuilder
 from onnxscript.nn import Module
 
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions
+from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions, widened
 from mtpd_onnx.modules import Base, MTPHeads
+from mtpd_onnx.packed import Packed, pack_modules
 from mtpd_onnx.rope import rope_tables
 
 OPSET, IR_VERSION = 23, 10
@@ -27,6 +29,7 @@ class Spec:
     dtype: ir.DataType
     capacity: int
     draft_tokens: tuple[int, ...] | None = None  # ids of the draft vocabulary
+    layouts: Mapping[str, Packed] = field(default_factory=dict)  # the matrices stored in integers (layouts.py)
 
     def heads(self, flavour: Flavour) -> MTPHeads:
         drafts = None if self.draft_tokens is None else len(self.draft_tokens)
@@ -57,6 +60,7 @@ class Graph:
 
     def parameters(self, module: Module) -> None:
         """Names the parameters after their path in the module tree and makes them initializers."""
+        pack_modules(module, self.spec.layouts)
         for name, parameter in module.named_parameters():
             parameter.name = name
             parameter._realized = True  # a module used in two places would otherwise be named after the second
@@ -112,9 +116,10 @@ def build_plain(spec: Spec) -> ir.Model:
     seqlens = graph.input("main_seqlens", I32, [1])
     caches = shared_caches(graph)
     _, hidden = base.model(op, op.Unsqueeze(tokens, [0]), caches, fused_positions(graph, seqlens))
-    logits = base.logits(op, op.Gather(hidden, checked, axis=1))
+    logits = widened(op, base.logits(op, op.Gather(hidden, checked, axis=1)))
+    assert logits.dtype is not None
     graph.output(op.Squeeze(argmax(op, logits), [0]), "predicted", I64, ["R"])
-    graph.output(op.Squeeze(logits, [0]), "logits", spec.dtype, ["R", spec.dims.vocab_size])
+    graph.output(op.Squeeze(logits, [0]), "logits", logits.dtype, ["R", spec.dims.vocab_size])
     cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
     return graph.model()
 
@@ -128,7 +133,7 @@ def fused_positions(graph: Graph, seqlens: ir.Value) -> Positions:
 
 def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:
     """[.., V] -> int64 [..]; the first of equal values, as everywhere."""
-    return op.ArgMax(logits, axis=-1, keepdims=0, select_last_index=0)
+    return op.ArgMax(widened(op, logits), axis=-1, keepdims=0, select_last_index=0)
 
 
 def build_round(spec: Spec) -> ir.Model:

@@ -22,7 +22,7 @@ def open_folder(
     manifest = read_manifest(folder, verify)
     if num_draft_tokens is not None and not plain:
         check_drafts(manifest, num_draft_tokens)
-    chosen = choose_provider(provider, manifest.precision)
+    chosen = choose_provider(provider, manifest.precision, manifest.activations)
     if manifest.layout == "split":
         main, heads = (open_session(folder / n, chosen, num_threads) for n in ("main.onnx", "mtp_heads.onnx"))
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)

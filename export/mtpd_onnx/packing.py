@@ -1,24 +1,109 @@
-"""Which checkpoint tensors make up each graph parameter: the one key map of the export."""
+"""The values of graph parameters, made of checkpoint tensors one at a time; and how far they are from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from mtpd_onnx.graphs import Spec
+from mtpd_onnx.layouts import Part, Policy, matrices, parts_of
+from mtpd_onnx.packed import Packed
+from mtpd_onnx.quantize import Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
 from mtpd_onnx.weights import Tensors
 
+PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
 
-def parameter_value(name: str, shape: tuple[int, ...], spec: Spec, base: Tensors, heads: Tensors) -> np.ndarray:
-    """float32 value of the graph parameter `name`; q/k/v and gate/up are stacked along the output axis."""
-    dims = spec.dims
-    if name == "draft_head.weight":
-        output = "model.embed_tokens.weight" if dims.tied else "lm_head.weight"
-        return base.get(output, (dims.vocab_size, shape[1]))[list(spec.draft_tokens or ())]
-    source = heads if name.startswith("heads.") else base
-    q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
-    for packed, parts in (
-        ("qkv_proj", {"q_proj": q, "k_proj": kv, "v_proj": kv}),
-        ("gate_up_proj", {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size}),
-    ):
-        if f".{packed}." in name:
-            rows = [source.get(name.replace(packed, part), (n, *shape[1:])) for part, n in parts.items()]
-            return np.concatenate(rows)
-    return source.get(name, shape)
+
+@dataclass
+class Errors:
+    """The parameter that is furthest from its checkpoint: |w - w exported|, absolute."""
+
+    largest: float = 0.0
+    name: str | None = None
+    kept: set[str] = field(default_factory=set)
+    rounded: set[str] = field(default_factory=set)
+
+    def note(self, error: float, name: str) -> None:
+        if error > self.largest:
+            self.largest, self.name = error, name
+
+
+class Parameters:
+    """Values of the parameters of `spec`'s graphs. `errors` fills while they are asked for."""
+
+    def __init__(self, spec: Spec, policy: Policy, base: Tensors, heads: Tensors):
+        self._spec, self._policy, self._base, self._heads = spec, policy, base, heads
+        self._dtype = np.dtype(spec.dtype.numpy())
+        self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
+        self.errors = Errors()
+
+    def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The parameter `name`, floating point ones in float32; q/k/v and gate/up are stacked along the output axis."""
+        stem, _, part = name.rpartition(".")
+        layout = self._spec.layouts.get(stem)
+        if layout is not None and part in PACKED_PARTS:
+            array = self._packed_value(stem, part, layout, shape[0])
+        else:
+            array = self._float_value(stem, part, shape)
+        if array.shape != shape:
+            raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
+        return array
+
+    def report(self) -> dict[str, Any]:
+        """For the manifest: how many matrices are stored how, and the largest error."""
+        packed = len(self.errors.kept) + len(self.errors.rounded)
+        return {
+            "kept": len(self.errors.kept),
+            "rounded": len(self.errors.rounded),
+            "float": sum(1 for _ in matrices(self._spec)) - packed,
+            "group_size": self._policy.group_size if self.errors.rounded else None,
+            "largest_error": self.errors.largest,
+            "largest_error_in": self.errors.name,
+        }
+
+    def _float_value(self, stem: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
+        parts = parts_of(stem, shape[0], self._spec, self._base, self._heads)
+        arrays = [p.source.get(f"{p.stem}.{part}", (p.rows, *shape[1:])) for p in parts]
+        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        if stem == "draft_head":
+            array = array[self._draft_rows()]
+        self.errors.note(float(np.abs(array - array.astype(self._dtype).astype(np.float32)).max(initial=0)), f"{stem}.{part}")
+        return array
+
+    def _packed_value(self, stem: str, part: str, layout: Packed, outputs: int) -> np.ndarray:
+        if self._current is None or self._current[0] != stem:
+            self._current = None  # frees the last one first
+            self._current = (stem, self._matrix(stem, layout, outputs))
+        matrix = self._current[1]
+        if part == "offset":
+            offset = matrix.offset(matrix.scales.astype(self._dtype).astype(np.float32))
+            self.errors.note(float(np.abs(offset - offset.astype(self._dtype).astype(np.float32)).max()), f"{stem}.{part}")
+            return offset[..., None]
+        if part == "weight":
+            return matrix.packed()
+        return pack(matrix.zeros, matrix.bits) if part == "zero_points" else getattr(matrix, part)
+
+    def _matrix(self, stem: str, layout: Packed, outputs: int) -> Matrix:
+        parts = parts_of(stem, outputs, self._spec, self._base, self._heads)
+        inputs = parts[0].source.width(parts[0].stem)
+        expected = [p.source.get(f"{p.stem}.weight", (p.rows, inputs)) for p in parts]
+        matrix = stack([self._one(p, w, layout) for p, w in zip(parts, expected, strict=True)])
+        wanted = np.concatenate(expected) if len(expected) > 1 else expected[0]
+        if stem == "draft_head":
+            rows = self._draft_rows()
+            matrix, wanted = matrix.rows(rows), wanted[rows]
+        self.errors.note(largest_error(matrix, wanted, self._dtype), f"{stem}.weight")
+        kept = all(self._policy.keeps(p.source, p.stem) for p in parts)
+        (self.errors.kept if kept else self.errors.rounded).add(stem)
+        return matrix
+
+    def _one(self, part: Part, weight: np.ndarray, layout: Packed) -> Matrix:
+        stored = part.source.quantised(part.stem)
+        if stored is None or not self._policy.keeps(part.source, part.stem):
+            return round_to_nearest(weight, layout.bits, layout.group_size, self._dtype)
+        scales, biases = part.source.scales_and_biases(part.stem)
+        return from_mlx(part.source.packed(part.stem), scales, biases, stored.bits, layout.bits, layout.group_size)
+
+    def _draft_rows(self) -> Sequence[int]:
+        return list(self._spec.draft_tokens or ())
