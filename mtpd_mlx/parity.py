@@ -109,8 +109,8 @@ def compare(
 
 def onnx_logits(folder: Path, provider: str) -> Callable[[list[int]], np.ndarray]:
     """tokens -> float32 logits [n, V] of the exported main model, from an empty cache."""
-    from mtpd_onnx.backends import PlainBackend
     from mtpd_onnx.open import open_folder
+    from mtpd_onnx.plain_backend import PlainBackend
 
     backend: Any = open_folder(folder, provider=provider, plain=True)
     model = backend if isinstance(backend, PlainBackend) else backend.model

@@ -4,7 +4,9 @@ import argparse
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_conf
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
-from mtpd_onnx.graphs import Spec, build_plain, build_round
+from mtpd_onnx.graphs import Spec, build_plain
 from mtpd_onnx.layouts import Policy, plan
 from mtpd_onnx.manifest import LAYOUTS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
@@ -28,6 +30,7 @@ from mtpd_onnx.precision import (
     choose_activations,
     describe,
 )
+from mtpd_onnx.round_graph import build_round
 from mtpd_onnx.save import WeightsFile, save_graph
 from mtpd_onnx.split_graphs import build_heads, build_main
 from mtpd_onnx.weights import Tensors
@@ -216,7 +219,8 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
 def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) -> dict[str, dict[str, list[str]]]:
     """Writes the graphs of `layout` and the weights they share; returns each graph's inputs and outputs."""
     weights = WeightsFile(folder)
-    builders = (build_round, build_plain) if layout == "fused" else (build_main, build_heads)
+    fused = (build_round, build_plain, partial(build_round, sampled=True), partial(build_plain, sampled=True))
+    builders: tuple[Callable[[Spec], ir.Model], ...] = fused if layout == "fused" else (build_main, build_heads)
     io = {}
     for name, build in zip(LAYOUTS[layout], builders, strict=True):
         graph = build(spec)

@@ -1,6 +1,6 @@
-"""The graphs of a fused folder: one decoding round, and plain decoding (docs/onnx.md explains every input)."""
+"""What the graphs of a folder are made of, and the one of plain decoding (docs/onnx.md explains every input)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -8,11 +8,13 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 from onnxscript.nn import Module
 
+from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions, widened
 from mtpd_onnx.modules import Base, MTPHeads
 from mtpd_onnx.packed import Packed, pack_modules
 from mtpd_onnx.rope import rope_tables
+from mtpd_onnx.sampling_graph import CONTEXT, SETTINGS, Sampler
 
 OPSET, IR_VERSION = 23, 10
 I64, I32 = ir.DataType.INT64, ir.DataType.INT32
@@ -103,9 +105,10 @@ def cache_outputs(graph: Graph, caches: list[Cache], shape: list[int | str]) -> 
         graph.output(cache.value, f"{stem}.value", graph.spec.dtype, shape)
 
 
-def build_plain(spec: Spec) -> ir.Model:
+def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     """The main model alone. tokens [S] at positions P..P+S-1; checked [R]: the rows (the last one S-1) after which the
-    next token, `predicted` [R], or its `logits` [R, V] are wanted."""
+    next token or the `logits` [R, V] are wanted. next_tokens [1] follows row S-1; it and next_main_seqlens are the next
+    step's inputs (S = 1)."""
     spec = replace(spec, num_heads=0, draft_tokens=None)
     graph = Graph(spec, "plain")
     op = graph.op
@@ -113,15 +116,40 @@ def build_plain(spec: Spec) -> ir.Model:
     graph.parameters(base)
     tokens = graph.input("tokens", I64, ["S"])
     checked = graph.input("checked", I64, ["R"])
-    seqlens = graph.input("main_seqlens", I32, [1])
+    seqlens = graph.input("main_seqlens", I32, [1])  # P + S - 1
+    sampler = sampler_inputs(graph) if sampled else None
     caches = shared_caches(graph)
     _, hidden = base.model(op, op.Unsqueeze(tokens, [0]), caches, fused_positions(graph, seqlens))
-    logits = widened(op, base.logits(op, op.Gather(hidden, checked, axis=1)))
-    assert logits.dtype is not None
-    graph.output(op.Squeeze(argmax(op, logits), [0]), "predicted", I64, ["R"])
-    graph.output(op.Squeeze(logits, [0]), "logits", logits.dtype, ["R", spec.dims.vocab_size])
+    logits = op.Squeeze(widened(op, base.logits(op, op.Gather(hidden, checked, axis=1))), [0])
+    last = op.Slice(logits, [-1], [END], [0])  # [1, V]
+    if sampler is None:
+        following = argmax(op, last)
+    else:
+        end = op.Slice(checked, [-1], [END])
+        recent = next_recent(op, sampler, tokens, end)
+        position = op.Cast(op.Add(seqlens, [1]), to=I64)
+        p = sampler.distribution(op, last, op.Unsqueeze(recent, [0]))
+        following = sampler.draw(op, p, sampler.uniform(op, position, REPLACE))
+        graph.output(recent, "next_recent", I64, [CONTEXT])
+    graph.output(following, "next_tokens", I64, [1])
+    made = op.Cast(op.GreaterOrEqual(following, [0]), to=I32)  # 1, when all readers of seqlens, which it replaces, are done
+    graph.output(op.Add(seqlens, made), "next_main_seqlens", I32, [1])
+    if sampler is None:
+        assert logits.dtype is not None
+        graph.output(logits, "logits", logits.dtype, ["R", spec.dims.vocab_size])
     cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
     return graph.model()
+
+
+def sampler_inputs(graph: Graph) -> Sampler:
+    settings = graph.input("settings", ir.DataType.FLOAT, [len(SETTINGS)])
+    uniforms = graph.input("uniforms", ir.DataType.FLOAT, ["U", KINDS])
+    return Sampler(settings, uniforms, graph.input("recent", I64, [CONTEXT]), graph.spec.dims.vocab_size)
+
+
+def next_recent(op: OpBuilder, sampler: Sampler, tokens: ir.Value, row: ir.Value) -> ir.Value:
+    """The N tokens up to row [1] of tokens [S]."""
+    return op.Gather(op.Concat(sampler.recent, tokens, axis=0), op.Add(row, list(range(1, CONTEXT + 1))))
 
 
 def fused_positions(graph: Graph, seqlens: ir.Value) -> Positions:
@@ -136,65 +164,6 @@ def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:
     return op.ArgMax(widened(op, logits), axis=-1, keepdims=0, select_last_index=0)
 
 
-def build_round(spec: Spec) -> ir.Model:
-    """Verify, accept and draft in one run; also prefill and the plain steps of very short contexts.
-
-    Before: positions 0..P-1 cached; tokens [S] = x_P and what follows (drafts, or prompt tokens). checked [R]: the
-    consecutive rows, the last one S-1, after which the main head is asked: all in a round, S-1 alone where every token
-    is known. a = row of the first checked token that the main head did not predict, else S-1; t = P + a is the last
-    position with a final hidden state, x_{t+1} = the main head's token there. The heads run over the window of W
-    positions t-W+1..t.
-    """
-    graph = Graph(spec, "round")
-    op, k, d = graph.op, spec.num_heads, spec.dims.hidden_size
-    base, heads = Base(spec.dims, spec.dtype, Fused()), spec.heads(Fused())
-    graph.parameters(base)
-    graph.parameters(heads)
-    tokens = graph.input("tokens", I64, ["S"])
-    checked = graph.input("checked", I64, ["R"])
-    main_seqlens = graph.input("main_seqlens", I32, [1])  # P + S - 1
-    past_length = graph.input("past_length", I32, [1])  # P
-    window = graph.input("window", I64, ["W"])  # K - (W - 1) + 0..W-1: rows of the window relative to a
-    hidden_tail = graph.input("hidden_tail", spec.dtype, [k, d])  # h^0 at positions P-K..P-1
-    token_tail = graph.input("token_tail", I64, [k])  # x at positions P-K..P-1
-    caches = shared_caches(graph)
-    main_caches, head_caches = caches[: spec.dims.num_layers], caches[spec.dims.num_layers :]
-
-    positions = fused_positions(graph, main_seqlens)
-    prenorm, postnorm = base.model(op, op.Unsqueeze(tokens, [0]), main_caches, positions)
-    predicted = op.Squeeze(argmax(op, base.logits(op, op.Gather(postnorm, checked, axis=1))), [0])  # [R]
-    accepted = accept(op, tokens, predicted, checked)
-    following = op.Gather(predicted, op.Sub(accepted, op.Slice(checked, [0], [1])))  # [1]: x_{t+1}
-
-    source = postnorm if spec.hidden_source == "postnorm" else prenorm
-    rows = op.Concat(op.Unsqueeze(hidden_tail, [0]), source, axis=1)  # [1, K + S, d]: positions P-K..P+S-1
-    known = op.Concat(token_tail, tokens, axis=0)  # [K + S]: the same positions
-    where = op.Add(window, accepted)  # [W]
-    words = op.Concat(op.Gather(known, op.Slice(where, [1], [END])), following, axis=0)  # [W]: x_{s+1}
-    positions.last = op.Add(past_length, op.Cast(accepted, to=I32))  # t
-    state = op.Gather(rows, where, axis=1)  # [1, W, d]
-    drafts = draft_chain(graph, base, heads, state, op.Unsqueeze(words, [0]), head_caches, positions)
-
-    tail = op.Add(accepted, list(range(1, k + 1)))  # rows of positions t-K+1..t
-    graph.output(predicted, "predicted", I64, ["R"])
-    graph.output(accepted, "accepted", I64, [1])
-    graph.output(op.Squeeze(drafts, [0]), "drafts", I64, [k])
-    graph.output(op.Squeeze(op.Gather(rows, tail, axis=1), [0]), "next_hidden_tail", spec.dtype, [k, d])
-    graph.output(op.Gather(known, tail), "next_token_tail", I64, [k])
-    cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
-    return graph.model()
-
-
-def accept(op: OpBuilder, tokens: ir.Value, predicted: ir.Value, checked: ir.Value) -> ir.Value:
-    """The first checked row whose prediction is not the token after it, int64 [1] (greedy acceptance).
-
-    No token follows row S-1, so that the run always ends there.
-    """
-    after = op.Gather(op.Concat(op.Slice(tokens, [1], [END]), [-1], axis=0), checked)
-    wrong = op.Where(op.Equal(predicted, after), END, checked)
-    return op.ReduceMin(wrong, keepdims=1)
-
-
 def draft_chain(
     graph: Graph,
     base: Base,
@@ -203,20 +172,34 @@ def draft_chain(
     words: ir.Value,
     caches: list[Cache],
     positions: Positions,
+    guess: Callable[[ir.Value], ir.Value] | None = None,
 ) -> ir.Value:
-    """The cascade over one window: state [.., W, d] = h^0, words [.., W] = x_{s+1}; drafts int64 [.., K] of the last row."""
+    """The cascade over one window: state [.., W, d] = h^0, words [.., W] = x_{s+1}; drafts int64 [.., K] of the last row.
+
+    `guess` chooses a token [.., 1] from logits [.., 1, V] (with a draft vocabulary [.., 1, D]); by default the best one.
+    """
     op, guesses = graph.op, []
-    tokens = graph.spec.draft_tokens
-    ids = None if tokens is None else graph.constant("draft_tokens", np.array(tokens, dtype=np.int64))
+    ids = draft_ids(graph)
+
+    def best(logits: ir.Value) -> ir.Value:
+        return argmax(op, logits) if ids is None else op.Gather(ids, argmax(op, logits))
+
     for k, (head, cache) in enumerate(zip(heads.heads, caches, strict=True)):
         sums = head(op, state, base.model.embed_tokens(op, words), cache, positions)
         raw, normed = base.model.norm(op, *sums)
         last = op.Gather(normed, [-1], axis=-2)
-        if heads.draft_head is None or ids is None:
-            guesses.append(argmax(op, base.logits(op, last)))  # [.., 1]
-        else:
-            guesses.append(op.Gather(ids, argmax(op, heads.draft_head(op, last))))
+        logits = base.logits(op, last) if heads.draft_head is None else heads.draft_head(op, last)
+        guesses.append((guess or best)(logits))
         if k + 1 < len(heads.heads):
             words = op.Concat(op.Slice(words, [1], [END], [-1]), guesses[-1], axis=-1)
             state = normed if graph.spec.hidden_source == "postnorm" else raw
     return guesses[0] if len(guesses) == 1 else op.Concat(*guesses, axis=-1)
+
+
+def draft_ids(graph: Graph) -> ir.Value | None:
+    """The ids of the draft vocabulary, int64 [D]."""
+    tokens = graph.spec.draft_tokens
+    if tokens is None:
+        return None
+    known = graph.ir.initializers.get("draft_tokens")
+    return graph.constant("draft_tokens", np.array(tokens, dtype=np.int64)) if known is None else known

@@ -9,6 +9,7 @@ from mtpd_onnx.flavours import Fused
 from mtpd_onnx.graphs import Spec
 from mtpd_onnx.modules import Base, Embedding, Linear
 from mtpd_onnx.packed import Packed
+from mtpd_onnx.precision import DEFAULT_GROUP_SIZE
 from mtpd_onnx.quantize import affine
 from mtpd_onnx.weights import Tensors
 
@@ -21,7 +22,7 @@ class Policy:
     """What `--precision int4 | int8` asks for. bits None: no integers at all."""
 
     bits: int | None = None
-    group_size: int = 64
+    group_size: int = DEFAULT_GROUP_SIZE
     int8_products: bool = False
 
     def wanted_bits(self, stem: str) -> int:

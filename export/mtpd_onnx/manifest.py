@@ -11,8 +11,11 @@ from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.precision import check_precision
 
 NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 3
-LAYOUTS = {"fused": ("round.onnx", "plain.onnx"), "split": ("main.onnx", "mtp_heads.onnx")}
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 4
+LAYOUTS = {
+    "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx"),
+    "split": ("main.onnx", "mtp_heads.onnx"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,11 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self))
+
+
+def graph_name(plain: bool, sampled: bool) -> str:
+    """The graph of layout fused that decodes so."""
+    return LAYOUTS["fused"][2 * sampled + plain]
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -4,9 +4,15 @@ from pathlib import Path
 
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_onnx.backends import FusedBackend, PlainBackend, SplitModel
-from mtpd_onnx.manifest import Manifest, read_manifest
+from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_onnx.fused_backend import FusedBackend
+from mtpd_onnx.manifest import LAYOUTS, Manifest, graph_name, read_manifest
+from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.sampling_state import SamplingState
 from mtpd_onnx.sessions import choose_provider, open_session
+from mtpd_onnx.split_backend import SplitModel
+
+CAPTURE_RUNS = 8  # capturing runs the graph a few times, and each run may advance by a whole round
 
 
 def open_folder(
@@ -17,18 +23,30 @@ def open_folder(
     num_threads: int | None = None,
     num_draft_tokens: int | None = None,
     verify: bool = False,
+    sampling: Sampling | None = None,
+    captured: bool = True,
 ) -> Backend:
-    """Checks the folder and loads what decoding needs: for plain decoding the main model alone."""
+    """Checks the folder and loads what decoding needs: for plain decoding the main model alone.
+
+    captured: on CUDA, replay rounds and steps as CUDA graphs.
+    """
     manifest = read_manifest(folder, verify)
     if num_draft_tokens is not None and not plain:
         check_drafts(manifest, num_draft_tokens)
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
+    if sampling is not None and sampling.greedy:
+        sampling = None
     if manifest.layout == "split":
-        main, heads = (open_session(folder / n, chosen, num_threads) for n in ("main.onnx", "mtp_heads.onnx"))
+        if sampling is not None:
+            raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")
+        main, heads = (open_session(folder / n, chosen, num_threads) for n in LAYOUTS["split"])
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)
-    if plain:
-        return PlainBackend(open_session(folder / "plain.onnx", chosen, num_threads), manifest, chosen)
-    return FusedBackend(open_session(folder / "round.onnx", chosen, num_threads), manifest, chosen)
+    captured = captured and chosen == "cuda" and manifest.capacity >= CAPTURE_RUNS * (manifest.num_heads + 1)
+    name = graph_name(plain, sampling is not None)
+    session = open_session(folder / name, chosen, num_threads, captured)
+    state = None if sampling is None else SamplingState(sampling, manifest)
+    make = PlainBackend if plain else FusedBackend
+    return make(session, manifest, chosen, captured, state)
 
 
 def check_drafts(manifest: Manifest, wanted: int) -> None:

@@ -40,11 +40,11 @@ class PackedLinear(Module):
         super().__init__()
         assert matrix.shape is not None and matrix.dtype is not None
         self.outputs, self.inputs = (int(n) for n in matrix.shape)  # type: ignore[arg-type]
-        self.layout, self.groups, dtype = layout, self.inputs // layout.group_size, matrix.dtype
+        self.layout, self.groups, self.dtype = layout, self.inputs // layout.group_size, matrix.dtype
         self.weight = Parameter([self.outputs, self.groups, layout.group_size * layout.bits // 8], U8)
-        self.scales = Parameter([self.outputs, self.groups], dtype)
+        self.scales = Parameter([self.outputs, self.groups], self.dtype)
         self.zero_points = Parameter([self.outputs, -(-self.groups * layout.bits // 8)], U8)
-        self.residual = Parameter([self.outputs, self.groups], dtype) if layout.residual else None
+        self.residual = Parameter([self.outputs, self.groups], self.dtype) if layout.residual else None
         self.bias = bias
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
@@ -74,8 +74,7 @@ class PackedLinear(Module):
         return op.Add(y, correction)
 
     def _unpacked_product(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        to = self.scales.dtype
-        steps = op.Sub(op.Cast(self.weight, to=to), op.Unsqueeze(op.Cast(self.zero_points, to=to), [-1]))
+        steps = op.Sub(op.Cast(self.weight, to=self.dtype), op.Unsqueeze(op.Cast(self.zero_points, to=self.dtype), [-1]))
         matrix = op.Mul(steps, op.Unsqueeze(self.scales, [-1]))
         if self.residual is not None:
             matrix = op.Add(matrix, op.Unsqueeze(self.residual, [-1]))
@@ -86,20 +85,20 @@ class PackedLinear(Module):
 
     def _describe(self, x: ir.Value, y: ir.Value) -> None:
         """Shape inference knows nothing of com.microsoft."""
-        y.dtype = self.scales.dtype
+        y.dtype = self.dtype
         y.shape = None if x.shape is None else ir.Shape([*x.shape[:-1], self.outputs])
 
 
 class PackedEmbedding(PackedLinear):
     """Token ids -> rows; `transposed` is the tied output head. Both read the same integers.
 
-    GatherBlockQuantized takes zero points in a layout that differs between CPU and CUDA, so it is given none: `offset` [V, G, 1]
-    holds what its own zero point 2^(bits - 1) leaves over, the residual included.
+    GatherBlockQuantized takes zero points in a layout that differs between CPU and CUDA, so it is given none: `offset`
+    [V, G, 1] holds what its own zero point 2^(bits - 1) leaves over, the residual included.
     """
 
     def __init__(self, matrix: Parameter, layout: Packed):
         super().__init__(matrix, None, layout)
-        self.offset = Parameter([self.outputs, self.groups, 1], self.scales.dtype)
+        self.offset = Parameter([self.outputs, self.groups, 1], self.dtype)
 
     def forward(self, op: OpBuilder, x: ir.Value, transposed: bool = False) -> ir.Value:
         if transposed:
@@ -116,7 +115,7 @@ class PackedEmbedding(PackedLinear):
             _version=1,
         )
         assert x.shape is not None
-        rows.dtype, rows.shape = self.scales.dtype, ir.Shape([*x.shape, self.groups, self.layout.group_size])
+        rows.dtype, rows.shape = self.dtype, ir.Shape([*x.shape, self.groups, self.layout.group_size])
         return op.Reshape(op.Add(rows, op.Gather(self.offset, x)), [0, 0, self.inputs])
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mtpd_onnx.graphs import Spec
 from mtpd_onnx.layouts import Part, Policy, matrices, parts_of
 from mtpd_onnx.packed import Packed
-from mtpd_onnx.quantize import Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
+from mtpd_onnx.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
 from mtpd_onnx.weights import Tensors
 
 PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
@@ -17,7 +17,7 @@ PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
 
 @dataclass
 class Errors:
-    """The parameter that is furthest from its checkpoint: |w - w exported|, absolute."""
+    """The matrix that is furthest from its checkpoint: |w - w exported|, absolute; and how matrices were stored."""
 
     largest: float = 0.0
     name: str | None = None
@@ -68,7 +68,8 @@ class Parameters:
         array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         if stem == "draft_head":
             array = array[self._draft_rows()]
-        self.errors.note(float(np.abs(array - array.astype(self._dtype).astype(np.float32)).max(initial=0)), f"{stem}.{part}")
+        if array.ndim == 2:
+            self.errors.note(rounding(array, self._dtype), f"{stem}.{part}")
         return array
 
     def _packed_value(self, stem: str, part: str, layout: Packed, outputs: int) -> np.ndarray:
@@ -78,7 +79,7 @@ class Parameters:
         matrix = self._current[1]
         if part == "offset":
             offset = matrix.offset(matrix.scales.astype(self._dtype).astype(np.float32))
-            self.errors.note(float(np.abs(offset - offset.astype(self._dtype).astype(np.float32)).max()), f"{stem}.{part}")
+            self.errors.note(rounding(offset, self._dtype), f"{stem}.weight")
             return offset[..., None]
         if part == "weight":
             return matrix.packed()
@@ -99,11 +100,16 @@ class Parameters:
         return matrix
 
     def _one(self, part: Part, weight: np.ndarray, layout: Packed) -> Matrix:
-        stored = part.source.quantised(part.stem)
-        if stored is None or not self._policy.keeps(part.source, part.stem):
+        if not self._policy.keeps(part.source, part.stem):
             return round_to_nearest(weight, layout.bits, layout.group_size, self._dtype)
         scales, biases = part.source.scales_and_biases(part.stem)
-        return from_mlx(part.source.packed(part.stem), scales, biases, stored.bits, layout.bits, layout.group_size)
+        return from_mlx(part.source.integers(part.stem), scales, biases, layout.bits, layout.group_size)
 
     def _draft_rows(self) -> Sequence[int]:
         return list(self._spec.draft_tokens or ())
+
+
+def rounding(array: np.ndarray, dtype: np.dtype) -> float:
+    """The largest difference that storing float32 [N, n] in `dtype` makes."""
+    parts = (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
+    return max(float(np.abs(part - part.astype(dtype).astype(np.float32)).max(initial=0)) for part in parts)

@@ -33,7 +33,7 @@ def check_precision(precision: str, activations: str) -> None:
 
 def describe(precision: str, activations: str) -> str:
     """ "fp16", or "int4 (activations fp16)"."""
-    return precision if precision == activations else f"{precision} (activations {activations})"
+    return precision if precision not in WEIGHT_BITS else f"{precision} (activations {activations})"
 
 
 def export_options(precision: str, provider: str) -> str:

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtpd_onnx.weights import unpack_bits
-
 CHUNK = 4096  # rows worked on at a time
 ROUNDING = 2.0**-22  # relative: what float32 arithmetic may have lost in MLX's scale and bias
 
@@ -53,9 +51,8 @@ def affine(scales: np.ndarray, biases: np.ndarray, bits: int) -> tuple[np.ndarra
     return zeros.astype(np.uint8), residual.astype(np.float32)
 
 
-def from_mlx(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, stored_bits: int, bits: int, group_size: int) -> Matrix:
-    """MLX's integers as they are: in `bits` >= stored_bits each, in groups that divide MLX's (a scale is then repeated)."""
-    integers = unpack_bits(packed, stored_bits)
+def from_mlx(integers: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int, group_size: int) -> Matrix:
+    """MLX's integers uint8 [N, K] as they are, to be stored in `bits` each. group_size divides MLX's: scales are repeated."""
     repeats = integers.shape[1] // scales.shape[1] // group_size
     scales, biases = (np.repeat(part, repeats, axis=1).astype(np.float32) for part in (scales, biases))
     return Matrix(bits, group_size, integers, scales, *affine(scales, biases, bits))

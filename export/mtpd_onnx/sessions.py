@@ -21,7 +21,7 @@ def import_onnxruntime() -> Any:
 
 
 def choose_provider(wanted: str, precision: str, activations: str) -> str:
-    """ "cuda" or "cpu", the one that runs these activations. auto takes CUDA where it runs and says why not; asking for cuda where it cannot run is an error."""
+    """ "cuda" or "cpu", whichever runs these activations; auto says which and why. ValueError where the wanted one cannot."""
     if wanted not in PROVIDERS:
         raise ValueError(f"provider: got {wanted!r}, expected one of {', '.join(PROVIDERS)}")
     ort = import_onnxruntime()
@@ -32,7 +32,8 @@ def choose_provider(wanted: str, precision: str, activations: str) -> str:
         raise ValueError('--provider cuda: this onnxruntime has no CUDA; install it with: pip install "mtpd-mlx[onnx-gpu]"')
     chosen, folder = PROVIDER_OF[activations], describe(precision, activations)
     if wanted == "cuda" and chosen == "cpu":
-        raise ValueError(f"--provider cuda: the folder is {folder}; export it with {export_options(precision, 'cuda')} for CUDA")
+        other = export_options(precision, "cuda")
+        raise ValueError(f"--provider cuda: the folder is {folder}, which CUDA cannot run; export it with {other}")
     if chosen == "cuda" and (wanted == "cpu" or not available):
         other = export_options(precision, "cpu")
         raise ValueError(f"the folder is {folder}, which the CPU cannot run; export it with {other}, or use CUDA")
@@ -42,14 +43,19 @@ def choose_provider(wanted: str, precision: str, activations: str) -> str:
     return chosen
 
 
-def open_session(file: Path, provider: str, num_threads: int | None) -> Any:
-    """A session on exactly the wanted provider; ValueError in one line when it cannot be had."""
+def open_session(file: Path, provider: str, num_threads: int | None, captured: bool = False) -> Any:
+    """A session on exactly the wanted provider; ValueError in one line when it cannot be had.
+
+    captured: runs of fixed shapes become CUDA graphs, which is refused where a node of the graph has no CUDA kernel.
+    """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
-    names = ["CUDAExecutionProvider", "CPUExecutionProvider"] if provider == "cuda" else ["CPUExecutionProvider"]
+    names: list[Any] = ["CPUExecutionProvider"]
+    if provider == "cuda":
+        names.insert(0, ("CUDAExecutionProvider", {"enable_cuda_graph": "1" if captured else "0"}))
     try:
         session = ort.InferenceSession(str(file), options, providers=names)
     except Exception as error:  # onnxruntime's own exception types share no base but Exception

@@ -47,7 +47,7 @@ class Tensors:
             raise ValueError(f"weights: missing key {name!r} (expected shape {shape})")
         stem = name.removesuffix(".weight")
         stored = self.quantised(stem)
-        array = self._raw(name) if stored is None else self._unpack(stem, stored)
+        array = self._raw(name) if stored is None else self._unpack(stem)
         if array.shape != shape:
             raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
         return np.ascontiguousarray(array, dtype=np.float32)
@@ -77,9 +77,16 @@ class Tensors:
             raise ValueError(f"weights: {stem} is quantised but the config gives no bits and group_size")
         return Stored(settings["bits"], settings["group_size"])
 
-    def packed(self, stem: str) -> np.ndarray:
-        """MLX's integers as stored, uint32 [N, K * bits / 32]."""
-        return np.ascontiguousarray(self._raw(f"{stem}.weight"))
+    def integers(self, stem: str) -> np.ndarray:
+        """MLX's integers, uint8 [N, K], one to a byte; ValueError where they do not divide into the config's groups."""
+        stored = self.quantised(stem)
+        assert stored is not None
+        q = unpack_bits(np.ascontiguousarray(self._raw(f"{stem}.weight")), stored.bits)
+        groups = self._where[f"{stem}.scales"][2]["shape"][-1]
+        if q.shape[-1] != groups * stored.group_size:
+            got = f"{q.shape[-1]} integers and {groups} scales a row"
+            raise ValueError(f"weights: {stem}: got {got}, expected groups of {stored.group_size} (config.json, quantization)")
+        return q
 
     def scales_and_biases(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
         """float32 [N, G] each."""
@@ -95,14 +102,11 @@ class Tensors:
         columns = self._where[name][2]["shape"][-1]
         return columns if stored is None else columns * stored.group_size
 
-    def _unpack(self, stem: str, stored: Stored) -> np.ndarray:
+    def _unpack(self, stem: str) -> np.ndarray:
         """MLX affine quantisation: w = scale * q + bias, q packed little-endian into uint32, groups along the last axis."""
         scales, biases = self.scales_and_biases(stem)
-        q = unpack_bits(self.packed(stem), stored.bits)
-        if q.shape[-1] != scales.shape[-1] * stored.group_size:
-            got = f"{q.shape[-1]} integers and {scales.shape[-1]} scales a row"
-            raise ValueError(f"weights: {stem}: got {got}, expected groups of {stored.group_size} (config.json, quantization)")
-        grouped = q.reshape(*scales.shape, stored.group_size).astype(np.float32)
+        q = self.integers(stem)
+        grouped = q.reshape(*scales.shape, -1).astype(np.float32)
         return (grouped * scales[..., None] + biases[..., None]).reshape(q.shape)
 
 

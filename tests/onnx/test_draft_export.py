@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from mtpd_onnx.backends import FusedBackend
 from mtpd_onnx.cli import main
 from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.open import open_folder
 from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint
@@ -42,7 +42,7 @@ def drafts_of(backend: Any, tokens: list[int], following: int) -> list[int]:
     backend.rewind_to(0)
     if isinstance(backend, FusedBackend):
         assert backend.prefill(tokens) == following
-        return backend._drafts
+        return backend.drafts
     backend.model.verify(tokens)
     return backend.model.draft(following)
 
@@ -162,4 +162,4 @@ def test_fused_folder_drafts_with_a_draft_vocabulary_after_rewinds(tmp_path: Pat
             continue
         fresh = MLXModel(base, heads)
         fresh.prefill(held)
-        assert fused._drafts == fresh.draft(token)
+        assert fused.drafts == fresh.draft(token)

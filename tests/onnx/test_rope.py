@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mtpd_onnx.backends import PlainBackend
 from mtpd_onnx.dims import read_dims
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.open import open_folder
+from mtpd_onnx.plain_backend import PlainBackend
 from mtpd_onnx.rope import rope_tables
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 

@@ -1,0 +1,128 @@
+"""Backend of the fused layout: one run of the device per round."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtpd_mlx.speculative.protocol import Round
+from mtpd_onnx import limits
+from mtpd_onnx.limits import check_rewind, need_room
+from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.runner import Runner, cache_state, device_array, device_zeros
+from mtpd_onnx.sampling_state import SamplingState
+
+
+class FusedBackend:
+    """Verify, accept and the whole draft chain in one run (round_graph.build_round); the host reads what was emitted.
+
+    The tokens to verify, the position and the tails stay on the device. The host sets them where it does something else
+    than the next round: prefill, a step, another token than the device goes on with, a rewind.
+    """
+
+    def __init__(
+        self, session: Any, manifest: Manifest, provider: str, captured: bool = False, sampling: SamplingState | None = None
+    ):
+        k, width = manifest.num_heads, manifest.dims["hidden_size"]
+        self.num_draft_tokens, self.capacity, self._sampling = k, manifest.capacity, sampling
+        numbers = {"tokens": k + 1, "token_tail": k}
+        positions = ("main_seqlens", "past_length")
+        state = cache_state(manifest, provider, k)
+        state |= {n: (f"next_{n}", device_array(np.zeros(size, np.int64), provider)) for n, size in numbers.items()}
+        state |= {n: (f"next_{n}", device_array(np.zeros(1, np.int32), provider)) for n in positions}
+        state["hidden_tail"] = ("next_hidden_tail", device_zeros((k, width), manifest, provider))
+        constants = {"checked": np.arange(k + 1, dtype=np.int64), "window": np.arange(k + 1, dtype=np.int64)}
+        if sampling is not None:
+            state["recent"] = ("next_recent", device_array(sampling.inputs([], 0)["recent"], provider))
+            probs = np.zeros((k, manifest.dims["vocab_size"]), np.float32)
+            state["draft_probs"] = ("next_draft_probs", device_array(probs, provider))
+            constants |= sampling.constants()
+        self._state = state
+        self.runner = Runner(session, provider, state, constants, {"result": np.zeros(k + 2, np.int64)}, captured)
+        self._tokens: list[int] = []
+        self._clear()
+        if captured:
+            self.runner.set("past_length", np.array([k], np.int32))
+            self.runner.set("main_seqlens", np.array([2 * k], np.int32))
+            self.runner.fixed()  # captures, running several times; the first prefill sets all that it leaves behind
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    @property
+    def drafts(self) -> list[int]:
+        """What the next round verifies."""
+        return self._state["tokens"][1].numpy()[1:].tolist()
+
+    def _clear(self) -> None:
+        self._next = -1  # the token that the device goes on with
+        self._stale = 0  # trailing positions whose states must be computed again after a rewind
+        self._begun = False
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        need_room(self, len(tokens))
+        self._refresh()
+        for start in range(0, len(tokens), limits.PREFILL_CHUNK):
+            self._force(tokens[start : start + limits.PREFILL_CHUNK])
+        return self._next
+
+    def step(self, token: int) -> int:
+        need_room(self, 1)
+        self._refresh()
+        self._force([token])
+        return self._next
+
+    def round(self, token: int) -> Round:
+        """Proposes nothing, and takes a plain step through the same graph, in a context of fewer than K tokens and where
+        `token` is not the one that the device goes on with."""
+        k = self.num_draft_tokens
+        need_room(self, 1 + k)
+        self._refresh()
+        if self.length < k or token != self._next:
+            self._force([token])
+            return Round([self._next], 0, 0)
+        (result,) = self.runner.fixed()
+        accepted, *emitted = result.tolist()
+        emitted = emitted[: accepted + 1]
+        self._tokens += [token, *emitted[:-1]]
+        self._next = emitted[-1]
+        return Round(emitted, accepted, k)
+
+    def rewind_to(self, length: int) -> None:
+        check_rewind(self, length)
+        if length == self.length:
+            return
+        del self._tokens[length:]
+        if length == 0:
+            self._clear()
+        else:
+            self._stale = min(self.num_draft_tokens, length)
+
+    def _refresh(self) -> None:
+        """After a rewind: runs the last K kept tokens again, which restores the tails, the heads' caches and drafts."""
+        if self._stale:
+            again, self._stale = self._tokens[-self._stale :], 0
+            del self._tokens[-len(again) :]
+            self._force(again, window=len(again))
+
+    def _force(self, tokens: Sequence[int], window: int | None = None) -> None:
+        """Runs tokens that are all known, whatever the model thinks of them; `window`: rows of the heads' window."""
+        k, past, size = self.num_draft_tokens, self.length, len(tokens)
+        if not self._begun and self._sampling is not None:
+            self._sampling.begin(self.runner)
+        if window is None:
+            window = min(k, past) + size
+        inputs: dict[str, np.ndarray] = {
+            "tokens": np.asarray(tokens, dtype=np.int64),
+            "checked": np.array([size - 1], dtype=np.int64),
+            "main_seqlens": np.array([past + size - 1], np.int32),
+            "past_length": np.array([past], np.int32),
+            "window": np.arange(k - window + 1, k + 1, dtype=np.int64),
+        }
+        if self._sampling is not None:
+            inputs |= self._sampling.inputs(self._tokens, int(tokens[0]))
+        (result,) = self.runner.free(inputs, ("result",))
+        self._begun = True
+        self._tokens += [int(t) for t in tokens]
+        self._next = int(result[-1])

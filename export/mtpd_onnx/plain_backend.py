@@ -1,0 +1,87 @@
+"""Backend of the main model alone: the baseline of every speed-up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtpd_mlx.speculative.protocol import Round
+from mtpd_onnx import limits
+from mtpd_onnx.limits import check_rewind, need_room
+from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.runner import Runner, cache_state, device_array
+from mtpd_onnx.sampling_state import SamplingState
+
+
+class PlainBackend:
+    """One token a step. The token and its position come back from the device into the next step's inputs."""
+
+    num_draft_tokens = 0
+
+    def __init__(
+        self, session: Any, manifest: Manifest, provider: str, captured: bool = False, sampling: SamplingState | None = None
+    ):
+        self.capacity, self._sampling = manifest.capacity, sampling
+        self._tokens: list[int] = []
+        self._next = -1  # the token that the device goes on with
+        self._state = cache_state(manifest, provider, 0) | {
+            "tokens": ("next_tokens", device_array(np.zeros(1, np.int64), provider)),
+            "main_seqlens": ("next_main_seqlens", device_array(np.zeros(1, np.int32), provider)),
+        }
+        constants = {"checked": np.zeros(1, np.int64)}
+        if sampling is not None:
+            self._state["recent"] = ("next_recent", device_array(sampling.inputs([], 0)["recent"], provider))
+            constants |= sampling.constants()
+        self.runner = Runner(session, provider, self._state, constants, {}, captured)
+        if captured:
+            self.runner.fixed()  # captures; the state that it leaves behind is never read
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        need_room(self, len(tokens))
+        for start in range(0, len(tokens), limits.PREFILL_CHUNK):
+            self._run(tokens[start : start + limits.PREFILL_CHUNK])
+        return self._next
+
+    def step(self, token: int) -> int:
+        need_room(self, 1)
+        if token != self._next:
+            self._run([token])
+            return self._next
+        self.runner.fixed()
+        self._tokens.append(token)
+        self._next = int(self._state["tokens"][1].numpy()[0])
+        return self._next
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Appends `tokens`; float32 logits [n, V] (parity reports, verification)."""
+        need_room(self, len(tokens))
+        return self._run(tokens, ("logits",))[0].astype(np.float32)
+
+    def _run(self, tokens: Sequence[int], outputs: tuple[str, ...] = ()) -> list[np.ndarray]:
+        size = len(tokens)
+        if self._sampling is not None and not self._tokens:
+            self._sampling.begin(self.runner)
+        inputs: dict[str, np.ndarray] = {
+            "tokens": np.asarray(tokens, dtype=np.int64),
+            "checked": np.arange(0 if outputs else size - 1, size, dtype=np.int64),
+            "main_seqlens": np.array([self.length + size - 1], dtype=np.int32),
+        }
+        if self._sampling is not None:
+            inputs |= self._sampling.inputs(self._tokens, int(tokens[0]))
+        results = self.runner.free(inputs, outputs)
+        self._tokens += [int(t) for t in tokens]
+        self._next = int(self._state["tokens"][1].numpy()[0])
+        return results
+
+    def round(self, token: int) -> Round:
+        return Round([self.step(token)], 0, 0)
+
+    def rewind_to(self, length: int) -> None:
+        check_rewind(self, length)
+        if length < self.length:
+            del self._tokens[length:]
+            self._next = -1

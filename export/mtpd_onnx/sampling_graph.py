@@ -1,0 +1,116 @@
+"""Sampling inside the graphs: mtpd_mlx.speculative.sampling in ONNX operators, with every random number fed.
+
+CUDA's CumSum adds up one element after the other for each place, so running sums are made of two short ones.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import OpBuilder
+
+from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, KINDS, LARGEST, REPLACE, Sampling
+
+F32, I64 = ir.DataType.FLOAT, ir.DataType.INT64
+SETTINGS = ("inverse_temperature", "top_p", "min_p", "kept", "repetition_penalty")
+CONTEXT = Sampling.repetition_context_size  # tokens that the repetition penalty looks at
+NOT_DRAFTED = -1e30  # logit of a token outside the draft vocabulary
+END = (1 << 63) - 1
+
+
+@dataclass
+class Sampler:
+    """Inputs of a sampled graph: settings float32 [5] (SETTINGS; top_p 2 and kept V where off), uniforms float32 [U, 3] by
+    position of the text, recent int64 [N]: the tokens at positions P-N..P-1 (the prompt's first one where there are none)."""
+
+    settings: ir.Value
+    uniforms: ir.Value
+    recent: ir.Value
+    vocab: int
+
+    def setting(self, op: OpBuilder, name: str) -> ir.Value:
+        i = SETTINGS.index(name)
+        return op.Slice(self.settings, [i], [i + 1], [0])
+
+    def uniform(self, op: OpBuilder, positions: ir.Value, kind: int) -> ir.Value:
+        """positions int64 [n] -> float32 [n]."""
+        assert kind < KINDS
+        return op.Squeeze(op.Slice(op.Gather(self.uniforms, positions), [kind], [kind + 1], [1]), [1])
+
+    def distribution(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
+        """What a token is drawn from: logits [n, V], contexts int64 [n, N] -> float32 [n, V]."""
+        logits = self._penalise(op, op.Cast(logits, to=F32), contexts)
+        plain = op.Softmax(logits, axis=-1)
+        ordered, _ = op.TopK(plain, [self.vocab], axis=-1, _outputs=2)
+        ordered.dtype = F32
+        above = op.Sub(running_sum(op, ordered, self.vocab), ordered)
+        count = op.Min(
+            self._count(op, op.Less(above, self.setting(op, "top_p"))),
+            self._count(op, op.GreaterOrEqual(ordered, op.Mul(op.Slice(ordered, [0], [1], [1]), self.setting(op, "min_p")))),
+            self.setting(op, "kept"),
+        )
+        last = op.Cast(op.Sub(op.Max(count, [1.0]), [1.0]), to=I64)
+        threshold = op.GatherElements(ordered, last, axis=-1)  # [n, 1]
+        scaled = op.Mul(op.Sub(logits, op.ReduceMax(logits, [-1], keepdims=1)), self.setting(op, "inverse_temperature"))
+        return op.Softmax(op.Where(op.GreaterOrEqual(plain, threshold), scaled, [-np.inf]), axis=-1)
+
+    def _penalise(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
+        penalty, seen = self.setting(op, "repetition_penalty"), op.GatherElements(logits, contexts, axis=-1)
+        changed = op.Where(op.Less(seen, [0.0]), op.Mul(seen, penalty), op.Div(seen, penalty))
+        return op.ScatterElements(logits, contexts, changed, axis=-1)
+
+    @staticmethod
+    def _count(op: OpBuilder, which: ir.Value) -> ir.Value:
+        """bool [n, V] -> float32 [n, 1]; whole numbers below 2^24 are exact."""
+        return op.ReduceSum(op.Cast(which, to=F32), [-1], keepdims=1)
+
+    def draw(self, op: OpBuilder, weights: ir.Value, u: ir.Value) -> ir.Value:
+        """The first token at which the running sum of weights [1, V] exceeds u [1] times its end, int64 [1]."""
+        blocks, size = in_blocks(op, weights, self.vocab)
+        blocks = op.Squeeze(blocks, [0])  # [A, B]
+        ends = op.CumSum(op.ReduceSum(blocks, [1], keepdims=0), 0)  # [A]
+        target = op.Mul(u, op.Slice(ends, [-1], [END]))
+        block = self._place(op, ends, target)
+        before = op.Gather(op.Concat([0.0], ends, axis=0), block)
+        inner = op.CumSum(op.Squeeze(op.Gather(blocks, block), [0]), 0)  # [B]
+        rest = op.Min(op.Sub(target, before), op.Mul(op.Slice(inner, [-1], [END]), [LARGEST]))
+        return op.Add(op.Mul(block, [size]), self._place(op, inner, rest))
+
+    @staticmethod
+    def _place(op: OpBuilder, running: ir.Value, target: ir.Value) -> ir.Value:
+        """How many of the running sums [n] are at most target [1], int64 [1]."""
+        return op.Cast(op.ReduceSum(op.Cast(op.LessOrEqual(running, target), to=F32), [0], keepdims=1), to=I64)
+
+    def accepts(self, op: OpBuilder, p: ir.Value, q: ir.Value, drafts: ir.Value, positions: ir.Value) -> ir.Value:
+        """Which drafts int64 [m] at these positions are kept, bool [m]; p, q [m, V]."""
+        chosen = op.Unsqueeze(drafts, [1])
+        p, q = (op.Squeeze(op.GatherElements(x, chosen, axis=-1), [1]) for x in (p, q))
+        return op.Less(op.Mul(self.uniform(op, positions, ACCEPT), q), p)
+
+    def replace(self, op: OpBuilder, p: ir.Value, q: ir.Value, position: ir.Value) -> ir.Value:
+        """A draw from max(0, p - q), or from p where nothing is left; p, q [1, V]; int64 [1]."""
+        left = op.Max(op.Sub(p, q), [0.0])
+        some = op.Greater(op.ReduceSum(left, [-1], keepdims=1), [0.0])
+        return self.draw(op, op.Where(some, left, p), self.uniform(op, position, REPLACE))
+
+    def draft(self, op: OpBuilder, q: ir.Value, position: ir.Value) -> ir.Value:
+        return self.draw(op, q, self.uniform(op, position, DRAFT))
+
+
+def in_blocks(op: OpBuilder, x: ir.Value, size: int) -> tuple[ir.Value, int]:
+    """[n, size] -> ([n, A, B], B), zeros at the end; B is about the root of size."""
+    inner = math.isqrt(size - 1) + 1
+    outer = -(-size // inner)
+    if outer * inner > size:
+        x = op.Pad(x, [0, 0, 0, outer * inner - size])
+    return op.Reshape(x, [-1, outer, inner]), inner
+
+
+def running_sum(op: OpBuilder, x: ir.Value, size: int) -> ir.Value:
+    """Inclusive running sum along the last axis of [n, size]."""
+    blocks, inner = in_blocks(op, x, size)
+    within = op.CumSum(blocks, 2)
+    ends = op.Slice(within, [-1], [END], [2])  # [n, A, 1]
+    sums = op.Reshape(op.Add(within, op.CumSum(ends, 1, exclusive=1)), [-1, inner * -(-size // inner)])
+    return op.Slice(sums, [0], [size], [1])

@@ -1,0 +1,68 @@
+"""Backend of the split layout: growing caches in numpy arrays, two graphs."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mtpd_onnx.limits import check_rewind, need_room
+from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.runner import float_type
+
+
+class SplitModel:
+    """The split layout as a StepModel: caches grow, positions and masks are ordinary inputs, numpy does the rest."""
+
+    def __init__(self, main: Any, heads: Any, manifest: Manifest):
+        self._main, self._heads = main, heads
+        self.num_draft_tokens, self.capacity = manifest.num_heads, manifest.capacity
+        self._float = float_type(manifest)
+        empty: np.ndarray = np.zeros((manifest.dims["num_kv_heads"], 0, manifest.dims["head_dim"]), self._float)
+        self._cache = [empty] * (2 * manifest.dims["num_layers"])
+        self._head_cache = [empty] * (2 * manifest.num_heads)
+        self._tokens: list[int] = []
+        self._states: np.ndarray = np.zeros((0, manifest.dims["hidden_size"]), self._float)  # h^0 at every cached position
+        self._head_length = 0  # positions of the head caches known to be final
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        predicted, _ = self._append(tokens)
+        return predicted
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        return self._append(tokens)[1].astype(np.float32)
+
+    def _append(self, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        need_room(self, len(tokens))
+        inputs = self._inputs(np.asarray(tokens, dtype=np.int64), self.length, self._cache)
+        predicted, logits, hidden, *self._cache = self._main.run(None, inputs)
+        self._tokens += [int(t) for t in tokens]
+        self._states = np.concatenate([self._states, hidden])
+        return predicted, logits
+
+    def _inputs(self, tokens: np.ndarray, start: int, caches: list[np.ndarray]) -> dict[str, np.ndarray]:
+        rows = np.arange(start, start + len(tokens), dtype=np.int64)
+        blocked = np.arange(start + len(tokens))[None, :] > rows[:, None]
+        names = [f"past.{i // 2}.{'value' if i % 2 else 'key'}" for i in range(len(caches))]
+        low = -1e4 if self._float is np.float16 else -1e9
+        mask: np.ndarray = np.where(blocked, low, 0).astype(self._float)
+        return {"tokens": tokens, "positions": rows, "mask": mask} | dict(zip(names, caches, strict=True))
+
+    def rewind_to(self, length: int) -> None:
+        check_rewind(self, length)
+        del self._tokens[length:]
+        self._states = self._states[:length]
+        self._cache = [c[:, :length] for c in self._cache]
+        self._head_length = min(self._head_length, max(0, length - self.num_draft_tokens))
+
+    def draft(self, next_token: int) -> list[int]:
+        """The window starts where the head caches stop being final: entry s of head k needs x_{s+k} to be known."""
+        start = self._head_length
+        tokens = np.array([*self._tokens[start + 1 :], next_token], dtype=np.int64)
+        inputs = self._inputs(tokens, start, [c[:, :start] for c in self._head_cache])
+        drafts, *self._head_cache = self._heads.run(None, inputs | {"hidden": self._states[start:]})
+        self._head_length = max(0, self.length - self.num_draft_tokens)
+        return drafts.tolist()

@@ -1,0 +1,116 @@
+"""Lossless speculative sampling in numpy: the rule that every runtime follows, and the oracle of their versions of it.
+
+The order is mlx-lm's: repetition penalty, then top-p, min-p and top-k on the untempered distribution, then temperature.
+Drafts are sampled from the heads' logits under the same options; a draft d at position s is kept where
+u q(d) < p(d), and the first one that is not is replaced by a draw from max(0, p - q), normalised (Leviathan et al. 2023,
+Chen et al. 2023). Every random number belongs to a position of the text, so that neither rounds nor chunks change it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ACCEPT, REPLACE, DRAFT = range(3)  # columns of a table of uniforms
+KINDS = 3
+LARGEST = 1 - 2**-23  # uniforms are multiples of 2^-23: in float32 u * total < total always
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Options of sampling and the only place of their defaults (names and meaning as in mlx_lm).
+
+    temp 0 takes the most probable token. top_p, min_p and top_k are off at 0, repetition_penalty at 1. The penalty looks at
+    the last repetition_context_size tokens of prompt and text.
+    """
+
+    temp: float = 0.0
+    top_p: float = 0.0
+    min_p: float = 0.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    repetition_context_size: int = 20
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("temp", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1), ("repetition_penalty", 0.01, 100)):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"--{name.replace('_', '-')}: got {value}, expected {low}..{high}")
+        if self.top_k < 0:
+            raise ValueError(f"--top-k: got {self.top_k}, expected at least 0")
+        if self.repetition_context_size < 1:
+            raise ValueError(f"--repetition-context-size: got {self.repetition_context_size}, expected at least 1")
+
+    @property
+    def greedy(self) -> bool:
+        """Nothing but the most probable token: no random number is needed and no logit is changed."""
+        return self.temp == 0 and self.repetition_penalty == 1
+
+    @property
+    def inverse_temperature(self) -> float:
+        return 1.0 / self.temp if self.temp > 0 else 1.0
+
+    @property
+    def kept(self) -> int:
+        """How many of the most probable tokens may be drawn: 1 at temperature 0; 0 for no limit."""
+        return 1 if self.temp == 0 else self.top_k
+
+
+def uniforms(positions: int, rng: np.random.Generator) -> np.ndarray:
+    """float32 [positions, 3] in [0, LARGEST]: for the token at each position, one number each to ACCEPT its draft, to
+    REPLACE it and to DRAFT it. What is decided at a position never depends on the numbers of later ones, so those may
+    serve again for the drafts of the next round."""
+    return (rng.integers(0, 2**23, (positions, KINDS)) * 2.0**-23).astype(np.float32)
+
+
+def penalise(logits: np.ndarray, contexts: np.ndarray, penalty: float) -> np.ndarray:
+    """logits [n, V]; contexts int [n, N]: the tokens before each row. Keskar et al. 2019, as in mlx-lm."""
+    rows = np.arange(len(logits))[:, None]
+    seen = logits[rows, contexts]
+    out = logits.copy()
+    out[rows, contexts] = np.where(seen < 0, seen * np.float32(penalty), seen / np.float32(penalty))
+    return out
+
+
+def probabilities(logits: np.ndarray, options: Sampling, contexts: np.ndarray | None = None) -> np.ndarray:
+    """float32 [n, V]: what a token is drawn from, given logits [n, V]. Tokens as probable as the last one kept are kept."""
+    logits = logits.astype(np.float32)
+    if contexts is not None and options.repetition_penalty != 1:
+        logits = penalise(logits, contexts, options.repetition_penalty)
+    plain = _softmax(logits)
+    ordered = -np.sort(-plain, axis=-1)
+    above = np.cumsum(ordered, axis=-1) - ordered
+    count = (above < (options.top_p if 0 < options.top_p < 1 else 2.0)).sum(-1)
+    count = np.minimum(count, (ordered >= options.min_p * ordered[:, :1]).sum(-1))
+    if options.kept:
+        count = np.minimum(count, options.kept)
+    threshold = np.take_along_axis(ordered, np.maximum(count, 1)[:, None] - 1, axis=-1)
+    scaled = (logits - logits.max(-1, keepdims=True)) * np.float32(options.inverse_temperature)
+    return _softmax(np.where(plain >= threshold, scaled, -np.inf))
+
+
+def draw(weights: np.ndarray, u: float) -> int:
+    """The token where the running sum of weights [V] (at least one positive) first exceeds u times its end."""
+    running = np.cumsum(weights, dtype=np.float64)
+    return int(np.searchsorted(running, min(u, LARGEST) * running[-1], side="right"))
+
+
+def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    """max(0, p - q), or p where nothing is left of it (p = q up to rounding: then no draft is refused but by rounding)."""
+    left = np.maximum(p - q, 0)
+    return left if left.sum() > 0 else p
+
+
+def accept_sampled(p: np.ndarray, q: np.ndarray, drafts: Sequence[int], table: np.ndarray) -> tuple[int, int]:
+    """(accepted drafts, the token after them). p [m+1, V]: the main head after x_P, d_1..d_m; q [m, V]: what each draft
+    was drawn from; table [m+1, 3]: the uniforms of the drafts' positions and of the one after them."""
+    for i, draft in enumerate(drafts):
+        if not table[i, ACCEPT] * q[i, draft] < p[i, draft]:
+            return i, draw(residual(p[i], q[i]), table[i, REPLACE])
+    return len(drafts), draw(p[len(drafts)], table[len(drafts), REPLACE])
+
+
+def _softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)

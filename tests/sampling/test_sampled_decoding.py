@@ -1,0 +1,118 @@
+"""Sampled rounds on onnxruntime: their text is distributed as the main model says, whatever the heads draft."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.fused_backend import FusedBackend
+from mtpd_onnx.open import open_folder
+from mtpd_onnx.plain_backend import PlainBackend
+from tiny import VOCAB, write_base, write_checkpoint
+
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.sampling import Sampling, probabilities
+from mtpd_mlx.speculative.significance import Evidence
+
+PROMPTS = [list(range(5, 20)), list(range(40, 60)), [9, 9, 9, 9, 4], list(range(90, 60, -1))]
+LENGTH, REPEATS = 60, 8
+OPTIONS = [
+    Sampling(temp=1.0),
+    Sampling(temp=0.7, top_p=0.9),
+    Sampling(temp=0.8, top_k=12, min_p=0.02, repetition_penalty=1.3),
+]
+
+
+@pytest.fixture(scope="module", params=[None, tuple(range(0, VOCAB, 2))], ids=["whole vocabulary", "draft vocabulary"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sampled")
+    base = write_base(folder / "base", scale=2.0)
+    drafts = None if request.param is None else np.array(request.param)
+    export_checkpoint(write_checkpoint(folder / "heads", base, 3, noise=0.02, draft_tokens=drafts), folder / "onnx")
+    return folder / "onnx"
+
+
+def sample(backend: Backend, prompt: list[int], length: int = LENGTH) -> tuple[list[int], int]:
+    """(text, accepted drafts)."""
+    backend.rewind_to(0)
+    chunks = list(generate(backend, prompt, max_tokens=length))
+    return [t for c in chunks for t in c.tokens], sum(c.num_drafted for c in chunks)
+
+
+def evidence(backend: Backend, reference: PlainBackend, options: Sampling) -> tuple[Evidence, int]:
+    """What the texts of `backend` say about its distribution, given the plain model's logits."""
+    collected, accepted = Evidence(), 0
+    for prompt in PROMPTS * REPEATS:
+        text, drafted = sample(backend, prompt)
+        accepted += drafted
+        reference.rewind_to(0)
+        whole = prompt + text
+        logits = reference.logits(whole[:-1])[len(prompt) - 1 :]
+        contexts = [([whole[0]] * 20 + whole[: len(prompt) + i])[-20:] for i in range(len(text))]
+        collected.add(probabilities(logits, options, np.array(contexts)), np.array(text))
+    return collected, accepted
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_text_is_distributed_as_the_main_model_says(folder: Path, options: Sampling) -> None:
+    """About 1,900 tokens: a rule off by 5 points of the most probable token is found with power > .99 (deviate > 4)."""
+    options = replace(options, seed=1)
+    reference = open_folder(folder, provider="cpu", plain=True, num_threads=1)
+    assert isinstance(reference, PlainBackend)
+    for plain in (False, True):
+        backend = open_folder(folder, provider="cpu", plain=plain, num_threads=1, sampling=options)
+        found, accepted = evidence(backend, reference, options)
+        assert found.p_value > 1e-3
+        assert accepted == 0 if plain else accepted > 100
+
+
+def test_a_graph_that_accepts_every_draft_would_be_found_out(folder: Path) -> None:
+    options = Sampling(temp=1.0, seed=1)
+    reference, broken = (open_folder(folder, provider="cpu", plain=p, num_threads=1, sampling=s)
+                         for p, s in ((True, None), (False, options)))  # fmt: skip
+    assert isinstance(reference, PlainBackend) and isinstance(broken, FusedBackend)
+    fixed = broken.runner.fixed
+
+    def forget() -> list[np.ndarray]:
+        broken.runner.set("draft_probs", np.full((3, VOCAB), 1e-9, np.float32))
+        return fixed()
+
+    broken.runner.fixed = forget  # type: ignore[method-assign]
+    assert evidence(broken, reference, options)[0].p_value < 1e-6
+
+
+def test_a_seed_repeats_its_texts_and_another_one_does_not(folder: Path) -> None:
+    texts = {}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        backend = open_folder(folder, provider="cpu", num_threads=1, sampling=Sampling(temp=1.0, seed=seed))
+        texts[name] = [sample(backend, prompt) for prompt in (PROMPTS[0], PROMPTS[0], PROMPTS[1])]
+    assert texts["a"] == texts["b"] != texts["c"]
+    assert texts["a"][0] != texts["a"][1]  # the second text of a seed is another one
+
+
+def test_prefill_in_chunks_draws_the_same_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Sampling(temp=0.9, repetition_penalty=1.2, seed=5)
+    texts = []
+    for chunk in (512, 4):
+        monkeypatch.setattr("mtpd_onnx.limits.PREFILL_CHUNK", chunk)
+        texts.append(sample(open_folder(folder, provider="cpu", num_threads=1, sampling=options), PROMPTS[1]))
+    assert texts[0] == texts[1]
+
+
+def test_greedy_options_open_the_greedy_graph_and_top_1_draws_the_greedy_text(folder: Path) -> None:
+    greedy = open_folder(folder, provider="cpu", num_threads=1)
+    expected = [sample(greedy, prompt)[0] for prompt in PROMPTS]
+    for options in (Sampling(), Sampling(temp=1.0, top_k=1)):
+        backend = open_folder(folder, provider="cpu", num_threads=1, sampling=options)
+        assert [sample(backend, prompt)[0] for prompt in PROMPTS] == expected
+
+
+def test_what_graphs_cannot_do_is_said(folder: Path) -> None:
+    for options, message in (
+        (Sampling(temp=1.0, repetition_context_size=7), "--repetition-context-size: got 7"),
+        (Sampling(temp=1.0, top_k=VOCAB + 1), "--top-k: got 98"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_folder(folder, provider="cpu", sampling=options)
