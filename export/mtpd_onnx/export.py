@@ -4,7 +4,7 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -106,19 +106,23 @@ def run_export(args: argparse.Namespace) -> int:
         f"{args.out}: {manifest.layout} {describe(manifest.precision, manifest.activations)}, "
         f"{manifest.num_heads} draft tokens, {manifest.capacity} positions, {size / 1e6:.1f} MB"
     )
-    print(weights_line(manifest.record["weights"]))
+    for line in weights_lines(manifest.record["weights"]):
+        print(line)
     return 0
 
 
-def weights_line(weights: dict[str, Any]) -> str:
-    """How the matrices were stored, and the largest absolute difference of any weight from its checkpoint."""
-    kept, rounded, floats = weights["kept"], weights["rounded"], weights["float"]
-    parts = [f"{kept} matrices with MLX's integers"] if kept else []
-    parts += [f"{rounded} rounded here in groups of {weights['group_size']}"] if rounded else []
-    parts += [f"{floats} in floating point"] if floats else []
-    worst = weights["largest_error"]
-    where = f" (absolute, {weights['largest_error_in']})" if worst else ""
-    return f"weights: {', '.join(parts)}; largest error {worst:.3g}{where}"
+def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
+    """How the matrices of base and heads were stored, and the largest absolute difference of a weight from its checkpoint."""
+    for name in ("base", "heads"):
+        account = weights[name]
+        kinds = {
+            "kept": "with MLX's integers",
+            "rounded": f"rounded here in groups of {weights['group_size']}",
+            "floating": "in floating point",
+        }
+        counts = ", ".join(f"{account[kind]} {words}" for kind, words in kinds.items() if account[kind])
+        where = f" (absolute, in {account['largest_error_in']})" if account["largest_error"] else ""
+        yield f"{name} matrices: {counts}; largest weight error {account['largest_error']:.3g}{where}"
 
 
 def export_checkpoint(

@@ -1,13 +1,13 @@
 """The values of graph parameters, made of checkpoint tensors one at a time; and how far they are from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from mtpd_onnx.graphs import Spec
-from mtpd_onnx.layouts import Part, Policy, matrices, parts_of
+from mtpd_onnx.layouts import Part, Policy, parts_of
 from mtpd_onnx.packed import Packed
 from mtpd_onnx.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
 from mtpd_onnx.weights import Tensors
@@ -16,27 +16,34 @@ PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
 
 
 @dataclass
-class Errors:
-    """The matrix that is furthest from its checkpoint: |w - w exported|, absolute; and how matrices were stored."""
+class Account:
+    """How the matrices of a checkpoint were stored, and the one furthest from it: largest |w - w exported|, absolute."""
 
-    largest: float = 0.0
-    name: str | None = None
-    kept: set[str] = field(default_factory=set)
-    rounded: set[str] = field(default_factory=set)
+    kept: int = 0  # with MLX's integers
+    rounded: int = 0
+    floating: int = 0
+    largest_error: float = 0.0
+    largest_error_in: str | None = None
 
     def note(self, error: float, name: str) -> None:
-        if error > self.largest:
-            self.largest, self.name = error, name
+        if error > self.largest_error:
+            self.largest_error, self.largest_error_in = error, name
 
 
 class Parameters:
-    """Values of the parameters of `spec`'s graphs. `errors` fills while they are asked for."""
+    """Values of the parameters of `spec`'s graphs; what is asked for is accounted for."""
 
     def __init__(self, spec: Spec, policy: Policy, base: Tensors, heads: Tensors):
         self._spec, self._policy, self._base, self._heads = spec, policy, base, heads
         self._dtype = np.dtype(spec.dtype.numpy())
         self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
-        self.errors = Errors()
+        self._accounts = {"base": Account(), "heads": Account()}
+
+    def report(self) -> dict[str, Any]:
+        """For the manifest: the account of each checkpoint, and the group size of what was rounded here."""
+        accounts = {name: vars(account) for name, account in self._accounts.items()}
+        rounded = any(account.rounded for account in self._accounts.values())
+        return accounts | {"group_size": self._policy.group_size if rounded else None}
 
     def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The parameter `name`, floating point ones in float32; q/k/v and gate/up are stacked along the output axis."""
@@ -50,26 +57,17 @@ class Parameters:
             raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
         return array
 
-    def report(self) -> dict[str, Any]:
-        """For the manifest: how many matrices are stored how, and the largest error."""
-        packed = len(self.errors.kept) + len(self.errors.rounded)
-        return {
-            "kept": len(self.errors.kept),
-            "rounded": len(self.errors.rounded),
-            "float": sum(1 for _ in matrices(self._spec)) - packed,
-            "group_size": self._policy.group_size if self.errors.rounded else None,
-            "largest_error": self.errors.largest,
-            "largest_error_in": self.errors.name,
-        }
+    def _account(self, stem: str) -> Account:
+        return self._accounts["heads" if stem.startswith("heads.") else "base"]
 
     def _float_value(self, stem: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
         parts = parts_of(stem, shape[0], self._spec, self._base, self._heads)
-        arrays = [p.source.get(f"{p.stem}.{part}", (p.rows, *shape[1:])) for p in parts]
-        array = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        array = concatenated([p.source.get(f"{p.stem}.{part}", (p.rows, *shape[1:])) for p in parts])
         if stem == "draft_head":
             array = array[self._draft_rows()]
         if array.ndim == 2:
-            self.errors.note(rounding(array, self._dtype), f"{stem}.{part}")
+            self._account(stem).floating += 1
+            self._account(stem).note(rounding(array, self._dtype), f"{stem}.{part}")
         return array
 
     def _packed_value(self, stem: str, part: str, layout: Packed, outputs: int) -> np.ndarray:
@@ -79,7 +77,7 @@ class Parameters:
         matrix = self._current[1]
         if part == "offset":
             offset = matrix.offset(matrix.scales.astype(self._dtype).astype(np.float32))
-            self.errors.note(rounding(offset, self._dtype), f"{stem}.weight")
+            self._account(stem).note(rounding(offset, self._dtype), f"{stem}.weight")
             return offset[..., None]
         if part == "weight":
             return matrix.packed()
@@ -90,13 +88,15 @@ class Parameters:
         inputs = parts[0].source.width(parts[0].stem)
         expected = [p.source.get(f"{p.stem}.weight", (p.rows, inputs)) for p in parts]
         matrix = stack([self._one(p, w, layout) for p, w in zip(parts, expected, strict=True)])
-        wanted = np.concatenate(expected) if len(expected) > 1 else expected[0]
+        wanted = concatenated(expected)
         if stem == "draft_head":
-            rows = self._draft_rows()
-            matrix, wanted = matrix.rows(rows), wanted[rows]
-        self.errors.note(largest_error(matrix, wanted, self._dtype), f"{stem}.weight")
-        kept = all(self._policy.keeps(p.source, p.stem) for p in parts)
-        (self.errors.kept if kept else self.errors.rounded).add(stem)
+            matrix, wanted = matrix.rows(self._draft_rows()), wanted[self._draft_rows()]
+        account = self._account(stem)
+        account.note(largest_error(matrix, wanted, self._dtype), f"{stem}.weight")
+        if all(self._policy.keeps(p.source, p.stem) for p in parts):
+            account.kept += 1
+        else:
+            account.rounded += 1
         return matrix
 
     def _one(self, part: Part, weight: np.ndarray, layout: Packed) -> Matrix:
@@ -107,6 +107,10 @@ class Parameters:
 
     def _draft_rows(self) -> Sequence[int]:
         return list(self._spec.draft_tokens or ())
+
+
+def concatenated(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def rounding(array: np.ndarray, dtype: np.dtype) -> float:
