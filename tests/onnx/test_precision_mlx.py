@@ -9,17 +9,14 @@ import pytest
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
 from mtpd_onnx.weights import Tensors
-from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised
+from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, unpacked
+from tiny import VOCAB, write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import load_base
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
 
-SMALL = LLAMA | {"num_hidden_layers": 1}
 WIDE = SMALL | {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
 LAYER = "model.layers.0"
 STACKS = {
@@ -30,7 +27,6 @@ STACKS = {
     "model.embed_tokens": ["model.embed_tokens"],
     "lm_head": ["lm_head"],
 }
-TEXT = np.random.default_rng(0).integers(0, VOCAB, 40).tolist()
 
 
 def export(folder: Path, base: Path, precision: str, name: str = "out", **options: Any) -> tuple[Path, Manifest]:
@@ -39,38 +35,6 @@ def export(folder: Path, base: Path, precision: str, name: str = "out", **option
     if not checkpoint.is_dir():
         write_checkpoint(checkpoint, base, 1, noise=0.02, draft_tokens=options.pop("draft_tokens", None))
     return folder / name, export_checkpoint(checkpoint, folder / name, precision=precision, **options)
-
-
-def initializers(file: Path) -> dict[str, np.ndarray]:
-    return {t.name: onnx.numpy_helper.to_array(t, str(file.parent)) for t in onnx.load(str(file)).graph.initializer}
-
-
-def unpacked(stored: dict[str, np.ndarray], stem: str) -> np.ndarray:
-    """The matrix that the integers of `stem` stand for, float64 [N, K]; written out independently of the exporter."""
-    data, scales, zeros = (stored[f"{stem}.{part}"] for part in ("weight", "scales", "zero_points"))
-    rows, groups = scales.shape
-    if stored[f"{stem}.zero_points"].shape[1] != groups or data.shape[2] * groups * 2 == stored_width(stored, stem):
-        data, zeros = (np.stack([a & 15, a >> 4], -1).reshape(rows, -1) for a in (data.reshape(rows, -1), zeros))
-    steps = data.reshape(rows, groups, -1).astype(np.float64) - zeros[:, :groups, None]
-    residual = stored.get(f"{stem}.residual", np.zeros((rows, groups)))
-    return (steps * scales[..., None].astype(np.float64) + residual[..., None].astype(np.float64)).reshape(rows, -1)
-
-
-def stored_width(stored: dict[str, np.ndarray], stem: str) -> int:
-    """Inputs of the matrix: the width of what feeds it."""
-    width = stored["model.norm.weight"].shape[0]
-    return {"down_proj": 2 * width, "eh_proj": 2 * width}.get(stem.rpartition(".")[2], width)
-
-
-def plain_logits(folder: Path, tokens: list[int] = TEXT) -> np.ndarray:
-    plain = open_folder(folder, provider="cpu", plain=True, num_threads=1)
-    assert isinstance(plain, PlainBackend)
-    return plain.logits(tokens)
-
-
-def decode(backend: Backend, prompt: list[int], count: int = 40) -> list[int]:
-    backend.rewind_to(0)
-    return [token for chunk in generate(backend, prompt, max_tokens=count) for token in chunk.tokens]
 
 
 @pytest.mark.parametrize("tied", [True, False])
