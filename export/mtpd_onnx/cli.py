@@ -1,55 +1,48 @@
-"""`mtpd-onnx`: export, inspect and decode on onnxruntime. MLX is never needed."""
+"""`mtpd-onnx`: export, inspect and decode on onnxruntime. MLX is never needed. One module of mtpd_onnx.commands each."""
 
 import argparse
-import json
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from mtpd_mlx import __version__
-from mtpd_mlx.speculative.frontend import add_generate_arguments, options_from, run_generate
+
+COMMANDS = {
+    "generate": "generate text from an exported folder",
+    "chat": "chat with an exported model",
+    "bench": "time plain and speculative decoding (and onnxruntime-genai) side by side",
+    "verify": "show that speculative decoding changes nothing: greedy identity and the sampling test",
+    "info": "say what an exported folder is and whether its parts fit together",
+    "export": "export a heads checkpoint (needs onnx, onnxscript and the base's folder)",
+}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mtpd-onnx", description="Speculative decoding with MTP heads on onnxruntime.")
-    parser.add_argument("--version", action="version", version=f"mtpd-onnx {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    generate = commands.add_parser("generate", help="generate text from an exported folder")
-    generate.add_argument("folder", type=Path, help="folder written by `mtpd export`")
-    add_runtime_arguments(generate)
-    add_generate_arguments(generate)
-    info = commands.add_parser("info", help="say what an exported folder is and whether its parts fit together")
-    info.add_argument("folder", type=Path)
-    info.add_argument("--verify", action="store_true", help="check the sha256 of every file, weights included")
-    export = commands.add_parser("export", help="export a heads checkpoint (needs onnx, onnxscript and the base's folder)")
-    if sys.argv[1:2] == ["export"]:
-        import_export().add_export_arguments(export)
-    return parser
-
-
-def import_export() -> Any:
-    """The export's packages are not needed for decoding, so they may be absent."""
+def import_command(name: str) -> Any:
     try:
-        import mtpd_onnx.export as export
+        return importlib.import_module(f"mtpd_onnx.commands.{name}")
     except ModuleNotFoundError as error:
+        if name != "export":
+            raise
         raise ImportError(f'{error.name} is not installed; install with: pip install "mtpd-mlx[export]"') from error
-    return export
-
-
-def add_runtime_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="auto", help="default: %(default)s")
-    parser.add_argument("--num-threads", type=int, help="CPU threads (default: onnxruntime's choice)")
-    parser.add_argument("--verify", action="store_true", help="check the sha256 of every file, weights included")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    if argv is not None:
-        sys.argv[1:] = list(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(prog="mtpd-onnx", description="Speculative decoding with MTP heads on onnxruntime.")
+    parser.add_argument("--version", action="version", version=f"mtpd-onnx {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parsers = {
+        name: subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        for name, summary in COMMANDS.items()
+    }
     try:
-        args = build_parser().parse_args()
-        return {"generate": run_generation, "info": run_info, "export": run_export}[args.command](args)
+        if arguments and arguments[0] in COMMANDS:  # only the chosen command is imported
+            command = import_command(arguments[0])
+            command.add_arguments(parsers[arguments[0]])
+        args = parser.parse_args(arguments)  # exits by itself where there is no command, or an unknown one
+        return command.run(args)
     except KeyboardInterrupt:
         print("mtpd-onnx: interrupted", file=sys.stderr)
         return 130
@@ -57,38 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, ImportError) as error:
-        print(f"mtpd-onnx {sys.argv[1]}: error: {error}", file=sys.stderr)
+        print(f"mtpd-onnx {arguments[0]}: error: {error}", file=sys.stderr)
         return 1
-
-
-def run_generation(args: argparse.Namespace) -> int:
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
-    from mtpd_onnx.open import open_folder
-
-    options = options_from(args)
-    backend = open_folder(
-        args.folder,
-        provider=args.provider,
-        plain=options.plain,
-        num_threads=args.num_threads,
-        num_draft_tokens=options.num_draft_tokens,
-        verify=args.verify,
-    )
-    return run_generate(backend, Tokenizer.from_folder(args.folder), options)
-
-
-def run_info(args: argparse.Namespace) -> int:
-    from mtpd_onnx.manifest import read_manifest
-
-    manifest = read_manifest(args.folder, args.verify)
-    shown: dict[str, Any] = {k: v for k, v in vars(manifest).items() if k not in ("io", "files")}
-    shown["bytes"] = sum(entry["bytes"] for entry in manifest.files.values())
-    print(json.dumps(shown, indent=2))
-    return 0
-
-
-def run_export(args: argparse.Namespace) -> int:
-    return import_export().run_export(args)
 
 
 if __name__ == "__main__":

@@ -165,10 +165,10 @@ def export_checkpoint(
     temporary.mkdir()
     try:
         parameters = Parameters(spec, policy, base, heads)
-        io = write_graphs(temporary, spec, layout, parameters)
+        graphs = write_graphs(temporary, spec, layout, parameters)
         copy_tokenizer(base_folder, temporary)
         kinds = (layout, precision, activations)
-        manifest = describe_folder(temporary, spec, kinds, config, io, parameters.report())
+        manifest = describe_folder(temporary, spec, kinds, config, graphs, parameters.report())
         if out.exists():
             shutil.rmtree(out)
         temporary.rename(out)
@@ -220,21 +220,22 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
         raise ValueError(f"{base_folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {dims.vocab_size}")
 
 
-def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) -> dict[str, dict[str, list[str]]]:
-    """Writes the graphs of `layout` and the weights they share; returns each graph's inputs and outputs."""
+def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes the graphs of `layout` and the weights they share; returns the manifest's io and weights_read."""
     weights = WeightsFile(folder)
     fused = (build_round, build_plain, partial(build_round, sampled=True), partial(build_plain, sampled=True))
     builders: tuple[Callable[[Spec], ir.Model], ...] = fused if layout == "fused" else (build_main, build_heads)
-    io = {}
+    io: dict[str, Any] = {}
+    weights_read: dict[str, int] = {}
     for name, build in zip(LAYOUTS[layout], builders, strict=True):
         graph = build(spec)
         print(f"writing {name}", file=sys.stderr)
-        save_graph(graph, folder / name, weights, parameters.value)
+        weights_read[name] = save_graph(graph, folder / name, weights, parameters.value)
         io[name] = {
             "inputs": [str(v.name) for v in graph.graph.inputs],
             "outputs": [str(v.name) for v in graph.graph.outputs],
         }
-    return io
+    return io, weights_read
 
 
 def copy_tokenizer(base_folder: Path, folder: Path) -> None:
@@ -248,10 +249,10 @@ def describe_folder(
     spec: Spec,
     kinds: tuple[str, str, str],
     config: CheckpointConfig,
-    io: dict[str, dict[str, list[str]]],
+    graphs: tuple[dict[str, Any], dict[str, int]],
     weights: dict[str, Any],
 ) -> Manifest:
-    """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations."""
+    """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: io, weights_read."""
     names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
     manifest = Manifest(
         *kinds,
@@ -261,7 +262,7 @@ def describe_folder(
         {name: getattr(spec.dims, name) for name in names},
         vars(config.base),
         describe_files(folder),
-        io,
+        *graphs,
         versions(),
         {"eval": config.record.get("eval", {}), "weights": weights},
         config.draft_vocab,

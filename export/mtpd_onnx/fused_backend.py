@@ -24,7 +24,7 @@ class FusedBackend:
         self, session: Any, manifest: Manifest, provider: str, captured: bool = False, sampling: SamplingState | None = None
     ):
         k, width = manifest.num_heads, manifest.dims["hidden_size"]
-        self.num_draft_tokens, self.capacity, self._sampling = k, manifest.capacity, sampling
+        self.num_draft_tokens, self.capacity, self.provider, self._sampling = k, manifest.capacity, provider, sampling
         numbers = {"tokens": k + 1, "token_tail": k}
         positions = ("main_seqlens", "past_length")
         state = cache_state(manifest, provider, k)
@@ -82,7 +82,9 @@ class FusedBackend:
         if self.length < k or token != self._next:
             self._force([token])
             return Round([self._next], 0, 0)
+        self._stale = k  # should the run be interrupted, the state is made again from the tokens
         (result,) = self.runner.fixed()
+        self._stale = 0
         accepted, *emitted = result.tolist()
         emitted = emitted[: accepted + 1]
         self._tokens += [token, *emitted[:-1]]

@@ -21,8 +21,9 @@ LAYOUTS = {
 @dataclass(frozen=True)
 class Manifest:
     """`precision`: of the weights; `activations`: what is computed in (precision.py); `dims`: the numbers that shapes are made
-    of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `base`: the reference of the heads'
-    base, its fingerprint included; `draft_vocab`: its size D, or None for the whole vocabulary."""
+    of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
+    weights that one run of it reads; `base`: the reference of the heads' base, its fingerprint included; `draft_vocab`: its
+    size D, or None for the whole vocabulary."""
 
     layout: str
     precision: str
@@ -34,6 +35,7 @@ class Manifest:
     base: dict[str, Any]
     files: dict[str, dict[str, Any]]
     io: dict[str, dict[str, list[str]]]
+    weights_read: dict[str, int]
     versions: dict[str, str]
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None

@@ -7,6 +7,7 @@ from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import LAYOUTS, Manifest, graph_name, read_manifest
+from mtpd_onnx.memory import check_memory
 from mtpd_onnx.plain_backend import PlainBackend
 from mtpd_onnx.sampling_state import SamplingState
 from mtpd_onnx.sessions import choose_provider, open_session
@@ -36,6 +37,7 @@ def open_folder(
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
     if sampling is not None and sampling.greedy:
         sampling = None
+    check_memory(folder, manifest, chosen, plain, sampling is not None)
     if manifest.layout == "split":
         if sampling is not None:
             raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")

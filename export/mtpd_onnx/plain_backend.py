@@ -21,7 +21,7 @@ class PlainBackend:
     def __init__(
         self, session: Any, manifest: Manifest, provider: str, captured: bool = False, sampling: SamplingState | None = None
     ):
-        self.capacity, self._sampling = manifest.capacity, sampling
+        self.capacity, self.provider, self._sampling = manifest.capacity, provider, sampling
         self._tokens: list[int] = []
         self._next = -1  # the token that the device goes on with
         self._state = cache_state(manifest, provider, 0) | {
@@ -51,6 +51,7 @@ class PlainBackend:
         if token != self._next:
             self._run([token])
             return self._next
+        self._next = -1  # should the run be interrupted, the next one starts from the host's tokens
         self.runner.fixed()
         self._tokens.append(token)
         self._next = int(self._state["tokens"][1].numpy()[0])

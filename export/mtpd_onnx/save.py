@@ -43,8 +43,9 @@ class WeightsFile:
         return self._places[value.name]
 
 
-def save_graph(model: ir.Model, file: Path, weights: WeightsFile, load: Callable[[str, tuple[int, ...]], np.ndarray]) -> None:
-    """Drops unused initializers, moves the others to the weights file, writes `file`, then checks it."""
+def save_graph(model: ir.Model, file: Path, weights: WeightsFile, load: Callable[[str, tuple[int, ...]], np.ndarray]) -> int:
+    """Drops unused initializers, moves the others to the weights file, writes `file`, then checks it. Returns the bytes that
+    a run reads of them: all but those from which only rows are gathered."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):
         if not value.uses():
@@ -53,6 +54,18 @@ def save_graph(model: ir.Model, file: Path, weights: WeightsFile, load: Callable
             value.const_value = weights.place(value, load)
     ir.save(model, file)
     check_graph(file)
+    return sum(_bytes_read(value) for value in graph.initializers.values() if not _gathered(value))
+
+
+def _bytes_read(value: ir.Value) -> int:
+    """Integers that are cast are unpacked when the session opens: runs read float32."""
+    assert value.const_value is not None
+    unpacked = value.dtype == ir.DataType.UINT8 and any(use.node.op_type == "Cast" for use in value.uses())
+    return value.const_value.nbytes * (4 if unpacked else 1)
+
+
+def _gathered(value: ir.Value) -> bool:
+    return all(use.node.op_type.startswith("Gather") and use.idx == 0 for use in value.uses())
 
 
 def check_graph(file: Path) -> None:

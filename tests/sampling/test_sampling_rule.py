@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p, make_repetition_penalty
 
+from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.speculative.sampling import (
     LARGEST,
     Sampling,
@@ -37,6 +36,8 @@ OPTIONS = [
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_probabilities_are_those_of_mlx_lm(options: Sampling) -> None:
+    from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
+
     logits = logits_of(6)
     logprobs = mx.array(logits) - mx.logsumexp(mx.array(logits), axis=-1, keepdims=True)
     if options.top_p:
@@ -50,6 +51,8 @@ def test_probabilities_are_those_of_mlx_lm(options: Sampling) -> None:
 
 
 def test_repetition_penalty_is_that_of_mlx_lm() -> None:
+    from mlx_lm.sample_utils import make_repetition_penalty
+
     logits, context = logits_of(1), [3, 7, 7, 49, 0]
     expected = make_repetition_penalty(1.3)(mx.array(context), mx.array(logits))
     np.testing.assert_allclose(penalise(logits, np.array([context]), 1.3), np.array(expected), atol=1e-6)

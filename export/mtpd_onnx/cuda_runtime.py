@@ -1,0 +1,51 @@
+"""The CUDA runtime library, for what onnxruntime does not tell: free memory and the speed of memory."""
+
+import ctypes
+import time
+from functools import lru_cache
+
+NAMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so")
+DEVICE_TO_DEVICE = 3
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """None where it is not found; onnxruntime loads it into the process where CUDA runs."""
+    for name in NAMES:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None
+
+
+def free_bytes() -> int | None:
+    cuda = library()
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if cuda is None or cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)):
+        return None
+    return free.value
+
+
+def copy_bandwidth(size: int = 1 << 29, repeats: int = 10) -> float | None:
+    """Bytes read and written per second by copies on the device."""
+    cuda = library()
+    if cuda is None:
+        return None
+    source, target = ctypes.c_void_p(), ctypes.c_void_p()
+    try:
+        for pointer in (source, target):
+            if cuda.cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(size)):
+                return None
+        best = 0.0
+        for _ in range(repeats):
+            cuda.cudaDeviceSynchronize()
+            began = time.perf_counter()
+            cuda.cudaMemcpy(target, source, ctypes.c_size_t(size), DEVICE_TO_DEVICE)
+            cuda.cudaDeviceSynchronize()
+            best = max(best, 2 * size / (time.perf_counter() - began))
+        return best
+    finally:
+        for pointer in (source, target):
+            if pointer.value:
+                cuda.cudaFree(pointer)

@@ -1,0 +1,50 @@
+"""Does it fit? Computed and compared with what is free before anything is loaded."""
+
+import os
+from pathlib import Path
+
+from mtpd_onnx.cuda_runtime import free_bytes
+from mtpd_onnx.limits import PREFILL_CHUNK
+from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.precision import ACTIVATION_BYTES
+
+WORKSPACE = {"cuda": 600e6, "cpu": 50e6}  # CUDA's context and cuBLAS, onnxruntime's own
+
+
+def needed_bytes(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool) -> int:
+    """Weights, caches, sampling state and the activations of a prefill chunk: an estimate from above."""
+    dims, item = manifest.dims, ACTIVATION_BYTES[manifest.activations]
+    heads = 0 if plain else manifest.num_heads
+    caches = 2 * (dims["num_layers"] + heads) * manifest.capacity * dims["num_kv_heads"] * dims["head_dim"] * item
+    rows = heads + 1
+    logits = rows * dims["vocab_size"] * (item + 4)
+    sampling = 8 * rows * dims["vocab_size"] * 4 if sampled else 0
+    activations = 16 * PREFILL_CHUNK * dims["hidden_size"] * item
+    weights, read = (folder / "weights.bin").stat().st_size, max(manifest.weights_read.values())
+    weights += read if read > weights else 0  # unpacked when the session opens
+    return int(weights + caches + logits + sampling + activations + WORKSPACE[provider])
+
+
+def available_bytes(provider: str) -> int | None:
+    """None where the system does not say."""
+    if provider == "cuda":
+        return free_bytes()
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+
+
+def check_memory(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool) -> None:
+    """ValueError in one line where it cannot fit."""
+    needed, free = needed_bytes(folder, manifest, provider, plain, sampled), available_bytes(provider)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"{folder}: about {needed / 1e9:.1f} GB of memory are needed, {free / 1e9:.1f} GB are free on {provider}; export "
+            "with a smaller --capacity or --precision"
+        )

@@ -1,0 +1,106 @@
+"""Interleaved timing of several ways to decode the same prompts: no arm is favoured by a warm cache or a hot machine."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.stats import DecodeStats
+
+
+@dataclass(frozen=True)
+class Run:
+    """One text: its tokens, the seconds to the first one (prefill) and those of the others."""
+
+    tokens: list[int]
+    prefill_seconds: float
+    decode_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (len(self.tokens) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+Decode = Callable[[list[int], int], Run]  # (prompt, max_tokens)
+
+
+@dataclass
+class Arm:
+    """A way to decode, and its runs in the order of the prompts, round after round."""
+
+    name: str
+    decode: Decode
+    stats: DecodeStats | None = None
+    runs: list[Run] = field(default_factory=list)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Median over all runs."""
+        return statistics.median(run.tokens_per_second for run in self.runs)
+
+    @property
+    def prefill_seconds(self) -> float:
+        return statistics.median(run.prefill_seconds for run in self.runs)
+
+    @property
+    def milliseconds_per_pass(self) -> float | None:
+        """Median time of one pass of the main model; known where rounds are counted."""
+        if self.stats is None:
+            return None
+        passes = len(self.stats.accepted) + self.stats.short_rounds + self.stats.plain_steps
+        return 1000 * self.stats.decode_seconds / passes if passes else None
+
+
+def backend_arm(name: str, backend: Backend, plain: bool = False) -> Arm:
+    """An arm whose texts run to max_tokens: no token ends them."""
+    stats = DecodeStats(backend.num_draft_tokens)
+
+    def decode(prompt: list[int], max_tokens: int) -> Run:
+        backend.rewind_to(0)
+        own = DecodeStats(backend.num_draft_tokens)
+        tokens: list[int] = []
+        for chunk in generate(backend, prompt, max_tokens=max_tokens, plain=plain):
+            tokens += chunk.tokens
+            own.add(chunk)
+            stats.add(chunk)
+        return Run(tokens, own.prompt_seconds, own.decode_seconds)
+
+    return Arm(name, decode, stats)
+
+
+def interleave(
+    arms: Sequence[Arm],
+    prompts: Sequence[list[int]],
+    max_tokens: int,
+    repeats: int,
+    cool_down: float = 0.0,
+    see: Callable[[], None] = lambda: None,
+) -> None:
+    """Every arm decodes a prompt before the next prompt begins; the order of the arms turns by one each time. One run of each
+    arm on the first prompt goes before and is not counted."""
+    for arm in arms:
+        arm.decode(prompts[0], max_tokens)
+        if arm.stats is not None:
+            arm.stats.__init__(arm.stats.num_draft_tokens)  # type: ignore[misc]
+    turn = 0
+    for _ in range(repeats):
+        for prompt in prompts:
+            for arm in [*arms[turn % len(arms) :], *arms[: turn % len(arms)]]:
+                arm.runs.append(arm.decode(prompt, max_tokens))
+                time.sleep(cool_down)
+            turn += 1
+            see()
+
+
+def identical(a: Arm, b: Arm) -> float:
+    """Share of runs with the same tokens."""
+    same = [x.tokens == y.tokens for x, y in zip(a.runs, b.runs, strict=True)]
+    return sum(same) / len(same)
+
+
+def acceptance(arm: Arm) -> dict[str, Any]:
+    assert arm.stats is not None
+    return {"tau": arm.stats.tau, "car": arm.stats.car}

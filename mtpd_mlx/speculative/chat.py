@@ -1,0 +1,118 @@
+"""A terminal chat. The cache is kept from turn to turn: only what is new of the conversation is prefilled."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO
+
+from mtpd_mlx.speculative.chat_template import Messages
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.stats import DecodeStats
+from mtpd_mlx.speculative.streaming import StreamDecoder
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+GREEN, PLAIN = "\033[32m", "\033[0m"
+COMMANDS = "commands: q to end, r to start again, h for this help"
+
+
+class Chat:
+    """One conversation over one backend. Without a chat template the texts simply follow one another."""
+
+    def __init__(self, backend: Backend, tokenizer: Tokenizer, max_tokens: int, system_prompt: str | None, colour: bool):
+        if system_prompt is not None and not tokenizer.has_chat_template:
+            raise ValueError("--system-prompt needs a chat template")
+        self._backend, self._tokenizer, self._max_tokens, self._colour = backend, tokenizer, max_tokens, colour
+        self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
+        self.restart()
+
+    def restart(self) -> None:
+        self._messages: Messages = list(self._system)
+        self._cached: list[int] = []  # the tokens that the backend holds
+        self._backend.rewind_to(0)
+
+    def answer(self, text: str, out: TextIO) -> DecodeStats:
+        """Streams the answer to `text`. ValueError where the conversation no longer fits the context."""
+        self._messages.append({"role": "user", "content": text})
+        tokens = self._encode()
+        common = min(_common(tokens, self._cached), len(tokens) - 1)
+        if len(tokens) >= self._backend.capacity:
+            self._messages.pop()
+            raise ValueError(f"the conversation has {len(tokens)} tokens, the context {self._backend.capacity}: r starts again")
+        self._backend.rewind_to(common)
+        stats, said = DecodeStats(self._backend.num_draft_tokens), list(tokens)
+        answer = ""
+        try:
+            for piece, drafted, new in self._stream(tokens[common:], stats):
+                said += new
+                answer += piece
+                coloured = f"{GREEN}{piece}{PLAIN}" if drafted and piece and self._colour else piece
+                print(coloured, end="", file=out, flush=True)
+        finally:  # also when interrupted: what was said stays in the conversation
+            self._cached = said[: self._backend.length]
+            self._messages.append({"role": "assistant", "content": answer})
+        print(file=out, flush=True)
+        return stats
+
+    def _encode(self) -> list[int]:
+        if self._tokenizer.has_chat_template:
+            return self._tokenizer.encode(self._tokenizer.apply_chat_template(self._messages, True), False)
+        return self._tokenizer.encode("\n".join(m["content"] for m in self._messages))
+
+    def _stream(self, prompt: list[int], stats: DecodeStats) -> Iterator[tuple[str, bool, list[int]]]:
+        """(text, was it drafted, tokens) piece by piece."""
+        decoder, eos = StreamDecoder(self._tokenizer), self._tokenizer.eos_token_ids
+        room = min(self._max_tokens, self._backend.capacity)
+        for chunk in generate(self._backend, prompt, max_tokens=room, eos_token_ids=eos):
+            stats.add(chunk)
+            for i, token in enumerate(chunk.tokens):
+                yield ("" if token in eos else decoder.add(token)), i < chunk.num_drafted, [token]
+        yield decoder.finish(), False, []
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """Length of the common beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def summary(stats: DecodeStats, seconds: float) -> str:
+    drafted = f", tau {stats.tau:.2f}" if stats.accepted else ""
+    return f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s{drafted}, {seconds:.1f} s]"
+
+
+def run_chat(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    system_prompt: str | None = None,
+    show_drafts: bool = False,
+    read: Callable[[str], str] = input,
+    out: TextIO | None = None,
+) -> int:
+    """Until q or the end of the input. Ctrl-C ends an answer, a second one the chat."""
+    out = sys.stdout if out is None else out
+    colour = show_drafts and "NO_COLOR" not in os.environ
+    chat = Chat(backend, tokenizer, max_tokens, system_prompt, colour)
+    print(COMMANDS + ("; accepted draft tokens are green" if colour else ""), file=out)
+    while True:
+        try:
+            text = read(">> ")
+        except (EOFError, KeyboardInterrupt):
+            print(file=out)
+            return 0
+        if text.strip() == "q":
+            return 0
+        if text.strip() in ("h", ""):
+            print(COMMANDS, file=out)
+        elif text.strip() == "r":
+            chat.restart()
+        else:
+            began = time.perf_counter()
+            try:
+                stats = chat.answer(text, out)
+                print(summary(stats, time.perf_counter() - began), file=out, flush=True)
+            except ValueError as error:
+                print(f"error: {error}", file=out)
+            except KeyboardInterrupt:
+                print(f"{PLAIN if colour else ''} [interrupted]", file=out)

@@ -1,0 +1,165 @@
+"""mtpd-onnx verify, bench, chat and what they refuse, used as from a shell."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mtpd_onnx import memory
+from mtpd_onnx.cli import main
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.fused_backend import FusedBackend
+from mtpd_onnx.open import open_folder
+from tiny import write_base, write_checkpoint
+
+from mtpd_mlx.speculative.chat import run_chat
+from mtpd_mlx.speculative.protocol import Round
+from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("commands")
+    base = write_base(place / "base", scale=2.0)
+    (base / "chat_template.jinja").write_text(TEMPLATE)
+    export_checkpoint(write_checkpoint(place / "heads", base, 3, noise=0.02), place / "onnx")
+    return place / "onnx"
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("prompts") / "p.txt"
+    file.write_text("hello there\nabcdefgh ijklm\nthe quick brown fox\n")
+    return file
+
+
+def test_verify_passes_and_says_what_it_saw(folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "40", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["prompts"] == report["identical"] == 3 and report["first_divergences"] == [] and report["passed"]
+    assert report["tokens"] == report["sampled_tokens"] == 120 and 1e-3 < report["sampling_p_value"] <= 1
+    assert report["tau"]["greedy"] > 1
+
+
+def test_verify_fails_where_a_text_differs(
+    folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = FusedBackend.round
+
+    def wrong(self: FusedBackend, token: int) -> Round:
+        result = right(self, token)
+        return Round([*result.emitted[:-1], (result.emitted[-1] + 1) % 90], result.accepted, result.proposed)
+
+    monkeypatch.setattr(FusedBackend, "round", wrong)
+    assert main(["verify", str(folder), "--provider", "cpu", "--prompts", str(prompts), "--greedy-only", "-m", "20"]) == 1
+    out = capsys.readouterr().out
+    assert "0 of 3 prompts identical" in out and "first difference at token" in out and "FAILED" in out
+
+
+def test_bench_has_every_figure(folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "16", "--repeats", "1"]
+    assert main([*arguments, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    for key in ("plain_tok_s", "mtp_tok_s", "round_over_plain", "tau", "floor_ratio", "floor_ms"):
+        assert values[key] > 0, key
+    assert values["genai_tok_s"] is None and len(values["car"]) == 3 and values["identical"] == 1.0
+    assert main([*arguments, "--temp", "0.8", "--seed", "1"]) == 0
+    assert "identical" not in capsys.readouterr().out
+
+
+def test_generate_samples_repeatably(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(folder), "--provider", "cpu", "-p", "hello there", "-m", "24", "--json", "--temp", "1"]
+    texts = []
+    for seed in ("1", "1", "2"):
+        assert main([*arguments, "--seed", seed]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "-p", "x", "--temp", "-1"], "--temp: got -1.0, expected 0..100"),
+        (["generate", "-p", "x", "--top-p", "1.5"], "--top-p: got 1.5"),
+        (["generate", "-p", "x", "--num-draft-tokens", "9"], "--num-draft-tokens: got 9, expected 1..3"),
+        (["generate", "-p", "x" * 300], "tokens, expected 1..255"),
+        (["generate", "-p", "x", "--provider", "cuda"], "--provider cuda: this onnxruntime has no CUDA"),
+        (["verify", "--prompts", "PROMPTS", "--temp", "0"], "--temp 0 leaves nothing to draw"),
+        (["verify", "--prompts", "PROMPTS", "-m", "300"], "no room for a prompt"),
+        (["bench", "--prompts", "PROMPTS", "-m", "1"], "--max-tokens 1"),
+        (["bench", "--prompts", "PROMPTS", "--genai", "nowhere"], "nowhere: not a genai folder"),
+        (["chat", "-m", "0"], "--max-tokens: got 0"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    arguments: list[str], message: str, folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, *rest = [str(prompts) if a == "PROMPTS" else a for a in arguments]
+    assert main([command, str(folder), *rest]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"mtpd-onnx {command}: error: ") and message in error
+
+
+def test_memory_is_checked_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda provider: 10_000_000)
+    with pytest.raises(ValueError, match=r"about 0\.\d GB of memory are needed, 0\.0 GB are free on cpu"):
+        open_folder(folder, provider="cpu")
+
+
+def lines(*texts: str) -> Iterator[str]:
+    yield from texts
+
+
+def test_chat_keeps_the_cache_between_turns_and_answers_as_a_fresh_start_would(folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(folder)
+    backend = open_folder(folder, provider="cpu", num_threads=1)
+    prefilled: list[int] = []
+    assert isinstance(backend, FusedBackend)
+    prefill = backend.prefill
+
+    def watch(tokens: list[int]) -> int:
+        prefilled.append(len(tokens))
+        return prefill(tokens)
+
+    backend.prefill = watch  # type: ignore[method-assign, assignment]
+    out, said = io.StringIO(), lines("hi", "and then?", "r", "hi", "h", "q")
+    assert run_chat(backend, tokenizer, 12, read=lambda _: next(said), out=out) == 0
+    shown = out.getvalue()
+    assert shown.count("tokens/s") == 3 and "tau" in shown
+    assert prefilled[1] < prefilled[0] + 12 + len("and then?") + 20  # not the first turn again
+    assert prefilled[2] == prefilled[0]
+    answers = [line for line in shown.splitlines() if not line.startswith(("[", "commands"))]
+    assert answers[0] == answers[-1]
+
+
+def test_chat_shows_accepted_drafts_and_survives_a_full_context(folder: Path) -> None:
+    backend, out = open_folder(folder, provider="cpu", num_threads=1), io.StringIO()
+    said = lines("hi", "x" * 300, "q")
+    assert run_chat(backend, Tokenizer.from_folder(folder), 24, show_drafts=True, read=lambda _: next(said), out=out) == 0
+    assert "\033[32m" in out.getvalue() and "error: the conversation has" in out.getvalue()
+
+
+def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path) -> None:
+    backend, fresh = (open_folder(folder, provider="cpu", num_threads=1) for _ in range(2))
+    assert isinstance(backend, FusedBackend)
+    text = list(range(30, 50))
+    token, fixed = backend.prefill(text), backend.runner.fixed
+
+    def interrupted() -> list:
+        fixed()  # the device has gone on
+        raise KeyboardInterrupt
+
+    backend.runner.fixed = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        backend.round(token)
+    backend.runner.fixed = fixed  # type: ignore[method-assign]
+    assert fresh.prefill(text) == token
+    for _ in range(4):
+        ours, theirs = backend.round(token), fresh.round(token)
+        assert ours.emitted == theirs.emitted
+        token = ours.emitted[-1]
