@@ -79,6 +79,23 @@ def write_base(folder: Path, config: dict[str, Any] = LLAMA, seed: int = 0, scal
     return folder
 
 
+def write_quantised(
+    folder: Path, plain_folder: Path, bits: int, group_size: int = 32, dtype: str = "float32", **options: Any
+) -> Path:
+    """The base of `plain_folder`, quantised by mlx-lm. `dtype`: of scales and biases; `options`: as for quantize_model."""
+    from mlx_lm.utils import quantize_model, save_config, save_model
+
+    from mtpd_mlx.base import load_base
+    from mtpd_mlx.mlx_runtime import mx
+
+    plain = load_base(str(plain_folder), dtype=getattr(mx, dtype))
+    model, config = quantize_model(plain.model, plain.config, group_size, bits, **options)
+    save_model(folder, model)
+    save_config(config, folder / "config.json")
+    write_tokenizer(folder)
+    return folder
+
+
 def write_checkpoint(
     folder: Path,
     base_folder: Path,

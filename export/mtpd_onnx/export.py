@@ -4,7 +4,8 @@ import argparse
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,31 @@ from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.batched_graph import build_batched_round
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.graphs import Spec, build_plain
-from mtpd_onnx.manifest import LAYOUTS, PRECISIONS, Manifest, describe_files
+from mtpd_onnx.layouts import Policy, plan
+from mtpd_onnx.manifest import LAYOUTS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
-from mtpd_onnx.packing import parameter_value
+from mtpd_onnx.packing import Parameters
+from mtpd_onnx.precision import (
+    ACTIVATIONS,
+    DEFAULT_GROUP_SIZE,
+    GROUP_SIZES,
+    PRECISIONS,
+    WEIGHT_BITS,
+    choose_activations,
+    describe,
+)
 from mtpd_onnx.round_graph import build_round
 from mtpd_onnx.save import WeightsFile, save_graph
 from mtpd_onnx.split_graphs import build_heads, build_main
 from mtpd_onnx.weights import Tensors
 
 DEFAULT_CAPACITY = 4096
-DTYPES = {"fp32": ir.DataType.FLOAT, "fp16": ir.DataType.FLOAT16}
+DTYPES = {  # of activations, caches and what is not in integers
+    "fp32": ir.DataType.FLOAT,
+    "int8": ir.DataType.FLOAT,
+    "fp16": ir.DataType.FLOAT16,
+    "bf16": ir.DataType.BFLOAT16,
+}
 BUILDERS: dict[str, tuple[Callable[[Spec], ir.Model], ...]] = {
     "fused": (
         build_round,
@@ -58,7 +74,23 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="fused: one graph per decoding round; split: main and heads in standard ONNX operators (default: %(default)s)",
     )
     parser.add_argument(
-        "--precision", choices=PRECISIONS, default="fp32", help="fp32 runs on CPU, fp16 on CUDA (default: %(default)s)"
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="of the weights: fp32 runs on CPU, fp16 and bf16 on CUDA, int4 and int8 on either (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=ACTIVATIONS,
+        help="with int4 and int8: fp32 for CPU (the default), fp16 or bf16 for CUDA, int8 for CPU: faster, inputs of products "
+        "rounded to 8 bits",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=GROUP_SIZES,
+        default=DEFAULT_GROUP_SIZE,
+        help="weights that share a scale, where int4 and int8 weights are made here (default: %(default)s)",
     )
     parser.add_argument("--num-draft-tokens", type=int, help="export only the first heads (default: all)")
     parser.add_argument(
@@ -74,16 +106,34 @@ def run_export(args: argparse.Namespace) -> int:
         model=args.model,
         layout=args.layout,
         precision=args.precision,
+        activations=args.activations,
+        group_size=args.group_size,
         num_draft_tokens=args.num_draft_tokens,
         capacity=args.capacity,
         overwrite=args.overwrite,
     )
     size = sum(entry["bytes"] for entry in manifest.files.values())
     print(
-        f"{args.out}: {manifest.layout} {manifest.precision}, {manifest.num_heads} draft tokens, "
-        f"{manifest.capacity} positions, {size / 1e6:.1f} MB"
+        f"{args.out}: {manifest.layout} {describe(manifest.precision, manifest.activations)}, "
+        f"{manifest.num_heads} draft tokens, {manifest.capacity} positions, {size / 1e6:.1f} MB"
     )
+    for line in weights_lines(manifest.record["weights"]):
+        print(line)
     return 0
+
+
+def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
+    """How the matrices of base and heads were stored, and the largest absolute difference of a weight from its checkpoint."""
+    for name in ("base", "heads"):
+        account = weights[name]
+        kinds = {
+            "kept": "with MLX's integers",
+            "rounded": f"rounded here in groups of {weights['group_size']}",
+            "floating": "in floating point",
+        }
+        counts = ", ".join(f"{account[kind]} {words}" for kind, words in kinds.items() if account[kind])
+        where = f" (absolute, in {account['largest_error_in']})" if account["largest_error"] else ""
+        yield f"{name} matrices: {counts}; largest weight error {account['largest_error']:.3g}{where}"
 
 
 def export_checkpoint(
@@ -93,11 +143,15 @@ def export_checkpoint(
     model: str | None = None,
     layout: str = "fused",
     precision: str = "fp32",
+    activations: str | None = None,
+    group_size: int = DEFAULT_GROUP_SIZE,
     num_draft_tokens: int | None = None,
     capacity: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Writes `out` under a temporary name, checks it, then renames. ValueError in one line on anything that does not fit."""
+    activations = choose_activations(precision, activations)
+    check_layout(layout, precision)
     config = read_config(checkpoint)
     base_folder = locate_base(checkpoint, config, model)
     dims = read_dims(base_folder)
@@ -113,19 +167,30 @@ def export_checkpoint(
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
     ids = read_draft_tokens(checkpoint, config)
     drafts = None if ids is None else tuple(ids.tolist())
-    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[precision], capacity, drafts)
+    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts)
+    policy = Policy(WEIGHT_BITS.get(precision), group_size, activations == "int8")
+    spec = replace(spec, layouts=plan(spec, policy, base, heads))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        manifest = write_folder(temporary, spec, layout, precision, base, heads, base_folder, config)
+        parameters = Parameters(spec, policy, base, heads)
+        graphs = write_graphs(temporary, spec, layout, parameters)
+        copy_tokenizer(base_folder, temporary)
+        kinds = (layout, precision, activations)
+        manifest = describe_folder(temporary, spec, kinds, config, graphs, parameters.report())
         if out.exists():
             shutil.rmtree(out)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
+
+
+def check_layout(layout: str, precision: str) -> None:
+    if layout == "split" and precision not in ("fp32", "fp16"):
+        raise ValueError(f"--layout split: got --precision {precision}, expected fp32 or fp16 (standard operators only)")
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -166,51 +231,50 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
         raise ValueError(f"{base_folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {dims.vocab_size}")
 
 
-def write_folder(
-    folder: Path,
-    spec: Spec,
-    layout: str,
-    precision: str,
-    base: Tensors,
-    heads: Tensors,
-    base_folder: Path,
-    config: CheckpointConfig,
-) -> Manifest:
+def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes the graphs of `layout` and the weights they share; returns the manifest's io and weights_read."""
     weights = WeightsFile(folder)
-    fused = (
-        build_round,
-        build_plain,
-        partial(build_round, sampled=True),
-        partial(build_plain, sampled=True),
-        build_batched_round,
-    )
-    builders: tuple[Callable[[Spec], ir.Model], ...] = fused if layout == "fused" else (build_main, build_heads)
-    io, weights_read = {}, {}
+    builders = BUILDERS[layout]
+    io: dict[str, Any] = {}
+    weights_read: dict[str, int] = {}
     for name, build in zip(LAYOUTS[layout], builders, strict=True):
         graph = build(spec)
         print(f"writing {name}", file=sys.stderr)
-        weights_read[name] = save_graph(graph, folder / name, weights, lambda n, s: parameter_value(n, s, spec, base, heads))
+        weights_read[name] = save_graph(graph, folder / name, weights, parameters.value)
         io[name] = {
             "inputs": [str(v.name) for v in graph.graph.inputs],
             "outputs": [str(v.name) for v in graph.graph.outputs],
         }
+    return io, weights_read
+
+
+def copy_tokenizer(base_folder: Path, folder: Path) -> None:
     for name in COPIED:
         if (base_folder / name).is_file():
             shutil.copyfile(base_folder / name, folder / name)
+
+
+def describe_folder(
+    folder: Path,
+    spec: Spec,
+    kinds: tuple[str, str, str],
+    config: CheckpointConfig,
+    graphs: tuple[dict[str, Any], dict[str, int]],
+    weights: dict[str, Any],
+) -> Manifest:
+    """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: io, weights_read."""
     names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
     manifest = Manifest(
-        layout,
-        precision,
+        *kinds,
         spec.num_heads,
         spec.hidden_source,
         spec.capacity,
         {name: getattr(spec.dims, name) for name in names},
         vars(config.base),
         describe_files(folder),
-        io,
-        weights_read,
+        *graphs,
         versions(),
-        {"eval": config.record.get("eval", {})},
+        {"eval": config.record.get("eval", {}), "weights": weights},
         config.draft_vocab,
     )
     manifest.write(folder)

@@ -71,6 +71,11 @@ class QKNorms:
     k: ir.Value
 
 
+def widened(op: OpBuilder, x: ir.Value) -> ir.Value:
+    """bfloat16 as float32: onnxruntime's CUDA kernels of ArgMax, ReduceMin, ReduceMax, Less and CumSum do not take it."""
+    return op.Cast(x, to=ir.DataType.FLOAT) if x.dtype == ir.DataType.BFLOAT16 else x
+
+
 def _sizes(dims: Dims) -> tuple[int, int, int]:
     kv = dims.num_kv_heads * dims.head_dim
     return dims.num_heads * dims.head_dim, kv, kv

@@ -1,6 +1,6 @@
 """What the graphs of a folder are made of, and the one of plain decoding (docs/onnx.md explains every input)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,8 +10,9 @@ from onnxscript.nn import Module
 
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions
+from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions, widened
 from mtpd_onnx.modules import Base, MTPHeads
+from mtpd_onnx.packed import Packed, pack_modules
 from mtpd_onnx.rope import rope_tables
 from mtpd_onnx.sampling_graph import CONTEXT, SETTINGS, Sampler
 
@@ -30,6 +31,7 @@ class Spec:
     dtype: ir.DataType
     capacity: int
     draft_tokens: tuple[int, ...] | None = None  # ids of the draft vocabulary
+    layouts: Mapping[str, Packed] = field(default_factory=dict)  # the matrices stored in integers (layouts.py)
 
     def heads(self, flavour: Flavour) -> MTPHeads:
         drafts = None if self.draft_tokens is None else len(self.draft_tokens)
@@ -60,6 +62,7 @@ class Graph:
 
     def parameters(self, module: Module) -> None:
         """Names the parameters after their path in the module tree and makes them initializers."""
+        pack_modules(module, self.spec.layouts)
         for name, parameter in module.named_parameters():
             parameter.name = name
             parameter._realized = True  # a module used in two places would otherwise be named after the second
@@ -117,7 +120,7 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     sampler = sampler_inputs(graph) if sampled else None
     caches = shared_caches(graph)
     _, hidden = base.model(op, op.Unsqueeze(tokens, [0]), caches, fused_positions(graph, seqlens))
-    logits = op.Squeeze(base.logits(op, op.Gather(hidden, checked, axis=1)), [0])
+    logits = op.Squeeze(widened(op, base.logits(op, op.Gather(hidden, checked, axis=1))), [0])
     last = op.Slice(logits, [-1], [END], [0])  # [1, V]
     if sampler is None:
         following = argmax(op, last)
@@ -132,7 +135,8 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     made = op.Cast(op.GreaterOrEqual(following, [0]), to=I32)  # 1, when all readers of seqlens, which it replaces, are done
     graph.output(op.Add(seqlens, made), "next_main_seqlens", I32, [1])
     if sampler is None:
-        graph.output(logits, "logits", spec.dtype, ["R", spec.dims.vocab_size])
+        assert logits.dtype is not None
+        graph.output(logits, "logits", logits.dtype, ["R", spec.dims.vocab_size])
     cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
     return graph.model()
 
@@ -157,7 +161,7 @@ def fused_positions(graph: Graph, seqlens: ir.Value) -> Positions:
 
 def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:
     """[.., V] -> int64 [..]; the first of equal values, as everywhere."""
-    return op.ArgMax(logits, axis=-1, keepdims=0, select_last_index=0)
+    return op.ArgMax(widened(op, logits), axis=-1, keepdims=0, select_last_index=0)
 
 
 def draft_chain(

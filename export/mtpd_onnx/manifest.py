@@ -8,24 +8,26 @@ from typing import Any
 
 from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_onnx.precision import check_precision
 
 NAME = "manifest.json"
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 3
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 4
 LAYOUTS = {
     "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx", "batched_round.onnx"),
     "split": ("main.onnx", "mtp_heads.onnx"),
 }
-PRECISIONS = ("fp32", "fp16")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """`dims`: the numbers that shapes are made of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output
-    names; `weights_read`: graph -> bytes of weights that one run of it reads; `base`: the reference of the heads' base, its
-    fingerprint included; `draft_vocab`: its size D, or None for the whole vocabulary."""
+    """`precision`: of the weights; `activations`: what is computed in (precision.py); `dims`: the numbers that shapes are made
+    of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
+    weights that one run of it reads; `base`: the reference of the heads' base, its fingerprint included; `draft_vocab`: its
+    size D, or None for the whole vocabulary."""
 
     layout: str
     precision: str
+    activations: str
     num_heads: int
     hidden_source: str
     capacity: int
@@ -88,8 +90,7 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
 def _check_values(manifest: Manifest) -> None:
     if manifest.layout not in LAYOUTS:
         raise ValueError(f"layout: got {manifest.layout!r}, expected one of {', '.join(LAYOUTS)}")
-    if manifest.precision not in PRECISIONS:
-        raise ValueError(f"precision: got {manifest.precision!r}, expected one of {', '.join(PRECISIONS)}")
+    check_precision(manifest.precision, manifest.activations)
     numbers = {"num_heads": manifest.num_heads, "capacity": manifest.capacity} | manifest.dims
     for name in ("num_heads", "capacity", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"):
         if not isinstance(numbers[name], int) or numbers[name] < 1:

@@ -6,21 +6,22 @@ from pathlib import Path
 from mtpd_onnx.cuda_runtime import free_bytes
 from mtpd_onnx.limits import PREFILL_CHUNK
 from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.precision import ACTIVATION_BYTES
 
-FLOAT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 WORKSPACE = {"cuda": 600e6, "cpu": 50e6}  # CUDA's context and cuBLAS, onnxruntime's own
 
 
 def needed_bytes(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool, batch_size: int = 1) -> int:
     """Weights, caches, sampling state and the activations of a prefill chunk: an estimate from above."""
-    dims, item = manifest.dims, FLOAT_BYTES[manifest.precision]
+    dims, item = manifest.dims, ACTIVATION_BYTES[manifest.activations]
     heads = 0 if plain else manifest.num_heads
     caches = 2 * (dims["num_layers"] + heads) * manifest.capacity * dims["num_kv_heads"] * dims["head_dim"] * item
     rows = heads + 1
     logits = rows * dims["vocab_size"] * (item + 4)
     sampling = 8 * rows * dims["vocab_size"] * 4 if sampled else 0
     activations = 16 * PREFILL_CHUNK * dims["hidden_size"] * item
-    weights = (folder / "weights.bin").stat().st_size
+    weights, read = (folder / "weights.bin").stat().st_size, max(manifest.weights_read.values())
+    weights += read if read > weights else 0  # unpacked when the session opens
     return int(weights + batch_size * (caches + logits + sampling + activations) + WORKSPACE[provider])
 
 

@@ -35,7 +35,7 @@ def open_folder(
     manifest = read_manifest(folder, verify)
     if num_draft_tokens is not None and not plain:
         check_drafts(manifest, num_draft_tokens)
-    chosen = choose_provider(provider, manifest.precision)
+    chosen = choose_provider(provider, manifest.precision, manifest.activations)
     if sampling is not None and sampling.greedy:
         sampling = None
     check_memory(folder, manifest, chosen, plain, sampling is not None)
@@ -60,7 +60,7 @@ def open_batched(folder: Path, batch_size: int, *, provider: str = "auto", num_t
     if manifest.layout != "fused":
         raise ValueError("--batch-size: the split layout decodes one text at a time; export with --layout fused")
     check_batches(import_onnxruntime().__version__)
-    chosen = choose_provider(provider, manifest.precision)
+    chosen = choose_provider(provider, manifest.precision, manifest.activations)
     check_memory(folder, manifest, chosen, plain=False, sampled=False, batch_size=batch_size)
     session = open_session(folder / LAYOUTS["fused"][-1], chosen, num_threads)
     return BatchedDecoder(session, manifest, chosen, batch_size)

@@ -1,24 +1,119 @@
-"""Which checkpoint tensors make up each graph parameter: the one key map of the export."""
+"""The values of graph parameters, made of checkpoint tensors one at a time; and how far they are from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mtpd_onnx.graphs import Spec
+from mtpd_onnx.layouts import Part, Policy, parts_of
+from mtpd_onnx.packed import Packed
+from mtpd_onnx.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
 from mtpd_onnx.weights import Tensors
 
+PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
 
-def parameter_value(name: str, shape: tuple[int, ...], spec: Spec, base: Tensors, heads: Tensors) -> np.ndarray:
-    """float32 value of the graph parameter `name`; q/k/v and gate/up are stacked along the output axis."""
-    dims = spec.dims
-    if name == "draft_head.weight":
-        output = "model.embed_tokens.weight" if dims.tied else "lm_head.weight"
-        return base.get(output, (dims.vocab_size, shape[1]))[list(spec.draft_tokens or ())]
-    source = heads if name.startswith("heads.") else base
-    q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
-    for packed, parts in (
-        ("qkv_proj", {"q_proj": q, "k_proj": kv, "v_proj": kv}),
-        ("gate_up_proj", {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size}),
-    ):
-        if f".{packed}." in name:
-            rows = [source.get(name.replace(packed, part), (n, *shape[1:])) for part, n in parts.items()]
-            return np.concatenate(rows)
-    return source.get(name, shape)
+
+@dataclass
+class Account:
+    """How the matrices of a checkpoint were stored, and the one furthest from it: largest |w - w exported|, absolute."""
+
+    kept: int = 0  # with MLX's integers
+    rounded: int = 0
+    floating: int = 0
+    largest_error: float = 0.0
+    largest_error_in: str | None = None
+
+    def note(self, error: float, name: str) -> None:
+        if error > self.largest_error:
+            self.largest_error, self.largest_error_in = error, name
+
+
+class Parameters:
+    """Values of the parameters of `spec`'s graphs; what is asked for is accounted for."""
+
+    def __init__(self, spec: Spec, policy: Policy, base: Tensors, heads: Tensors):
+        self._spec, self._policy, self._base, self._heads = spec, policy, base, heads
+        self._dtype = np.dtype(spec.dtype.numpy())
+        self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
+        self._accounts = {"base": Account(), "heads": Account()}
+
+    def report(self) -> dict[str, Any]:
+        """For the manifest: the account of each checkpoint, and the group size of what was rounded here."""
+        accounts = {name: vars(account) for name, account in self._accounts.items()}
+        rounded = any(account.rounded for account in self._accounts.values())
+        return accounts | {"group_size": self._policy.group_size if rounded else None}
+
+    def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """The parameter `name`, floating point ones in float32; q/k/v and gate/up are stacked along the output axis."""
+        stem, _, part = name.rpartition(".")
+        layout = self._spec.layouts.get(stem)
+        if layout is not None and part in PACKED_PARTS:
+            array = self._packed_value(stem, part, layout, shape[0])
+        else:
+            array = self._float_value(stem, part, shape)
+        if array.shape != shape:
+            raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
+        return array
+
+    def _account(self, stem: str) -> Account:
+        return self._accounts["heads" if stem.startswith("heads.") else "base"]
+
+    def _float_value(self, stem: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
+        parts = parts_of(stem, shape[0], self._spec, self._base, self._heads)
+        array = concatenated([p.source.get(f"{p.stem}.{part}", (p.rows, *shape[1:])) for p in parts])
+        if stem == "draft_head":
+            array = array[self._draft_rows()]
+        if array.ndim == 2:
+            self._account(stem).floating += 1
+            self._account(stem).note(rounding(array, self._dtype), f"{stem}.{part}")
+        return array
+
+    def _packed_value(self, stem: str, part: str, layout: Packed, outputs: int) -> np.ndarray:
+        if self._current is None or self._current[0] != stem:
+            self._current = None  # frees the last one first
+            self._current = (stem, self._matrix(stem, layout, outputs))
+        matrix = self._current[1]
+        if part == "offset":
+            offset = matrix.offset(matrix.scales.astype(self._dtype).astype(np.float32))
+            self._account(stem).note(rounding(offset, self._dtype), f"{stem}.weight")
+            return offset[..., None]
+        if part == "weight":
+            return matrix.packed()
+        return pack(matrix.zeros, matrix.bits) if part == "zero_points" else getattr(matrix, part)
+
+    def _matrix(self, stem: str, layout: Packed, outputs: int) -> Matrix:
+        parts = parts_of(stem, outputs, self._spec, self._base, self._heads)
+        inputs = parts[0].source.width(parts[0].stem)
+        expected = [p.source.get(f"{p.stem}.weight", (p.rows, inputs)) for p in parts]
+        matrix = stack([self._one(p, w, layout) for p, w in zip(parts, expected, strict=True)])
+        wanted = concatenated(expected)
+        if stem == "draft_head":
+            matrix, wanted = matrix.rows(self._draft_rows()), wanted[self._draft_rows()]
+        account = self._account(stem)
+        account.note(largest_error(matrix, wanted, self._dtype), f"{stem}.weight")
+        if all(self._policy.keeps(p.source, p.stem) for p in parts):
+            account.kept += 1
+        else:
+            account.rounded += 1
+        return matrix
+
+    def _one(self, part: Part, weight: np.ndarray, layout: Packed) -> Matrix:
+        if not self._policy.keeps(part.source, part.stem):
+            return round_to_nearest(weight, layout.bits, layout.group_size, self._dtype)
+        scales, biases = part.source.scales_and_biases(part.stem)
+        return from_mlx(part.source.integers(part.stem), scales, biases, layout.bits, layout.group_size)
+
+    def _draft_rows(self) -> Sequence[int]:
+        return list(self._spec.draft_tokens or ())
+
+
+def concatenated(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def rounding(array: np.ndarray, dtype: np.dtype) -> float:
+    """The largest difference that storing float32 [N, n] in `dtype` makes."""
+    parts = (array[start : start + CHUNK] for start in range(0, len(array), CHUNK))
+    return max(float(np.abs(part - part.astype(dtype).astype(np.float32)).max(initial=0)) for part in parts)

@@ -89,13 +89,15 @@ def device_array(array: np.ndarray, provider: str) -> Any:
 
 def device_zeros(shape: Sequence[int], manifest: Manifest, provider: str) -> Any:
     """Zeros of the folder's activation type."""
-    if manifest.precision == "bf16":
-        return import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(list(shape), BFLOAT16, provider, 0)
+    if manifest.activations == "bf16":
+        value = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(list(shape), BFLOAT16, provider, 0)
+        value.update_inplace(np.zeros(shape, np.uint16))  # fresh memory may hold NaN, which a mask does not stop
+        return value
     return device_array(np.zeros(shape, float_type(manifest)), provider)
 
 
 def float_type(manifest: Manifest) -> type:
-    return np.float16 if manifest.precision == "fp16" else np.float32
+    return np.float16 if manifest.activations == "fp16" else np.float32
 
 
 def cache_state(manifest: Manifest, provider: str, num_heads: int, batch_size: int = 1) -> dict[str, tuple[str, Any]]:

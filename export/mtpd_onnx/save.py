@@ -54,7 +54,14 @@ def save_graph(model: ir.Model, file: Path, weights: WeightsFile, load: Callable
             value.const_value = weights.place(value, load)
     ir.save(model, file)
     check_graph(file)
-    return sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None and not _gathered(v))
+    return sum(_bytes_read(value) for value in graph.initializers.values() if not _gathered(value))
+
+
+def _bytes_read(value: ir.Value) -> int:
+    """Integers that are cast are unpacked when the session opens: runs read float32."""
+    assert value.const_value is not None
+    unpacked = value.dtype == ir.DataType.UINT8 and any(use.node.op_type == "Cast" for use in value.uses())
+    return value.const_value.nbytes * (4 if unpacked else 1)
 
 
 def _gathered(value: ir.Value) -> bool:

@@ -4,6 +4,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
+from mtpd_onnx.precision import describe, export_options
+
 PROVIDERS = ("auto", "cuda", "cpu")
 
 
@@ -17,8 +20,8 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def choose_provider(wanted: str, precision: str) -> str:
-    """ "cuda" or "cpu". auto takes CUDA where it runs and says why not; asking for cuda where it cannot run is an error."""
+def choose_provider(wanted: str, precision: str, activations: str) -> str:
+    """ "cuda" or "cpu", whichever runs these activations; auto says which and why. ValueError where the wanted one cannot."""
     if wanted not in PROVIDERS:
         raise ValueError(f"provider: got {wanted!r}, expected one of {', '.join(PROVIDERS)}")
     ort = import_onnxruntime()
@@ -27,13 +30,15 @@ def choose_provider(wanted: str, precision: str) -> str:
         ort.preload_dlls()
     if wanted == "cuda" and not available:
         raise ValueError('--provider cuda: this onnxruntime has no CUDA; install it with: pip install "mtpd-mlx[onnx-gpu]"')
-    chosen = "cuda" if available and wanted != "cpu" and precision == "fp16" else "cpu"
+    chosen, folder = PROVIDER_OF[activations], describe(precision, activations)
     if wanted == "cuda" and chosen == "cpu":
-        raise ValueError(f"--provider cuda: the folder is {precision}; export it with --precision fp16 for CUDA")
-    if chosen == "cpu" and precision == "fp16":
-        raise ValueError("the folder is fp16, which the CPU cannot run; export it with --precision fp32, or use CUDA")
+        other = export_options(precision, "cuda")
+        raise ValueError(f"--provider cuda: the folder is {folder}, which CUDA cannot run; export it with {other}")
+    if chosen == "cuda" and (wanted == "cpu" or not available):
+        other = export_options(precision, "cpu")
+        raise ValueError(f"the folder is {folder}, which the CPU cannot run; export it with {other}, or use CUDA")
     if wanted == "auto":
-        reason = "" if chosen == "cuda" else f" ({'an fp32 folder' if available else 'onnxruntime has no CUDA here'})"
+        reason = "" if chosen == "cuda" else f" (the folder is {folder}{'' if available else '; onnxruntime has no CUDA here'})"
         print(f"mtpd-onnx: running on {chosen}{reason}", file=sys.stderr)
     return chosen
 

@@ -1,6 +1,7 @@
-"""Tensors of a Hugging Face folder or a heads checkpoint as numpy arrays, one at a time, MLX-quantised ones unpacked."""
+"""Tensors of a Hugging Face folder or a heads checkpoint as numpy arrays, one at a time; MLX-quantised ones unpacked or raw."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from mtpd_mlx.fingerprint import read_header
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "U32": np.uint32}
 
 
+@dataclass(frozen=True)
+class Stored:
+    """How MLX stored a matrix."""
+
+    bits: int
+    group_size: int
+
+
 class Tensors:
     """Named tensors of one or several safetensors files, read on demand (memory-mapped)."""
 
@@ -21,8 +30,6 @@ class Tensors:
         for file in files:
             table, start = read_header(file)
             self._where |= {name: (file, start, entry) for name, entry in table.items()}
-        if quantization is not None and quantization.get("mode", "affine") != "affine":
-            raise ValueError(f"quantization mode {quantization['mode']!r} is not supported; supported: affine")
 
     @classmethod
     def of_base(cls, folder: Path, quantization: dict[str, Any] | None) -> "Tensors":
@@ -39,9 +46,8 @@ class Tensors:
         if name not in self._where:
             raise ValueError(f"weights: missing key {name!r} (expected shape {shape})")
         stem = name.removesuffix(".weight")
-        array = self._raw(name)
-        if f"{stem}.scales" in self._where:
-            array = self._unpack(stem, array)
+        stored = self.quantised(stem)
+        array = self._raw(name) if stored is None else self._unpack(stem)
         if array.shape != shape:
             raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
         return np.ascontiguousarray(array, dtype=np.float32)
@@ -54,14 +60,53 @@ class Tensors:
         shape = tuple(entry["shape"])
         return np.memmap(file, dtype=dtype, mode="r", offset=start + entry["data_offsets"][0], shape=shape or (1,))
 
-    def _unpack(self, stem: str, packed: np.ndarray) -> np.ndarray:
-        """MLX affine quantisation: w = scale * q + bias, q packed little-endian into uint32, groups along the last axis."""
-        settings = {**(self._quantization or {}), **((self._quantization or {}).get(stem) or {})}
+    @property
+    def default_bits(self) -> int | None:
+        """Bits of the matrices that have no settings of their own; None in a model that is not quantised."""
+        return (self._quantization or {}).get("bits")
+
+    def quantised(self, stem: str) -> Stored | None:
+        """How the matrix `stem`.weight is stored; None where it is in floating point."""
+        if f"{stem}.scales" not in self._where:
+            return None
+        own = (self._quantization or {}).get(stem)
+        settings = {**(self._quantization or {}), **(own if isinstance(own, dict) else {})}
+        if (mode := settings.get("mode", "affine")) != "affine":
+            raise ValueError(f"weights: {stem}: quantization mode {mode!r} is not supported; supported: affine")
         if "bits" not in settings or "group_size" not in settings:
             raise ValueError(f"weights: {stem} is quantised but the config gives no bits and group_size")
+        return Stored(settings["bits"], settings["group_size"])
+
+    def integers(self, stem: str) -> np.ndarray:
+        """MLX's integers, uint8 [N, K], one to a byte; ValueError where they do not divide into the config's groups."""
+        stored = self.quantised(stem)
+        assert stored is not None
+        q = unpack_bits(np.ascontiguousarray(self._raw(f"{stem}.weight")), stored.bits)
+        groups = self._where[f"{stem}.scales"][2]["shape"][-1]
+        if q.shape[-1] != groups * stored.group_size:
+            got = f"{q.shape[-1]} integers and {groups} scales a row"
+            raise ValueError(f"weights: {stem}: got {got}, expected groups of {stored.group_size} (config.json, quantization)")
+        return q
+
+    def scales_and_biases(self, stem: str) -> tuple[np.ndarray, np.ndarray]:
+        """float32 [N, G] each."""
         scales, biases = (self._raw(f"{stem}.{part}").astype(np.float32) for part in ("scales", "biases"))
-        q = unpack_bits(np.ascontiguousarray(packed), settings["bits"])
-        grouped = q.reshape(*scales.shape, settings["group_size"]).astype(np.float32)
+        return scales, biases
+
+    def width(self, stem: str) -> int:
+        """Inputs K of the matrix `stem`.weight."""
+        stored = self.quantised(stem)
+        name = f"{stem}.weight" if stored is None else f"{stem}.scales"
+        if name not in self._where:
+            raise ValueError(f"weights: missing key {name!r}")
+        columns = self._where[name][2]["shape"][-1]
+        return columns if stored is None else columns * stored.group_size
+
+    def _unpack(self, stem: str) -> np.ndarray:
+        """MLX affine quantisation: w = scale * q + bias, q packed little-endian into uint32, groups along the last axis."""
+        scales, biases = self.scales_and_biases(stem)
+        q = self.integers(stem)
+        grouped = q.reshape(*scales.shape, -1).astype(np.float32)
         return (grouped * scales[..., None] + biases[..., None]).reshape(q.shape)
 
 
@@ -72,6 +117,8 @@ def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
     data = packed.view(np.uint8)
     if bits == 8:
         return data
+    if bits == 4:
+        return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
     stream = np.unpackbits(data, axis=-1, bitorder="little")
     values = stream.reshape(*stream.shape[:-1], -1, bits)
     return (values << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)

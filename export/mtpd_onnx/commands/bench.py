@@ -62,6 +62,7 @@ def measure(args: argparse.Namespace, manifest: Any, prompts: list[list[int]]) -
     values = {
         "provider": first.provider,
         "precision": manifest.precision,
+        "activations": manifest.activations,
         "num_draft_tokens": manifest.num_heads,
         "prompts": len(prompts),
         "max_tokens": args.max_tokens,
@@ -88,13 +89,15 @@ def measure(args: argparse.Namespace, manifest: Any, prompts: list[list[int]]) -
 
 def describe(v: dict[str, Any]) -> str:
     from mtpd_mlx.tables import format_table
+    from mtpd_onnx import precision
 
     rows = [["plain", f"{v['plain_tok_s']:.1f}", f"{v['plain_ms']:.3f}", "1.00"]]
     rows.append(["mtp", f"{v['mtp_tok_s']:.1f}", f"{v['round_ms']:.3f}", f"{v['speedup']:.2f}"])
     if v["genai_tok_s"] is not None:
         rows.append(["genai", f"{v['genai_tok_s']:.1f}", "", f"{v['genai_tok_s'] / v['plain_tok_s']:.2f}"])
     lines = [
-        f"{v['precision']} on {v['provider']}, {v['num_draft_tokens']} drafts, {v['prompts']} prompts x "
+        f"{precision.describe(v['precision'], v['activations'])} on {v['provider']}, "
+        f"{v['num_draft_tokens']} drafts, {v['prompts']} prompts x "
         f"{v['max_tokens']} tokens x {v['repeats']}, medians",
         format_table(rows, ["arm", "tokens/s", "ms/pass", "speed-up"]),
         f"a round costs {v['round_over_plain']:.2f} plain steps and brings tau {v['tau']:.2f} tokens",

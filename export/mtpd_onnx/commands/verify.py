@@ -10,8 +10,8 @@ from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_onnx.runtime_flags import add_runtime_arguments, runtime_options
 
-# Half precisions round logits: texts may part where two of them are this close, and only there.
-TOLERANCE = {"fp32": 0.0, "fp16": 0.25, "bf16": 1.0}
+# Rounded activations round logits: texts may part where two of them are this close, and only there.
+TOLERANCE = {"fp32": 0.0, "fp16": 0.25, "bf16": 1.0, "int8": 1.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     prompts = encode_prompts(args.prompts, Tokenizer.from_folder(args.folder), room, args.limit)
     report = examine(args.folder, [(p.id, p.tokens) for p in prompts], args.max_tokens,
                      None if args.greedy_only else sampling, runtime_options(args))  # fmt: skip
-    tolerance = TOLERANCE[manifest.precision] if args.tolerance is None else args.tolerance
+    tolerance = TOLERANCE[manifest.activations] if args.tolerance is None else args.tolerance
     passed = report.passed(tolerance)
     values = report.to_dict() | {"tolerance": tolerance, "passed": passed}
     print(json.dumps(values, indent=2) if args.json else describe(report, tolerance))

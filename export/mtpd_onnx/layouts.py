@@ -1,0 +1,109 @@
+"""Which matrices are stored in integers, and how: decided for every matrix before a graph is built."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from mtpd_onnx.flavours import Fused
+from mtpd_onnx.graphs import Spec
+from mtpd_onnx.modules import Base, Embedding, Linear
+from mtpd_onnx.packed import Packed
+from mtpd_onnx.precision import DEFAULT_GROUP_SIZE
+from mtpd_onnx.quantize import affine
+from mtpd_onnx.weights import Tensors
+
+# In an int4 folder these keep 8 bits where they are rounded here: every token depends on them alone, at both ends.
+ENDS, END_BITS = ("model.embed_tokens", "lm_head"), 8
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What `--precision int4 | int8` asks for. bits None: no integers at all."""
+
+    bits: int | None = None
+    group_size: int = DEFAULT_GROUP_SIZE
+    int8_products: bool = False
+
+    def wanted_bits(self, stem: str) -> int:
+        assert self.bits is not None
+        return max(self.bits, END_BITS) if stem in ENDS else self.bits
+
+    def keeps(self, source: Tensors, stem: str) -> bool:
+        """MLX's integers are kept where they have no more bits than asked for; and all of them in a model that, by and large,
+        has no more: layers that were given more bits were given them on purpose."""
+        stored = source.quantised(stem)
+        return stored is not None and (stored.bits <= self.wanted_bits(stem) or self._as_stored(source))
+
+    def stays_float(self, source: Tensors, stem: str, inputs: int) -> bool:
+        """MLX left it in floating point, or it does not divide into groups."""
+        if self.keeps(source, stem):
+            return False
+        return (self._as_stored(source) and source.quantised(stem) is None) or inputs % self.group_size != 0
+
+    def _as_stored(self, source: Tensors) -> bool:
+        return self.bits is not None and source.default_bits is not None and source.default_bits <= self.bits
+
+
+@dataclass(frozen=True)
+class Part:
+    """One checkpoint matrix inside a graph matrix."""
+
+    source: Tensors
+    stem: str
+    rows: int
+
+
+def matrices(spec: Spec) -> Iterator[tuple[str, int, int]]:
+    """(path, outputs, inputs) of every matrix of the graphs."""
+    flavour = Fused()
+    for root in (Base(spec.dims, spec.dtype, flavour), spec.heads(flavour)):
+        for path, module in root.named_modules():
+            if isinstance(module, Linear | Embedding):
+                assert module.weight.shape is not None
+                outputs, inputs = (int(n) for n in module.weight.shape)  # type: ignore[arg-type]
+                yield path, outputs, inputs
+
+
+def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors) -> list[Part]:
+    """The checkpoint matrices that a graph matrix stacks: the one key map of the export."""
+    dims = spec.dims
+    if stem == "draft_head":  # some rows of the output head
+        return [Part(base, "model.embed_tokens" if dims.tied else "lm_head", dims.vocab_size)]
+    source = heads if stem.startswith("heads.") else base
+    path, _, last = stem.rpartition(".")
+    q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+    stacked = {
+        "qkv_proj": {"q_proj": q, "k_proj": kv, "v_proj": kv},
+        "gate_up_proj": {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size},
+    }.get(last)
+    if stacked is None:
+        return [Part(source, stem, outputs)]
+    return [Part(source, f"{path}.{name}", rows) for name, rows in stacked.items()]
+
+
+def plan(spec: Spec, policy: Policy, base: Tensors, heads: Tensors) -> dict[str, Packed]:
+    """path -> layout of the matrices that are stored in integers; the others stay in floating point."""
+    if policy.bits is None:
+        return {}
+    found = {}
+    for stem, outputs, inputs in matrices(spec):
+        layout = _layout(parts_of(stem, outputs, spec, base, heads), inputs, spec.dtype, policy)
+        if layout is not None:
+            found[stem] = layout
+    return found
+
+
+def _layout(parts: list[Part], inputs: int, dtype: ir.DataType, policy: Policy) -> Packed | None:
+    """Parts of different bits and group sizes are stacked in the most bits and the smallest groups, which holds all of them
+    exactly; one part in floating point keeps the whole stack there."""
+    if any(policy.stays_float(p.source, p.stem, inputs) for p in parts):
+        return None
+    kept = [(p, s) for p in parts if policy.keeps(p.source, p.stem) and (s := p.source.quantised(p.stem))]
+    rounded = [p for p in parts if not policy.keeps(p.source, p.stem)]
+    bits = max([4 if s.bits <= 4 else 8 for _, s in kept] + [policy.wanted_bits(p.stem) for p in rounded])
+    group_size = min([s.group_size for _, s in kept] + [policy.group_size for _ in rounded])
+    residual = any(affine(*p.source.scales_and_biases(p.stem), bits)[1].any() for p, _ in kept)
+    # onnxruntime has no float kernel for 8 bits on CPUs: it would unpack the matrix in every run, 30 times slower.
+    unpacked = bits == 8 and dtype == ir.DataType.FLOAT and not policy.int8_products
+    return Packed(bits, group_size, residual, unpacked, policy.int8_products)
