@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 from mtpd_onnx.dims import Dims, read_dims
+from safetensors.numpy import load_file, save_file
 
 from mtpd_mlx import __version__
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, DRAFT_TOKENS, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
 from mtpd_mlx.fingerprint import fingerprint_base
 from tools.genai_peer.safetensors_folder import lay_out
 
@@ -128,14 +129,22 @@ def write_base(folder: Path, config: dict[str, Any], tokenizer: Path, dtype: str
     return dims
 
 
-def write_heads(folder: Path, base: Path, dims: Dims, num_heads: int, dtype: str, seed: int, noise: float) -> None:
-    """A heads checkpoint beside its base (docs/architecture.md)."""
+def write_heads(
+    folder: Path, base: Path, dims: Dims, num_heads: int, dtype: str, seed: int, noise: float, draft_vocab: int | None
+) -> None:
+    """A heads checkpoint beside its base (docs/architecture.md); a draft vocabulary of evenly spread ids."""
     folder.mkdir(parents=True)
     shapes = heads_shapes(dims, num_heads)
     write_random(folder / WEIGHTS_NAME, shapes, DTYPES[dtype], seed + 1, lambda name: noise)
+    if draft_vocab is not None:
+        ids = np.linspace(0, dims.vocab_size - 1, draft_vocab).astype(np.int32)
+        save_file(load_file(folder / WEIGHTS_NAME) | {DRAFT_TOKENS: ids}, folder / WEIGHTS_NAME)
     reference = BaseRef(f"../{base.name}", fingerprint_base(base), dims.model_type, dims.hidden_size, dims.vocab_size)
     record = {"random": {"seed": seed, "noise": noise}, "versions": {"mtpd-mlx": __version__, "numpy": np.__version__}}
-    write_json(folder / CONFIG_NAME, CheckpointConfig(num_heads, "postnorm", reference, record=record).to_json())
+    write_json(
+        folder / CONFIG_NAME,
+        CheckpointConfig(num_heads, "postnorm", reference, record=record, draft_vocab=draft_vocab).to_json(),
+    )
 
 
 def main() -> int:
@@ -147,6 +156,7 @@ def main() -> int:
     parser.add_argument("--tokenizer", type=Path, default=DEMO, help="folder whose tokenizer is copied (default: the demo's)")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the base's matrices (default: %(default)s)")
     parser.add_argument("--noise", type=float, default=0.02, help="scale of the heads' matrices (default: %(default)s)")
+    parser.add_argument("--draft-vocab", type=int, metavar="D", help="tokens that the heads draft among (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     started = time.perf_counter()
@@ -156,7 +166,8 @@ def main() -> int:
         config = DIMS[args.dims] if args.dims in DIMS else json.loads(Path(args.dims).read_text())
         dims = write_base(args.out / "base", config, args.tokenizer, args.dtype, args.seed, args.scale)
         if args.num_heads:
-            write_heads(args.out / "heads", args.out / "base", dims, args.num_heads, args.dtype, args.seed, args.noise)
+            base, heads = args.out / "base", args.out / "heads"
+            write_heads(heads, base, dims, args.num_heads, args.dtype, args.seed, args.noise, args.draft_vocab)
     except (ValueError, OSError) as error:
         print(f"random_model: error: {error}", file=sys.stderr)
         return 1

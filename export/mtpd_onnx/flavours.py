@@ -13,6 +13,8 @@ from onnxscript import OpBuilder
 from mtpd_onnx.dims import Dims
 
 MICROSOFT = "com.microsoft"
+# Computed in on CUDA alone (precision.PROVIDERS), where GroupQueryAttention can apply the norms of queries and keys itself.
+CUDA_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 @dataclass
@@ -113,10 +115,16 @@ class Fused:
     ) -> ir.Value:
         sizes = _sizes(dims)
         q, k, v = packed, None, None  # GroupQueryAttention takes them packed
-        if norms is not None:
+        inside = norms is not None and packed.dtype in CUDA_TYPES
+        if norms is not None and not inside:
             q, k, v = op.Split(packed, list(sizes), axis=-1, _outputs=3)
             q = self._head_norm(op, q, norms.q, dims)
             k = self._head_norm(op, k, norms.k, dims)
+        optional: list[ir.Value | None] = [None] * 7 + [positions.lengths]  # inputs 9..16
+        if norms is not None and inside:
+            optional[5:7] = [norms.q, norms.k]
+        while optional and optional[-1] is None:
+            optional.pop()
         out, cache.key, cache.value = op.GroupQueryAttention(
             q,
             k,
@@ -127,12 +135,13 @@ class Fused:
             positions.total,
             positions.cos,
             positions.sin,
-            *([] if positions.lengths is None else [*[None] * 7, positions.lengths]),
+            *optional,
             num_heads=dims.num_heads,
             kv_num_heads=dims.num_kv_heads,
             scale=dims.head_dim**-0.5,
             do_rotary=1,
             rotary_interleaved=0,
+            **({"qk_norm_epsilon": dims.rms_norm_eps} if inside else {}),
             _domain=MICROSOFT,
             _version=1,
             _outputs=3,
