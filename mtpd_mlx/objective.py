@@ -68,7 +68,13 @@ class Model:
         head = self.base.draft_head(tokens)
         return Draft(tokens, OutputHead(lambda hidden, weight: head(hidden), None, tokens.size))
 
+    def frozen_heads(self) -> Tree:
+        """Parameters of the heads that do not train, float32 as they are stored."""
+        return {"heads": [head.parameters() for head in self.heads.heads[: self.first_trained]]}
+
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
+        if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl") or self.heads.draft_tokens is not None):
+            raise ValueError("detach_teacher off: expected joint training with loss mtpd or kl and the whole vocabulary")
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
         return FusedLoss(cfg, alphas, betas, self.first_trained, self.joint)
@@ -137,7 +143,7 @@ def simulated_acceptance(best: mx.array, mask: mx.array) -> mx.array:
     for k in range(1, best.shape[0]):
         alive = alive * shift_left(best[k] == best[0], k)
         counts.append(alive.sum())
-    return mx.stack(counts).astype(mx.float32)
+    return mx.stack(counts).astype(mx.float32) if counts else mx.zeros((0,))
 
 
 def _end_to_end_weights(outcome: Outcome, weights: mx.array, masks: mx.array, scale: mx.array, first: int) -> mx.array:
