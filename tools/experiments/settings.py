@@ -37,9 +37,9 @@ class Setting:
     base: str
     batch_size: int = 32
     length: int = 512
-    joint_steps: int = 2000
+    joint_steps: int = 1500
     joint_rate: float = 2e-3
-    base_steps: int = 5000
+    base_steps: int = 4000
     heads_steps: int = 1500
     heads_rate: float = 1e-3
     loop_steps: int = 400
@@ -51,7 +51,7 @@ class Setting:
     own_prompt: int = 64  # tokens of the corpus that a row begins with
     own_temp: float = 0.6
     gen_tokens: int = 128  # of the base's text that acceptance is measured on, per prompt
-    gen_batch: int = 256
+    gen_batch: int = 512
     prompts: int = 64  # per set, at most
     temp: float = 0.7  # of sampled decoding
     valid_rows: int = 128  # held-out rows validated on at both ends of a training
