@@ -114,6 +114,8 @@ def objective(
         )
     outcome = fused(head, draft, rows) if with_gradient else fused.values(head, draft, rows)
     counted = (outcome.values * _flat(weights)).sum(axis=1)  # [K + 1]
+    if not states:  # a base alone
+        return outcome.loss, mx.stop_gradient(counted)
     accepted = simulated_acceptance(outcome.best.reshape(weights.shape), masks[-1]) * scale[-1]
     metrics = mx.concatenate([counted[:1], counted[1 + model.first_trained :], accepted])
     return outcome.loss, mx.stop_gradient(metrics)
@@ -143,7 +145,7 @@ def simulated_acceptance(best: mx.array, mask: mx.array) -> mx.array:
     for k in range(1, best.shape[0]):
         alive = alive * shift_left(best[k] == best[0], k)
         counts.append(alive.sum())
-    return mx.stack(counts).astype(mx.float32) if counts else mx.zeros((0,))
+    return mx.stack(counts).astype(mx.float32)
 
 
 def _end_to_end_weights(outcome: Outcome, weights: mx.array, masks: mx.array, scale: mx.array, first: int) -> mx.array:

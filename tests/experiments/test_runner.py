@@ -119,3 +119,15 @@ def test_killed_and_continued_gives_the_same(data: Path, results: Path, tmp_path
 def test_another_setting_is_refused(data: Path, results: Path) -> None:
     process = start(data, results, "--set", "joint_steps=7")
     assert process.wait(60) == 2
+
+
+def test_report_of_the_results(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "toy.json").write_text((results / "results.json").read_text())
+    assert tool("report", str(folder)).wait(60) == 0
+    page, summary = (tmp_path / "results.md").read_text(), json.loads((folder / "summary.json").read_text())
+    assert "joint4-mtpd-loop8" in page and "not measured" in page and (folder / "toy-loops.svg").exists()
+    assert len(summary["toy"]["car"]["joint4-mtpd.s0"]) == 8 and summary["toy"]["costs"]["base.s0"]["step_ms"] > 0
+    before = page
+    assert tool("report", str(folder)).wait(60) == 0 and (tmp_path / "results.md").read_text() == before

@@ -55,6 +55,15 @@ def loops(part: str, of: str, loss: LossConfig, s: Setting, seed: int = 0, text:
     return arms
 
 
+def one_head_loops(of: str, loss: LossConfig) -> list[Arm]:
+    """1 -> 2 -> 4 -> 8 by copies alone, the paper's pilot."""
+    arms, before = [], f"{of}.s0"
+    for count in (2, 4, 8):
+        arms.append(Arm("copies", f"{of}-copy{count}", "loop", loss, count, 0, start=before))
+        before = arms[-1].key
+    return arms
+
+
 def scratch(s: Setting) -> list[Arm]:
     """8 and 16 heads from scratch, for as many steps as 4 heads and their extension took together."""
     eight, sixteen = s.joint_steps + s.loop_steps, s.joint_steps + 2 * s.loop_steps
@@ -108,6 +117,7 @@ def ablations(s: Setting) -> list[Arm]:
 def all_arms(s: Setting) -> list[Arm]:
     base = Arm("base", BASE_ARM, "base", CE, 0, s.base_steps)
     arms = [*joint(s), *loops("loops", "joint4-mtpd", MTPD, s), *loops("loops", "joint4-ce", CE, s), base, *frozen(s)]
+    arms += [*one_head_loops("joint1-ce", CE), *one_head_loops("joint1-mtpd", MTPD_1)]
     arms += loops("own-loops", "frozen-mtpd-own", MTPD, s, text="mixed")
     return [*arms, *scratch(s), *ablations(s), *recipes(s)]
 
