@@ -6,6 +6,7 @@ from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES
 from mtpd_mlx.schema import option
 
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
+KL_DIRECTIONS = ("forward", "reverse")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class LossConfig:
     alpha: tuple[float, ...] = option((0.3,), "weight of CE: one value, or one per head")
     beta: tuple[float, ...] = option((0.5,), "weight of the distillation term: one value, or one per head")
     top_n: int = option(10_000, "teacher tokens kept by the top-N KL (at most the vocabulary)")
+    kl_direction: str = option("forward", "of mtpd and kl: KL(teacher || head) or, reverse, KL(head || teacher)", KL_DIRECTIONS)
+    detach_teacher: bool = option(True, "no gradient of mtpd's and kl's KL to the main head (off: an ablation, joint training)")
     eta: float = option(3.0, "sharpness of the lk mixture: lambda = exp(-eta (1 - TV))")
 
 

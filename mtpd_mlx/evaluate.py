@@ -42,15 +42,20 @@ def round_starts(accepted: list[int]) -> list[int]:
 
 def measure(base: Base, heads: MTPHeads, texts: list[Generation], forced: list[ForcedBatch] | None = None) -> dict[str, Any]:
     """Acceptance over all rounds of `texts`, and over the rounds whose first target ends a 4-gram new to its text."""
+    return summarise(texts, match_tables(base, heads, texts, forced), heads.num_heads)
+
+
+def summarise(texts: list[Generation], tables: list[np.ndarray], num_heads: int) -> dict[str, Any]:
+    """The figures of `measure` from the tables of matches, one [N, K] per text."""
     counts: list[int] = []
     novel_counts: list[int] = []
-    for text, table in zip(texts, match_tables(base, heads, texts, forced), strict=True):
+    for text, table in zip(texts, tables, strict=True):
         accepted = walk(table)
         novel = novel_positions(text.prompt + text.tokens, 4)
         counts += accepted
         first = len(text.prompt) + 1  # row r drafts from position len(prompt)-1+r, whose depth-1 target is two further on
         novel_counts += [a for a, r in zip(accepted, round_starts(accepted), strict=True) if novel[first + r]]
-    overall, new = from_counts(counts, heads.num_heads), from_counts(novel_counts, heads.num_heads)
+    overall, new = from_counts(counts, num_heads), from_counts(novel_counts, num_heads)
     return overall.to_dict() | {"novel": new.to_dict()}
 
 

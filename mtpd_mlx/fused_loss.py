@@ -144,8 +144,9 @@ class FusedLoss:
         return outcome, gradients + parts[-1].weights
 
     def _chunk(self, head: OutputHead, draft: Draft | None, rows: Rows, chunk: "Chunk", with_gradient: bool) -> None:
+        # A detached teacher's part is finished at once; else it waits for what the heads' KL adds to its gradient.
         own, targets = (draft.head, _inside(draft.tokens, head.vocab_size)[rows.targets]) if draft else (head, rows.targets)
-        teacher = self._main(head, draft, rows, chunk, with_gradient)
+        teacher, main = self._main(head, draft, rows, chunk, with_gradient)
         for k, state in enumerate(rows.states, start=1):
             state = chunk.next(state)
             logits = own.logits(state, own.weight)
@@ -157,31 +158,39 @@ class FusedLoss:
                 best, value = made.best, made.value
             chunk.note(value, draft.tokens[best] if draft else best)
             if with_gradient and made is not None:
+                if main is not None and made.of_teacher is not None:
+                    main = replace(main, gradient=main.gradient + made.of_teacher)
                 chunk.add(own, state, made, 1 if draft and head.weight is not None else 0)
+        if main is not None:
+            chunk.add(head, rows.main, main, 0)
+            chunk.gradients.insert(0, chunk.gradients.pop())
         chunk.loss = (mx.stack(chunk.values) * rows.weights).sum()
 
     def _main(
         self, head: OutputHead, draft: Draft | None, rows: Rows, chunk: "Chunk", with_gradient: bool
-    ) -> TeacherRows | None:
-        """The main head's own loss and argmax; the teacher where the loss has one."""
+    ) -> tuple[TeacherRows | None, HeadRows | None]:
+        """The main head's own loss and argmax; the teacher where the loss has one; what of it still waits to be added."""
         wanted = self.cfg.loss != "ce"
         if rows.stored is not None:
             chunk.note(rows.stored.main_loss, rows.stored.tokens[:, 0].astype(mx.uint32))
-            return stored_teacher(rows.stored.tokens, rows.stored.logits, head.vocab_size, rows.main.dtype) if wanted else None
+            if not wanted:
+                return None, None
+            return stored_teacher(rows.stored.tokens, rows.stored.logits, head.vocab_size, rows.main.dtype), None
         hidden = chunk.next(rows.main)
         logits = head.logits(hidden, head.weight)
         stats = row_stats(logits)
         made = ce_rows(logits, stats, rows.targets, rows.weights[0])
         chunk.note(made.value, made.best)
-        if self.train_main and with_gradient:
+        waits = self.train_main and with_gradient and not self.cfg.detach_teacher and wanted and draft is None
+        if self.train_main and with_gradient and not waits:
             chunk.add(head, hidden, made, 0)
         if not wanted:
-            return None
+            return None, None
         top_n = self.cfg.top_n if self.cfg.loss in ("mtpd", "kl") else head.vocab_size
         if draft:
             logits = mx.take(logits, draft.tokens, axis=-1)
             stats = row_stats(logits)
-        return teacher_rows(logits, stats, top_n)
+        return teacher_rows(logits, stats, top_n), made if waits else None
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Losses of the heads: per position first, masked and reduced afterwards (offsets: docs/architecture.md).
 
-Everything is computed in float32. The teacher is detached here, once, so no caller can forget it.
+Everything is computed in float32. The teacher is detached here, once, so no caller can forget it (but for the ablation
+`detach_teacher` off).
 tests/oracles/losses.py holds the float64 oracle of each.
 """
 
@@ -37,9 +38,14 @@ class Teacher:
     @classmethod
     def detach(cls, logits: mx.array, top_n: int) -> "Teacher":
         """logits [B, T, V]; top_n >= V keeps the whole vocabulary."""
+        return cls.attached(mx.stop_gradient(logits), top_n)
+
+    @classmethod
+    def attached(cls, logits: mx.array, top_n: int) -> "Teacher":
+        """The same with a gradient, for the ablation alone."""
         if top_n < 1:
             raise ValueError(f"top_n: got {top_n}, expected at least 1")
-        logits = mx.stop_gradient(logits.astype(mx.float32))
+        logits = logits.astype(mx.float32)
         if top_n >= logits.shape[-1]:
             return cls(log_softmax(logits), None)
         top = mx.stop_gradient(mx.argpartition(-logits, top_n - 1, axis=-1)[..., :top_n])
@@ -58,6 +64,15 @@ def top_n_kl(logits: mx.array, teacher: Teacher) -> mx.array:
     if teacher.top is not None:
         logits = mx.take_along_axis(logits, teacher.top, axis=-1)
     return (mx.exp(teacher.log_q) * (teacher.log_q - log_softmax(logits))).sum(axis=-1)
+
+
+def reverse_top_n_kl(logits: mx.array, teacher: Teacher) -> mx.array:
+    """KL( P~ || Q~ ) [B, T], both re-normalised over the teacher's top-N tokens."""
+    logits = logits.astype(mx.float32)
+    if teacher.top is not None:
+        logits = mx.take_along_axis(logits, teacher.top, axis=-1)
+    log_p = log_softmax(logits)
+    return (mx.exp(log_p) * (log_p - teacher.log_q)).sum(axis=-1)
 
 
 def total_variation(logits: mx.array, teacher: Teacher) -> mx.array:
@@ -91,12 +106,13 @@ def head_loss(cfg: LossConfig, logits: mx.array, teacher: Teacher, targets: mx.a
     """The loss of one head per position [B, T]; `teacher` is already shifted to the head's targets."""
     if cfg.loss == "ce":
         return alpha * cross_entropy(logits, targets)
+    divergence = top_n_kl if cfg.kl_direction == "forward" else reverse_top_n_kl
     if cfg.loss == "kl":
-        return beta * top_n_kl(logits, teacher)
+        return beta * divergence(logits, teacher)
     if cfg.loss == "lk":
         return lk_hybrid(logits, teacher, cfg.eta)
     if cfg.loss == "mtpd":
-        return alpha * cross_entropy(logits, targets) + beta * top_n_kl(logits, teacher)
+        return alpha * cross_entropy(logits, targets) + beta * divergence(logits, teacher)
     raise ValueError(f"loss {cfg.loss!r} has no per-head form")
 
 
@@ -134,7 +150,9 @@ def heads_objective(
     num_heads = len(head_logits)
     alphas = per_head_weights(cfg.alpha, num_heads - first, "alpha")
     betas = per_head_weights(cfg.beta, num_heads - first, "beta")
-    teacher = Teacher.detach(main_logits, cfg.top_n if cfg.loss in ("mtpd", "kl") else main_logits.shape[-1])
+    in_top_n = cfg.loss in ("mtpd", "kl")
+    make = Teacher.detach if cfg.detach_teacher or not in_top_n else Teacher.attached
+    teacher = make(main_logits, cfg.top_n if in_top_n else main_logits.shape[-1])
     terms, tvs = [], []
     for k in range(first + 1, num_heads + 1):
         logits, shifted, j = head_logits[k - 1], teacher.shift(k), k - first - 1

@@ -68,7 +68,13 @@ class Model:
         head = self.base.draft_head(tokens)
         return Draft(tokens, OutputHead(lambda hidden, weight: head(hidden), None, tokens.size))
 
+    def frozen_heads(self) -> Tree:
+        """Parameters of the heads that do not train, float32 as they are stored."""
+        return {"heads": [head.parameters() for head in self.heads.heads[: self.first_trained]]}
+
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
+        if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl") or self.heads.draft_tokens is not None):
+            raise ValueError("detach_teacher off: expected joint training with loss mtpd or kl and the whole vocabulary")
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
         return FusedLoss(cfg, alphas, betas, self.first_trained, self.joint)
@@ -108,6 +114,8 @@ def objective(
         )
     outcome = fused(head, draft, rows) if with_gradient else fused.values(head, draft, rows)
     counted = (outcome.values * _flat(weights)).sum(axis=1)  # [K + 1]
+    if not states:  # a base alone
+        return outcome.loss, mx.stop_gradient(counted)
     accepted = simulated_acceptance(outcome.best.reshape(weights.shape), masks[-1]) * scale[-1]
     metrics = mx.concatenate([counted[:1], counted[1 + model.first_trained :], accepted])
     return outcome.loss, mx.stop_gradient(metrics)

@@ -5,8 +5,11 @@ With p the student's softmax and q the teacher's over its top-N set S (q = 0 out
 
     CE  = -log p_t                            gradient p - onehot(t)
     KL  = sum_S q (log q - log p + log p_S)   gradient p 1_S / p_S - q
+    its reverse (r = p 1_S / p_S):  R = sum_S r (log r - log q)        gradient r (log r - log q - R)
     TV  = 1/2 sum |q - p|                     gradient 1/2 p (s - sum s p),  s = sign(p - q)
     LK  = lambda KL + (1 - lambda) TV,        lambda = exp(-eta sg(1 - TV))
+
+and, for a teacher that is not detached, with respect to its logits: KL gives q (log q - log r - KL), its reverse q - r.
 """
 
 from dataclasses import dataclass, replace
@@ -16,6 +19,8 @@ from mtpd_mlx.config import LossConfig
 from mtpd_mlx.mlx_runtime import mx, on_cuda
 from mtpd_mlx.row_stats import RowStats, exp, row_stats
 from mtpd_mlx.selection import nth_largest
+
+TINY = 1e-30  # stands in for teacher weights that underflow, under a logarithm
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,7 @@ class HeadRows:
     value: mx.array
     gradient: mx.array
     best: mx.array
+    of_teacher: mx.array | None = None  # gradient [R, V] with respect to the teacher's logits, where it is not detached
 
 
 def ce_rows(logits: mx.array, stats: RowStats, targets: mx.array, weights: mx.array) -> HeadRows:
@@ -92,18 +98,44 @@ def head_rows(
     alpha, beta = (alpha if cfg.loss != "kl" else 0.0), (beta if cfg.loss != "ce" else 0.0)
     taught = replace(teacher, weights=teacher.weights.astype(logits.dtype)) if teacher and beta else None
     stats = row_stats(logits, taught.weights, taught.whole) if taught else row_stats(logits)
-    value = mx.zeros(targets.shape)
+    value, of_teacher = mx.zeros(targets.shape), None
     everywhere = within = teaching = mx.zeros_like(stats.high)
     if alpha:
         counted = targets >= 0
         value = alpha * counted * _ce(logits, stats, mx.maximum(targets, 0))
         everywhere = (alpha * counted * weights)[:, None]
-    if taught:
+    divergence = None
+    if taught and not (cfg.kl_direction == "forward" and cfg.detach_teacher):
+        divergence = _divergence_rows(cfg, logits, stats, taught)
+        value = value + beta * divergence[0]
+        if not cfg.detach_teacher:
+            of_teacher = (beta * weights[:, None] * divergence[2]).astype(logits.dtype)
+    elif taught:
         value = value + beta * _kl(taught, stats)
         within = beta * weights[:, None] * stats.total / stats.inside  # weight beta / p_S
         teaching = beta * weights[:, None] / taught.mass
     gradient = _gradient(logits, stats, taught, everywhere, within, teaching, targets)
-    return HeadRows(value, gradient, stats.best)
+    if divergence is not None:
+        gradient = gradient + (beta * weights[:, None] * divergence[1]).astype(gradient.dtype)
+    return HeadRows(value, gradient, stats.best, of_teacher)
+
+
+def _divergence_rows(
+    cfg: LossConfig, logits: mx.array, stats: RowStats, teacher: TeacherRows
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The forms that only ablations use, in plain operations: value [R], gradients [R, V] by student and teacher logits."""
+    weights = teacher.weights.astype(mx.float32)
+    inside = weights >= 0
+    q = mx.maximum(weights, 0) / teacher.mass
+    log_q = mx.log(mx.maximum(weights, TINY)) - mx.log(teacher.mass)
+    log_r = logits.astype(mx.float32) - stats.high - mx.log(stats.inside)
+    r = inside * exp(log_r)
+    gap = mx.where(inside, log_q - log_r, 0.0)
+    if cfg.kl_direction == "forward":
+        value = (q * gap).sum(axis=-1, keepdims=True)
+        return value[:, 0], r - q, q * (gap - value)
+    value = -(r * gap).sum(axis=-1, keepdims=True)
+    return value[:, 0], r * (-gap - value), q - r
 
 
 def _gradient(

@@ -64,6 +64,8 @@ class Stepper:
         self.optimizer = make_optimizer(cfg)
         self.dtype = compute_dtype(cfg)
         self.params: Tree = model.trainable()
+        self.frozen = model.frozen_heads()
+        self._frozen_cast = cast(self.frozen, self.dtype)  # else they would promote every later head to float32
         self.optimizer.init(self.params)
         self.state: list[Any] = [self.params, self.optimizer.state]
         self._compile()
@@ -74,7 +76,7 @@ class Stepper:
         params, captured = self.params, self.state
 
         def loss_fn(values: Tree, *inputs: Any) -> tuple:
-            self.model.bind(cast(values, self.dtype))
+            self._bind_cast(values)
             return objective(self.model, self.fused, *inputs)
 
         gradient = mx.value_and_grad(loss_fn)
@@ -109,7 +111,7 @@ class Stepper:
 
         @mx.compile
         def evaluate(values: Tree, *inputs: Any) -> mx.array:
-            self.model.bind(cast(values, self.dtype))
+            self._bind_cast(values)
             metrics = partial(objective, with_gradient=False)(self.model, self.fused, *inputs)[1]
             return self.world.sum(metrics)
 
@@ -159,6 +161,11 @@ class Stepper:
     def sync(self) -> None:
         """Leaves the modules holding the real float32 parameters (tracing leaves tracers in them)."""
         self.model.bind(self.params)
+        self.model.heads.update(self.frozen)
+
+    def _bind_cast(self, values: Tree) -> None:
+        self.model.bind(cast(values, self.dtype))
+        self.model.heads.update(self._frozen_cast)
 
     def follow_lead(self) -> None:
         """Every rank takes over rank 0's parameters and optimiser state."""

@@ -34,7 +34,7 @@ class Evaluation:
 
     @property
     def ar(self) -> list[float]:
-        return [c / p if p > 0 else 0.0 for c, p in zip(self.car, [1.0, *self.car[:-1]], strict=True)]
+        return [c / p if p > 0 else 0.0 for c, p in zip(self.car, [1.0, *self.car], strict=False)]
 
     @property
     def tau(self) -> float:

@@ -22,6 +22,12 @@ def top_n_kl(student: np.ndarray, teacher: np.ndarray, n: int) -> float:
     return float((np.exp(log_q) * (log_q - log_p)).sum())
 
 
+def reverse_top_n_kl(student: np.ndarray, teacher: np.ndarray, n: int) -> float:
+    keep = np.argsort(-teacher.astype(np.float64), kind="stable")[:n]
+    log_q, log_p = log_softmax(teacher[keep]), log_softmax(student[keep])
+    return float((np.exp(log_p) * (log_p - log_q)).sum())
+
+
 def tv(student: np.ndarray, teacher: np.ndarray) -> float:
     return 0.5 * float(np.abs(np.exp(log_softmax(teacher)) - np.exp(log_softmax(student))).sum())
 

@@ -28,7 +28,8 @@ def example() -> tuple[mx.array, mx.array, list[mx.array], mx.array, mx.array]:
 def by_definition(cfg: LossConfig, joint: bool, head: mx.array, main: mx.array, states: list[mx.array]) -> mx.array:
     _, _, _, targets, weights = example()
     main_logits = main @ head.T
-    teacher = Teacher.detach(main_logits, cfg.top_n if cfg.loss in ("mtpd", "kl") else V)
+    make = Teacher.detach if cfg.detach_teacher else Teacher.attached
+    teacher = make(main_logits, cfg.top_n if cfg.loss in ("mtpd", "kl") else V)
     total = (cross_entropy(main_logits, targets) * weights[0]).sum() if joint else mx.array(0.0)
     for k, state in enumerate(states, start=1):
         logits = state @ head.T
@@ -42,9 +43,23 @@ def by_definition(cfg: LossConfig, joint: bool, head: mx.array, main: mx.array, 
 @pytest.mark.parametrize("top_n", [5, 1000])
 @pytest.mark.parametrize(("joint", "chunk"), [(True, 10), (False, 10), (True, 64)])
 def test_equals_automatic_differentiation(loss: str, top_n: int, joint: bool, chunk: int) -> None:
-    cfg = LossConfig(loss=loss, top_n=top_n)
+    check_against_definition(LossConfig(loss=loss, top_n=top_n), joint, chunk)
+
+
+@pytest.mark.parametrize("loss", ["mtpd", "kl"])
+@pytest.mark.parametrize("top_n", [5, 1000])
+@pytest.mark.parametrize(("direction", "detach"), [("reverse", True), ("reverse", False), ("forward", False)])
+def test_ablations_equal_automatic_differentiation(loss: str, top_n: int, direction: str, detach: bool) -> None:
+    cfg = LossConfig(loss=loss, top_n=top_n, kl_direction=direction, detach_teacher=detach)
+    for chunk in (10, 64):
+        check_against_definition(cfg, True, chunk)
+    if detach:
+        check_against_definition(cfg, False, 10)
+
+
+def check_against_definition(cfg: LossConfig, joint: bool, chunk: int) -> None:
     head, main, states, targets, weights = example()
-    fused = FusedLoss(cfg, [0.3] * K, [0.5] * K, 0, joint, chunk)
+    fused = FusedLoss(cfg, [0.3] * K, [0.5] * K, 0, joint, chunk)  # heads by alpha 0.3, beta 0.5
     if not joint:
         weights = weights * mx.array([[0.0]] + [[1.0]] * K)
 

@@ -9,7 +9,7 @@ from mtpd_mlx.base import new_base
 from mtpd_mlx.config import LOSSES, LossConfig, OptimConfig
 from mtpd_mlx.data import Batch
 from mtpd_mlx.heads import init_heads
-from mtpd_mlx.losses import Teacher, heads_objective, target_masks, top_n_kl
+from mtpd_mlx.losses import Teacher, heads_objective, reverse_top_n_kl, target_masks, top_n_kl
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.train_step import Stepper
@@ -84,6 +84,23 @@ def test_top_n_of_the_whole_vocabulary_is_full_kl() -> None:
     almost = top_n_kl(mx.array(heads[0]), Teacher.detach(mx.array(main), V - 1))
     assert np.array_equal(np.array(full), np.array(every)) and not np.allclose(np.array(full), np.array(almost))
     assert np.abs(np.array(top_n_kl(mx.array(main), Teacher.detach(mx.array(main), V)))).max() < 1e-6
+
+
+@pytest.mark.parametrize("n", [4, V])
+def test_reverse_kl_equals_the_oracle(n: int) -> None:
+    heads, main, _ = example()
+    got = np.array(reverse_top_n_kl(mx.array(heads[0]), Teacher.detach(mx.array(main), n)))
+    want = [[oracle.reverse_top_n_kl(heads[0][b, i], main[b, i], n) for i in range(LENGTH)] for b in range(ROWS)]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_teacher_that_is_not_detached_gets_a_gradient() -> None:
+    heads, main, batch = example()
+    free = LossConfig(loss="mtpd", detach_teacher=False)
+    assert np.abs(np.array(mx.grad(lambda m: ours(free, heads, m, batch)[0])(mx.array(main)))).max() > 0
+    base = new_base(LLAMA, 0)
+    with pytest.raises(ValueError, match="joint training"):
+        Model(base, init_heads(base, 1, "postnorm", 0), joint=False).fused_loss(free)
 
 
 def test_masks_equal_the_oracle() -> None:

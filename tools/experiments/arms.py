@@ -1,0 +1,145 @@
+"""The arms of the experiments, grouped in parts, in the order of their worth."""
+
+from dataclasses import dataclass, replace
+
+from mtpd_mlx.config import HeadsConfig, LossConfig
+from tools.experiments.settings import Setting
+
+MTPD = LossConfig()  # the paper's for four heads: alpha 0.3, beta 0.5
+MTPD_1 = LossConfig(beta=(1.0,))  # and for one
+CE = LossConfig(loss="ce")
+CE_1 = LossConfig(loss="ce", alpha=(1.0,))  # on a frozen base nothing else shares the gradient's norm
+DEPTHS_UP = (0.35, 0.45, 0.55, 0.65)  # beta by depth, mean 0.5
+BASE_ARM = "base"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training and its measurement. mode: base (a base alone), joint (base and heads from scratch), frozen (heads on the
+    base of the arm `start`), loop (more heads for the arm `start`, whose own stay as they are; steps 0: copies only)."""
+
+    part: str
+    name: str
+    mode: str
+    loss: LossConfig
+    num_heads: int
+    steps: int
+    seed: int = 0
+    hidden_source: str = HeadsConfig.hidden_source
+    text: str = "corpus"  # or mixed: half of it the base's own
+    start: str | None = None  # key of another arm
+
+    @property
+    def key(self) -> str:
+        return f"{self.name}.s{self.seed}"
+
+
+def joint(s: Setting) -> list[Arm]:
+    arms = []
+    for seed in range(s.seeds):
+        arms.append(Arm("joint4", "joint4-ce", "joint", CE, 4, s.joint_steps, seed))
+        arms.append(Arm("joint4", "joint4-mtpd", "joint", MTPD, 4, s.joint_steps, seed))
+    for seed in range(s.seeds):
+        arms.append(Arm("joint1", "joint1-ce", "joint", CE, 1, s.joint_steps, seed))
+        arms.append(Arm("joint1", "joint1-mtpd", "joint", MTPD_1, 1, s.joint_steps, seed))
+    return arms
+
+
+def loops(part: str, of: str, loss: LossConfig, s: Setting, seed: int = 0, text: str = "corpus") -> list[Arm]:
+    """4 -> 8 -> 16 by copies alone, and trained."""
+    arms, trained, copied = [], f"{of}.s{seed}", f"{of}.s{seed}"
+    for count in (8, 16):
+        arms.append(Arm(part, f"{of}-copy{count}", "loop", loss, count, 0, seed, start=copied, text=text))
+        arms.append(Arm(part, f"{of}-loop{count}", "loop", loss, count, s.loop_steps, seed, start=trained, text=text))
+        copied, trained = arms[-2].key, arms[-1].key
+    return arms
+
+
+def one_head_loops(of: str, loss: LossConfig) -> list[Arm]:
+    """1 -> 2 -> 4 -> 8 by copies alone, the paper's pilot."""
+    arms, before = [], f"{of}.s0"
+    for count in (2, 4, 8):
+        arms.append(Arm("copies", f"{of}-copy{count}", "loop", loss, count, 0, start=before))
+        before = arms[-1].key
+    return arms
+
+
+def scratch(s: Setting) -> list[Arm]:
+    """8 and 16 heads from scratch, for as many steps as 4 heads and their extension took together."""
+    eight, sixteen = s.joint_steps + s.loop_steps, s.joint_steps + 2 * s.loop_steps
+    return [
+        Arm("scratch", f"joint{count}-{name}", "joint", loss, count, steps)
+        for count, steps in ((8, eight), (16, sixteen))
+        for name, loss in (("mtpd", MTPD), ("ce", CE))
+    ]
+
+
+def frozen(s: Setting) -> list[Arm]:
+    """Losses on one frozen base, four heads."""
+    plain = Arm("frozen", "frozen-ce", "frozen", CE_1, 4, s.heads_steps, start=f"{BASE_ARM}.s0")
+    losses = [
+        ("frozen-mtpd", MTPD),
+        ("frozen-kl", LossConfig(loss="kl")),
+        ("frozen-lk", LossConfig(loss="lk")),
+        ("frozen-tv", LossConfig(loss="tv")),
+    ]
+    arms = [plain, *(replace(plain, name=name, loss=loss) for name, loss in losses)]
+    own = [replace(arm, part="own", name=f"{arm.name}-own", text="mixed") for arm in (arms[1], arms[0])]
+    again = [replace(arm, seed=seed) for seed in range(1, s.seeds) for arm in arms[:3]]
+    return [*arms, *own, *again, *(replace(own[0], seed=seed) for seed in range(1, s.seeds))]
+
+
+def recipes(s: Setting) -> list[Arm]:
+    """Candidates for a better recipe than the paper's, on the frozen base; hidden_source names what is passed on."""
+    start = Arm("recipes", "", "frozen", MTPD, 4, s.heads_steps, start=f"{BASE_ARM}.s0")
+    return [
+        replace(start, name="recipe-prenorm", hidden_source="prenorm"),
+        replace(start, name="recipe-depths-up", loss=replace(MTPD, beta=DEPTHS_UP)),
+        replace(start, name="recipe-depths-down", loss=replace(MTPD, beta=DEPTHS_UP[::-1])),
+        replace(start, name="recipe-kl-own", loss=LossConfig(loss="kl"), text="mixed"),
+        replace(start, name="recipe-lk-own", loss=LossConfig(loss="lk"), text="mixed"),
+    ]
+
+
+def ablations(s: Setting) -> list[Arm]:
+    """Of joint training with four heads."""
+    start = Arm("ablations", "", "joint", MTPD, 4, s.joint_steps)
+    return [
+        replace(start, name="joint4-nodetach", loss=replace(MTPD, detach_teacher=False)),
+        replace(start, name="joint4-top64", loss=replace(MTPD, top_n=64)),
+        replace(start, name="joint4-top1000", loss=replace(MTPD, top_n=1000)),
+        replace(start, name="joint4-beta1.5", loss=replace(MTPD, beta=(1.5,))),
+        replace(start, name="joint4-reverse", loss=replace(MTPD, kl_direction="reverse")),
+        replace(start, name="joint4-prenorm", hidden_source="prenorm"),
+    ]
+
+
+def all_arms(s: Setting) -> list[Arm]:
+    base = Arm("base", BASE_ARM, "base", CE, 0, s.base_steps)
+    arms = [*joint(s), *loops("loops", "joint4-mtpd", MTPD, s), *loops("loops", "joint4-ce", CE, s), base, *frozen(s)]
+    arms += [*one_head_loops("joint1-ce", CE), *one_head_loops("joint1-mtpd", MTPD_1)]
+    arms += loops("own-loops", "frozen-mtpd-own", MTPD, s, text="mixed")
+    return [*arms, *scratch(s), *ablations(s), *recipes(s)]
+
+
+def parts() -> tuple[str, ...]:
+    """Names of all parts, in the order of their worth."""
+    return tuple(dict.fromkeys(arm.part for arm in all_arms(Setting("tiny"))))
+
+
+def select(arms: list[Arm], wanted_parts: list[str], wanted_names: list[str]) -> list[Arm]:
+    """The arms of these parts (all where none is named) and names, with those they start from before them."""
+    known = {arm.key: arm for arm in arms}
+    chosen: dict[str, Arm] = {}
+
+    def add(arm: Arm) -> None:
+        if arm.start is not None:
+            add(known[arm.start])
+        chosen[arm.key] = arm
+
+    order = wanted_parts or list(parts())
+    for part in order:
+        for arm in arms:
+            if arm.part == part and (not wanted_names or arm.name in wanted_names or arm.key in wanted_names):
+                add(arm)
+    return list(chosen.values())

@@ -1,0 +1,165 @@
+"""What the results say: figures derived from the JSON of runs. None stands for what was not measured."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+AIMS = {
+    "car4_points": 5.0,
+    "main_loss_percent": 0.5,
+    "sets": 6,
+    "tau_ratio_8": 1.8,
+    "tau_ratio_16": 2.0,
+    "cost_share": 0.25,
+    "tau_share": 0.95,
+    "recipe_percent": 5.0,
+}
+PAPER_RECIPE = "frozen-mtpd"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file of tools/experiments/run.py."""
+
+    name: str
+    content: dict[str, Any]
+
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        return self.content["arms"]
+
+    def get(self, name: str, seed: int = 0) -> dict[str, Any] | None:
+        return self.arms.get(f"{name}.s{seed}")
+
+    def seeds(self, *names: str) -> list[int]:
+        """The seeds of which all these arms are there."""
+        every = [{e["seed"] for e in self.arms.values() if e["name"] == name} for name in names]
+        return sorted(set.intersection(*every))
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Every JSON file of the folder that is a run's."""
+    runs = []
+    for file in sorted(folder.glob("*.json")):
+        content = json.loads(file.read_text())
+        if isinstance(content, dict) and {"setting", "arms"} <= content.keys():
+            runs.append(Run(file.stem, content))
+    return runs
+
+
+def greedy(entry: dict[str, Any]) -> dict[str, Any]:
+    return entry["greedy"]["all"]
+
+
+def joint_effect(run: Run, heads: int) -> list[dict[str, Any]]:
+    """MTP-D against MTP, both joint, by seed: points of CAR at the last depth (all sets, each set), main loss in percent."""
+    effects = []
+    for seed in run.seeds(f"joint{heads}-ce", f"joint{heads}-mtpd"):
+        ce, mtpd = run.get(f"joint{heads}-ce", seed), run.get(f"joint{heads}-mtpd", seed)
+        assert ce is not None and mtpd is not None
+        by_set = {
+            name: 100 * (mtpd["greedy"]["sets"][name]["car"][-1] - figures["car"][-1])
+            for name, figures in ce["greedy"]["sets"].items()
+        }
+        effects.append(
+            {
+                "seed": seed,
+                "car_points": 100 * (greedy(mtpd)["car"][-1] - greedy(ce)["car"][-1]),
+                "ar_points": 100 * (greedy(mtpd)["ar"][-1] - greedy(ce)["ar"][-1]),
+                "tau_change": greedy(mtpd)["tau"] - greedy(ce)["tau"],
+                "sampled_tau_change": mtpd["sampled"]["all"]["tau"] - ce["sampled"]["all"]["tau"],
+                "sets": by_set,
+                "sets_ahead": sum(points > 0 for points in by_set.values()),
+                "main_loss_percent": 100 * (mtpd["main"]["all"]["loss"] / ce["main"]["all"]["loss"] - 1),
+            }
+        )
+    return effects
+
+
+def loop_depths(run: Run, of: str = "joint4") -> list[tuple[float, float]] | None:
+    """(CAR of the loop from MTP-D heads, from CE heads) at depths 5..8, both trained."""
+    mtpd, ce = run.get(f"{of}-mtpd-loop8"), run.get(f"{of}-ce-loop8")
+    if mtpd is None or ce is None:
+        return None
+    return list(zip(greedy(mtpd)["car"][4:], greedy(ce)["car"][4:], strict=True))
+
+
+def one_head_tau(run: Run) -> tuple[float, str] | None:
+    """tau of one head trained with CE; without such an arm, of the first of four CE heads."""
+    if (one := run.get("joint1-ce")) is not None:
+        return greedy(one)["tau"], "joint1-ce"
+    if (four := run.get("joint4-ce")) is not None:
+        return 1 + greedy(four)["car"][0], "head 1 of joint4-ce"
+    if (four := run.get("frozen-ce")) is not None:
+        return 1 + greedy(four)["car"][0], "head 1 of frozen-ce"
+    return None
+
+
+def tau_ratios(run: Run) -> dict[str, float]:
+    """tau of every arm of four heads or more over that of one head of MTP."""
+    one = one_head_tau(run)
+    if one is None:
+        return {}
+    return {key: greedy(e)["tau"] / one[0] for key, e in run.arms.items() if "greedy" in e and e["num_heads"] >= 4}
+
+
+def extension(run: Run) -> dict[str, float] | None:
+    """Of the extension to 8 heads: its cost and its tau as shares of those of 8 heads from scratch."""
+    loop, scratch = run.get("joint4-mtpd-loop8"), run.get("joint8-mtpd")
+    if loop is None or scratch is None:
+        return None
+    return {
+        "cost_share": cost(loop) / cost(scratch),
+        "step_share": loop["steps"] / scratch["steps"],
+        "tau_share": greedy(loop)["tau"] / greedy(scratch)["tau"],
+    }
+
+
+def cost(entry: dict[str, Any]) -> float:
+    """Seconds of training by the median step time: compilation left out."""
+    return entry["steps"] * entry["train"].get("step_ms", 0.0) / 1e3
+
+
+def best_recipe(run: Run) -> dict[str, Any] | None:
+    """The frozen arm of highest mean tau over its seeds, against the paper's recipe on the same base at the same steps."""
+    paper = run.get(PAPER_RECIPE)
+    if paper is None:
+        return None
+    rivals: dict[str, list[float]] = {}
+    for entry in run.arms.values():
+        if entry["mode"] == "frozen" and (entry["steps"], entry["base"]) == (paper["steps"], paper["base"]):
+            rivals.setdefault(entry["name"], []).append(greedy(entry)["tau"])
+    means = {name: sum(taus) / len(taus) for name, taus in rivals.items()}
+    best = max(means, key=means.__getitem__)
+    return {"name": best, "tau": means[best], "percent": 100 * (means[best] / means[PAPER_RECIPE] - 1), "all": means}
+
+
+def summary(runs: list[Run]) -> dict[str, Any]:
+    """docs/results/summary.json."""
+    return {run.name: summary_of(run) for run in runs}
+
+
+def summary_of(run: Run) -> dict[str, Any]:
+    measured = {key: entry for key, entry in run.arms.items() if "greedy" in entry}
+    return {
+        "setting": run.content["setting"],
+        "device": run.content["device"],
+        "car": {
+            key: {"all": greedy(e)["car"]} | {name: s["car"] for name, s in e["greedy"]["sets"].items()}
+            for key, e in measured.items()
+        },
+        "tau": {key: greedy(e)["tau"] for key, e in measured.items()},
+        "sampled_tau": {key: e["sampled"]["all"]["tau"] for key, e in measured.items()},
+        "tau_over_one_head": tau_ratios(run),
+        "main_loss": {key: e["main"]["all"] for key, e in run.arms.items()},
+        "costs": {
+            key: {"seconds": cost(e), "step_ms": e["train"]["step_ms"], "peak_gb": e["train"]["peak_gb"]}
+            for key, e in run.arms.items()
+            if e["steps"]
+        },
+        "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)},
+        "loop_car_5_to_8": loop_depths(run),
+        "extension": extension(run),
+        "best_recipe": best_recipe(run),
+    }

@@ -1,0 +1,91 @@
+"""What is measured of an arm: acceptance on seven sets, greedy and sampled, repetition, main loss by domain."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mtpd_mlx.acceptance import ForcedBatch, match_tables, sampled_tables, teacher_force
+from mtpd_mlx.base import Base
+from mtpd_mlx.distill import DistillConfig, picker
+from mtpd_mlx.evaluate import repetition, summarise
+from mtpd_mlx.generation import Generation, Pick, batches_of, generate_batch, greedy
+from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.losses import cross_entropy, target_masks
+from mtpd_mlx.mlx_runtime import mx
+from tools.experiments.data import Text
+from tools.experiments.settings import Setting
+from tools.experiments.texts import HELD_OUT
+
+FORCED_ROWS = 32  # texts per teacher-forced pass
+
+
+class BaseMeasures:
+    """The base's part, made once for all heads on it: its texts, one forced pass over them, its losses."""
+
+    def __init__(self, base: Base, text: Text, s: Setting):
+        self.base, self.text, self.s = base, text, s
+        self.losses = domain_losses(base, text, s)
+        self.greedy = generate(base, text, s, greedy)
+        self.sampled = generate(base, text, s, picker(DistillConfig(temp=s.temp)))
+        self._forced: dict[str, list[ForcedBatch]] = {}
+
+    def forced(self, kind: str, texts: list[Generation]) -> list[ForcedBatch]:
+        if kind not in self._forced:
+            self._forced[kind] = teacher_force(self.base, texts, FORCED_ROWS)
+        return self._forced[kind]
+
+    def of_heads(self, heads: MTPHeads) -> dict[str, Any]:
+        """greedy and sampled: by set, all together, as evaluate.summarise, with distinct4; tau by domain."""
+        heads.set_dtype(self.base.dtype)
+        heads.eval()
+        tables = match_tables(self.base, heads, self.greedy, self.forced("greedy", self.greedy))
+        results = {"greedy": self._by_set(self.greedy, tables, heads.num_heads)}
+        tables = sampled_tables(self.base, heads, self.sampled, self.s.temp, 0, self.forced("sampled", self.sampled))
+        return results | {"sampled": self._by_set(self.sampled, tables, heads.num_heads)}
+
+    def _by_set(self, texts: list[Generation], tables: list[np.ndarray], num_heads: int) -> dict[str, Any]:
+        prompts = self.text.prompts
+
+        def group(wanted: Callable[[int], bool]) -> dict[str, Any]:
+            chosen = [i for i in range(len(texts)) if wanted(i)]
+            own = [texts[i] for i in chosen]
+            return summarise(own, [tables[i] for i in chosen], num_heads) | {"distinct4": repetition(own)}
+
+        sets = list(dict.fromkeys(p.set for p in prompts))
+        domains = sorted({p.domain for p in prompts if p.set == HELD_OUT})
+        return {
+            "all": group(lambda i: True),
+            "sets": {name: group(lambda i, name=name: prompts[i].set == name) for name in sets},
+            "domains": {d: group(lambda i, d=d: prompts[i].set == HELD_OUT and prompts[i].domain == d)["tau"] for d in domains},
+        }
+
+
+def generate(base: Base, text: Text, s: Setting, pick: Pick) -> list[Generation]:
+    prompts = [p.tokens for p in text.prompts]
+    made: dict[int, Generation] = {}
+    for number, chunk in enumerate(batches_of(prompts, s.gen_batch)):
+        mx.random.seed(number)
+        texts = generate_batch(base, [prompts[i] for i in chunk], s.gen_tokens, text.tokenizer.eos_token_ids, pick)
+        made |= {i: Generation(prompts[i], tokens) for i, tokens in zip(chunk, texts, strict=True)}
+    return [made[i] for i in range(len(prompts))]
+
+
+def domain_losses(base: Base, text: Text, s: Setting) -> dict[str, dict[str, float]]:
+    """By domain, and "all": nats per token and bits per byte of held-out text; end tokens count, and stand for no bytes."""
+    rows = text.valid
+    targets = target_masks(rows, 0)[0]  # [R, T]: position i predicts token i + 1 of the same document
+    nats = np.zeros(targets.shape)
+    for start in range(0, len(rows.tokens), s.batch_size):
+        tokens = mx.array(rows.tokens[start : start + s.batch_size])
+        logits = base.logits(base.norm(base.trunk(tokens)))[:, :-1]
+        nats[start : start + s.batch_size, :-1] = np.array(cross_entropy(logits, tokens[:, 1:]))
+    sizes = np.where(targets, np.roll(text.token_bytes[rows.tokens], -1, axis=1), 0)
+    names = np.array(text.domains)
+
+    def figures(chosen: np.ndarray) -> dict[str, float]:
+        total, count = float((nats * targets)[chosen].sum()), int(targets[chosen].sum())
+        return {"loss": total / count, "bits_per_byte": total / math.log(2) / int(sizes[chosen].sum()), "tokens": count}
+
+    return {"all": figures(names == names)} | {d: figures(names == d) for d in sorted(set(text.domains))}

@@ -1,0 +1,35 @@
+"""The base's own text as training data: beginnings of the corpus, continued by sampling, batch by batch and resumable."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mtpd_mlx.base import Base
+from mtpd_mlx.data import Batch, PackedDataset
+from mtpd_mlx.distill import DistillConfig, picker
+from mtpd_mlx.generation import generate_batch
+from mtpd_mlx.mlx_runtime import mx
+from tools.experiments.clock import Clock
+from tools.experiments.settings import Setting
+
+
+def own_rows(base: Base, corpus: Batch, folder: Path, s: Setting, clock: Clock) -> np.ndarray:
+    """Token ids [own_rows, length]; each batch is kept in a file of its own, named by its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pick, parts = picker(DistillConfig(temp=s.own_temp)), []
+    for number in range(-(-s.own_rows // s.own_batch)):
+        file = folder / f"{number}.npy"
+        if not file.exists():
+            clock.check()
+            mx.random.seed(number)
+            begin = corpus.tokens[number * s.own_batch : (number + 1) * s.own_batch, : s.own_prompt].tolist()
+            texts = generate_batch(base, begin, s.length - s.own_prompt, frozenset(), pick)
+            rows = np.array([prompt + text for prompt, text in zip(begin, texts, strict=True)], np.uint16)
+            np.save(folder / f"tmp-{number}.npy", rows)
+            (folder / f"tmp-{number}.npy").rename(file)
+        parts.append(np.load(file))
+    return np.concatenate(parts)[: s.own_rows].astype(np.int32)
+
+
+def own_set(rows: np.ndarray, s: Setting, seed: int) -> PackedDataset:
+    return PackedDataset(Batch(rows, np.ones_like(rows), np.ones(rows.shape, bool)), s.batch_size, seed)

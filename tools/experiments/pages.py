@@ -1,0 +1,171 @@
+"""docs/results.md from runs: tables in Markdown, figures beside them. "not measured" stands where a run has no such arm."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tools.experiments.findings import (
+    AIMS,
+    PAPER_RECIPE,
+    Run,
+    best_recipe,
+    extension,
+    greedy,
+    joint_effect,
+    loop_depths,
+    one_head_tau,
+    tau_ratios,
+)
+from tools.experiments.paper import CLAIMS
+
+MISSING = "not measured"
+PARTS = {
+    "joint4": "Base and four heads from scratch",
+    "joint1": "Base and one head from scratch",
+    "loops": "Looped extension of jointly trained heads",
+    "copies": "One head looped by copies alone",
+    "scratch": "8 and 16 heads from scratch",
+    "base": "A base alone",
+    "frozen": "Losses on a frozen base",
+    "own": "Half of the data the base's own text",
+    "own-loops": "Looped extension of heads trained on own text",
+    "ablations": "Ablations of joint MTP-D training",
+    "recipes": "Candidates for the recipe",
+}
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(headers)} |", f"|{'---|' * len(headers)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def numbers(values: Iterable[float]) -> str:
+    return " ".join(f"{v:.3f}".removeprefix("0") for v in values)
+
+
+def aim(said: str | None, met: bool | None) -> tuple[str, str]:
+    return (MISSING, "") if said is None else (said, "yes" if met else "no")
+
+
+def aims_table(run: Run) -> str:
+    effects, depths, ratios, one = joint_effect(run, 4), loop_depths(run), tau_ratios(run), one_head_tau(run)
+    longer, best = extension(run), best_recipe(run)
+    rows: list[tuple[str, tuple[str, str]]] = []
+
+    def by_seed(name: str, form: str) -> str | None:
+        return ", ".join(format(e[name], form) for e in effects) or None
+
+    def every(name: str, good: Any) -> bool:
+        return all(good(e[name]) for e in effects)
+
+    rows.append(
+        (
+            f"joint, K = 4: CAR_4 of MTP-D above MTP by {AIMS['car4_points']:g} points (by seed)",
+            aim(by_seed("car_points", "+.1f"), every("car_points", lambda v: v >= AIMS["car4_points"])),
+        )
+    )
+    rows.append(
+        (
+            f"ahead on {AIMS['sets']} of 7 prompt sets (by seed)",
+            aim(by_seed("sets_ahead", "d"), every("sets_ahead", lambda v: v >= AIMS["sets"])),
+        )
+    )
+    rows.append(
+        (
+            f"main loss no worse than +{AIMS['main_loss_percent']:g}% (by seed)",
+            aim(by_seed("main_loss_percent", "+.2f"), every("main_loss_percent", lambda v: v <= AIMS["main_loss_percent"])),
+        )
+    )
+    said = depths and ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)
+    rows.append(
+        ("CAR_5..8 looped from MTP-D heads above looped from CE heads", aim(said or None, all(a > b for a, b in depths or [])))
+    )
+    for count in (8, 16):
+        value = ratios.get(f"joint4-mtpd-loop{count}.s0")
+        want = AIMS[f"tau_ratio_{count}"]
+        said = None if value is None or one is None else f"{value:.3f} (over {one[1]})"
+        rows.append((f"tau of {count} looped heads over one head at least {want:g}", aim(said, (value or 0) >= want)))
+    said = longer and f"{100 * longer['cost_share']:.0f}% of the time, {100 * longer['tau_share']:.1f}% of tau"
+    met = longer is not None and longer["cost_share"] <= AIMS["cost_share"] and longer["tau_share"] >= AIMS["tau_share"]
+    shares = f"{100 * AIMS['cost_share']:g}% of the cost, {100 * AIMS['tau_share']:g}% of the tau"
+    wanted = f"extension to 8: {shares} of 8 heads from scratch"
+    rows.append((wanted, aim(said or None, met)))
+    said = best and f"{best['name']}: {best['percent']:+.1f}% (tau {best['tau']:.3f})"
+    rows.append(
+        (
+            f"best recipe above {PAPER_RECIPE} by {AIMS['recipe_percent']:g}% tau at equal steps",
+            aim(said or None, best is not None and best["percent"] >= AIMS["recipe_percent"]),
+        )
+    )
+    return table(["aim", "measured", "met"], [[name, *result] for name, result in rows])
+
+
+def arms_table(entries: list[dict[str, Any]]) -> str:
+    headers = [
+        "arm",
+        "seed",
+        "steps",
+        "tau",
+        "tau, new 4-grams",
+        "tau, T = 0.7",
+        "distinct-4",
+        "CAR",
+        "AR",
+        "main loss",
+        "bits/byte",
+    ]
+    rows = []
+    for e in entries:
+        main = [f"{e['main']['all']['loss']:.4f}", f"{e['main']['all']['bits_per_byte']:.4f}"]
+        cost = [f"{e['train']['step_ms']:.1f}", f"{e['train']['peak_gb']:.1f}"] if e["steps"] else ["", ""]
+        row = [e["name"], str(e["seed"]), str(e["steps"])]
+        if "greedy" in e:
+            g, t = greedy(e), e["sampled"]["all"]
+            row += [f"{g['tau']:.3f}", f"{g['novel']['tau']:.3f}", f"{t['tau']:.3f}", f"{g['distinct4']:.3f}"]
+            row += [numbers(g["car"]), numbers(g["ar"])]
+        else:
+            row += [""] * 6
+        rows.append([*row, *main, *cost])
+    return table([*headers, "ms/step", "peak GB"], rows)
+
+
+def sets_table(run: Run, names: Sequence[str], kind: str) -> str:
+    """CAR at the last depth and tau by prompt set."""
+    chosen = [e for name in names for seed in run.seeds(name) if (e := run.get(name, seed)) is not None]
+    if not chosen:
+        return MISSING + "\n"
+    sets = list(chosen[0][kind]["sets"])
+    rows = []
+    for e in chosen:
+        figures = [e[kind]["sets"][name] for name in sets]
+        rows.append([e["name"], str(e["seed"]), *(f"{100 * f['car'][-1]:.1f} / {f['tau']:.2f}" for f in figures)])
+    return table(["arm", "seed", *sets], rows)
+
+
+def domains_table(run: Run, names: Sequence[str]) -> str:
+    """Main loss by domain; every arm's first seed."""
+    chosen = [(name, e) for name in names if (e := run.get(name)) is not None]
+    if not chosen:
+        return MISSING + "\n"
+    domains = list(chosen[0][1]["main"])
+    return table(
+        ["domain", *(name for name, _ in chosen)], [[d, *(f"{e['main'][d]['loss']:.4f}" for _, e in chosen)] for d in domains]
+    )
+
+
+def paper_table(runs: list[Run]) -> str:
+    rows = []
+    for claim in CLAIMS:
+        ours = [f"{run.name}: {said}" for run in runs if (said := claim.ours(run)) is not None]
+        rows.append([claim.figure, claim.claimed, claim.scale, "; ".join(ours) or MISSING, claim.why])
+    return table(["figure", "claimed", "scale", "ours", "why it may differ"], rows)
+
+
+def speed_table(speed: list[dict[str, Any]] | None) -> str:
+    """Rows of docs/results/speed.json: runtime, device, setting, arm, plain and heads (tokens a second), conditions."""
+    if not speed:
+        return MISSING + "\n"
+    rows = []
+    for r in speed:
+        figures = [f"{r['plain']:.0f}", f"{r['heads']:.0f}", f"{r['heads'] / r['plain']:.2f}", r.get("conditions", "")]
+        rows.append([r["runtime"], r["device"], r["setting"], r["arm"], *figures])
+    return table(["runtime", "device", "setting", "arm", "plain, tokens/s", "with heads", "ratio", "conditions"], rows)

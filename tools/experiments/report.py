@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""docs/results.md, its figures and docs/results/summary.json from the JSON of the runs, and from nothing else.
+
+    python -m tools.experiments.report docs/results
+
+FOLDER holds results files of tools/experiments/run.py under any names (each is a section) and perhaps speed.json, a list of
+{"runtime", "device", "setting", "arm", "plain", "heads", "conditions"} in tokens a second. Writes FOLDER.md beside it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from tools.experiments.figures import save_plot, series_of
+from tools.experiments.findings import Run, greedy, read_runs, summary
+from tools.experiments.pages import PARTS, aims_table, arms_table, domains_table, paper_table, sets_table, speed_table
+
+SUMMARY_NAME, SPEED_NAME = "summary.json", "speed.json"
+JOINT = ("joint4-ce", "joint4-mtpd")
+FIGURES = {
+    "heads": ("CAR by depth, four heads", lambda e: e["num_heads"] == 4 and e["seed"] == 0 and e["part"] != "ablations"),
+    "loops": ("CAR by depth, looped and from scratch", lambda e: e["num_heads"] > 4),
+}
+
+INTRO = """# Results
+
+Made by `python -m tools.experiments.report docs/results` from the JSON in docs/results; how to run the experiments again:
+`python -m tools.experiments.run --help`. CAR_k: share of rounds whose drafts 1..k were all accepted; AR_k: of draft k where
+1..k-1 were; tau = 1 + sum of CAR: tokens per pass of the base. Greedy unless it says T = 0.7 (rejection sampling). New 4-grams:
+rounds whose first target ends a 4-gram that is new to the text; distinct-4: share of distinct 4-grams in the measured text.
+Figures are taken over all seven prompt sets together where no set is named.
+
+"""
+
+
+def section(run: Run, folder: Path) -> str:
+    c = run.content
+    options = ", ".join(f"{k} {v}" for k, v in c["options"].items())
+    parts = [
+        f"## {run.name}\n\n{c['device']}, MLX {c['versions']['mlx']}; {c['data']['train_tokens'] / 1e6:.1f}M training tokens, "
+        f"vocabulary {c['data']['vocab_size']}. Setting {c['setting']}: {options}.\n",
+        f"### Aims\n\n{aims_table(run)}",
+    ]
+    for part, title in PARTS.items():
+        if entries := [e for e in run.arms.values() if e["part"] == part]:
+            parts.append(f"### {title}\n\n{arms_table(entries)}")
+    for kind, title in (("greedy", "greedy"), ("sampled", "T = 0.7")):
+        parts.append(f"### CAR of the last depth (%) / tau by prompt set, {title}\n\n{sets_table(run, JOINT, kind)}")
+    parts.append(f"### Main loss by domain\n\n{domains_table(run, JOINT)}")
+    for name, (title, wanted) in FIGURES.items():
+        lines = [(key, greedy(e)["car"]) for key, e in run.arms.items() if "greedy" in e and wanted(e)]
+        if lines:
+            file = folder / f"{run.name}-{name}.svg"
+            save_plot(file, series_of(lines), "depth", "CAR")
+            parts.append(f"![{title}]({folder.name}/{file.name})\n")
+    return "\n".join(parts)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args(argv).folder
+    runs = read_runs(folder)
+    speed_file = folder / SPEED_NAME
+    speed = json.loads(speed_file.read_text()) if speed_file.exists() else None
+    (folder / SUMMARY_NAME).write_text(json.dumps(summary(runs), indent=1) + "\n")
+    page = [INTRO, "## The paper's figures and ours\n\n", paper_table(runs), "\n## Speed\n\n", speed_table(speed), "\n"]
+    page += [section(run, folder) + "\n" for run in runs]
+    folder.with_suffix(".md").write_text("".join(page).rstrip("\n") + "\n")
+    print(f"{folder.with_suffix('.md')}: {len(runs)} run(s), {sum(len(r.arms) for r in runs)} arms")
+
+
+if __name__ == "__main__":
+    main()
