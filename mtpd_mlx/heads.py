@@ -6,7 +6,8 @@ Offsets and names are drawn in docs/architecture.md.
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.base import Base, recomputed
+from mtpd_mlx.base import Base
+from mtpd_mlx.blocks import call_block, recomputed
 from mtpd_mlx.mlx_runtime import mx, nn
 
 
@@ -15,7 +16,7 @@ class MTPHead(nn.Module):
 
     def __init__(self, base: Base):
         super().__init__()
-        d, eps = base.hidden_size, base.model.args.rms_norm_eps
+        d, eps = base.hidden_size, base.dims.rms_norm_eps
         self.hnorm = nn.RMSNorm(d, eps=eps)
         self.enorm = nn.RMSNorm(d, eps=eps)
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
@@ -25,8 +26,9 @@ class MTPHead(nn.Module):
     def __call__(self, hidden: mx.array, embedded: mx.array, mask: Any, cache: Any = None) -> mx.array:
         """hidden, embedded [B, T, d] -> h^k [B, T, d] before the final norm."""
         joined = mx.concatenate([self.hnorm(hidden), self.enorm(embedded)], axis=-1)  # [B, T, 2d]
-        block = recomputed(self.block) if self.grad_checkpoint and cache is None else self.block
-        return block(self.eh_proj(joined), mask, cache)
+        if self.grad_checkpoint and cache is None:
+            return recomputed(self.block)(self.eh_proj(joined), mask)
+        return call_block(self.block, self.eh_proj(joined), mask, cache)
 
 
 class MTPHeads(nn.Module):
@@ -101,12 +103,12 @@ def init_heads(base: Base, num_heads: int, hidden_source: str, seed: int) -> MTP
     flat: Any = tree_flatten(heads.parameters())
     weights = []
     for i, (name, w) in enumerate(flat):
-        if w.ndim == 2:
+        if w.ndim >= 2:
             w = mx.random.normal(w.shape, scale=0.02, key=mx.random.key(seed * 100_003 + i))
             if name.endswith("eh_proj.weight"):
                 w = mx.concatenate([mx.eye(w.shape[0]), w[:, w.shape[0] :]], axis=1)
         else:
-            w = mx.zeros(w.shape) if name.endswith("bias") else mx.ones(w.shape)
+            w = mx.zeros(w.shape) if name.endswith("bias") else mx.full(w.shape, 1.0 - base.dims.offset_of(name))
         weights.append((name, w))
     heads.update(tree_unflatten(weights))
     mx.eval(heads.parameters())

@@ -58,7 +58,7 @@ def build_batched_round(spec: Spec) -> ir.Model:
         if heads.draft_head is None or ids is None:
             guesses.append(argmax(op, base.logits(op, end)))  # [B, 1]
         else:
-            guesses.append(op.Gather(ids, argmax(op, heads.draft_head(op, end))))
+            guesses.append(op.Gather(ids, argmax(op, base.finish(op, heads.draft_head(op, end)))))
         shifted = op.Concat(op.Slice(words, [1], [END], [1]), op.Slice(words, [-1], [END], [1]), axis=1)
         words = op.Where(last_row, guesses[-1], shifted)
         state = normed if spec.hidden_source == "postnorm" else raw

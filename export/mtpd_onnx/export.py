@@ -13,6 +13,7 @@ from typing import Any
 import onnx_ir as ir
 
 from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
+from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.batched_graph import build_batched_round
@@ -154,7 +155,7 @@ def export_checkpoint(
     check_layout(layout, precision)
     config = read_config(checkpoint)
     base_folder = locate_base(checkpoint, config, model)
-    dims = read_dims(base_folder)
+    dims = read_dims(base_folder, tied=weights_say_tied(base_folder))
     num_heads = config.num_heads if num_draft_tokens is None else num_draft_tokens
     if not 1 <= num_heads <= config.num_heads:
         raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{config.num_heads}")

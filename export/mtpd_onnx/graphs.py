@@ -75,9 +75,15 @@ class Graph:
         self.ir.initializers[name] = value
         return value
 
-    def rope(self, positions: int) -> tuple[ir.Value, ir.Value]:
-        cos, sin = (t.astype(self.spec.dtype.numpy()) for t in rope_tables(self.spec.dims, positions))
-        return self.constant("rope.cos", cos), self.constant("rope.sin", sin)
+    def rope(self, positions: int, local: bool = False) -> tuple[ir.Value, ir.Value]:
+        cos, sin = (t.astype(self.spec.dtype.numpy()) for t in rope_tables(self.spec.dims, positions, local))
+        stem = "rope.local" if local else "rope"
+        return self.constant(f"{stem}.cos", cos), self.constant(f"{stem}.sin", sin)
+
+    def local_rope(self, positions: int) -> tuple[ir.Value, ir.Value] | None:
+        """Of sliding layers, where some have their own and are in the graph."""
+        wanted = any(layer.rope == "local" for layer in self.spec.dims.layers)
+        return self.rope(positions, local=True) if wanted else None
 
     def model(self) -> ir.Model:
         return ir.Model(self.ir, ir_version=IR_VERSION, producer_name="mtpd-mlx")
@@ -156,7 +162,7 @@ def fused_positions(graph: Graph, seqlens: ir.Value) -> Positions:
     """`seqlens` int32 [1]: the position of the last row."""
     cos, sin = graph.rope(graph.spec.capacity)
     total = graph.constant("capacity", np.array(graph.spec.capacity, dtype=np.int32))
-    return Positions(cos, sin, last=seqlens, total=total)
+    return Positions(cos, sin, last=seqlens, total=total, local=graph.local_rope(graph.spec.capacity))
 
 
 def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:
@@ -188,7 +194,7 @@ def draft_chain(
         sums = head(op, state, base.model.embed_tokens(op, words), cache, positions)
         raw, normed = base.model.norm(op, *sums)
         last = op.Gather(normed, [-1], axis=-2)
-        logits = base.logits(op, last) if heads.draft_head is None else heads.draft_head(op, last)
+        logits = base.logits(op, last) if heads.draft_head is None else base.finish(op, heads.draft_head(op, last))
         guesses.append((guess or best)(logits))
         if k + 1 < len(heads.heads):
             words = op.Concat(op.Slice(words, [1], [END], [-1]), guesses[-1], axis=-1)
