@@ -90,7 +90,7 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
-    "gemma2": ("Gemma 2", "Gemma2Config", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 30.0}),
+    "gemma2": ("Gemma 2", "Gemma2Config", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0}),
     "gemma3": ("Gemma 3 (text)", "Gemma3TextConfig", GEMMA | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}),
     "qwen3-moe": (
         "Qwen3 MoE",

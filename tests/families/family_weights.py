@@ -14,7 +14,7 @@ def draw(name: str, shape: tuple[int, ...], norm_center: float) -> np.ndarray:
     if len(shape) == 1:
         return np.float32(0.1) * noise + np.float32(0.0 if name.endswith("bias") else norm_center)
     if "embed_tokens" in name or "lm_head" in name:
-        return np.float32(0.4) * noise
+        return np.float32(0.4 if norm_center else 0.05) * noise  # Gemma scales its embeddings up
     return noise * np.float32(shape[-1] ** -0.5)
 
 

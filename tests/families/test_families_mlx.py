@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from conftest import TOLERANCE, Reference
+from family_models import TOLERANCE, Reference, prompts
 
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import load_base
@@ -60,9 +60,8 @@ def test_heads_train(reference: Reference) -> None:
 
 def test_mlx_rounds_are_plain_decoding(reference: Reference, checkpoint: Path) -> None:
     base, heads, _ = load_checkpoint(checkpoint)
-    assert decode(StepBackend(MLXModel(base, heads)), reference.tokens[:9]) == decode(
-        StepBackend(MLXModel(base, None)), reference.tokens[:9]
-    )
+    for prompt in prompts(reference):
+        assert decode(StepBackend(MLXModel(base, heads)), prompt) == decode(StepBackend(MLXModel(base, None)), prompt)
 
 
 def decode(backend: StepBackend, prompt: list[int]) -> list[int]:

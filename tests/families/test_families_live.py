@@ -1,0 +1,15 @@
+"""The stored references against the transformers that is installed; skipped where torch or transformers is not."""
+
+import numpy as np
+import pytest
+from family_models import TOLERANCE, Reference
+
+
+def test_transformers_still_agrees(reference: Reference) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    kind = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(reference.folder, **kind).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([reference.tokens])).logits[0].numpy()
+    np.testing.assert_allclose(logits, reference.logits, rtol=0, atol=TOLERANCE)
