@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.adapter_format import fingerprint_model, read_adapter
+from mtpd_mlx.adapters import apply_adapter
 from mtpd_mlx.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
 from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
@@ -26,6 +28,7 @@ class Base:
     config: dict[str, Any]
     path: Path | None
     block_type: Any = None
+    adapter: Path | None = None  # what was folded into the weights
     grad_checkpoint: bool = False  # in training, recompute blocks in the backward pass
 
     def __post_init__(self) -> None:
@@ -42,6 +45,13 @@ class Base:
     @property
     def vocab_size(self) -> int:
         return self.dims.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the weights; ValueError where the base has no folder."""
+        if self.path is None:
+            raise ValueError("this base has no folder: it has no fingerprint")
+        return fingerprint_model(self.path, self.adapter)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -163,8 +173,15 @@ def check_supported(config: dict[str, Any]) -> None:
     read_dims(config)
 
 
-def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = None, ends_only: bool = False) -> Base:
-    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights.
+def load_base(
+    model: str,
+    dequantize: bool = False,
+    dtype: mx.Dtype | None = None,
+    ends_only: bool = False,
+    adapter: Path | None = None,
+) -> Base:
+    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights, `adapter` is
+    folded in.
 
     `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
     where hidden states come from a cache.
@@ -172,6 +189,8 @@ def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = Non
     from mlx_lm.utils import dequantize_model, load_model
 
     path = resolve_model(model)
+    if adapter is not None and ends_only and not read_adapter(adapter).only_layers:
+        raise ValueError(f"--adapter-path {adapter}: changes the ends of the base, which is not for --cache; fuse it")
     try:
         config = read_config_json(path)
         dims = read_dims(config, weights_say_tied(path))
@@ -185,6 +204,8 @@ def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = Non
         raise ValueError(f"model {model}: {str(error).strip().splitlines()[0]}") from error
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"model {model}: cannot load: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+    if adapter is not None and not ends_only:
+        apply_adapter(network, adapter)
     if dequantize and "quantization" in config:
         network = dequantize_model(network)
         config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
@@ -192,7 +213,7 @@ def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = Non
         network.set_dtype(dtype)
     network.eval()
     mx.eval(network.parameters())
-    return Base(network, config, path, block_type)
+    return Base(network, config, path, block_type, adapter)
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:

@@ -19,7 +19,7 @@ from mtpd_mlx.checkpoint_format import (
     read_draft_tokens,
     write_json,
 )
-from mtpd_mlx.fingerprint import fingerprint_base, read_header
+from mtpd_mlx.fingerprint import read_header
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.mlx_runtime import mx, nn
 
@@ -110,27 +110,38 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
 
 
 def load_checkpoint(
-    folder: Path, model: str | None = None, dequantize: bool = False, ends_only: bool = False
+    folder: Path,
+    model: str | None = None,
+    dequantize: bool = False,
+    ends_only: bool = False,
+    adapter: Path | None = None,
+    allow_mismatch: bool = False,
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
-    """Base (or its ends alone) and heads of a checkpoint. `model` replaces the recorded base; another base than the heads' own
-    is refused."""
+    """Base (or its ends alone) and heads of a checkpoint. `model` and `adapter` replace the recorded ones; another base than
+    the heads' own is refused unless `allow_mismatch`."""
     config = read_config(folder)
-    base = load_base(model or config.base.locate(folder), dequantize=dequantize, ends_only=ends_only)
-    assert base.path is not None
-    if (got := fingerprint_base(base.path)) != config.base.fingerprint:
+    if adapter is None and model is None:
+        adapter = config.base.locate_adapter(folder)
+    name = model or config.base.locate(folder)
+    base = load_base(name, dequantize=dequantize, ends_only=ends_only, adapter=adapter)
+    if not allow_mismatch and (got := base.fingerprint) != config.base.fingerprint:
         raise ValueError(
             f"{folder}: these heads belong to another base: fingerprint {config.base.fingerprint[:19]}..., "
-            f"{base.path} has {got[:19]}..."
+            f"{base.path} has {got[:19]}...; adapt them with mtpd refit, or pass --allow-base-mismatch"
         )
     heads, config = load_heads(folder, base)
     return base, heads, config
 
 
 def load_for_decoding(
-    folder: Path, model: str | None = None, dequantize: bool = False
+    folder: Path,
+    model: str | None = None,
+    dequantize: bool = False,
+    adapter: Path | None = None,
+    allow_mismatch: bool = False,
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
     """As load_checkpoint, with the heads in the base's own floating-point type."""
-    base, heads, config = load_checkpoint(folder, model, dequantize)
+    base, heads, config = load_checkpoint(folder, model, dequantize, adapter=adapter, allow_mismatch=allow_mismatch)
     heads.set_dtype(base.dtype)
     return base, heads, config
 

@@ -27,10 +27,21 @@ class BaseRef:
     hidden_size: int
     vocab_size: int
     revision: str | None = None
+    adapter: str | None = None  # folder of an mlx-lm adapter that belongs to the base, as `id` relative to the checkpoint
 
     def locate(self, checkpoint: Path) -> str:
         """The folder or hub id to load, as a user would name it."""
-        return str((checkpoint / self.id).resolve()) if self.id.startswith(("./", "../")) else self.id
+        return _located(checkpoint, self.id)
+
+    def locate_adapter(self, checkpoint: Path) -> Path | None:
+        return None if self.adapter is None else Path(_located(checkpoint, self.adapter))
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "adapter" or v is not None}
+
+
+def _located(checkpoint: Path, name: str) -> str:
+    return str((checkpoint / name).resolve()) if name.startswith(("./", "../")) else name
 
 
 @dataclass(frozen=True)
@@ -51,7 +62,7 @@ class CheckpointConfig:
             "num_heads": self.num_heads,
             "hidden_source": self.hidden_source,
             "draft_vocab": self.draft_vocab,
-            "base": vars(self.base),
+            "base": self.base.to_json(),
             "quantization": self.quantization,
             **self.record,
         }

@@ -12,6 +12,7 @@ COMMANDS = {
     "cache": "run a frozen base once over data and keep what training heads needs of it",
     "train": "train MTP heads for a model (or model and heads together)",
     "extend": "extend trained heads by looping: m heads initialise the next m",
+    "refit": "adapt heads to a fine-tuned or quantised base; never saves worse ones",
     "eval": "measure acceptance (CAR, AR, tau) on prompts",
     "distill-data": "write a base's own continuations of prompts as training data",
     "generate": "generate text with speculative decoding",

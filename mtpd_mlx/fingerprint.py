@@ -19,7 +19,7 @@ def fingerprint_base(folder: Path) -> str:
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: no model*.safetensors in it")
-    digests = dict(item for file in files for item in _tensor_digests(file))
+    digests = dict(item for file in files for item in tensor_digests(file))
     total = hashlib.sha256()
     for name in sorted(digests):
         total.update(f"{name} {digests[name]}\n".encode())
@@ -45,7 +45,8 @@ def read_header(file: Path) -> tuple[dict, int]:
     return table, 8 + length
 
 
-def _tensor_digests(file: Path) -> list[tuple[str, str]]:
+def tensor_digests(file: Path) -> list[tuple[str, str]]:
+    """(name, digest of dtype, shape and sampled contents) of every tensor of a safetensors file."""
     table, start = read_header(file)
     digests = []
     with file.open("rb") as f:

@@ -3,12 +3,14 @@
 import argparse
 from pathlib import Path
 
+from mtpd_mlx.commands.base_flags import add_base_flags, base_options
 from mtpd_mlx.speculative.frontend import add_generate_arguments, options_from, run_generate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="heads checkpoint (or, with --plain, a base model)")
     parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
+    add_base_flags(parser)
     parser.add_argument(
         "--dequantize",
         action=argparse.BooleanOptionalAction,
@@ -31,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     dequantize = on_cpu() if args.dequantize is None else args.dequantize
     folder = Path(args.checkpoint)
     if options.plain and not (folder / CONFIG_NAME).is_file():
-        base, heads = load_base(args.checkpoint, dequantize=dequantize), None
+        base, heads = load_base(args.checkpoint, dequantize=dequantize, adapter=args.adapter_path), None
     else:
-        base, heads, _ = load_for_decoding(folder, args.model, dequantize=dequantize)
+        base, heads, _ = load_for_decoding(folder, args.model, dequantize, **base_options(args))
     assert base.path is not None
     model = MLXModel(base, None if options.plain else heads, None if options.plain else options.num_draft_tokens)
     return run_generate(StepBackend(model), Tokenizer.from_folder(base.path), options)
