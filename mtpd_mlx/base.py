@@ -14,7 +14,9 @@ from mtpd_mlx.adapters import apply_adapter
 from mtpd_mlx.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
 from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.mtp_formats.names import is_shipped
 
 
 @dataclass
@@ -150,27 +152,20 @@ def _packed(rows: dict[str, mx.array]) -> tuple[mx.array, mx.array, mx.array | N
     return rows["weight"], rows["scales"], rows.get("biases")
 
 
-def resolve_model(model: str, revision: str | None = None) -> Path:
-    """A local folder, or the local snapshot of a hub id (downloaded when needed). ValueError in one line otherwise."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"model folder {model}: no config.json in it")
-        return path
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(f"model {model}: no such folder, and not a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; the user needs one line
-        raise ValueError(f"model {model}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
-
-
 def check_supported(config: dict[str, Any]) -> None:
     """Refuses, in one line, what the adapter cannot drive correctly."""
     read_dims(config)
+
+
+def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
+    """The mlx-lm classes of a model, such that MTP heads in its checkpoint are left aside (mtpd import-heads reads them)."""
+
+    class Trimmed(model_class):
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            kept = {name: w for name, w in weights.items() if not is_shipped(name, self.args.num_hidden_layers)}
+            return super().sanitize(kept) if hasattr(model_class, "sanitize") else kept
+
+    return Trimmed, args_class
 
 
 def load_base(
@@ -186,7 +181,7 @@ def load_base(
     `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
     where hidden states come from a cache.
     """
-    from mlx_lm.utils import dequantize_model, load_model
+    from mlx_lm.utils import _get_classes, dequantize_model, load_model
 
     path = resolve_model(model)
     if adapter is not None and ends_only and not read_adapter(adapter).only_layers:
@@ -194,7 +189,12 @@ def load_base(
     try:
         config = read_config_json(path)
         dims = read_dims(config, weights_say_tied(path))
-        network, loaded = load_model(path, lazy=ends_only, model_config=mlx_arguments(config, dims))
+        network, loaded = load_model(
+            path,
+            lazy=ends_only,
+            model_config=mlx_arguments(config, dims),
+            get_model_classes=lambda config: without_shipped_heads(*_get_classes(config)),
+        )
         config |= {k: loaded[k] for k in ("quantization", "quantization_config") if k in loaded}
         block_type = type(network.model.layers[-1])
         if ends_only:

@@ -21,6 +21,7 @@ from mtpd_mlx.checkpoint_format import (
 )
 from mtpd_mlx.fingerprint import read_header
 from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.hub.pull import is_hub_id, resolve_folder
 from mtpd_mlx.mlx_runtime import mx, nn
 
 TOKENIZER_FILES = (
@@ -85,7 +86,8 @@ def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: in
     if tokens is not None:
         check_draft_tokens(np.array(tokens), tokens.size, config.base.vocab_size, str(folder))
         arrays[DRAFT_TOKENS] = tokens.astype(mx.int32)
-    config = replace(config, quantization=quantization, draft_vocab=None if tokens is None else tokens.size)
+    drafted = None if tokens is None else tokens.size
+    config = replace(config, quantization=quantization, draft_vocab=drafted, post_norms=heads.post_norms)
     save_arrays(folder / WEIGHTS_NAME, arrays)
     write_json(folder / "mtp_config.json", config.to_json())
 
@@ -101,7 +103,7 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
     arrays.pop(DRAFT_TOKENS, None)
     if config.quantization:
         arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
-    heads = MTPHeads(base, config.num_heads, config.hidden_source)
+    heads = MTPHeads(base, config.num_heads, config.hidden_source, config.post_norms)
     load_weights(heads, {name: w.astype(mx.float32) for name, w in arrays.items()}, folder / WEIGHTS_NAME)
     heads.draft_among(None if ids is None else mx.array(ids))
     heads.eval()
@@ -119,6 +121,7 @@ def load_checkpoint(
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
     """Base (or its ends alone) and heads of a checkpoint. `model` and `adapter` replace the recorded ones; another base than
     the heads' own is refused unless `allow_mismatch`."""
+    folder = folder if folder.is_dir() or not is_hub_id(str(folder)) else resolve_folder(str(folder))
     config = read_config(folder)
     if adapter is None and model is None:
         adapter = config.base.locate_adapter(folder)

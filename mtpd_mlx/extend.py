@@ -34,7 +34,7 @@ def loop_heads(base: Base, heads: MTPHeads, to: int) -> MTPHeads:
         raise ValueError(f"loop: got {to} heads, expected {heads.num_heads + 1}..{2 * heads.num_heads}")
     from mlx.utils import tree_map
 
-    longer = MTPHeads(base, to, heads.hidden_source)
+    longer = MTPHeads(base, to, heads.hidden_source, heads.post_norms)
     longer.draft_among(heads.draft_tokens)
     for j, head in enumerate(longer.heads):
         source = heads.heads[j % heads.num_heads]
@@ -52,7 +52,7 @@ def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
     record.pop("eval", None)  # measured on the shorter cascade
-    save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, None, record, config.draft_vocab))
+    save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
 
 
 def extend_checkpoint(

@@ -14,14 +14,20 @@ from mtpd_mlx.mlx_runtime import mx, nn
 class MTPHead(nn.Module):
     """h'^k_i = M_k [RMSNorm_h(h^{k-1}_i) ; RMSNorm_e(Emb(x_{i+k}))],  h^k = Block_k(h'^k)."""
 
-    def __init__(self, base: Base):
+    def __init__(self, base: Base, own_norm: bool = False):
         super().__init__()
         d, eps = base.hidden_size, base.dims.rms_norm_eps
         self.hnorm = nn.RMSNorm(d, eps=eps)
         self.enorm = nn.RMSNorm(d, eps=eps)
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
         self.block = base.new_block()
+        if own_norm:
+            self.post_norm = nn.RMSNorm(d, eps=eps)
         self.grad_checkpoint = False
+
+    def finish(self, base: Base, raw: mx.array) -> mx.array:
+        """FinalNorm(h^k): the base's own norm, or the head's where it was imported with one."""
+        return self.post_norm(raw) if "post_norm" in self else base.norm(raw)
 
     def __call__(self, hidden: mx.array, embedded: mx.array, mask: Any, cache: Any = None) -> mx.array:
         """hidden, embedded [B, T, d] -> h^k [B, T, d] before the final norm."""
@@ -34,11 +40,12 @@ class MTPHead(nn.Module):
 class MTPHeads(nn.Module):
     """The cascade. `hidden_source` says which state enters and is passed from head to head."""
 
-    def __init__(self, base: Base, num_heads: int, hidden_source: str):
+    def __init__(self, base: Base, num_heads: int, hidden_source: str, post_norms: bool = False):
         super().__init__()
         if num_heads < 1:
             raise ValueError(f"number of heads: got {num_heads}, expected at least 1")
-        self.heads = [MTPHead(base) for _ in range(num_heads)]
+        self.heads = [MTPHead(base, post_norms) for _ in range(num_heads)]
+        self.post_norms = post_norms
         self.hidden_source = hidden_source
         self._draft_tokens: mx.array | None = None  # not a parameter
 
@@ -78,7 +85,7 @@ class MTPHeads(nn.Module):
         outputs = []
         for k, head in enumerate(self.heads, start=1):
             raw = head(state, shift_left(embedded, k), "causal")
-            normed = base.norm(raw)
+            normed = head.finish(base, raw)
             outputs.append(normed)
             state = self.source(base, raw, normed)
         return outputs

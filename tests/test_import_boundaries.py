@@ -59,6 +59,7 @@ def test_export_never_reaches_mlx() -> None:
     allowed = {
         "speculative",
         "families",
+        "hub",
         "fingerprint",
         "adapter_format",
         "checkpoint_format",

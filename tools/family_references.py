@@ -59,6 +59,7 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen2Config",
         {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
     ),
+    "mimo": ("MiMo 7B (of Qwen2's architecture)", "Qwen2Config", {"rope_parameters": {"rope_theta": 6.4e5}, "written": "mimo"}),
     "qwen3": ("Qwen3", "Qwen3Config", {"head_dim": 32, "rope_parameters": YARN}),
     "smollm2": ("SmolLM2", "LlamaConfig", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e5}}),
     "smollm3": ("SmolLM3", "SmolLM3Config", {}),
@@ -149,7 +150,7 @@ def make(name: str, out: Path) -> float:
     from tests.families.family_weights import write_weights
 
     title, kind, options = REFERENCES[name]
-    config = getattr(transformers, kind)(**(TINY | options))
+    config = getattr(transformers, kind)(**(TINY | {k: v for k, v in options.items() if k != "written"}))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shapes = save_shapes(config, folder)
@@ -157,6 +158,9 @@ def make(name: str, out: Path) -> float:
         center = norm_center(shapes, written["model_type"])
         write_weights(folder / "model.safetensors", shapes, center)
         logits = reference_logits(folder, text())
+    if "written" in options:  # a model_type that transformers has no class for
+        written |= {"model_type": options["written"], "architectures": ["MiMoForCausalLM"]}
+        written = {k: v for k, v in written.items() if k not in ("layer_types", "max_window_layers", "use_sliding_window")}
     record = {"title": title, "norm_center": center, "tokens": text(), "config": written, "shapes": shapes}
     (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     np.savez_compressed(out / f"{name}.npz", logits=logits)

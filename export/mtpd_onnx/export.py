@@ -15,6 +15,7 @@ import onnx_ir as ir
 from mtpd_mlx.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.config import weights_say_tied
+from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.adapted import AdaptedTensors
 from mtpd_onnx.batched_graph import build_batched_round
@@ -179,7 +180,7 @@ def export_checkpoint(
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
     ids = read_draft_tokens(checkpoint, config)
     drafts = None if ids is None else tuple(ids.tolist())
-    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts)
+    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts, config.post_norms)
     policy = Policy(WEIGHT_BITS.get(precision), group_size, activations == "int8")
     spec = replace(spec, layouts=plan(spec, policy, base, heads))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -218,17 +219,10 @@ def check_target(out: Path, overwrite: bool) -> None:
 def locate_base(checkpoint: Path, config: CheckpointConfig, model: str | None) -> Path:
     """The base's folder; a hub id is looked up among the downloaded snapshots and fetched when it is not there."""
     name = model or config.base.locate(checkpoint)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"base {name}: no such folder")
     try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, revision=config.base.revision))
-    except Exception as error:  # the hub client raises many kinds; the user needs one line
-        raise ValueError(f"base {name}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        return resolve_folder(name, config.base.revision if model is None else None)
+    except ValueError as error:
+        raise ValueError(f"base {error}") from None
 
 
 def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dims: Dims, fingerprint: str | None) -> None:

@@ -11,7 +11,7 @@ from onnxscript.nn import Module
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions, widened
-from mtpd_onnx.modules import Base, MTPHeads
+from mtpd_onnx.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.packed import Packed, pack_modules
 from mtpd_onnx.rope import rope_tables
 from mtpd_onnx.sampling_graph import CONTEXT, SETTINGS, Sampler
@@ -31,11 +31,12 @@ class Spec:
     dtype: ir.DataType
     capacity: int
     draft_tokens: tuple[int, ...] | None = None  # ids of the draft vocabulary
+    post_norms: bool = False  # each head has a final norm of its own
     layouts: Mapping[str, Packed] = field(default_factory=dict)  # the matrices stored in integers (layouts.py)
 
     def heads(self, flavour: Flavour) -> MTPHeads:
         drafts = None if self.draft_tokens is None else len(self.draft_tokens)
-        return MTPHeads(self.dims, self.num_heads, self.dtype, flavour, drafts)
+        return MTPHeads(self.dims, self.num_heads, self.dtype, flavour, drafts, self.post_norms)
 
 
 @dataclass
@@ -192,7 +193,8 @@ def draft_chain(
 
     for k, (head, cache) in enumerate(zip(heads.heads, caches, strict=True)):
         sums = head(op, state, base.model.embed_tokens(op, words), cache, positions)
-        raw, normed = base.model.norm(op, *sums)
+        assert isinstance(head, MTPHead)
+        raw, normed = head.final_norm(base)(op, *sums)
         last = op.Gather(normed, [-1], axis=-2)
         logits = base.logits(op, last) if heads.draft_head is None else base.finish(op, heads.draft_head(op, last))
         guesses.append((guess or best)(logits))

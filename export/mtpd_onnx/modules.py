@@ -173,12 +173,17 @@ class Trunk(Module):
 class MTPHead(Module):
     """h'^k = M_k [RMSNorm_h(h^{k-1}) ; RMSNorm_e(Emb(x))], h^k = Block_k(h'^k)."""
 
-    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
+    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour, own_norm: bool = False):
         super().__init__()
         self.hnorm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
         self.enorm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
         self.eh_proj = Linear(2 * dims.hidden_size, dims.hidden_size, dtype, flavour)
         self.block = Block(dims, dims.head_layer, dtype, flavour)
+        self.post_norm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour) if own_norm else None
+
+    def final_norm(self, base: "Base") -> RMSNorm:
+        """The base's own norm, or the head's where it was imported with one."""
+        return base.model.norm if self.post_norm is None else self.post_norm
 
     def forward(self, op: OpBuilder, hidden: ir.Value, embedded: ir.Value, cache: Cache, positions: Positions) -> Sum:
         joined = op.Concat(self.hnorm(op, hidden), self.enorm(op, embedded), axis=-1)
@@ -208,7 +213,15 @@ class Base(Module):
 class MTPHeads(Module):
     """`draft_head.weight` [D, d]: the output head's rows of the draft vocabulary, where there is one (D = draft_vocab)."""
 
-    def __init__(self, dims: Dims, num_heads: int, dtype: ir.DataType, flavour: Flavour, draft_vocab: int | None = None):
+    def __init__(
+        self,
+        dims: Dims,
+        num_heads: int,
+        dtype: ir.DataType,
+        flavour: Flavour,
+        draft_vocab: int | None = None,
+        post_norms: bool = False,
+    ):
         super().__init__("")
-        self.heads = ModuleList([MTPHead(dims, dtype, flavour) for _ in range(num_heads)])
+        self.heads = ModuleList([MTPHead(dims, dtype, flavour, post_norms) for _ in range(num_heads)])
         self.draft_head = None if draft_vocab is None else Linear(dims.hidden_size, draft_vocab, dtype, flavour)

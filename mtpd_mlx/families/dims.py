@@ -55,7 +55,7 @@ class Dims:
     rotary_dim: int
     local_theta: float | None
     norms: str  # "pre", "post" (of the branches' outputs) or "both"
-    norm_offset: float  # added to the stored weights of the family's norms (Gemma: 1); never to hnorm and enorm
+    norm_offset: float  # added to the stored weights of the family's norms (Gemma: 1); never to hnorm, enorm, post_norm
     activation: str  # "silu" or "gelu_tanh"
     fused: bool  # the checkpoint holds qkv_proj and gate_up_proj
     attention_scale: float
@@ -70,5 +70,5 @@ class Dims:
     def offset_of(self, name: str) -> float:
         """What is added to the stored tensor `name`: the norms' offset, the only place that applies it."""
         parts = name.removesuffix(".weight").split(".")
-        ours = parts[-1] in ("hnorm", "enorm")
+        ours = parts[-1] in ("hnorm", "enorm", "post_norm")
         return self.norm_offset if parts[-1].endswith("norm") and not ours else 0.0

@@ -32,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "ministral": Family("llama", windows="types", window=4096),
     "ministral3": Family("ministral3", theta=1e6, eps=1e-5, windows="all"),
     "qwen2": Family("qwen2", windows="types", switched=True, qkv_bias=True, head_dim=False),
+    "mimo": Family("qwen2", qkv_bias=True, head_dim=False),
     "qwen3": Family("qwen3", windows="types", switched=True, qk_norm="head"),
     "smollm3": Family(
         "smollm3", windows="types", switched=True, tied=True, theta=2e6, biases=("attention_bias", "mlp_bias"), head_dim=False

@@ -8,6 +8,8 @@ from family_models import TOLERANCE, Reference
 def test_transformers_still_agrees(reference: Reference) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    if reference.config["model_type"] == "mimo":
+        pytest.skip("transformers has no class of this name")
     kind = {"dtype": torch.float32, "attn_implementation": "eager"}
     model = transformers.AutoModelForCausalLM.from_pretrained(reference.folder, **kind).eval()
     with torch.no_grad():
