@@ -39,7 +39,9 @@ def explain(error: BaseException, name: str, revision: str | None = None) -> str
         return f"{name}{at}: the hub answered {status}: {_line(error)}; {AGAIN}"
     if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
         return f"{name}{at}: {_line(error)}"
-    return f"{name}{at}: download interrupted ({type(error).__name__}: {_line(error)}); {AGAIN}"
+    if isinstance(error, ValueError):
+        return f"{name}{at}: the hub's answer cannot be read: {_line(error)}"
+    return f"{name}{at}: connection lost ({type(error).__name__}: {_line(error)}); {AGAIN}"
 
 
 def _line(error: BaseException) -> str:

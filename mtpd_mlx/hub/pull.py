@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from mtpd_mlx.hub.messages import explain
+from mtpd_mlx.hub.resume import fetch_large
 
 # Nothing that is code or pickled is ever asked for.
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
-NEVER = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "*.gguf", "*/*")
+NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "*.gguf", "*/*")
 
 
 def is_hub_id(name: str) -> bool:
@@ -27,8 +28,9 @@ def pull(name: str, revision: str | None = None, out: Path | None = None) -> Pat
     from huggingface_hub import snapshot_download
 
     name, revision = split_revision(name, revision)
-    never = [p for p in NEVER if p != "*.bin"]
+    never = list(NEVER)
     try:
+        fetch_large(name, revision, out, PATTERNS)
         wanted = list(PATTERNS)
         return Path(snapshot_download(name, revision=revision, local_dir=out, allow_patterns=wanted, ignore_patterns=never))
     except Exception as error:  # the hub client raises many kinds, and those of the HTTP library under it
