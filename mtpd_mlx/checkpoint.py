@@ -51,7 +51,10 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     if not file.is_file():
         raise ValueError(f"{file}: missing")
     read_header(file)
-    arrays = mx.load(str(file))
+    try:
+        arrays = mx.load(str(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file}: MLX cannot read it ({str(error).splitlines()[0][:120]})") from error
     assert isinstance(arrays, dict)
     return arrays
 

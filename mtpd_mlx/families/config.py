@@ -10,7 +10,7 @@ from mtpd_mlx.families.rotary import read_rotary, rope_type
 from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
 from mtpd_mlx.fingerprint import read_header
 
-MAX_CONFIG_BYTES = 4 << 20
+MAX_CONFIG_BYTES, MAX_LAYERS = 4 << 20, 10_000
 WRONG = (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, OverflowError)
 
 
@@ -76,6 +76,8 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
     if not family.head_dim and config.get("head_dim") not in (None, head_dim):
         raise ValueError(f"head_dim: got {config['head_dim']}, expected {head_dim} (hidden_size / num_attention_heads)")
     rotary, count = read_rotary(config, family), _size(config, "num_hidden_layers")
+    if count > MAX_LAYERS:
+        raise ValueError(f"num_hidden_layers: got {count}, expected at most {MAX_LAYERS}")
     layers, experts = read_layers(config, family, count, rotary.local_theta is not None), read_experts(config)
     scale = config.get("query_pre_attn_scalar", 256) if family.module.startswith("gemma") else head_dim
     granite = config["model_type"] == "granite"

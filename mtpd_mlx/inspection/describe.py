@@ -105,7 +105,7 @@ def _needs(dims: Dims, counts: Counts, plan: Plan, item: int) -> dict[str, Any]:
 def _heads(view: View) -> dict[str, Any]:
     config = parse_config(view.json(HEADS_CONFIG), f"{view.name}/{HEADS_CONFIG}")
     counts = count(view.table(WEIGHTS_NAME), config.quantization)
-    validation = (config.record.get("eval") or {}).get("validation") or {}
+    validation = _object(_object(config.record.get("eval")).get("validation"))
     return {
         "num_heads": config.num_heads,
         "hidden_source": config.hidden_source,
@@ -115,18 +115,34 @@ def _heads(view: View) -> dict[str, Any]:
         "dtypes": counts.dtypes,
         "quantization": config.quantization,
         "base": config.base.to_json(),
-        "measured": {name: validation[name] for name in ("car", "ar", "tau") if name in validation} or None,
-        "loss": config.record.get("loss"),
-        "data": config.record.get("data"),
+        "measured": _measured(validation),
+        "loss": _object(config.record.get("loss")),
+        "data": _object(config.record.get("data")),
     }
 
 
 def _onnx(view: View) -> dict[str, Any]:
     manifest = view.json(MANIFEST)
     names = ("format", "format_version", "layout", "precision", "activations", "num_heads", "capacity", "draft_vocab", "base")
-    validation = ((manifest.get("record") or {}).get("eval") or {}).get("validation") or {}
-    measured = {name: validation[name] for name in ("car", "ar", "tau") if name in validation} or None
-    return {name: manifest.get(name) for name in names} | {"measured": measured}
+    validation = _object(_object(_object(manifest.get("record")).get("eval")).get("validation"))
+    return {name: manifest.get(name) for name in names} | {
+        "base": _object(manifest.get("base")),
+        "measured": _measured(validation),
+    }
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _measured(validation: dict[str, Any]) -> dict[str, Any] | None:
+    """car, ar and tau where they are numbers."""
+    car, ar, tau = (validation.get(name) for name in ("car", "ar", "tau"))
+    lists = [x for x in (car, ar) if isinstance(x, list) and all(isinstance(v, int | float) for v in x)]
+    if car not in lists or not isinstance(tau, int | float):
+        return None
+    assert isinstance(car, list)
+    return {"car": car, "tau": tau} | ({"ar": ar} if ar in lists and isinstance(ar, list) and len(ar) == len(car) else {})
 
 
 def _cache(view: View) -> dict[str, Any]:
