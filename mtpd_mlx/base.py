@@ -14,6 +14,7 @@ from mtpd_mlx.adapters import apply_adapter
 from mtpd_mlx.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
 from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.wrapped import text_name
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.mlx_runtime import mx, nn
 from mtpd_mlx.mtp_formats.names import is_shipped
@@ -158,11 +159,13 @@ def check_supported(config: dict[str, Any]) -> None:
 
 
 def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
-    """The mlx-lm classes of a model, such that MTP heads in its checkpoint are left aside (mtpd import-heads reads them)."""
+    """The mlx-lm classes of a language model, such that whatever else is in its checkpoint is left aside: MTP heads (mtpd
+    import-heads reads them), the other parts of a multimodal model."""
 
     class Trimmed(model_class):
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            kept = {name: w for name, w in weights.items() if not is_shipped(name, self.args.num_hidden_layers)}
+            named = {text_name(name): w for name, w in weights.items()}
+            kept = {n: w for n, w in named.items() if n is not None and not is_shipped(n, self.args.num_hidden_layers)}
             return super().sanitize(kept) if hasattr(model_class, "sanitize") else kept
 
     return Trimmed, args_class
@@ -192,7 +195,7 @@ def load_base(
         network, loaded = load_model(
             path,
             lazy=ends_only,
-            model_config=mlx_arguments(config, dims),
+            model_config=config | mlx_arguments(config, dims),
             get_model_classes=lambda config: without_shipped_heads(*_get_classes(config)),
         )
         config |= {k: loaded[k] for k in ("quantization", "quantization_config") if k in loaded}

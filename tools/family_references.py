@@ -30,7 +30,9 @@ YARN |= {"original_max_position_embeddings": 64}
 FACTORS = {"short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64} | FACTORS
 GEMMA = {"hidden_size": 96, "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 7}
-BY_LAYER = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+VISION |= {"image_size": 8, "patch_size": 4}
+PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
 
 # name: (what people call it, configuration class of transformers, options)
 REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -93,6 +95,20 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     ),
     "gemma2": ("Gemma 2", "Gemma2Config", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0}),
     "gemma3": ("Gemma 3 (text)", "Gemma3TextConfig", GEMMA | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}),
+    "gemma3-vision": (
+        "Gemma 3 with vision (its text)",
+        "Gemma3Config",
+        {
+            "text_config": TINY | GEMMA | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+            "vision_config": VISION | {"vision_use_head": False},
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "mistral3-vision": (
+        "Mistral Small 3, Ministral 3 with vision (their text)",
+        "Mistral3Config",
+        {"text_config": TINY | {"model_type": "mistral", "head_dim": 32, "sliding_window": None}, "vision_config": PIXTRAL},
+    ),
     "qwen3-moe": (
         "Qwen3 MoE",
         "Qwen3MoeConfig",
@@ -118,13 +134,18 @@ def text() -> list[int]:
     return np.random.default_rng(0).integers(1, VOCAB, LENGTH).tolist()
 
 
+def auto_class(config: Any) -> Any:
+    """Multimodal models are of another kind to transformers."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
 def save_shapes(config: Any, folder: Path) -> dict[str, list[int]]:
     """The tensors that transformers writes for such a model; config.json stays in `folder`."""
-    from transformers import AutoModelForCausalLM
-
     from mtpd_mlx.fingerprint import read_header
 
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    auto_class(config).from_config(config).save_pretrained(folder)
     return {name: entry["shape"] for name, entry in sorted(read_header(folder / "model.safetensors")[0].items())}
 
 
@@ -136,11 +157,16 @@ def norm_center(shapes: dict[str, list[int]], model_type: str) -> float:
 def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:
     """float32 [T, V] by transformers, eager attention."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    kind = auto_class(AutoConfig.from_pretrained(folder))
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def without_written(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k != "written"}
 
 
 def make(name: str, out: Path) -> float:
@@ -150,7 +176,7 @@ def make(name: str, out: Path) -> float:
     from tests.families.family_weights import write_weights
 
     title, kind, options = REFERENCES[name]
-    config = getattr(transformers, kind)(**(TINY | {k: v for k, v in options.items() if k != "written"}))
+    config = getattr(transformers, kind)(**(({} if "text_config" in options else TINY) | without_written(options)))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shapes = save_shapes(config, folder)

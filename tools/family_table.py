@@ -18,6 +18,7 @@ from pathlib import Path
 
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.rotary import rope_type
+from mtpd_mlx.families.wrapped import text_config
 
 ROOT = Path(__file__).parent.parent
 REFERENCES, OUT = ROOT / "tests" / "families" / "references", ROOT / "docs" / "families.md"
@@ -76,7 +77,7 @@ def cell(results: dict[str, str], tests: tuple[str, ...]) -> str:
 
 def notes(config: dict) -> str:
     """What a user of the family should know, from the dims alone."""
-    dims, parts = read_dims(config), []
+    dims, parts = read_dims(text_config(config)), []
     windows = sum(layer.window is not None for layer in dims.layers)
     if windows:
         parts.append("sliding windows" + ("" if windows == dims.num_layers else f" in {windows} of {dims.num_layers} layers"))

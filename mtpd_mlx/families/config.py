@@ -8,6 +8,7 @@ from mtpd_mlx.families.dims import Dims, Layer
 from mtpd_mlx.families.layers import FULL, SLIDING, read_experts, read_layers
 from mtpd_mlx.families.rotary import read_rotary, rope_type
 from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
+from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.fingerprint import read_header
 
 MAX_CONFIG_BYTES, MAX_LAYERS = 4 << 20, 10_000
@@ -15,7 +16,10 @@ WRONG = (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, Ove
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:
-    """`folder`/config.json as a dictionary; ValueError in one line where it is missing, too large or no JSON object."""
+    """`folder`/config.json as a dictionary; of a multimodal model the part of its text (wrapped.py).
+
+    ValueError in one line where it is missing, too large or no JSON object.
+    """
     file = folder / "config.json"
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
@@ -31,12 +35,13 @@ def read_config_json(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file}: got {type(config).__name__}, expected an object")
-    return config
+    return text_config(config)
 
 
 def weights_say_tied(folder: Path) -> bool:
     """Whether the weights of `folder` have no output head of their own."""
-    return not any("lm_head.weight" in read_header(file)[0] for file in folder.glob("model*.safetensors"))
+    names = (text_name(name) for file in folder.glob("model*.safetensors") for name in read_header(file)[0])
+    return "lm_head.weight" not in names
 
 
 def family_of(config: dict[str, Any]) -> Family:

@@ -7,6 +7,7 @@ from mtpd_mlx.checkpoint_format import CONFIG_NAME as HEADS_CONFIG
 from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, parse_config
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
 from mtpd_mlx.inspection.view import View
@@ -34,11 +35,11 @@ def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
 
 
 def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
-    config = view.json("config.json")
+    config = text_config(view.json("config.json"))
     weights = sorted(n for n in files if n.startswith("model") and n.endswith(".safetensors"))
     table: dict[str, Any] = {}
     for name in weights:
-        table |= view.table(name)
+        table |= {plain: entry for n, entry in view.table(name).items() if (plain := text_name(n)) is not None}
     quantization = config.get("quantization")
     counts = count(table, quantization if isinstance(quantization, dict) else None)
     found: dict[str, Any] = {

@@ -8,6 +8,7 @@ from typing import Any
 from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, write_json
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.wrapped import INSIDE
 from mtpd_mlx.fingerprint import fingerprint_base, read_header
 from mtpd_mlx.mtp_formats.convert import stored_to_plain, write_head
 from mtpd_mlx.mtp_formats.detect import shipped_heads
@@ -30,6 +31,8 @@ def export_heads(
     """Writes `out`: the base's files (hard links with `link`), the heads in a file of their own, index and config.json.
     `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do. Returns the bytes of the heads."""
     config, model_config = read_config(checkpoint), read_config_json(base)
+    if any(name.startswith(INSIDE) for file in base.glob("model*.safetensors") for name in read_header(file)[0]):
+        raise ValueError(f"{base}: a multimodal checkpoint has no layout for heads")
     source = RawTensors(sorted(base.glob("model*.safetensors")))
     dims = read_dims(model_config, weights_say_tied(base))
     shape = LAYOUTS[layout]

@@ -68,7 +68,7 @@ def train_checkpoint(reference: Reference, folder: Path) -> Path:
         stepper.step([Batch(tokens.astype(np.int32), np.ones_like(tokens), np.ones_like(tokens, dtype=bool))])
     stepper.sync()
     identity = fingerprint_base(reference.folder)
-    kind = reference.config["model_type"]
+    kind = base.config["model_type"]
     where = BaseRef(str(reference.folder), identity, kind, base.hidden_size, base.vocab_size)
     save_heads(folder, heads, CheckpointConfig(2, "postnorm", where))
     return folder

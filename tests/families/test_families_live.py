@@ -11,7 +11,9 @@ def test_transformers_still_agrees(reference: Reference) -> None:
     if reference.config["model_type"] == "mimo":
         pytest.skip("transformers has no class of this name")
     kind = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model = transformers.AutoModelForCausalLM.from_pretrained(reference.folder, **kind).eval()
+    image = "vision_config" in reference.config
+    auto_class = transformers.AutoModelForImageTextToText if image else transformers.AutoModelForCausalLM
+    model = auto_class.from_pretrained(reference.folder, **kind).eval()
     with torch.no_grad():
         logits = model(torch.tensor([reference.tokens])).logits[0].numpy()
     np.testing.assert_allclose(logits, reference.logits, rtol=0, atol=TOLERANCE)
