@@ -4,15 +4,9 @@ from typing import Any
 
 WRAPPERS = ("gemma3", "mistral3")
 INSIDE: tuple[str, ...] = ("language_model.model.", "model.language_model.")
-OUTSIDE: tuple[str, ...] = (
-    "vision_tower.",
-    "multi_modal_projector.",
-    "vision_model.",
-    "vision_encoder.",
-    "model.vision_tower.",
-)
-OUTSIDE += ("model.multi_modal_projector.", "model.vision_encoder.", "patch_merger.", "vision_language_adapter.")
-
+OUTSIDE: tuple[str, ...] = ("vision_tower.", "multi_modal_projector.", "vision_model.", "vision_encoder.")
+OUTSIDE += ("model.vision_tower.", "model.multi_modal_projector.", "model.vision_encoder.")
+OUTSIDE += ("patch_merger.", "vision_language_adapter.")
 # What transformers assumes of the text inside a Gemma 3, where config.json leaves it out as the published ones do.
 DEFAULTS = {"gemma3_text": {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}}
 DEFAULTS["gemma3_text"] |= {"max_position_embeddings": 131072, "num_hidden_layers": 26}
