@@ -102,6 +102,12 @@ class Base:
                 hidden = call_block(block, hidden, mask, block_cache)
         return hidden
 
+    def run_block(self, index: int, hidden: mx.array, cache: Any = None) -> mx.array:
+        """Layer `index` alone over new rows [B, T, d], with the window of its own."""
+        block = self.layers[index]
+        mask = make_mask(hidden.shape[1], cache, self.dims.layers[index].window, needs_arrays(type(block)))
+        return call_block(block, hidden, mask, cache)
+
     def norm(self, hidden: mx.array) -> mx.array:
         return self.model.model.norm(hidden)
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 REFERENCES, OUT = ROOT / "tests" / "families" / "references", ROOT / "docs" / "families.md"
 COLUMNS = {
     "MLX logits": ("test_mlx_logits",),
-    "MLX caches": ("test_mlx_caches_rewind",),
+    "MLX caches": ("test_mlx_caches_rewind", "test_mlx_blocks_one_by_one"),
     "heads train": ("test_heads_train",),
     "MLX rounds": ("test_mlx_rounds_are_plain_decoding",),
     "ONNX logits": ("test_onnx_logits", "test_onnx_standard_logits"),

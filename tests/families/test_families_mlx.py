@@ -40,6 +40,18 @@ def test_mlx_caches_rewind(reference: Reference) -> None:
     np.testing.assert_allclose(batched[1, 3:], reference.logits[:17], rtol=0, atol=TOLERANCE)
 
 
+def test_mlx_blocks_one_by_one(reference: Reference) -> None:
+    """Token by token and layer by layer, as exact decoding runs them: the window holds there too."""
+    base = load_base(str(reference.folder))
+    cache, rows = base.make_cache(), []
+    for token in reference.tokens:
+        hidden = base.embed(mx.array([[token]]))
+        for i, layer_cache in enumerate(cache):
+            hidden = base.run_block(i, hidden, layer_cache)
+        rows.append(np.array(base.logits(base.norm(hidden)))[0, 0])
+    np.testing.assert_allclose(np.stack(rows), reference.logits, rtol=0, atol=TOLERANCE)
+
+
 def test_heads_train(reference: Reference) -> None:
     from tiny import cycle_batch
 
