@@ -15,6 +15,7 @@ COMMANDS = {
     "eval": "measure acceptance (CAR, AR, tau) on prompts",
     "distill-data": "write a base's own continuations of prompts as training data",
     "generate": "generate text with speculative decoding",
+    "bench": "time plain mlx_lm, its own speculative decoding and ours on the same prompts",
     "export": "export a checkpoint to ONNX for mtpd-onnx",
     "parity": "compare MLX and ONNX decoding token by token",
     "demo": "train, extend, export, decode and report on the bundled small model",
