@@ -10,7 +10,7 @@ from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.caches import check_trimmable, trim_to
 from mtpd_mlx.decoding.cascade import draft_chain, fill_chain, head_logits
 from mtpd_mlx.decoding.exact import Pass, row_by_row, whole_pass
-from mtpd_mlx.decoding.rules import Rule, contexts_of
+from mtpd_mlx.decoding.rules import Rule, contexts_of, spread
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.mlx_runtime import mx
 
@@ -197,9 +197,3 @@ class HostState:
 def read_token(token: mx.array) -> int:
     """The id in an array [1]: waits for it."""
     return int(np.array(token)[0])
-
-
-def spread(logits: mx.array, ids: mx.array, vocab_size: int) -> mx.array:
-    """logits [n, D] of tokens `ids` [D] -> [n, V], hardly probable elsewhere."""
-    whole = mx.full((logits.shape[0], vocab_size), -1e30, mx.float32)
-    return mx.put_along_axis(whole, mx.broadcast_to(ids[None], logits.shape), logits.astype(mx.float32), axis=1)

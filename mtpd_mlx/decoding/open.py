@@ -10,6 +10,7 @@ from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.plan import Plan
 from mtpd_mlx.decoding.rules import Greedy, Rule
+from mtpd_mlx.decoding.sampler import Sampled
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -24,6 +25,7 @@ def open_decoder(
     capacity: int | None = None,
     sampling: Sampling = GREEDY,
     logits_processors: Sequence[LogitsProcessor] = (),
+    xtc_special_tokens: Sequence[int] = (),
 ) -> Decoder | PlainDecoder:
     """num_draft_tokens None: all heads; 0, or no heads: plain decoding. ValueError in one line where options contradict."""
     available = heads.num_heads if heads is not None else 0
@@ -32,6 +34,9 @@ def open_decoder(
         raise ValueError(f"num_draft_tokens: got {k}, expected 0..{available} (the checkpoint's heads)")
     check_kv(base, options)
     rule: Rule = Greedy(None if heads is None else heads.draft_tokens)
+    if not sampling.greedy:
+        positions = (capacity or base.context_length) + 2 * k + 3
+        rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, xtc_special_tokens)
     kv = KVOptions(options.kv_bits, options.kv_group_size, options.quantized_kv_start)
     model = Model(base, heads if k else None, k, rule, options.exact, kv, tuple(logits_processors))
     return with_plan(model, options.plan, capacity)

@@ -76,7 +76,9 @@ class Greedy:
         self, logits: mx.array, position: Position, context: mx.array | None, table: mx.array | None
     ) -> tuple[mx.array, mx.array | None]:
         best = mx.argmax(logits, axis=-1)
-        return (best if self._ids is None else self._ids[best].astype(mx.uint32)), None
+        if self._ids is None or logits.shape[-1] != self._ids.size:  # over the whole vocabulary
+            return best, None
+        return self._ids[best].astype(mx.uint32), None
 
 
 def leading(matches: mx.array) -> mx.array:
@@ -99,3 +101,9 @@ def rows_from(x: mx.array, start: Position, count: int) -> mx.array:
     if isinstance(start, int):
         return x[start : start + count]
     return mx.slice(x, start[None], (0,), (count, *x.shape[1:]))
+
+
+def spread(logits: mx.array, ids: mx.array, vocab_size: int) -> mx.array:
+    """logits [n, D] of tokens `ids` [D] -> [n, V], hardly probable elsewhere."""
+    whole = mx.full((logits.shape[0], vocab_size), -1e30, mx.float32)
+    return mx.put_along_axis(whole, mx.broadcast_to(ids[None], logits.shape), logits.astype(mx.float32), axis=1)
