@@ -3,10 +3,12 @@
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, load_model
+from mtpd_mlx.decoding.flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
+from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
 
 
@@ -51,19 +53,23 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from mtpd_mlx.speculative.tokenizer import Tokenizer
     from mtpd_mlx.speculative.verify import compare
 
-    sampling, options = sampling_from(args), decoding_options(args)
+    sampling = sampling_from(args)
     base, heads = load_model(args)
+    options, drafts = as_tuned(args, base, args.num_draft_tokens)
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - args.max_tokens - heads.num_heads - 1
     sets = {file.stem: [p.tokens for p in encode_prompts(file, tokenizer, room, args.limit)] for file in args.prompts}
-    plain = open_decoder(base, None, fast(options), sampling=sampling)
-    ours = open_decoder(base, heads, fast(options), args.num_draft_tokens, sampling=sampling)
-    arms = [stock_arm(base, sampling), our_arm("plain", plain, plain=True), our_arm("mtpd", ours)]
+    special = xtc_special_tokens(tokenizer)
+    drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
+    quick = replace(options, exact=False)
+    plain = open_decoder(base, None, replace(quick, plan=args_plan(args)), **drawing)
+    ours = open_decoder(base, heads if drafts != 0 else None, quick, drafts, **drawing)
+    arms = [stock_arm(base, sampling, special), our_arm("plain", plain, plain=True), our_arm("mtpd", ours)]
     if args.draft_model is not None:
         draft = load_base(args.draft_model, dequantize=bool(args.dequantize), dtype=base.dtype)
-        arms.append(stock_arm(base, sampling, draft.model, max(1, ours.num_draft_tokens)))
+        arms.append(stock_arm(base, sampling, special, draft.model, max(1, ours.num_draft_tokens)))
     if options.exact:
-        arms.append(our_arm("exact", open_decoder(base, heads, options, args.num_draft_tokens, sampling=sampling)))
+        arms.append(our_arm("exact", open_decoder(base, heads, options, drafts, **drawing)))
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
     results = interleaved(arms, sets, args.max_tokens, args.repeats, args.cool_down, dots)
     print(file=sys.stderr)
@@ -89,11 +95,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def fast(options: Any) -> Any:
-    """The options of the arms that are not the exact one."""
-    from dataclasses import replace
-
-    return replace(options, exact=False)
+def args_plan(args: argparse.Namespace) -> str:
+    """The plan that was asked for; a tuned one is that of rounds, not of plain decoding."""
+    return getattr(args, "plan", DecodingConfig.plan)
 
 
 def first_runs(results: Any, arm: Any, sets: dict[str, Any]) -> list[list[int]]:

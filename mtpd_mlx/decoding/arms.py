@@ -1,7 +1,7 @@
 """What `mtpd bench` compares: stock mlx_lm, plain and with a draft model, and our decoders. Wall-clock times, all alike."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,13 +60,15 @@ def our_arm(name: str, backend: Backend, plain: bool = False) -> MLXArm:
     return make_arm(name, stream, stats)
 
 
-def stock_arm(base: Base, sampling: Sampling, draft: Any = None, num_draft_tokens: int = 2) -> MLXArm:
+def stock_arm(
+    base: Base, sampling: Sampling, special: Sequence[int] = (), draft: Any = None, num_draft_tokens: int = 2
+) -> MLXArm:
     """mlx_lm.generate's own generator over the same weights; `draft`: with this draft model."""
 
     def stream(prompt: list[int], max_tokens: int) -> Iterator[list[int]]:
         from mlx_lm.generate import generate_step, speculative_generate_step
 
-        options = {"max_tokens": max_tokens, **stock_sampling(sampling)}
+        options = {"max_tokens": max_tokens, **stock_sampling(sampling, special)}
         if draft is None:
             steps: Any = generate_step(mx.array(prompt), base.model, **options)
         else:
@@ -78,13 +80,15 @@ def stock_arm(base: Base, sampling: Sampling, draft: Any = None, num_draft_token
     return make_arm("stock" if draft is None else "stock speculative", stream)
 
 
-def stock_sampling(options: Sampling) -> dict[str, Any]:
+def stock_sampling(options: Sampling, special: Sequence[int]) -> dict[str, Any]:
     """The arguments with which mlx_lm samples likewise."""
     from mlx_lm.sample_utils import make_logits_processors, make_sampler
 
     found: dict[str, Any] = {}
     if options.temp > 0:
-        found["sampler"] = make_sampler(options.temp, top_p=options.top_p, min_p=options.min_p, top_k=options.top_k)
+        xtc = {"xtc_probability": options.xtc_probability, "xtc_threshold": options.xtc_threshold}
+        cuts = {"top_p": options.top_p, "min_p": options.min_p, "top_k": options.top_k}
+        found["sampler"] = make_sampler(options.temp, **cuts, **xtc, xtc_special_tokens=list(special))
     if options.repetition_penalty != 1:
         penalty = (options.repetition_penalty, options.repetition_context_size)
         found["logits_processors"] = make_logits_processors(None, *penalty)

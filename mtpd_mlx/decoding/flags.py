@@ -1,6 +1,8 @@
 """What the MLX commands that decode have in common: arguments, and opening base and heads."""
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,42 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 def decoding_options(args: argparse.Namespace) -> DecodingConfig:
     return build((DecodingConfig,), {}, vars(args))[0]
+
+
+def as_tuned(args: argparse.Namespace, base: Any, num_draft_tokens: int | None) -> tuple[DecodingConfig, int | None]:
+    """(options, number of drafts): where neither is asked for, what `mtpd tune` stored for this machine."""
+    from mtpd_mlx.checkpoint_format import CONFIG_NAME
+    from mtpd_mlx.decoding.machine import machine_key
+    from mtpd_mlx.decoding.tuned import read_tuned
+
+    options, folder = decoding_options(args), Path(args.checkpoint)
+    if num_draft_tokens is not None or not (folder / CONFIG_NAME).is_file():
+        return options, num_draft_tokens
+    tuned = read_tuned(folder, machine_key(base.dtype))
+    if tuned is None:
+        return options, None
+    if not tuned.num_draft_tokens:
+        print("mtpd: tuned: plain decoding is fastest here (--num-draft-tokens K overrides)", file=sys.stderr)
+    elif options.plan == "auto" and not options.exact and options.kv_bits is None:
+        options = replace(options, plan=tuned.plan)
+    return options, tuned.num_draft_tokens
+
+
+def open_from(args: argparse.Namespace, plain: bool, num_draft_tokens: int | None, sampling: Any) -> tuple[Any, Any]:
+    """(decoder, base) as the arguments say."""
+    from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+    base, heads = load_model(args, plain)
+    options, drafts = (decoding_options(args), 0) if plain else as_tuned(args, base, num_draft_tokens)
+    special = xtc_special_tokens(Tokenizer.from_folder(base.path)) if sampling.xtc_probability else ()
+    heads = None if drafts == 0 else heads
+    return open_decoder(base, heads, options, drafts, sampling=sampling, xtc_special_tokens=special), base
+
+
+def xtc_special_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """What XTC never leaves out, as in mlx_lm.generate: line break and end of text."""
+    return (*tokenizer.encode("\n", False), *sorted(tokenizer.eos_token_ids))
 
 
 def load_model(args: argparse.Namespace, plain: bool = False) -> tuple[Any, Any]:
