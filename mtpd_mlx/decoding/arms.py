@@ -86,8 +86,8 @@ def stock_sampling(options: Sampling, special: Sequence[int]) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     if options.temp > 0:
-        xtc = {"xtc_probability": options.xtc_probability, "xtc_threshold": options.xtc_threshold}
-        cuts = {"top_p": options.top_p, "min_p": options.min_p, "top_k": options.top_k}
+        xtc: dict[str, Any] = {"xtc_probability": options.xtc_probability, "xtc_threshold": options.xtc_threshold}
+        cuts: dict[str, Any] = {"top_p": options.top_p, "min_p": options.min_p, "top_k": options.top_k}
         found["sampler"] = make_sampler(options.temp, **cuts, **xtc, xtc_special_tokens=list(special))
     if options.repetition_penalty != 1:
         penalty = (options.repetition_penalty, options.repetition_context_size)
