@@ -1,6 +1,7 @@
 """The Backend of MLX: prefill and steps on mlx-lm's caches, rounds as the plan says."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mtpd_mlx.decoding.fixed import FixedRounds, round_graph
 from mtpd_mlx.decoding.growing import GrowingRounds
@@ -74,6 +75,17 @@ class Decoder:
             self._host.clear()
         elif length < self.length:
             self._stale = length
+
+    def settled(self) -> HostState:
+        """The state over mlx-lm's caches, with nothing under way."""
+        self._settle()
+        self._leave()
+        return self._host
+
+    def resume(self, tokens: list[int], caches: list[Any], head_caches: list[Any]) -> None:
+        """Goes on behind `tokens`, which these mlx-lm caches hold. The last K are run again to draft behind them."""
+        self._host.restore(tokens, caches, head_caches)
+        self._rounds, self._next, self._stale = None, None, len(tokens)
 
     def _settle(self) -> None:
         """After a rewind: the state as if the text had never gone on."""

@@ -78,6 +78,12 @@ class HostState:
         self.kept: mx.array | None = None
         self._begun = False
 
+    def restore(self, tokens: list[int], caches: list[Any], head_caches: list[Any]) -> None:
+        """A text that was cached before."""
+        self.clear()
+        self.tokens, self.caches, self.head_caches = list(tokens), caches, head_caches
+        self.table, self._begun = self.model.rule.new_table(), True
+
     @property
     def length(self) -> int:
         return len(self.tokens)

@@ -1,6 +1,7 @@
 """Plain decoding over mlx-lm's own caches, pipelined as in mlx_lm.generate: a pass is enqueued before a token is read."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from mtpd_mlx.decoding.caches import trim_to
 from mtpd_mlx.decoding.host import HostState, Model, read_token
@@ -68,6 +69,16 @@ class PlainDecoder:
         else:  # nothing is drafted: the next step or prefill names the token that goes on
             del self._host.tokens[length:]
             trim_to(self._host.caches, length)
+        self._next = None
+
+    def settled(self) -> HostState:
+        """The state with nothing under way."""
+        self._drop()
+        return self._host
+
+    def resume(self, tokens: list[int], caches: list[Any], head_caches: list[Any]) -> None:
+        """Goes on behind `tokens`, which these mlx-lm caches hold."""
+        self._host.restore(tokens, caches, head_caches)
         self._next = None
 
     def _begin(self) -> int:
