@@ -12,6 +12,7 @@ from mtpd_mlx.speculative.protocol import Backend
 GROWING = Plan()
 WARM_UP, ROUNDS = 2, 5
 PROMPT = 48  # tokens
+BUDGET = 4.0  # seconds after which no further turn is begun, once every plan has been timed
 MARGIN = 0.97  # another plan must be faster than mlx-lm's own caches by so much
 
 
@@ -32,13 +33,16 @@ def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_siz
     for plan in plans:
         backend = make(plan)
         running[plan] = backend, backend.prefill(prompt)
+    started = time.perf_counter()
     for turn in range(WARM_UP + ROUNDS):
+        if turn > WARM_UP and time.perf_counter() - started > BUDGET:
+            break
         for plan in list(running):
             backend, token = running[plan]
             began = time.perf_counter()
             try:
                 token = backend.round(token).emitted[-1] if backend.num_draft_tokens else backend.step(token)
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 print(f"mtpd: plan {plan} fails here and is left out: {str(error).splitlines()[0]}", file=sys.stderr)
                 del running[plan]
                 continue
