@@ -33,10 +33,11 @@ class FixedCache:
         return self.rows
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        """[N, capacity]: row i sees positions 0..offset+i. ValueError for a sliding window."""
+        """[N, capacity]: row i sees positions 0..offset+i, of these the last `window_size` where that is given."""
+        places, rows = mx.arange(self.keys.shape[2])[None], (self.offset + mx.arange(N))[:, None]
+        seen = places <= rows
         if window_size is not None:
-            raise ValueError(f"sliding window of {window_size}: fixed caches hold full attention only")
-        seen = mx.arange(self.keys.shape[2])[None] <= (self.offset + mx.arange(N))[:, None]
+            seen = seen & (rows < places + window_size)
         if not on_cuda():
             return seen
         dtype = self.keys.dtype  # CUDA's kernels add masks: converted once here instead of once per block

@@ -191,6 +191,19 @@ def test_rotating_caches_are_refused(model: tuple, monkeypatch: pytest.MonkeyPat
         opened(model, "growing")
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_masks_of_fixed_buffers_are_mlx_lms(window: int | None) -> None:
+    from mlx_lm.models.base import create_causal_mask
+
+    rows = mx.zeros((1, 1, 32, 4)), mx.zeros((1, 1, 32, 4))
+    for offset, count in ((0, 3), (7, 1), (20, 12)):
+        mask = caches.FixedCache(rows, mx.array(offset)).make_mask(count, window_size=window)
+        visible = mask if mask.dtype == mx.bool_ else mask == 0
+        expected = create_causal_mask(count, offset, window)
+        assert mx.array_equal(visible[:, : offset + count], expected).item()
+        assert not visible[:, offset + count :].any().item()
+
+
 def test_plans_have_names_and_wrong_ones_are_said() -> None:
     assert [Plan.parse(str(p)) for p in PLANS] == list(PLANS)
     with pytest.raises(ValueError, match="plan: got 'quick', expected one of growing, fixed"):
