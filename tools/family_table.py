@@ -26,7 +26,7 @@ COLUMNS = {
     "MLX logits": ("test_mlx_logits",),
     "MLX caches": ("test_mlx_caches_rewind", "test_mlx_blocks_one_by_one"),
     "heads train": ("test_heads_train",),
-    "MLX rounds": ("test_mlx_rounds_are_plain_decoding",),
+    "MLX rounds": ("test_mlx_rounds_are_plain_decoding", "test_mlx_decoder_in_every_plan"),
     "ONNX logits": ("test_onnx_logits", "test_onnx_standard_logits"),
     "ONNX rounds": ("test_onnx_rounds_are_plain_decoding",),
 }
