@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtpd_mlx.base import Base
+from mtpd_mlx.blocks import make_mask
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.mlx_runtime import mx
 
@@ -100,7 +101,7 @@ class MLXModel:
         for head, cache in zip(self.heads.heads[: self.num_draft_tokens], self._head_caches, strict=True):
             cache.trim(cache.offset - start)
             raw = head(state, self.base.embed(tokens), _mask(window, cache), cache)
-            normed = self.base.norm(raw)
+            normed = head.finish(self.base, raw)
             state = self.heads.source(self.base, raw, normed)
             drafts.append(self._guess(normed[:, -1:]))  # [1, 1]
             tokens = mx.concatenate([tokens[:, 1:], drafts[-1]], axis=1)
@@ -119,4 +120,4 @@ class MLXModel:
 
 
 def _mask(window: int, cache: object) -> object:
-    return cache.make_mask(window, return_array=False, window_size=None)  # type: ignore[attr-defined]
+    return make_mask(window, cache, None)

@@ -1,7 +1,7 @@
-"""The base adapter: the one place that knows how mlx-lm lays out a model family.
+"""The base adapter: the one place that knows how mlx-lm lays out a model.
 
 Everything else sees a `Base`: embedding, trunk (hidden state before the final norm), final norm, output head, caches and
-the decoder-block type. A family is added by naming its mlx-lm module in FAMILIES, once tests/test_base.py covers it.
+the decoder-block type. A family is added in families/table.py, once tests/families covers it.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.adapter_format import fingerprint_model, read_adapter
+from mtpd_mlx.adapters import apply_adapter
+from mtpd_mlx.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
+from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims, weights_say_tied
+from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.wrapped import text_name
+from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.mlx_runtime import mx, nn
-
-FAMILIES = ("llama", "qwen2", "qwen3")  # mlx-lm modules; mistral checkpoints are loaded by its llama module
+from mtpd_mlx.mtp_formats.names import is_shipped
 
 
 @dataclass
@@ -25,19 +31,30 @@ class Base:
     config: dict[str, Any]
     path: Path | None
     block_type: Any = None
+    adapter: Path | None = None  # what was folded into the weights
     grad_checkpoint: bool = False  # in training, recompute blocks in the backward pass
 
     def __post_init__(self) -> None:
+        self.dims: Dims = read_dims(self.config, tied="lm_head" not in self.model)
         if self.block_type is None:
             self.block_type = type(self.layers[-1])
+        for block, layer in zip(self.layers, self.dims.layers, strict=False):
+            block.self_attn.rope = make_rope(self.dims, layer)
 
     @property
     def hidden_size(self) -> int:
-        return self.model.args.hidden_size
+        return self.dims.hidden_size
 
     @property
     def vocab_size(self) -> int:
-        return self.model.args.vocab_size
+        return self.dims.vocab_size
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the weights; ValueError where the base has no folder."""
+        if self.path is None:
+            raise ValueError("this base has no folder: it has no fingerprint")
+        return fingerprint_model(self.path, self.adapter)
 
     @property
     def layers(self) -> list[nn.Module]:
@@ -45,7 +62,7 @@ class Base:
 
     @property
     def context_length(self) -> int:
-        return int(self.config.get("max_position_embeddings") or 2048)
+        return self.dims.context_length
 
     @property
     def dtype(self) -> mx.Dtype:
@@ -65,21 +82,31 @@ class Base:
         return not self.layers
 
     def embed(self, tokens: mx.array) -> mx.array:
-        return self.model.model.embed_tokens(tokens)
+        rows, scale = self.model.model.embed_tokens(tokens), self.dims.embedding_scale
+        return rows if scale == 1.0 else rows * mx.array(scale, rows.dtype)
 
     def trunk(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
         """hidden_prenorm: the residual stream after the last block, before the final norm. ValueError without the layers."""
         if self.ends_only:
             raise ValueError("this base was loaded without its layers (ends_only): it has no hidden states")
-        from mlx_lm.models.base import create_attention_mask
-
         hidden = self.embed(tokens)
-        caches = cache or [None] * len(self.layers)
-        mask = create_attention_mask(hidden, caches[0])
-        for layer, layer_cache in zip(self.layers, caches, strict=True):
-            run = recomputed(layer) if self.grad_checkpoint and layer_cache is None else layer
-            hidden = run(hidden, mask, layer_cache)
+        caches, masks = cache or [None] * len(self.layers), {}
+        arrays = needs_arrays(self.block_type)
+        for window in {layer.window for layer in self.dims.layers}:
+            masks[window] = make_mask(tokens.shape[1], caches[0], window, arrays)
+        for block, layer, block_cache in zip(self.layers, self.dims.layers, caches, strict=True):
+            mask = masks[layer.window]
+            if self.grad_checkpoint and block_cache is None:
+                hidden = recomputed(block)(hidden, mask)
+            else:
+                hidden = call_block(block, hidden, mask, block_cache)
         return hidden
+
+    def run_block(self, index: int, hidden: mx.array, cache: Any = None) -> mx.array:
+        """Layer `index` alone over new rows [B, T, d], with the window of its own."""
+        block = self.layers[index]
+        mask = make_mask(hidden.shape[1], cache, self.dims.layers[index].window, needs_arrays(type(block)))
+        return call_block(block, hidden, mask, cache)
 
     def norm(self, hidden: mx.array) -> mx.array:
         return self.model.model.norm(hidden)
@@ -87,15 +114,21 @@ class Base:
     @property
     def output_module(self) -> nn.Module:
         """What holds the output head's matrix: the embedding (tied) or lm_head."""
-        return self.model.model.embed_tokens if self.model.args.tie_word_embeddings else self.model.lm_head
+        return self.model.lm_head if "lm_head" in self.model else self.model.model.embed_tokens
 
     def logits(self, hidden_postnorm: mx.array, weight: mx.array | None = None) -> mx.array:
         """`weight` [V, d] stands in for the output head's own matrix, so that a loss can be differentiated by it."""
         if weight is not None:
-            return hidden_postnorm @ weight.T
-        if self.model.args.tie_word_embeddings:
-            return self.model.model.embed_tokens.as_linear(hidden_postnorm)
-        return self.model.lm_head(hidden_postnorm)
+            return self._finish(hidden_postnorm @ weight.T)
+        module = self.output_module
+        return self._finish(module(hidden_postnorm) if "lm_head" in self.model else module.as_linear(hidden_postnorm))
+
+    def _finish(self, logits: mx.array) -> mx.array:
+        """What a family does to its logits (Granite scales, Gemma 2 caps them)."""
+        if self.dims.logits_scale != 1.0:
+            logits = logits * self.dims.logits_scale
+        cap = self.dims.logits_softcap
+        return logits if cap is None else mx.tanh(logits / cap) * cap
 
     def draft_head(self, tokens: mx.array) -> Callable[[mx.array], mx.array]:
         """The output head's rows `tokens` [D] alone, gathered once: hidden_postnorm [.., d] -> logits [.., D]."""
@@ -103,8 +136,8 @@ class Base:
         rows = {name: module[name][tokens] for name in ("weight", "scales", "biases") if name in module}
         if "scales" in rows:
             settings = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
-            return lambda hidden: mx.quantized_matmul(hidden, *_packed(rows), transpose=True, **settings)
-        return lambda hidden: hidden @ rows["weight"].T
+            return lambda hidden: self._finish(mx.quantized_matmul(hidden, *_packed(rows), transpose=True, **settings))
+        return lambda hidden: self._finish(hidden @ rows["weight"].T)
 
     def make_cache(self, blocks: int | None = None) -> list[Any]:
         """One growing KV cache per block (of the base, or of `blocks` heads)."""
@@ -113,77 +146,75 @@ class Base:
         return [KVCache() for _ in range(len(self.layers) if blocks is None else blocks)]
 
     def new_block(self) -> nn.Module:
-        """A decoder block of the base's own type, unquantised, freshly initialised."""
-        return self.block_type(self.model.args)
+        """A decoder block of the base's own type, unquantised, freshly initialised, attending to all positions."""
+        try:
+            block = self.block_type(self.model.args)
+        except TypeError:  # families whose blocks differ by layer
+            block = self.block_type(self.model.args, layer_idx=self.dims.num_layers - 1)
+        block.self_attn.rope = make_rope(self.dims, self.dims.head_layer)
+        return block
 
 
 def _packed(rows: dict[str, mx.array]) -> tuple[mx.array, mx.array, mx.array | None]:
     return rows["weight"], rows["scales"], rows.get("biases")
 
 
-def recomputed(block: nn.Module) -> Callable[..., mx.array]:
-    """The block, keeping only its input for the backward pass (gradient checkpointing)."""
-
-    def call(hidden: mx.array, mask: Any, cache: Any = None) -> mx.array:
-        def inner(params: dict, hidden: mx.array) -> mx.array:
-            block.update(params)
-            return block(hidden, mask, cache)
-
-        return mx.checkpoint(inner)(block.trainable_parameters(), hidden)
-
-    return call
-
-
-def resolve_model(model: str, revision: str | None = None) -> Path:
-    """A local folder, or the local snapshot of a hub id (downloaded when needed). ValueError in one line otherwise."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ValueError(f"model folder {model}: no config.json in it")
-        return path
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(f"model {model}: no such folder, and not a hub id of the form owner/name")
-    from huggingface_hub import snapshot_download
-
-    try:
-        patterns = ["*.json", "model*.safetensors", "tokenizer*", "*.jinja"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # the hub client raises many kinds; the user needs one line
-        raise ValueError(f"model {model}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
-
-
 def check_supported(config: dict[str, Any]) -> None:
     """Refuses, in one line, what the adapter cannot drive correctly."""
-    family = {"mistral": "llama"}.get(config.get("model_type", ""), config.get("model_type"))
-    if family not in FAMILIES:
-        known = ", ".join((*FAMILIES, "mistral"))
-        raise ValueError(f"model_type {config.get('model_type')!r} is not supported; supported: {known}")
-    windows = config.get("sliding_window") is not None and config.get("use_sliding_window", family == "llama")
-    kinds = set(config.get("layer_types") or ["full_attention"])
-    if kinds != {"full_attention"} or (windows and "layer_types" not in config):
-        raise ValueError(f"{config['model_type']} with sliding-window attention is not supported (its cache cannot rewind)")
+    read_dims(config)
 
 
-def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = None, ends_only: bool = False) -> Base:
-    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights.
+def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
+    """The mlx-lm classes of a language model, such that whatever else is in its checkpoint is left aside: MTP heads (mtpd
+    import-heads reads them), the other parts of a multimodal model."""
+
+    class Trimmed(model_class):
+        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
+            named = {text_name(name): w for name, w in weights.items()}
+            kept = {n: w for n, w in named.items() if n is not None and not is_shipped(n, self.args.num_hidden_layers)}
+            return super().sanitize(kept) if hasattr(model_class, "sanitize") else kept
+
+    return Trimmed, args_class
+
+
+def load_base(
+    model: str,
+    dequantize: bool = False,
+    dtype: mx.Dtype | None = None,
+    ends_only: bool = False,
+    adapter: Path | None = None,
+) -> Base:
+    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights, `adapter` is
+    folded in.
 
     `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
     where hidden states come from a cache.
     """
-    from mlx_lm.utils import dequantize_model, load_config, load_model
+    from mlx_lm.utils import _get_classes, dequantize_model, load_model
 
     path = resolve_model(model)
+    if adapter is not None and ends_only and not read_adapter(adapter).only_layers:
+        raise ValueError(f"--adapter-path {adapter}: changes the ends of the base, which is not for --cache; fuse it")
     try:
-        check_supported(load_config(path))
-        network, config = load_model(path, lazy=ends_only)
+        config = read_config_json(path)
+        dims = read_dims(config, weights_say_tied(path))
+        network, loaded = load_model(
+            path,
+            lazy=ends_only,
+            model_config=config | mlx_arguments(config, dims),
+            get_model_classes=lambda config: without_shipped_heads(*_get_classes(config)),
+        )
+        config |= {k: loaded[k] for k in ("quantization", "quantization_config") if k in loaded}
         block_type = type(network.model.layers[-1])
         if ends_only:
             network.model.layers = []
             mx.eval(network.parameters())
     except ValueError as error:
         raise ValueError(f"model {model}: {str(error).strip().splitlines()[0]}") from error
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(f"model {model}: cannot load: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(f"model {model}: cannot load: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+    if adapter is not None and not ends_only:
+        apply_adapter(network, adapter)
     if dequantize and "quantization" in config:
         network = dequantize_model(network)
         config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
@@ -191,7 +222,7 @@ def load_base(model: str, dequantize: bool = False, dtype: mx.Dtype | None = Non
         network.set_dtype(dtype)
     network.eval()
     mx.eval(network.parameters())
-    return Base(network, config, path, block_type)
+    return Base(network, config, path, block_type, adapter)
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:
@@ -199,17 +230,22 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
     from mlx.utils import tree_flatten, tree_unflatten
     from mlx_lm.utils import _get_classes
 
-    check_supported(config)
-    model_class, args_class = _get_classes(config)
-    network = model_class(args_class.from_dict(config))
+    dims = read_dims(config)
+    arguments = config | mlx_arguments(config, dims)
+    model_class, args_class = _get_classes(arguments)
+    network = model_class(args_class.from_dict(arguments))
+    if dims.tied and "lm_head" in network:
+        network.pop("lm_head")
     mx.random.seed(seed)
     residual = (2 * network.args.num_hidden_layers) ** -0.5
     weights: list[tuple[str, mx.array]] = []
     flat: Any = tree_flatten(network.parameters())
     for name, w in flat:
-        if w.ndim == 2:
+        if w.ndim >= 2:
             scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
             w = mx.random.normal(w.shape, scale=scale)
+        elif offset := dims.offset_of(name):
+            w = mx.full(w.shape, 1.0 - offset)
         weights.append((name, w))
     network.update(tree_unflatten(weights))
     mx.eval(network.parameters())

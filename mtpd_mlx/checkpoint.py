@@ -19,8 +19,9 @@ from mtpd_mlx.checkpoint_format import (
     read_draft_tokens,
     write_json,
 )
-from mtpd_mlx.fingerprint import fingerprint_base, read_header
+from mtpd_mlx.fingerprint import read_header
 from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.hub.pull import is_hub_id, resolve_folder
 from mtpd_mlx.mlx_runtime import mx, nn
 
 TOKENIZER_FILES = (
@@ -50,7 +51,10 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
     if not file.is_file():
         raise ValueError(f"{file}: missing")
     read_header(file)
-    arrays = mx.load(str(file))
+    try:
+        arrays = mx.load(str(file))
+    except RuntimeError as error:
+        raise ValueError(f"{file}: MLX cannot read it ({str(error).splitlines()[0][:120]})") from error
     assert isinstance(arrays, dict)
     return arrays
 
@@ -85,7 +89,8 @@ def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: in
     if tokens is not None:
         check_draft_tokens(np.array(tokens), tokens.size, config.base.vocab_size, str(folder))
         arrays[DRAFT_TOKENS] = tokens.astype(mx.int32)
-    config = replace(config, quantization=quantization, draft_vocab=None if tokens is None else tokens.size)
+    drafted = None if tokens is None else tokens.size
+    config = replace(config, quantization=quantization, draft_vocab=drafted, post_norms=heads.post_norms)
     save_arrays(folder / WEIGHTS_NAME, arrays)
     write_json(folder / "mtp_config.json", config.to_json())
 
@@ -101,7 +106,7 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
     arrays.pop(DRAFT_TOKENS, None)
     if config.quantization:
         arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
-    heads = MTPHeads(base, config.num_heads, config.hidden_source)
+    heads = MTPHeads(base, config.num_heads, config.hidden_source, config.post_norms)
     load_weights(heads, {name: w.astype(mx.float32) for name, w in arrays.items()}, folder / WEIGHTS_NAME)
     heads.draft_among(None if ids is None else mx.array(ids))
     heads.eval()
@@ -110,27 +115,39 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
 
 
 def load_checkpoint(
-    folder: Path, model: str | None = None, dequantize: bool = False, ends_only: bool = False
+    folder: Path,
+    model: str | None = None,
+    dequantize: bool = False,
+    ends_only: bool = False,
+    adapter: Path | None = None,
+    allow_mismatch: bool = False,
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
-    """Base (or its ends alone) and heads of a checkpoint. `model` replaces the recorded base; another base than the heads' own
-    is refused."""
+    """Base (or its ends alone) and heads of a checkpoint. `model` and `adapter` replace the recorded ones; another base than
+    the heads' own is refused unless `allow_mismatch`."""
+    folder = folder if folder.is_dir() or not is_hub_id(str(folder)) else resolve_folder(str(folder))
     config = read_config(folder)
-    base = load_base(model or config.base.locate(folder), dequantize=dequantize, ends_only=ends_only)
-    assert base.path is not None
-    if (got := fingerprint_base(base.path)) != config.base.fingerprint:
+    if adapter is None and model is None:
+        adapter = config.base.locate_adapter(folder)
+    name = model or config.base.locate(folder)
+    base = load_base(name, dequantize=dequantize, ends_only=ends_only, adapter=adapter)
+    if not allow_mismatch and (got := base.fingerprint) != config.base.fingerprint:
         raise ValueError(
             f"{folder}: these heads belong to another base: fingerprint {config.base.fingerprint[:19]}..., "
-            f"{base.path} has {got[:19]}..."
+            f"{base.path} has {got[:19]}...; adapt them with mtpd refit, or pass --allow-base-mismatch"
         )
     heads, config = load_heads(folder, base)
     return base, heads, config
 
 
 def load_for_decoding(
-    folder: Path, model: str | None = None, dequantize: bool = False
+    folder: Path,
+    model: str | None = None,
+    dequantize: bool = False,
+    adapter: Path | None = None,
+    allow_mismatch: bool = False,
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
     """As load_checkpoint, with the heads in the base's own floating-point type."""
-    base, heads, config = load_checkpoint(folder, model, dequantize)
+    base, heads, config = load_checkpoint(folder, model, dequantize, adapter=adapter, allow_mismatch=allow_mismatch)
     heads.set_dtype(base.dtype)
     return base, heads, config
 

@@ -14,6 +14,7 @@ CONFIG_NAME = "mtp_config.json"
 DRAFT_TOKENS = "draft_tokens"  # int32 [D] in the weights file, where draft_vocab is set
 WEIGHTS_NAME = "heads.safetensors"
 FORMAT, FORMAT_VERSION = "mtpd-heads", 1
+MAX_CONFIG_BYTES, MAX_HEADS = 4 << 20, 64
 HIDDEN_SOURCES = ("postnorm", "prenorm")
 
 
@@ -27,10 +28,21 @@ class BaseRef:
     hidden_size: int
     vocab_size: int
     revision: str | None = None
+    adapter: str | None = None  # folder of an mlx-lm adapter that belongs to the base, as `id` relative to the checkpoint
 
     def locate(self, checkpoint: Path) -> str:
         """The folder or hub id to load, as a user would name it."""
-        return str((checkpoint / self.id).resolve()) if self.id.startswith(("./", "../")) else self.id
+        return _located(checkpoint, self.id)
+
+    def locate_adapter(self, checkpoint: Path) -> Path | None:
+        return None if self.adapter is None else Path(_located(checkpoint, self.adapter))
+
+    def to_json(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "adapter" or v is not None}
+
+
+def _located(checkpoint: Path, name: str) -> str:
+    return str((checkpoint / name).resolve()) if name.startswith(("./", "../")) else name
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,7 @@ class CheckpointConfig:
     quantization: dict[str, int] | None = None
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None  # size D of the vocabulary the heads draft in (tensor draft_tokens); None: the base's own
+    post_norms: bool = False  # each head has a final norm of its own (imported ones) instead of the base's
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -51,8 +64,9 @@ class CheckpointConfig:
             "num_heads": self.num_heads,
             "hidden_source": self.hidden_source,
             "draft_vocab": self.draft_vocab,
-            "base": vars(self.base),
+            "base": self.base.to_json(),
             "quantization": self.quantization,
+            **({"post_norms": True} if self.post_norms else {}),
             **self.record,
         }
 
@@ -63,9 +77,16 @@ def read_config(checkpoint: Path) -> CheckpointConfig:
     if not checkpoint.is_dir() or not file.is_file():
         raise ValueError(f"{checkpoint}: not a heads checkpoint (no {CONFIG_NAME})")
     try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"{file.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}")
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
+    return parse_config(values, str(file))
+
+
+def parse_config(values: Any, file: str) -> CheckpointConfig:
+    """The same of a parsed file; `file` is its name in messages."""
     if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
         raise ValueError(f"{file}: not a heads checkpoint (expected format {FORMAT!r})")
     if (version := values.pop("format_version", None)) != FORMAT_VERSION:
@@ -75,14 +96,37 @@ def read_config(checkpoint: Path) -> CheckpointConfig:
         base = BaseRef(**values.pop("base"))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: missing or unknown key {error}") from error
-    if not isinstance(num_heads, int) or num_heads < 1:
-        raise ValueError(f"{file}: num_heads: got {num_heads!r}, expected a positive integer")
+    _check_base(base, file)
+    if type(num_heads) is not int or not 1 <= num_heads <= MAX_HEADS:
+        raise ValueError(f"{file}: num_heads: got {num_heads!r}, expected 1..{MAX_HEADS}")
     if source not in HIDDEN_SOURCES:
         raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
     draft_vocab = values.pop("draft_vocab", None)
     if draft_vocab is not None and not (type(draft_vocab) is int and 0 < draft_vocab <= base.vocab_size):  # True is no size
         raise ValueError(f"{file}: draft_vocab: got {draft_vocab!r}, expected 1..{base.vocab_size} or null")
-    return CheckpointConfig(num_heads, source, base, values.pop("quantization", None), values, draft_vocab)
+    quantization, post_norms = values.pop("quantization", None), values.pop("post_norms", False)
+    if quantization is not None and not _is_quantization(quantization):
+        raise ValueError(f"{file}: quantization: got {quantization!r}, expected bits and group_size, or null")
+    if type(post_norms) is not bool:
+        raise ValueError(f"{file}: post_norms: got {post_norms!r}, expected true or false")
+    return CheckpointConfig(num_heads, source, base, quantization, values, draft_vocab, post_norms)
+
+
+def _is_quantization(value: Any) -> bool:
+    return isinstance(value, dict) and all(type(value.get(name)) is int and value[name] > 0 for name in ("bits", "group_size"))
+
+
+def _check_base(base: BaseRef, file: str) -> None:
+    texts = {name: getattr(base, name) for name in ("id", "fingerprint", "model_type")}
+    for name, value in texts.items():
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{file}: base.{name}: got {value!r}, expected text")
+    for name in ("hidden_size", "vocab_size"):
+        if type(getattr(base, name)) is not int or getattr(base, name) < 1:
+            raise ValueError(f"{file}: base.{name}: got {getattr(base, name)!r}, expected a positive integer")
+    for name in ("revision", "adapter"):
+        if not isinstance(getattr(base, name), str | None):
+            raise ValueError(f"{file}: base.{name}: got {getattr(base, name)!r}, expected text or null")
 
 
 def read_draft_tokens(checkpoint: Path, config: CheckpointConfig) -> np.ndarray | None:

@@ -12,6 +12,7 @@ KL_DIRECTIONS = ("forward", "reverse")
 @dataclass(frozen=True)
 class ModelConfig:
     model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id")
+    adapter_path: str | None = option(None, "adapter of mlx-lm (LoRA) to apply to the base")
     model_config: str | None = option(None, "config.json of a base to train from scratch (with --train joint)")
     tokenizer: str | None = option(None, "folder with the tokenizer of a base trained from scratch")
     cache: str | None = option(

@@ -9,7 +9,7 @@ from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
 from mtpd_mlx.checkpoint_format import CheckpointConfig
 from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.ingredients import Ingredients, check_cache
+from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.options import TrainOptions
 from mtpd_mlx.resume import latest_resume_point
@@ -34,7 +34,7 @@ def loop_heads(base: Base, heads: MTPHeads, to: int) -> MTPHeads:
         raise ValueError(f"loop: got {to} heads, expected {heads.num_heads + 1}..{2 * heads.num_heads}")
     from mlx.utils import tree_map
 
-    longer = MTPHeads(base, to, heads.hidden_source)
+    longer = MTPHeads(base, to, heads.hidden_source, heads.post_norms)
     longer.draft_among(heads.draft_tokens)
     for j, head in enumerate(longer.heads):
         source = heads.heads[j % heads.num_heads]
@@ -52,7 +52,7 @@ def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
     record.pop("eval", None)  # measured on the shorter cascade
-    save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, None, record, config.draft_vocab))
+    save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
 
 
 def extend_checkpoint(
@@ -61,7 +61,8 @@ def extend_checkpoint(
     """Trains each stage; `show(count)` gives the reporter of a stage. The last stage is written to `out`."""
     out = Path(options.run.out)
     cached = options.model.cache is not None
-    base, heads, config = load_checkpoint(checkpoint, options.model.model, options.model.dequantize, ends_only=cached)
+    cfg = options.model
+    base, heads, config = load_checkpoint(checkpoint, cfg.model, cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg))
     if options.model.cache is not None:
         check_cache(Path(options.model.cache).expanduser(), config.base.fingerprint, str(checkpoint))
     base.model.set_dtype(compute_dtype(options.optim))

@@ -6,37 +6,46 @@ Offsets and names are drawn in docs/architecture.md.
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.base import Base, recomputed
+from mtpd_mlx.base import Base
+from mtpd_mlx.blocks import call_block, recomputed
 from mtpd_mlx.mlx_runtime import mx, nn
 
 
 class MTPHead(nn.Module):
     """h'^k_i = M_k [RMSNorm_h(h^{k-1}_i) ; RMSNorm_e(Emb(x_{i+k}))],  h^k = Block_k(h'^k)."""
 
-    def __init__(self, base: Base):
+    def __init__(self, base: Base, own_norm: bool = False):
         super().__init__()
-        d, eps = base.hidden_size, base.model.args.rms_norm_eps
+        d, eps = base.hidden_size, base.dims.rms_norm_eps
         self.hnorm = nn.RMSNorm(d, eps=eps)
         self.enorm = nn.RMSNorm(d, eps=eps)
         self.eh_proj = nn.Linear(2 * d, d, bias=False)
         self.block = base.new_block()
+        if own_norm:
+            self.post_norm = nn.RMSNorm(d, eps=eps)
         self.grad_checkpoint = False
+
+    def finish(self, base: Base, raw: mx.array) -> mx.array:
+        """FinalNorm(h^k): the base's own norm, or the head's where it was imported with one."""
+        return self.post_norm(raw) if "post_norm" in self else base.norm(raw)
 
     def __call__(self, hidden: mx.array, embedded: mx.array, mask: Any, cache: Any = None) -> mx.array:
         """hidden, embedded [B, T, d] -> h^k [B, T, d] before the final norm."""
         joined = mx.concatenate([self.hnorm(hidden), self.enorm(embedded)], axis=-1)  # [B, T, 2d]
-        block = recomputed(self.block) if self.grad_checkpoint and cache is None else self.block
-        return block(self.eh_proj(joined), mask, cache)
+        if self.grad_checkpoint and cache is None:
+            return recomputed(self.block)(self.eh_proj(joined), mask)
+        return call_block(self.block, self.eh_proj(joined), mask, cache)
 
 
 class MTPHeads(nn.Module):
     """The cascade. `hidden_source` says which state enters and is passed from head to head."""
 
-    def __init__(self, base: Base, num_heads: int, hidden_source: str):
+    def __init__(self, base: Base, num_heads: int, hidden_source: str, post_norms: bool = False):
         super().__init__()
         if num_heads < 1:
             raise ValueError(f"number of heads: got {num_heads}, expected at least 1")
-        self.heads = [MTPHead(base) for _ in range(num_heads)]
+        self.heads = [MTPHead(base, post_norms) for _ in range(num_heads)]
+        self.post_norms = post_norms
         self.hidden_source = hidden_source
         self._draft_tokens: mx.array | None = None  # not a parameter
 
@@ -76,7 +85,7 @@ class MTPHeads(nn.Module):
         outputs = []
         for k, head in enumerate(self.heads, start=1):
             raw = head(state, shift_left(embedded, k), "causal")
-            normed = base.norm(raw)
+            normed = head.finish(base, raw)
             outputs.append(normed)
             state = self.source(base, raw, normed)
         return outputs
@@ -101,12 +110,12 @@ def init_heads(base: Base, num_heads: int, hidden_source: str, seed: int) -> MTP
     flat: Any = tree_flatten(heads.parameters())
     weights = []
     for i, (name, w) in enumerate(flat):
-        if w.ndim == 2:
+        if w.ndim >= 2:
             w = mx.random.normal(w.shape, scale=0.02, key=mx.random.key(seed * 100_003 + i))
             if name.endswith("eh_proj.weight"):
                 w = mx.concatenate([mx.eye(w.shape[0]), w[:, w.shape[0] :]], axis=1)
         else:
-            w = mx.zeros(w.shape) if name.endswith("bias") else mx.ones(w.shape)
+            w = mx.zeros(w.shape) if name.endswith("bias") else mx.full(w.shape, 1.0 - base.dims.offset_of(name))
         weights.append((name, w))
     heads.update(tree_unflatten(weights))
     mx.eval(heads.parameters())

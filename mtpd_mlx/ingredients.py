@@ -1,7 +1,7 @@
 """What a training run is made of, as its options say: base and heads, data, draft vocabulary, stored teacher."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from mtpd_mlx.checkpoint import load_heads
 from mtpd_mlx.config import ModelConfig
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.order import add_counts
-from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.options import TrainOptions
@@ -28,6 +27,8 @@ class Ingredients:
     tokenizer_folder: Path
     base_name: str
     first_trained: int = 0
+    keep_start: bool = False  # the heads as they came in are a result too, where no step is better
+    record: dict[str, Any] = field(default_factory=dict)  # what the checkpoint says besides
 
 
 def gather(options: TrainOptions) -> Ingredients:
@@ -39,7 +40,7 @@ def gather(options: TrainOptions) -> Ingredients:
     elif cfg.model is not None:
         # A frozen base is held in the compute dtype (of a quantised one the scales: other types would promote every
         # product to float32); a base that trains keeps float32 master weights.
-        base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint")
+        base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint", adapter=adapter_of(cfg))
         base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
         folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
         name = cfg.model
@@ -71,11 +72,15 @@ def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]
     if cfg.train == "joint":
         raise ValueError("--cache: holds the states of a frozen base, and --train joint would change it")
     name = cfg.model or open_cache(folder).base.locate(folder)
-    base = load_base(name, dequantize=cfg.dequantize, ends_only=True)
+    base = load_base(name, dequantize=cfg.dequantize, ends_only=True, adapter=adapter_of(cfg))
     assert base.path is not None
-    check_cache(folder, fingerprint_base(base.path), name)
+    check_cache(folder, base.fingerprint, name)
     base.model.set_dtype(compute)
     return base, base.path, name
+
+
+def adapter_of(cfg: ModelConfig) -> Path | None:
+    return None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
 
 
 def check_cache(folder: Path, fingerprint: str, name: str) -> None:

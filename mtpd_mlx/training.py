@@ -12,7 +12,6 @@ from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
 from mtpd_mlx.distributed import LOST, World, stop_clearly
-from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, stored_teacher_size
 from mtpd_mlx.objective import Model
 from mtpd_mlx.options import OPTIONS_NAME, TrainOptions
@@ -42,13 +41,17 @@ def claim_folder(out: Path, overwrite: bool) -> None:
 
 def reference_base(base: Base, out: Path, named: str) -> BaseRef:
     """How a checkpoint in `out` names its base: a hub id as it is, a local folder relative to the checkpoint."""
-    assert base.path is not None
+    adapter = None if base.adapter is None else _from(out, base.adapter)
+    kind = base.config["model_type"]
+    return BaseRef(_from(out, named), base.fingerprint, kind, base.hidden_size, base.vocab_size, adapter=adapter)
+
+
+def _from(out: Path, named: str | Path) -> str:
     local = Path(named).expanduser()
-    identity = named
-    if local.is_dir():
-        relative = os.path.relpath(local.resolve(), out.resolve())
-        identity = relative if relative.startswith("..") else f"./{relative}"
-    return BaseRef(identity, fingerprint_base(base.path), base.config["model_type"], base.hidden_size, base.vocab_size)
+    if not local.is_dir():
+        return str(named)
+    relative = os.path.relpath(local.resolve(), out.resolve())
+    return relative if relative.startswith("..") else f"./{relative}"
 
 
 @dataclass
@@ -80,14 +83,14 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     world.from_lead(claim)
     model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained, options.optim.grad_checkpoint)
     stepper = Stepper(model, options.loss, options.optim, world, stored_teacher_size(options, ingredients.heads))
-    record = _record(options, train_set, valid_set)
+    record = _record(options, train_set, valid_set) | ingredients.record
     reference = None if joint else reference_base(ingredients.base, out, ingredients.base_name)
 
     def save_best(progress: Progress) -> None:
         target = reference
         if target is None:
             save_base(out / "base", ingredients.base, ingredients.tokenizer_folder)
-            target = reference_base(replace(ingredients.base, path=out / "base"), out, str(out / "base"))
+            target = reference_base(replace(ingredients.base, path=out / "base", adapter=None), out, str(out / "base"))
         evaluation = {"iteration": progress.best_iteration, "validation": progress.best_eval, "start": progress.start}
         heads = ingredients.heads
         save_heads(
@@ -104,8 +107,8 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
             report(record)
 
     rows = list(islice(valid_set.iter_batches(options.data.batch_size), _limit(options.run.val_batches)))
-    extending = ingredients.first_trained > 0
-    run = Run(model, stepper, train_set, rows, options.optim, options.run, save_best, save_start=extending)
+    keep_start = ingredients.keep_start or ingredients.first_trained > 0
+    run = Run(model, stepper, train_set, rows, options.optim, options.run, save_best, save_start=keep_start)
     try:
         if options.run.resume:
             run.resume()

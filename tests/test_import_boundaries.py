@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 MLX = {"mlx", "mlx_lm"}
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
-LIGHT = ["mtpd_mlx/speculative", "mtpd_mlx/data"]
-LIGHT_FILES = ["__init__", "blas", "fingerprint", "checkpoint_format", "schema", "tables", "cli"]
+LIGHT = ["mtpd_mlx/speculative", "mtpd_mlx/data", "mtpd_mlx/families"]
+LIGHT_FILES = ["__init__", "blas", "fingerprint", "adapter_format", "checkpoint_format", "schema", "tables", "cli"]
 LIGHT_FILES += ["cache/__init__", "cache/options", "cache/format", "cache/reader"]
 
 
@@ -56,7 +56,17 @@ def test_light_modules_import_no_runtime(file: Path) -> None:
 
 
 def test_export_never_reaches_mlx() -> None:
-    allowed = {"speculative", "fingerprint", "checkpoint_format", "prompts", "tables", "__version__"}
+    allowed = {
+        "speculative",
+        "families",
+        "hub",
+        "fingerprint",
+        "adapter_format",
+        "checkpoint_format",
+        "prompts",
+        "tables",
+        "__version__",
+    }
     for file in python_files("export"):
         names = imported(file)
         assert not top(names) & MLX, file

@@ -56,6 +56,8 @@ def block_shapes(prefix: str, d: Dims) -> Shapes:
         shapes[f"self_attn.{name}_proj.weight"] = shape
         if d.o_bias if name == "o" else d.qkv_bias:
             shapes[f"self_attn.{name}_proj.bias"] = shape[:1]
+    if d.norms != "pre" or d.experts or d.fused or d.qk_norm == "all":
+        raise ValueError(f"{d.model_type} is not supported; supported: llama, mistral, qwen2, qwen3, smollm3, granite")
     if d.qk_norm:
         shapes |= {f"self_attn.{name}_norm.weight": (d.head_dim,) for name in "qk"}
     wide = (d.intermediate_size, d.hidden_size)

@@ -6,7 +6,7 @@ from onnxscript import OpBuilder
 
 from mtpd_onnx.flavours import Cache, Fused
 from mtpd_onnx.graphs import END, I32, I64, Graph, Spec, argmax, cache_names, cache_outputs, draft_ids, fused_positions
-from mtpd_onnx.modules import Base
+from mtpd_onnx.modules import Base, MTPHead
 
 
 def build_batched_round(spec: Spec) -> ir.Model:
@@ -53,12 +53,13 @@ def build_batched_round(spec: Spec) -> ir.Model:
     positions.lengths = window_lengths
     state, guesses, ids = rows_of(op, rows, where), [], draft_ids(graph)
     for head, cache in zip(heads.heads, head_caches, strict=True):
-        raw, normed = base.model.norm(op, *head(op, state, base.model.embed_tokens(op, words), cache, positions))
+        assert isinstance(head, MTPHead)
+        raw, normed = head.final_norm(base)(op, *head(op, state, base.model.embed_tokens(op, words), cache, positions))
         end = rows_of(op, normed, window_end)  # [B, 1, d]
         if heads.draft_head is None or ids is None:
             guesses.append(argmax(op, base.logits(op, end)))  # [B, 1]
         else:
-            guesses.append(op.Gather(ids, argmax(op, heads.draft_head(op, end))))
+            guesses.append(op.Gather(ids, argmax(op, base.finish(op, heads.draft_head(op, end)))))
         shifted = op.Concat(op.Slice(words, [1], [END], [1]), op.Slice(words, [-1], [END], [1]), axis=1)
         words = op.Where(last_row, guesses[-1], shifted)
         state = normed if spec.hidden_source == "postnorm" else raw

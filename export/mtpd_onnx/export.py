@@ -12,9 +12,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from mtpd_mlx.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
-from mtpd_mlx.fingerprint import fingerprint_base
+from mtpd_mlx.families.config import weights_say_tied
+from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_onnx.adapted import AdaptedTensors
 from mtpd_onnx.batched_graph import build_batched_round
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.graphs import Spec, build_plain
@@ -67,6 +70,8 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path, help="heads checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", help="folder of the base, where it is not where the checkpoint says")
+    parser.add_argument("--adapter-path", type=Path, metavar="DIR", help="adapter of mlx-lm (LoRA) to apply to the base")
+    parser.add_argument("--allow-base-mismatch", action="store_true", help="export the heads with another base than their own")
     parser.add_argument(
         "--layout",
         choices=list(LAYOUTS),
@@ -104,6 +109,8 @@ def run_export(args: argparse.Namespace) -> int:
         args.checkpoint,
         args.out,
         model=args.model,
+        adapter=args.adapter_path,
+        allow_mismatch=args.allow_base_mismatch,
         layout=args.layout,
         precision=args.precision,
         activations=args.activations,
@@ -141,6 +148,8 @@ def export_checkpoint(
     out: Path,
     *,
     model: str | None = None,
+    adapter: Path | None = None,
+    allow_mismatch: bool = False,
     layout: str = "fused",
     precision: str = "fp32",
     activations: str | None = None,
@@ -154,20 +163,24 @@ def export_checkpoint(
     check_layout(layout, precision)
     config = read_config(checkpoint)
     base_folder = locate_base(checkpoint, config, model)
-    dims = read_dims(base_folder)
+    dims = read_dims(base_folder, tied=weights_say_tied(base_folder))
     num_heads = config.num_heads if num_draft_tokens is None else num_draft_tokens
     if not 1 <= num_heads <= config.num_heads:
         raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{config.num_heads}")
     capacity = min(dims.context_length, DEFAULT_CAPACITY) if capacity is None else capacity
     if not num_heads + 2 <= capacity <= dims.context_length:
         raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
-    check_fit(checkpoint, config, base_folder, dims)
+    if adapter is None and model is None:
+        adapter = config.base.locate_adapter(checkpoint)
+    check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint_model(base_folder, adapter))
     check_target(out, overwrite)
     base = Tensors.of_base(base_folder, dims.quantization)
+    if adapter is not None:
+        base = AdaptedTensors(base, adapter)
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
     ids = read_draft_tokens(checkpoint, config)
     drafts = None if ids is None else tuple(ids.tolist())
-    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts)
+    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts, config.post_norms)
     policy = Policy(WEIGHT_BITS.get(precision), group_size, activations == "int8")
     spec = replace(spec, layouts=plan(spec, policy, base, heads))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -206,26 +219,23 @@ def check_target(out: Path, overwrite: bool) -> None:
 def locate_base(checkpoint: Path, config: CheckpointConfig, model: str | None) -> Path:
     """The base's folder; a hub id is looked up among the downloaded snapshots and fetched when it is not there."""
     name = model or config.base.locate(checkpoint)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise ValueError(f"base {name}: no such folder")
     try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(name, revision=config.base.revision))
-    except Exception as error:  # the hub client raises many kinds; the user needs one line
-        raise ValueError(f"base {name}: {type(error).__name__}: {str(error).strip().splitlines()[0]}") from error
+        return resolve_folder(name, config.base.revision if model is None else None)
+    except ValueError as error:
+        raise ValueError(f"base {error}") from None
 
 
-def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dims: Dims) -> None:
+def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dims: Dims, fingerprint: str | None) -> None:
+    """`fingerprint`: of the base; None: not compared."""
     for name in ("hidden_size", "vocab_size"):
         expected, got = getattr(config.base, name), getattr(dims, name)
         if got != expected:
             raise ValueError(f"{checkpoint}: heads are for a base of {name} {expected}, {base_folder} has {got}")
-    if fingerprint_base(base_folder) != config.base.fingerprint:
-        raise ValueError(f"{checkpoint}: these heads belong to another base than {base_folder} (fingerprints differ)")
+    if fingerprint not in (None, config.base.fingerprint):
+        raise ValueError(
+            f"{checkpoint}: these heads belong to another base than {base_folder} (fingerprints differ); adapt them with "
+            "mtpd refit, or pass --allow-base-mismatch"
+        )
     tokens = Tokenizer.from_folder(base_folder).vocab_size
     if tokens > dims.vocab_size:
         raise ValueError(f"{base_folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {dims.vocab_size}")

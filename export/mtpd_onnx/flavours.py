@@ -4,12 +4,14 @@ Both flavours compute the same equations. `Fused`: activations [1, S, n], caches
 GroupQueryAttention (com.microsoft). `Standard`: activations [S, n], caches that grow by concatenation.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from mtpd_mlx.families.dims import Experts, Layer
 from mtpd_onnx.dims import Dims
 
 MICROSOFT = "com.microsoft"
@@ -31,10 +33,10 @@ class Cache:
 class Positions:
     """Which positions the rows of a call are.
 
-    Fused: cos and sin are the whole tables [C, head_dim / 2], `last` int32 [B] is the position of each text's last row,
+    Fused: cos and sin are the whole tables [C, rotary_dim / 2], `last` int32 [B] is the position of each text's last row,
     `total` int32 [] the capacity, `lengths` int32 [B] how many rows of each text are real (None: all). Standard: cos and
-    sin are the rows' own [S, head_dim / 2], `mask` float [S, cached] is 0 where a row may look and a large negative number
-    elsewhere.
+    sin are the rows' own [S, rotary_dim / 2], `mask` float [S, cached] is 0 where a row may look and a large negative number
+    elsewhere, `rows` int64 [S] are the positions. `local`: cos and sin of sliding layers that have their own.
     """
 
     cos: ir.Value
@@ -43,6 +45,12 @@ class Positions:
     total: ir.Value | None = None
     lengths: ir.Value | None = None
     mask: ir.Value | None = None
+    rows: ir.Value | None = None
+    local: tuple[ir.Value, ir.Value] | None = None
+
+    def tables(self, layer: Layer) -> tuple[ir.Value, ir.Value] | None:
+        """cos and sin of one kind of layer; None where it does not rotate."""
+        return {"global": (self.cos, self.sin), "local": self.local, "none": None}[layer.rope]
 
 
 class Flavour(Protocol):
@@ -58,8 +66,23 @@ class Flavour(Protocol):
 
     def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value: ...
 
+    def gelu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """The tanh approximation, as Gemma uses it."""
+        ...
+
+    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: tuple[ir.Value, ir.Value]) -> ir.Value:
+        """The mixture of x [.., d] by router scores [.., E]; w: gate and up interleaved [E, 2 size, d], down [E, d, size]."""
+        ...
+
     def attention(
-        self, op: OpBuilder, dims: Dims, packed: ir.Value, norms: "QKNorms | None", cache: Cache, positions: Positions
+        self,
+        op: OpBuilder,
+        dims: Dims,
+        layer: Layer,
+        packed: ir.Value,
+        norms: "QKNorms | None",
+        cache: Cache,
+        positions: Positions,
     ) -> ir.Value:
         """Causal attention of packed [.., q + 2 kv] rows over the cache, which it extends. Returns [.., q]."""
         ...
@@ -67,7 +90,7 @@ class Flavour(Protocol):
 
 @dataclass
 class QKNorms:
-    """Per-head norms of queries and keys (Qwen3): weights [head_dim]."""
+    """Norms of queries and keys: weights [head_dim], or [heads * head_dim] where they go over all heads."""
 
     q: ir.Value
     k: ir.Value
@@ -110,17 +133,53 @@ class Fused:
         y.dtype, y.shape = x.dtype, x.shape
         return y
 
+    def gelu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return op.Gelu(x, approximate="tanh")
+
+    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: tuple[ir.Value, ir.Value]) -> ir.Value:
+        y = op.MoE(
+            x,
+            op.Reshape(scores, [-1, experts.count]),
+            w[0],
+            None,
+            w[1],
+            activation_type="swiglu",
+            swiglu_fusion=1,
+            activation_alpha=1.0,
+            activation_beta=0.0,
+            swiglu_limit=float("inf"),
+            k=experts.chosen,
+            normalize_routing_weights=int(experts.normalized),
+            _domain=MICROSOFT,
+            _version=1,
+        )
+        y.dtype, y.shape = x.dtype, x.shape
+        return y
+
     def attention(
-        self, op: OpBuilder, dims: Dims, packed: ir.Value, norms: QKNorms | None, cache: Cache, positions: Positions
+        self,
+        op: OpBuilder,
+        dims: Dims,
+        layer: Layer,
+        packed: ir.Value,
+        norms: QKNorms | None,
+        cache: Cache,
+        positions: Positions,
     ) -> ir.Value:
-        sizes = _sizes(dims)
+        sizes, tables = _sizes(dims), positions.tables(layer)
         q, k, v = packed, None, None  # GroupQueryAttention takes them packed
-        inside = norms is not None and packed.dtype in CUDA_TYPES
+        on_cuda = packed.dtype in CUDA_TYPES and tables is not None and dims.query_growth is None
+        inside = norms is not None and on_cuda and dims.qk_norm != "all"
         if norms is not None and not inside:
             q, k, v = op.Split(packed, list(sizes), axis=-1, _outputs=3)
-            q = self._head_norm(op, q, norms.q, dims)
-            k = self._head_norm(op, k, norms.k, dims)
-        optional: list[ir.Value | None] = [None] * 7 + [positions.lengths]  # inputs 9..16
+            q = self._qk_norm(op, q, norms.q, dims)
+            k = self._qk_norm(op, k, norms.k, dims)
+        if dims.query_growth is not None:
+            if k is None:
+                q, k, v = op.Split(packed, list(sizes), axis=-1, _outputs=3)
+            growth = _growth(op, self._rows(op, packed, positions), dims.query_growth)
+            q = op.Mul(q, op.CastLike(op.Unsqueeze(growth, [2]), q))
+        optional: list[ir.Value | None] = [*[None] * 7, positions.lengths]  # inputs 9..16
         if norms is not None and inside:
             optional[5:7] = [norms.q, norms.k]
         while optional and optional[-1] is None:
@@ -133,15 +192,16 @@ class Fused:
             cache.past_value,
             positions.last,
             positions.total,
-            positions.cos,
-            positions.sin,
+            *(tables or (None, None)),
             *optional,
             num_heads=dims.num_heads,
             kv_num_heads=dims.num_kv_heads,
-            scale=dims.head_dim**-0.5,
-            do_rotary=1,
+            scale=dims.attention_scale,
+            do_rotary=int(tables is not None),
             rotary_interleaved=0,
             **({"qk_norm_epsilon": dims.rms_norm_eps} if inside else {}),
+            local_window_size=-1 if layer.window is None else layer.window,
+            softcap=dims.attention_softcap or 0.0,
             _domain=MICROSOFT,
             _version=1,
             _outputs=3,
@@ -151,7 +211,19 @@ class Fused:
             new.dtype, new.shape = old.dtype, old.shape
         return out
 
-    def _head_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, dims: Dims) -> ir.Value:
+    def _rows(self, op: OpBuilder, x: ir.Value, positions: Positions) -> ir.Value:
+        """float32 [B, S]: the positions of the rows of x [B, S, n]. Counted, because a CUDA graph reads no shapes."""
+        column = widened(op, op.Squeeze(op.Slice(x, [0], [1], [2]), [2]))
+        ones = op.Cast(op.Equal(column, column), to=ir.DataType.FLOAT)
+        length = op.ReduceSum(ones, [1], keepdims=1)
+        if positions.lengths is not None:
+            length = op.Unsqueeze(op.Cast(positions.lengths, to=ir.DataType.FLOAT), [1])
+        before = op.Sub(op.Unsqueeze(op.Cast(positions.last, to=ir.DataType.FLOAT), [1]), op.Sub(length, 1.0))
+        return op.Add(before, op.CumSum(ones, 1, exclusive=1))
+
+    def _qk_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, dims: Dims) -> ir.Value:
+        if dims.qk_norm == "all":
+            return self.rms_norm(op, x, weight, dims.rms_norm_eps)
         heads = op.Reshape(x, [0, 0, -1, dims.head_dim])  # [B, S, heads, head_dim]
         return op.Reshape(self.rms_norm(op, heads, weight, dims.rms_norm_eps), [0, 0, -1])
 
@@ -175,31 +247,82 @@ class Standard:
     def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return op.Mul(x, op.Sigmoid(x))
 
+    def gelu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        inner = op.Mul(op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), 0.044715)), math.sqrt(2.0 / math.pi))
+        return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
+
+    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: tuple[ir.Value, ir.Value]) -> ir.Value:
+        """Every expert works on every row; those not chosen have weight 0."""
+        best, which = op.TopK(op.Softmax(scores, axis=-1), [experts.chosen], axis=-1, _outputs=2)  # [S, k]
+        if experts.normalized:
+            best = op.Div(best, op.ReduceSum(best, [-1], keepdims=1))
+        share = op.ScatterElements(op.Mul(scores, 0.0), which, best, axis=-1)  # [S, E]
+        both = op.MatMul(x, op.Transpose(w[0], perm=[0, 2, 1]))  # [E, S, 2 size]: gate, up, gate, up ...
+        pairs = op.Reshape(both, [experts.count, -1, experts.size, 2])
+        gate, up = (op.Squeeze(p, [3]) for p in op.Split(pairs, [1, 1], axis=3, _outputs=2))
+        y = op.MatMul(op.Mul(self.silu(op, gate), up), op.Transpose(w[1], perm=[0, 2, 1]))  # [E, S, d]
+        return op.ReduceSum(op.Mul(y, op.Unsqueeze(op.Transpose(share, perm=[1, 0]), [2])), [0], keepdims=0)
+
     def attention(
-        self, op: OpBuilder, dims: Dims, packed: ir.Value, norms: QKNorms | None, cache: Cache, positions: Positions
+        self,
+        op: OpBuilder,
+        dims: Dims,
+        layer: Layer,
+        packed: ir.Value,
+        norms: QKNorms | None,
+        cache: Cache,
+        positions: Positions,
     ) -> ir.Value:
-        parts = op.Split(packed, list(_sizes(dims)), axis=-1, _outputs=3)
-        q, k, v = (op.Reshape(p, [0, -1, dims.head_dim]) for p in parts)  # [S, heads, head_dim]
-        if norms is not None:
+        q, k, v = op.Split(packed, list(_sizes(dims)), axis=-1, _outputs=3)
+        if norms is not None and dims.qk_norm == "all":
+            q = self.rms_norm(op, q, norms.q, dims.rms_norm_eps)
+            k = self.rms_norm(op, k, norms.k, dims.rms_norm_eps)
+        q, k, v = (op.Reshape(p, [0, -1, dims.head_dim]) for p in (q, k, v))  # [S, heads, head_dim]
+        if norms is not None and dims.qk_norm == "head":
             q = self.rms_norm(op, q, norms.q, dims.rms_norm_eps)
             k = self.rms_norm(op, k, norms.k, dims.rms_norm_eps)
         q, k, v = (op.Transpose(p, perm=[1, 0, 2]) for p in (q, k, v))  # [heads, S, head_dim]
-        q, k = _rotate(op, q, positions, dims.head_dim), _rotate(op, k, positions, dims.head_dim)
+        if (tables := positions.tables(layer)) is not None:
+            q, k = _rotate(op, q, tables, dims), _rotate(op, k, tables, dims)
+        if dims.query_growth is not None:
+            growth = _growth(op, op.Cast(positions.rows, to=ir.DataType.FLOAT), dims.query_growth)
+            q = op.Mul(q, op.CastLike(op.Unsqueeze(growth, [1]), q))
         cache.key = op.Concat(cache.past_key, k, axis=1)
         cache.value = op.Concat(cache.past_value, v, axis=1)
         q = op.Reshape(q, [dims.num_kv_heads, -1, dims.head_dim])  # query heads of one key head lie together
-        scores = op.Mul(op.MatMul(q, op.Transpose(cache.key, perm=[0, 2, 1])), dims.head_dim**-0.5)
-        mask = op.Tile(positions.mask, [dims.num_heads // dims.num_kv_heads, 1])  # [group * S, cached]
+        scores = op.Mul(op.MatMul(q, op.Transpose(cache.key, perm=[0, 2, 1])), dims.attention_scale)
+        if dims.attention_softcap is not None:
+            scores = op.Mul(op.Tanh(op.Div(scores, dims.attention_softcap)), dims.attention_softcap)
+        mask = op.Tile(_windowed(op, positions, layer), [dims.num_heads // dims.num_kv_heads, 1])  # [group * S, cached]
         out = op.MatMul(op.Softmax(op.Add(scores, mask), axis=-1), cache.value)
         out = op.Transpose(op.Reshape(out, [dims.num_heads, -1, dims.head_dim]), perm=[1, 0, 2])
         return op.Reshape(out, [0, -1])  # [S, heads * head_dim]
 
 
-def _rotate(op: OpBuilder, x: ir.Value, positions: Positions, head_dim: int) -> ir.Value:
-    """Rotary embedding of x [heads, S, head_dim]: the two halves are rotated against each other."""
-    cos, sin = positions.cos, positions.sin
-    a, b = op.Split(x, [head_dim // 2, head_dim // 2], axis=-1, _outputs=2)
-    return op.Concat(op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin)), axis=-1)
+def _growth(op: OpBuilder, rows: ir.Value, growth: tuple[float, int]) -> ir.Value:
+    """1 + beta log(1 + floor(position / n)), float32, of `rows` (whole numbers in float32)."""
+    beta, n = growth
+    return op.Add(op.Mul(op.Log(op.Add(op.Floor(op.Div(rows, float(n))), 1.0)), beta), 1.0)
+
+
+def _windowed(op: OpBuilder, positions: Positions, layer: Layer) -> ir.Value:
+    """The mask [S, cached], closed before the window of a sliding layer."""
+    assert positions.mask is not None
+    if layer.window is None:
+        return positions.mask
+    cached = op.Squeeze(op.Shape(positions.mask, start=1, end=2), [0])
+    columns = op.Unsqueeze(op.Range(0, cached, 1), [0])
+    oldest = op.Unsqueeze(op.Sub(positions.rows, [layer.window - 1]), [1])
+    low = -1e4 if positions.mask.dtype == ir.DataType.FLOAT16 else -1e9
+    return op.Where(op.Less(columns, oldest), op.CastLike([low], positions.mask), positions.mask)
+
+
+def _rotate(op: OpBuilder, x: ir.Value, tables: tuple[ir.Value, ir.Value], dims: Dims) -> ir.Value:
+    """Rotary embedding of x [heads, S, head_dim]: the two halves of its first rotary_dim are rotated against each other."""
+    (cos, sin), half, rest = tables, dims.rotary_dim // 2, dims.head_dim - dims.rotary_dim
+    a, b, *kept = op.Split(x, [half, half] + [rest] * (rest > 0), axis=-1, _outputs=2 + (rest > 0))
+    rotated = [op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin))]
+    return op.Concat(*rotated, *kept, axis=-1)
 
 
 def _replace_last(x: ir.Value, size: int | ir.SymbolicDim) -> ir.Shape | None:

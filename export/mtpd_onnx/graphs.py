@@ -11,7 +11,7 @@ from onnxscript.nn import Module
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.flavours import Cache, Flavour, Fused, Positions, widened
-from mtpd_onnx.modules import Base, MTPHeads
+from mtpd_onnx.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.packed import Packed, pack_modules
 from mtpd_onnx.rope import rope_tables
 from mtpd_onnx.sampling_graph import CONTEXT, SETTINGS, Sampler
@@ -31,11 +31,12 @@ class Spec:
     dtype: ir.DataType
     capacity: int
     draft_tokens: tuple[int, ...] | None = None  # ids of the draft vocabulary
+    post_norms: bool = False  # each head has a final norm of its own
     layouts: Mapping[str, Packed] = field(default_factory=dict)  # the matrices stored in integers (layouts.py)
 
     def heads(self, flavour: Flavour) -> MTPHeads:
         drafts = None if self.draft_tokens is None else len(self.draft_tokens)
-        return MTPHeads(self.dims, self.num_heads, self.dtype, flavour, drafts)
+        return MTPHeads(self.dims, self.num_heads, self.dtype, flavour, drafts, self.post_norms)
 
 
 @dataclass
@@ -75,9 +76,15 @@ class Graph:
         self.ir.initializers[name] = value
         return value
 
-    def rope(self, positions: int) -> tuple[ir.Value, ir.Value]:
-        cos, sin = (t.astype(self.spec.dtype.numpy()) for t in rope_tables(self.spec.dims, positions))
-        return self.constant("rope.cos", cos), self.constant("rope.sin", sin)
+    def rope(self, positions: int, local: bool = False) -> tuple[ir.Value, ir.Value]:
+        cos, sin = (t.astype(self.spec.dtype.numpy()) for t in rope_tables(self.spec.dims, positions, local))
+        stem = "rope.local" if local else "rope"
+        return self.constant(f"{stem}.cos", cos), self.constant(f"{stem}.sin", sin)
+
+    def local_rope(self, positions: int) -> tuple[ir.Value, ir.Value] | None:
+        """Of sliding layers, where some have their own and are in the graph."""
+        wanted = any(layer.rope == "local" for layer in self.spec.dims.layers)
+        return self.rope(positions, local=True) if wanted else None
 
     def model(self) -> ir.Model:
         return ir.Model(self.ir, ir_version=IR_VERSION, producer_name="mtpd-mlx")
@@ -156,7 +163,7 @@ def fused_positions(graph: Graph, seqlens: ir.Value) -> Positions:
     """`seqlens` int32 [1]: the position of the last row."""
     cos, sin = graph.rope(graph.spec.capacity)
     total = graph.constant("capacity", np.array(graph.spec.capacity, dtype=np.int32))
-    return Positions(cos, sin, last=seqlens, total=total)
+    return Positions(cos, sin, last=seqlens, total=total, local=graph.local_rope(graph.spec.capacity))
 
 
 def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:
@@ -186,9 +193,10 @@ def draft_chain(
 
     for k, (head, cache) in enumerate(zip(heads.heads, caches, strict=True)):
         sums = head(op, state, base.model.embed_tokens(op, words), cache, positions)
-        raw, normed = base.model.norm(op, *sums)
+        assert isinstance(head, MTPHead)
+        raw, normed = head.final_norm(base)(op, *sums)
         last = op.Gather(normed, [-1], axis=-2)
-        logits = base.logits(op, last) if heads.draft_head is None else heads.draft_head(op, last)
+        logits = base.logits(op, last) if heads.draft_head is None else base.finish(op, heads.draft_head(op, last))
         guesses.append((guess or best)(logits))
         if k + 1 < len(heads.heads):
             words = op.Concat(op.Slice(words, [1], [END], [-1]), guesses[-1], axis=-1)

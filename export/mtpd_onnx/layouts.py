@@ -76,7 +76,7 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
     stacked = {
         "qkv_proj": {"q_proj": q, "k_proj": kv, "v_proj": kv},
         "gate_up_proj": {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size},
-    }.get(last)
+    }.get(last if not dims.fused else "")
     if stacked is None:
         return [Part(source, stem, outputs)]
     return [Part(source, f"{path}.{name}", rows) for name, rows in stacked.items()]

@@ -10,7 +10,7 @@ from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.precision import check_precision
 
-NAME = "manifest.json"
+NAME, MAX_BYTES = "manifest.json", 16 << 20
 FORMAT, FORMAT_VERSION = "mtpd-onnx", 4
 LAYOUTS = {
     "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx", "batched_round.onnx"),
@@ -69,7 +69,9 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
     if not file.is_file():
         raise ValueError(f"{folder}: not an exported folder (no {NAME})")
     try:
-        values = json.loads(file.read_text())
+        if file.stat().st_size > MAX_BYTES:
+            raise ValueError(f"{file.stat().st_size} bytes, expected at most {MAX_BYTES}")
+        values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT!r}")
         if (version := values.pop("format_version")) != FORMAT_VERSION:
@@ -77,8 +79,8 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
         manifest = Manifest(**values)
         _check_values(manifest)
         _check_files(folder, manifest, verify)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: missing or unknown entry ({error})") from error
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise ValueError(f"{file}: missing or unknown entry ({str(error).splitlines()[0]})") from error
     except ValueError as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
     vocabulary, tokens = manifest.dims["vocab_size"], Tokenizer.from_folder(folder).vocab_size
@@ -110,9 +112,11 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
         if name not in manifest.files:
             raise ValueError(f"files: {name} is not listed")
     for name, entry in manifest.files.items():
-        if Path(name).name != name or name in (".", ".."):
+        if Path(name).name != name or name in (".", "..") or "\\" in name or "\0" in name:
             raise ValueError(f"files: {name!r} is not a plain file name")
         path = folder / name
+        if path.is_symlink() and path.resolve().parent.name != "blobs":  # as the hub's cache has them
+            raise ValueError(f"files: {name!r} is a symbolic link")
         if not path.is_file():
             raise ValueError(f"{name} is missing")
         if path.stat().st_size != entry["bytes"]:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 from onnxscript.nn import Module, ModuleList, Parameter
 
+from mtpd_mlx.families.dims import Layer
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.flavours import Cache, Flavour, Positions, QKNorms
 
@@ -40,36 +41,43 @@ class Linear(Module):
 
 
 class Embedding(Module):
-    """Token ids -> rows; `transposed` is the tied output head."""
+    """Token ids -> rows times `scale`; `transposed` is the tied output head."""
 
-    def __init__(self, vocab: int, size: int, dtype: ir.DataType, flavour: Flavour):
+    def __init__(self, vocab: int, size: int, dtype: ir.DataType, flavour: Flavour, scale: float = 1.0):
         super().__init__()
         self.weight = Parameter([vocab, size], dtype)
-        self.flavour = flavour
+        self.flavour, self.scale = flavour, scale
 
     def forward(self, op: OpBuilder, x: ir.Value, transposed: bool = False) -> ir.Value:
-        return self.flavour.linear(op, x, self.weight, None) if transposed else op.Gather(self.weight, x)
+        if transposed:
+            return self.flavour.linear(op, x, self.weight, None)
+        return scaled(op, op.Gather(self.weight, x), self.scale)
+
+
+def scaled(op: OpBuilder, x: ir.Value, factor: float) -> ir.Value:
+    return x if factor == 1.0 else op.Mul(x, factor)
 
 
 class Attention(Module):
-    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
+    def __init__(self, dims: Dims, layer: Layer, dtype: ir.DataType, flavour: Flavour):
         super().__init__()
         q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
-        self.dims, self.flavour = dims, flavour
+        self.dims, self.layer, self.flavour = dims, layer, flavour
         self.qkv_proj = Linear(dims.hidden_size, q + 2 * kv, dtype, flavour, dims.qkv_bias)
         self.o_proj = Linear(q, dims.hidden_size, dtype, flavour, dims.o_bias)
         if dims.qk_norm:
-            self.q_norm = HeadNorm(dims.head_dim, dtype)
-            self.k_norm = HeadNorm(dims.head_dim, dtype)
+            whole = dims.qk_norm == "all"
+            self.q_norm = HeadNorm(q if whole else dims.head_dim, dtype)
+            self.k_norm = HeadNorm(kv if whole else dims.head_dim, dtype)
 
     def forward(self, op: OpBuilder, x: ir.Value, cache: Cache, positions: Positions) -> ir.Value:
         packed = self.qkv_proj(op, x)
         norms = QKNorms(self.q_norm(op), self.k_norm(op)) if self.dims.qk_norm else None
-        return self.o_proj(op, self.flavour.attention(op, self.dims, packed, norms, cache, positions))
+        return self.o_proj(op, self.flavour.attention(op, self.dims, self.layer, packed, norms, cache, positions))
 
 
 class HeadNorm(Module):
-    """The weight of a per-head norm; the flavour applies it."""
+    """The weight of a norm of queries or keys; the flavour applies it."""
 
     def __init__(self, size: int, dtype: ir.DataType):
         super().__init__()
@@ -80,44 +88,78 @@ class HeadNorm(Module):
 
 
 class MLP(Module):
-    """SwiGLU with gate and up in one product."""
+    """SwiGLU (Gemma: GeGLU) with gate and up in one product."""
 
     def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
         super().__init__()
-        self.size, self.flavour = dims.intermediate_size, flavour
+        self.size, self.flavour, self.activation = dims.intermediate_size, flavour, dims.activation
         self.gate_up_proj = Linear(dims.hidden_size, 2 * self.size, dtype, flavour, dims.mlp_bias)
         self.down_proj = Linear(self.size, dims.hidden_size, dtype, flavour, dims.mlp_bias)
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         gate, up = op.Split(self.gate_up_proj(op, x), [self.size, self.size], axis=-1, _outputs=2)
-        return self.down_proj(op, op.Mul(self.flavour.silu(op, gate), up))
+        active = (self.flavour.silu if self.activation == "silu" else self.flavour.gelu)(op, gate)
+        return self.down_proj(op, op.Mul(active, up))
 
 
-class Block(Module):
-    """A pre-norm decoder block."""
+class MoE(Module):
+    """A mixture of SwiGLU experts; `experts` [E, 2 size, d] holds gate and up row by row, `experts_down` [E, d, size]."""
 
     def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
         super().__init__()
-        self.input_layernorm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
-        self.self_attn = Attention(dims, dtype, flavour)
-        self.post_attention_layernorm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
-        self.mlp = MLP(dims, dtype, flavour)
+        assert dims.experts is not None
+        e, self.flavour = dims.experts, flavour
+        self.experts_of = e
+        self.gate = Linear(dims.hidden_size, e.count, dtype, flavour)
+        self.experts_gate_up = Parameter([e.count, 2 * e.size, dims.hidden_size], dtype)
+        self.experts_down = Parameter([e.count, dims.hidden_size, e.size], dtype)
+
+    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        return self.flavour.experts(op, self.experts_of, x, self.gate(op, x), (self.experts_gate_up, self.experts_down))
+
+
+class Block(Module):
+    """A decoder block; `norms` of the family: before the branches ("pre"), after them ("post"), or "both"."""
+
+    def __init__(self, dims: Dims, layer: Layer, dtype: ir.DataType, flavour: Flavour):
+        super().__init__()
+        self.norms, self.residual_scale = dims.norms, dims.residual_scale
+
+        def norm() -> RMSNorm:
+            return RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
+
+        if dims.norms != "post":
+            self.input_layernorm = norm()
+        self.post_attention_layernorm = norm()
+        if dims.norms == "both":
+            self.pre_feedforward_layernorm = norm()
+        if dims.norms != "pre":
+            self.post_feedforward_layernorm = norm()
+        self.self_attn = Attention(dims, layer, dtype, flavour)
+        self.mixture = layer.experts and dims.experts is not None and dims.experts.path
+        setattr(self, self.mixture or "mlp", (MoE if self.mixture else MLP)(dims, dtype, flavour))
 
     def forward(self, op: OpBuilder, x: ir.Value, added: ir.Value | None, cache: Cache, positions: Positions) -> Sum:
         """Input x (+ added), output the two terms of the residual stream."""
-        if added is None:
-            normed = self.input_layernorm(op, x)
-        else:
-            x, normed = self.input_layernorm(op, x, added)
-        x, normed = self.post_attention_layernorm(op, x, self.self_attn(op, normed, cache, positions))
-        return x, self.mlp(op, normed)
+        mlp = getattr(self, self.mixture or "mlp")
+        if self.norms == "post":
+            x = x if added is None else op.Add(x, added)
+            x = op.Add(x, self.post_attention_layernorm(op, self.self_attn(op, x, cache, positions)))
+            return x, self.post_feedforward_layernorm(op, mlp(op, x))
+        x, normed = (x, self.input_layernorm(op, x)) if added is None else self.input_layernorm(op, x, added)
+        attended = self.self_attn(op, normed, cache, positions)
+        if self.norms == "both":
+            x, normed = self.pre_feedforward_layernorm(op, x, self.post_attention_layernorm(op, attended))
+            return x, self.post_feedforward_layernorm(op, mlp(op, normed))
+        x, normed = self.post_attention_layernorm(op, x, scaled(op, attended, self.residual_scale))
+        return x, scaled(op, mlp(op, normed), self.residual_scale)
 
 
 class Trunk(Module):
     def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
         super().__init__("model")
-        self.embed_tokens = Embedding(dims.vocab_size, dims.hidden_size, dtype, flavour)
-        self.layers = ModuleList([Block(dims, dtype, flavour) for _ in range(dims.num_layers)])
+        self.embed_tokens = Embedding(dims.vocab_size, dims.hidden_size, dtype, flavour, dims.embedding_scale)
+        self.layers = ModuleList([Block(dims, layer, dtype, flavour) for layer in dims.layers])
         self.norm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
 
     def forward(self, op: OpBuilder, tokens: ir.Value, caches: list[Cache], positions: Positions) -> Sum:
@@ -131,12 +173,17 @@ class Trunk(Module):
 class MTPHead(Module):
     """h'^k = M_k [RMSNorm_h(h^{k-1}) ; RMSNorm_e(Emb(x))], h^k = Block_k(h'^k)."""
 
-    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
+    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour, own_norm: bool = False):
         super().__init__()
         self.hnorm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
         self.enorm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
         self.eh_proj = Linear(2 * dims.hidden_size, dims.hidden_size, dtype, flavour)
-        self.block = Block(dims, dtype, flavour)
+        self.block = Block(dims, dims.head_layer, dtype, flavour)
+        self.post_norm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour) if own_norm else None
+
+    def final_norm(self, base: "Base") -> RMSNorm:
+        """The base's own norm, or the head's where it was imported with one."""
+        return base.model.norm if self.post_norm is None else self.post_norm
 
     def forward(self, op: OpBuilder, hidden: ir.Value, embedded: ir.Value, cache: Cache, positions: Positions) -> Sum:
         joined = op.Concat(self.hnorm(op, hidden), self.enorm(op, embedded), axis=-1)
@@ -150,17 +197,31 @@ class Base(Module):
         super().__init__("")
         self.model = Trunk(dims, dtype, flavour)
         self.lm_head = None if dims.tied else Linear(dims.hidden_size, dims.vocab_size, dtype, flavour)
+        self.scale, self.softcap = dims.logits_scale, dims.logits_softcap
 
     def logits(self, op: OpBuilder, hidden_postnorm: ir.Value) -> ir.Value:
         if self.lm_head is not None:
-            return self.lm_head(op, hidden_postnorm)
-        return self.model.embed_tokens(op, hidden_postnorm, transposed=True)
+            return self.finish(op, self.lm_head(op, hidden_postnorm))
+        return self.finish(op, self.model.embed_tokens(op, hidden_postnorm, transposed=True))
+
+    def finish(self, op: OpBuilder, logits: ir.Value) -> ir.Value:
+        """What a family does to its logits, the draft head's included."""
+        logits = scaled(op, logits, self.scale)
+        return logits if self.softcap is None else op.Mul(op.Tanh(op.Div(logits, self.softcap)), self.softcap)
 
 
 class MTPHeads(Module):
     """`draft_head.weight` [D, d]: the output head's rows of the draft vocabulary, where there is one (D = draft_vocab)."""
 
-    def __init__(self, dims: Dims, num_heads: int, dtype: ir.DataType, flavour: Flavour, draft_vocab: int | None = None):
+    def __init__(
+        self,
+        dims: Dims,
+        num_heads: int,
+        dtype: ir.DataType,
+        flavour: Flavour,
+        draft_vocab: int | None = None,
+        post_norms: bool = False,
+    ):
         super().__init__("")
-        self.heads = ModuleList([MTPHead(dims, dtype, flavour) for _ in range(num_heads)])
+        self.heads = ModuleList([MTPHead(dims, dtype, flavour, post_norms) for _ in range(num_heads)])
         self.draft_head = None if draft_vocab is None else Linear(dims.hidden_size, draft_vocab, dtype, flavour)

@@ -12,7 +12,7 @@ from onnxscript import OpBuilder
 from onnxscript.nn import Module, Parameter
 
 from mtpd_onnx.flavours import MICROSOFT
-from mtpd_onnx.modules import Embedding, Linear
+from mtpd_onnx.modules import Embedding, Linear, scaled
 
 U8 = ir.DataType.UINT8
 INT8_PRODUCTS = 4  # MatMulNBits' accuracy_level: inputs rounded to 8 bits; 0 computes in the inputs' own type
@@ -96,8 +96,9 @@ class PackedEmbedding(PackedLinear):
     [V, G, 1] holds what its own zero point 2^(bits - 1) leaves over, the residual included.
     """
 
-    def __init__(self, matrix: Parameter, layout: Packed):
+    def __init__(self, matrix: Parameter, layout: Packed, scale: float = 1.0):
         super().__init__(matrix, None, layout)
+        self.scale = scale
         self.offset = Parameter([self.outputs, self.groups, 1], self.dtype)
 
     def forward(self, op: OpBuilder, x: ir.Value, transposed: bool = False) -> ir.Value:
@@ -116,7 +117,7 @@ class PackedEmbedding(PackedLinear):
         )
         assert x.shape is not None
         rows.dtype, rows.shape = self.dtype, ir.Shape([*x.shape, self.groups, self.layout.group_size])
-        return op.Reshape(op.Add(rows, op.Gather(self.offset, x)), [0, 0, self.inputs])
+        return scaled(op, op.Reshape(op.Add(rows, op.Gather(self.offset, x)), [0, 0, self.inputs]), self.scale)
 
 
 def pack_modules(root: Module, layouts: Mapping[str, Packed]) -> None:
@@ -127,7 +128,7 @@ def pack_modules(root: Module, layouts: Mapping[str, Packed]) -> None:
         parent_path, _, name = path.rpartition(".")
         parent = dict(root.named_modules())[parent_path]
         if isinstance(module, Embedding):
-            setattr(parent, name, PackedEmbedding(module.weight, layouts[path]))
+            setattr(parent, name, PackedEmbedding(module.weight, layouts[path], module.scale))
         else:
             assert isinstance(module, Linear)
             setattr(parent, name, PackedLinear(module.weight, module.bias, layouts[path]))

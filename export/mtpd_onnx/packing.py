@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_onnx.experts import EXPERT_PARTS, expert_values
 from mtpd_onnx.graphs import Spec
 from mtpd_onnx.layouts import Part, Policy, parts_of
 from mtpd_onnx.packed import Packed
@@ -49,7 +50,11 @@ class Parameters:
         """The parameter `name`, floating point ones in float32; q/k/v and gate/up are stacked along the output axis."""
         stem, _, part = name.rpartition(".")
         layout = self._spec.layouts.get(stem)
-        if layout is not None and part in PACKED_PARTS:
+        if part in EXPERT_PARTS:
+            array = expert_values(name, shape, self._spec.dims, self._heads if stem.startswith("heads.") else self._base)
+            self._account(stem).floating += 1
+            self._account(stem).note(rounding(array, self._dtype), name)
+        elif layout is not None and part in PACKED_PARTS:
             array = self._packed_value(stem, part, layout, shape[0])
         else:
             array = self._float_value(stem, part, shape)
@@ -63,6 +68,8 @@ class Parameters:
     def _float_value(self, stem: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
         parts = parts_of(stem, shape[0], self._spec, self._base, self._heads)
         array = concatenated([p.source.get(f"{p.stem}.{part}", (p.rows, *shape[1:])) for p in parts])
+        if offset := self._spec.dims.offset_of(stem):
+            array = array + np.float32(offset)
         if stem == "draft_head":
             array = array[self._draft_rows()]
         if array.ndim == 2:

@@ -5,19 +5,23 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.families.rotary import longrope_magnitude
 from mtpd_onnx.dims import Dims, rope_type
 
 
-def rope_tables(dims: Dims, positions: int) -> tuple[np.ndarray, np.ndarray]:
-    """(cos, sin), float32 [positions, head_dim / 2]."""
-    periods = dims.rope_theta ** (np.arange(0, dims.head_dim, 2, dtype=np.float64) / dims.head_dim)
-    scaling, kind, magnitude = dims.rope_scaling or {}, rope_type(dims.rope_scaling), 1.0
+def rope_tables(dims: Dims, positions: int, local: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(cos, sin), float32 [positions, rotary_dim / 2]. `local`: those of sliding layers, where they have their own."""
+    theta, scaling = (dims.local_theta or 0.0, None) if local else (dims.rope_theta, dims.rope_scaling)
+    periods = theta ** (np.arange(0, dims.rotary_dim, 2, dtype=np.float64) / dims.rotary_dim)
+    kind, magnitude, scaling = rope_type(scaling), 1.0, scaling or {}
     if kind == "linear":
         periods = periods * scaling["factor"]
     elif kind == "llama3":
         periods = _llama3(periods, scaling)
     elif kind == "yarn":
         periods, magnitude = _yarn(periods, dims, scaling)
+    elif kind in ("longrope", "su"):  # texts are kept to the original length (Dims.context_length): the short factors
+        periods, magnitude = periods * np.asarray(scaling["short_factor"], np.float64), longrope_magnitude(scaling)
     angles = np.arange(positions, dtype=np.float64)[:, None] / periods[None, :]
     return (np.cos(angles) * magnitude).astype(np.float32), (np.sin(angles) * magnitude).astype(np.float32)
 
@@ -35,7 +39,7 @@ def _llama3(periods: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
 
 def _yarn(periods: np.ndarray, dims: Dims, scaling: dict[str, Any]) -> tuple[np.ndarray, float]:
     """YaRN: (periods, factor on cos and sin). Queries and keys are both scaled by the factor."""
-    factor, size = scaling["factor"], dims.head_dim
+    factor, size = scaling["factor"], dims.rotary_dim
     original = scaling.get("original_max_position_embeddings", 4096)
 
     def correction(rotations: float) -> float:
@@ -49,4 +53,6 @@ def _yarn(periods: np.ndarray, dims: Dims, scaling: dict[str, Any]) -> tuple[np.
     span = high - low if high != low else 0.001
     keep = 1.0 - np.clip((np.arange(size // 2) - low) / span, 0, 1)
     blended = factor * periods * periods / (factor * periods * keep + periods * (1 - keep))
+    if scaling.get("attention_factor") is not None:
+        return blended, float(scaling["attention_factor"])
     return blended, magnitude(scaling.get("mscale", 1)) / magnitude(scaling.get("mscale_all_dim", 0))

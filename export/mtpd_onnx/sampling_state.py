@@ -26,6 +26,8 @@ class SamplingState:
             raise ValueError(
                 f"--repetition-context-size: got {options.repetition_context_size}, exported graphs look at {CONTEXT} tokens"
             )
+        if options.xtc_probability:
+            raise ValueError(f"--xtc-probability: got {options.xtc_probability}, exported graphs sample without XTC (0)")
         self.options = options
         self._rng = np.random.default_rng(options.seed)
         self._positions = manifest.capacity + manifest.num_heads + 2

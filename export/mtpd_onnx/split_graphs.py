@@ -32,12 +32,14 @@ def cache_outputs(graph: Graph, stem: str, caches: list[Cache]) -> None:
             graph.output(value, f"{stem}.{i}.{part}", graph.spec.dtype, [dims.num_kv_heads, "T", dims.head_dim])
 
 
-def standard_positions(graph: Graph) -> Positions:
+def standard_positions(graph: Graph, local: bool = False) -> Positions:
     """Inputs: rows int64 [n] (absolute positions of the new rows) and mask [n, T] (0 where attended, -1e9 elsewhere)."""
     rows = graph.input("positions", ir.DataType.INT64, ["n"])
     mask = graph.input("mask", graph.spec.dtype, ["n", "T"])
     cos, sin = graph.rope(graph.spec.capacity)
-    return Positions(graph.op.Gather(cos, rows), graph.op.Gather(sin, rows), mask=mask)
+    tables = graph.local_rope(graph.spec.capacity) if local else None
+    own = tables and (graph.op.Gather(tables[0], rows), graph.op.Gather(tables[1], rows))
+    return Positions(graph.op.Gather(cos, rows), graph.op.Gather(sin, rows), mask=mask, rows=rows, local=own)
 
 
 def build_main(spec: Spec) -> ir.Model:
@@ -46,7 +48,7 @@ def build_main(spec: Spec) -> ir.Model:
     base = Base(spec.dims, spec.dtype, Standard())
     graph.parameters(base)
     tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
-    positions = standard_positions(graph)
+    positions = standard_positions(graph, local=True)
     caches = growing_caches(graph, "past", spec.dims.num_layers)
     prenorm, postnorm = base.model(graph.op, tokens, caches, positions)
     logits = base.logits(graph.op, postnorm)

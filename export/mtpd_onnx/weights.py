@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mtpd_mlx.families.wrapped import text_name
 from mtpd_mlx.fingerprint import read_header
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "U32": np.uint32}
@@ -24,19 +25,23 @@ class Stored:
 class Tensors:
     """Named tensors of one or several safetensors files, read on demand (memory-mapped)."""
 
-    def __init__(self, files: Iterable[Path], quantization: dict[str, Any] | None):
+    def __init__(self, files: Iterable[Path], quantization: dict[str, Any] | None, of_text: bool = False):
+        """`of_text`: under the names that the language model has alone, where it lies in a multimodal checkpoint."""
         self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
         self._quantization = quantization
         for file in files:
             table, start = read_header(file)
-            self._where |= {name: (file, start, entry) for name, entry in table.items()}
+            for name, entry in table.items():
+                plain = text_name(name) if of_text else name
+                if plain is not None:
+                    self._where[plain] = (file, start, entry)
 
     @classmethod
     def of_base(cls, folder: Path, quantization: dict[str, Any] | None) -> "Tensors":
         files = sorted(folder.glob("model*.safetensors"))
         if not files:
             raise ValueError(f"{folder}: no model*.safetensors in it")
-        return cls(files, quantization)
+        return cls(files, quantization, of_text=True)
 
     def __contains__(self, name: str) -> bool:
         return name in self._where

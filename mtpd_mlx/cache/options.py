@@ -11,6 +11,7 @@ DTYPE_CHOICES = (AUTO, "float32", "bfloat16", "float16")
 @dataclass(frozen=True)
 class CacheConfig:
     model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id")
+    adapter_path: str | None = option(None, "adapter of mlx-lm (LoRA) to apply to the base")
     out: str = option("cache", "cache folder to write")
     top_n: int = option(128, "teacher logits kept per position (at most the vocabulary)")
     cache_dtype: str = option(AUTO, "dtype of the stored hidden states (auto: bfloat16 on GPU, float32 on CPU)", DTYPE_CHOICES)

@@ -165,7 +165,8 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 def _load(cfg: CacheConfig) -> Base:
     """A quantised base stays so unless --dequantize; any other runs in the compute dtype."""
     assert cfg.model is not None
-    base = load_base(cfg.model, dequantize=cfg.dequantize)
+    adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
+    base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
     if not base.is_quantized:
         base.model.set_dtype(getattr(mx, _resolve(cfg.compute_dtype)))
         mx.eval(base.model.parameters())

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.commands.base_flags import add_base_flags, base_options
 from mtpd_mlx.tables import format_table
 
 MAX_TOKENS = 128
@@ -15,6 +16,7 @@ MAX_TOKENS = 128
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="heads checkpoint")
     parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
+    add_base_flags(parser)
     parser.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="prompt sets: .jsonl or .txt")
     parser.add_argument("-m", "--max-tokens", type=int, default=MAX_TOKENS, help="tokens per prompt (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="use only the first prompts of each set")
@@ -32,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")
-    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, dequantize=on_cpu())
+    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, on_cpu(), **base_options(args))
     assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)
     sets: dict[str, Any] = {}

@@ -1,39 +1,21 @@
 """mtpd generate."""
 
 import argparse
-from pathlib import Path
 
+from mtpd_mlx.decoding.flags import add_model_arguments, open_from
 from mtpd_mlx.speculative.frontend import add_generate_arguments, options_from, run_generate
+from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="heads checkpoint (or, with --plain, a base model)")
-    parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
-    parser.add_argument(
-        "--dequantize",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="hold a quantised base in floating point (default: on CPU only, where it is faster)",
-    )
+    add_model_arguments(parser)
     add_generate_arguments(parser)
+    add_sampling_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.backend import MLXModel
-    from mtpd_mlx.base import load_base
-    from mtpd_mlx.checkpoint import load_for_decoding
-    from mtpd_mlx.checkpoint_format import CONFIG_NAME
-    from mtpd_mlx.mlx_runtime import on_cpu
-    from mtpd_mlx.speculative.rounds import StepBackend
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
-    options = options_from(args)
-    dequantize = on_cpu() if args.dequantize is None else args.dequantize
-    folder = Path(args.checkpoint)
-    if options.plain and not (folder / CONFIG_NAME).is_file():
-        base, heads = load_base(args.checkpoint, dequantize=dequantize), None
-    else:
-        base, heads, _ = load_for_decoding(folder, args.model, dequantize=dequantize)
-    assert base.path is not None
-    model = MLXModel(base, None if options.plain else heads, None if options.plain else options.num_draft_tokens)
-    return run_generate(StepBackend(model), Tokenizer.from_folder(base.path), options)
+    options, sampling = options_from(args), sampling_from(args)
+    backend, base = open_from(args, options.plain, options.num_draft_tokens, sampling)
+    return run_generate(backend, Tokenizer.from_folder(base.path), options)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.commands.base_flags import add_base_flags, base_options
 from mtpd_mlx.tables import format_table
 
 
@@ -12,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="heads checkpoint")
     parser.add_argument("folder", type=Path, help="folder exported from it")
     parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
+    add_base_flags(parser)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="prompts (.jsonl or .txt)")
     parser.add_argument("-m", "--max-tokens", type=int, default=64, help="tokens per prompt (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="use only the first prompts")
@@ -27,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
-    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, dequantize=True)
+    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, True, **base_options(args))
     manifest = read_manifest(args.folder)
     if manifest.base["fingerprint"] != config.base.fingerprint:
         raise ValueError(f"{args.folder} was exported from another base than {args.checkpoint} (fingerprints differ)")

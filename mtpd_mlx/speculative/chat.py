@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from mtpd_mlx.speculative.chat_template import Messages
@@ -20,16 +20,26 @@ COMMANDS = "commands: q to end, r to start again, h for this help"
 class Chat:
     """One conversation over one backend. Without a chat template the texts simply follow one another."""
 
-    def __init__(self, backend: Backend, tokenizer: Tokenizer, max_tokens: int, system_prompt: str | None, colour: bool):
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        system_prompt: str | None,
+        colour: bool,
+        cached: Sequence[int] = (),
+    ):
+        """`cached`: the tokens that the backend holds already."""
         if system_prompt is not None and not tokenizer.has_chat_template:
             raise ValueError("--system-prompt needs a chat template")
         self._backend, self._tokenizer, self._max_tokens, self._colour = backend, tokenizer, max_tokens, colour
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-        self.restart()
+        self._messages: Messages = list(self._system)
+        self._cached = list(cached)  # the tokens that the backend holds
+        self._backend.rewind_to(len(cached))
 
     def restart(self) -> None:
-        self._messages: Messages = list(self._system)
-        self._cached: list[int] = []  # the tokens that the backend holds
+        self._messages, self._cached = list(self._system), []
         self._backend.rewind_to(0)
 
     def answer(self, text: str, out: TextIO) -> DecodeStats:
@@ -89,11 +99,12 @@ def run_chat(
     show_drafts: bool = False,
     read: Callable[[str], str] = input,
     out: TextIO | None = None,
+    cached: Sequence[int] = (),
 ) -> int:
-    """Until q or the end of the input. Ctrl-C ends an answer, a second one the chat."""
+    """Until q or the end of the input. Ctrl-C ends an answer, a second one the chat. `cached`: as for Chat."""
     out = sys.stdout if out is None else out
     colour = show_drafts and "NO_COLOR" not in os.environ
-    chat = Chat(backend, tokenizer, max_tokens, system_prompt, colour)
+    chat = Chat(backend, tokenizer, max_tokens, system_prompt, colour, cached)
     print(COMMANDS + ("; accepted draft tokens are green" if colour else ""), file=out)
     while True:
         try:

@@ -1,6 +1,6 @@
 """Lossless speculative sampling in numpy: the rule that every runtime follows, and the oracle of their versions of it.
 
-The order is mlx-lm's: repetition penalty, then top-p, min-p and top-k on the untempered distribution, then temperature.
+The order is mlx-lm's: repetition penalty, then top-p, min-p, XTC and top-k on the untempered distribution, then temperature.
 Drafts are sampled from the heads' logits under the same options; a draft d at position s is kept where
 u q(d) < p(d), and the first one that is not is replaced by a draw from max(0, p - q), normalised (Leviathan et al. 2023,
 Chen et al. 2023). Every random number belongs to a position of the text, so that neither rounds nor chunks change it.
@@ -21,7 +21,8 @@ class Sampling:
     """Options of sampling and the only place of their defaults (names and meaning as in mlx_lm).
 
     temp 0 takes the most probable token. top_p, min_p and top_k are off at 0, repetition_penalty at 1. The penalty looks at
-    the last repetition_context_size tokens of prompt and text.
+    the last repetition_context_size tokens of prompt and text. With probability xtc_probability, where several tokens are more
+    probable than xtc_threshold, all of those but the least probable one are left out (XTC).
     """
 
     temp: float = 0.0
@@ -30,10 +31,13 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     repetition_context_size: int = 20
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("temp", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1), ("repetition_penalty", 0.01, 100)):
+        ranges = [("temp", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1), ("repetition_penalty", 0.01, 100)]
+        for name, low, high in (*ranges, ("xtc_probability", 0, 1), ("xtc_threshold", 0, 0.5)):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ValueError(f"--{name.replace('_', '-')}: got {value}, expected {low}..{high}")
@@ -73,8 +77,18 @@ def penalise(logits: np.ndarray, contexts: np.ndarray, penalty: float) -> np.nda
     return out
 
 
-def probabilities(logits: np.ndarray, options: Sampling, contexts: np.ndarray | None = None) -> np.ndarray:
-    """float32 [n, V]: what a token is drawn from, given logits [n, V]. Tokens as probable as the last one kept are kept."""
+def probabilities(
+    logits: np.ndarray,
+    options: Sampling,
+    contexts: np.ndarray | None = None,
+    excluded: np.ndarray | None = None,
+    special: Sequence[int] = (),
+) -> np.ndarray:
+    """float32 [n, V]: what a token is drawn from, given logits [n, V]. Tokens as probable as the last one kept are kept.
+
+    excluded bool [n]: where XTC applies (decided once for each position of the text, for its draft and for the main head, so
+    that it stays lossless); None: nowhere. special: token ids that XTC never leaves out.
+    """
     logits = logits.astype(np.float32)
     if contexts is not None and options.repetition_penalty != 1:
         logits = penalise(logits, contexts, options.repetition_penalty)
@@ -83,11 +97,35 @@ def probabilities(logits: np.ndarray, options: Sampling, contexts: np.ndarray | 
     above = np.cumsum(ordered, axis=-1) - ordered
     count = (above < (options.top_p if 0 < options.top_p < 1 else 2.0)).sum(-1)
     count = np.minimum(count, (ordered >= options.min_p * ordered[:, :1]).sum(-1))
+    allowed = plain >= np.take_along_axis(ordered, np.maximum(count, 1)[:, None] - 1, axis=-1)
+    if excluded is not None:
+        allowed &= ~_excluded(np.where(allowed, plain, 0), options.xtc_threshold, excluded, special)
     if options.kept:
-        count = np.minimum(count, options.kept)
-    threshold = np.take_along_axis(ordered, np.maximum(count, 1)[:, None] - 1, axis=-1)
+        left = -np.sort(-np.where(allowed, plain, -1), axis=-1)
+        limit = np.minimum(allowed.sum(-1), options.kept)[:, None]
+        allowed &= plain >= np.take_along_axis(left, limit - 1, axis=-1)
     scaled = (logits - logits.max(-1, keepdims=True)) * np.float32(options.inverse_temperature)
-    return _softmax(np.where(plain >= threshold, scaled, -np.inf))
+    return _softmax(np.where(allowed, scaled, -np.inf))
+
+
+def _excluded(left: np.ndarray, threshold: float, rows: np.ndarray, special: Sequence[int]) -> np.ndarray:
+    """XTC, as in mlx-lm: which tokens of left [n, V] go, bool [n, V]: the likely ones but the least probable of them."""
+    shares = left / left.sum(-1, keepdims=True)
+    least = np.where(shares > threshold, shares, np.inf).min(-1, keepdims=True)
+    out = (shares > least) & rows[:, None]
+    out[:, list(special)] = False
+    return out
+
+
+def marginal(
+    logits: np.ndarray, options: Sampling, contexts: np.ndarray | None = None, special: Sequence[int] = ()
+) -> np.ndarray:
+    """As probabilities, with what XTC leaves to chance averaged: the distribution of a token of the text."""
+    rate = options.xtc_probability
+    if not rate:
+        return probabilities(logits, options, contexts)
+    always, never = (probabilities(logits, options, contexts, np.full(len(logits), on), special) for on in (True, False))
+    return rate * always + (1 - rate) * never
 
 
 def draw(weights: np.ndarray, u: float) -> int:

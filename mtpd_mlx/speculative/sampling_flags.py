@@ -13,6 +13,8 @@ HELP = {
     "top_k": "draw from this many most probable tokens; 0: off",
     "repetition_penalty": "divide the odds of recent tokens by this; 1: off",
     "repetition_context_size": "recent tokens that the penalty looks at",
+    "xtc_probability": "how often XTC leaves out all likely tokens but the least probable of them; 0: never",
+    "xtc_threshold": "from which probability on XTC calls a token likely",
     "seed": "makes sampling repeatable (default: another text every time)",
 }
 

@@ -94,7 +94,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of the JSON or of its UTF-8
+    except (ValueError, RecursionError) as error:  # of the JSON or of its UTF-8
         raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file}: got {type(values).__name__}, expected an object")

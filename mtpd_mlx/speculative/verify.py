@@ -8,7 +8,7 @@ import numpy as np
 
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
-from mtpd_mlx.speculative.sampling import Sampling, probabilities
+from mtpd_mlx.speculative.sampling import Sampling, marginal
 from mtpd_mlx.speculative.significance import Evidence
 
 LOGIT_ROWS = 32  # rows of [V] logits held at a time
@@ -107,14 +107,14 @@ def text_logits(reference: Reference, prompt: Sequence[int], text: Sequence[int]
     return np.concatenate(rows)
 
 
-def judge(reference: Reference, prompts: Prompts, texts: Texts, options: Sampling) -> Evidence:
+def judge(reference: Reference, prompts: Prompts, texts: Texts, options: Sampling, special: Sequence[int] = ()) -> Evidence:
     """What sampled texts say about the distribution that they come from."""
     evidence, size = Evidence(), options.repetition_context_size
     for (_, prompt), text in zip(prompts, texts, strict=True):
         whole = [*prompt, *text]
         padded = [whole[0]] * size + whole
         contexts = np.array([padded[len(prompt) + i : len(prompt) + i + size] for i in range(len(text))])
-        evidence.add(probabilities(text_logits(reference, prompt, text), options, contexts), np.array(text))
+        evidence.add(marginal(text_logits(reference, prompt, text), options, contexts, special), np.array(text))
     return evidence
 
 

@@ -59,7 +59,7 @@ def test_other_scalings_are_refused_in_one_line(tmp_path: Path) -> None:
     for bad, word in (
         ('"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}', "dynamic"),
         ('"rope_traditional": true', "rope_traditional"),
-        ('"sliding_window": 64', "sliding-window"),
+        ('"sliding_window": 64', "sliding_window"),
     ):
         (folder / "config.json").write_text(config.rstrip()[:-1] + ", " + bad + "}")
         with pytest.raises(ValueError, match=word) as error:

@@ -1,0 +1,80 @@
+"""Decoder blocks of mlx-lm, called alike whatever their family: rotary embedding, masks, and the few that differ.
+
+Rotation and windows come from Dims, so that MLX and ONNX graphs cannot disagree about a config.json. Caches of sliding layers
+are whole caches behind a mask: mlx-lm's rotating ones cannot rewind.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from mtpd_mlx.families.dims import Dims, Layer
+from mtpd_mlx.families.rotary import longrope_magnitude, rope_type
+from mtpd_mlx.mlx_runtime import mx, nn
+
+
+def make_rope(dims: Dims, layer: Layer) -> nn.Module:
+    """The rotary embedding of one kind of layer."""
+    from mlx_lm.models.rope_utils import SuScaledRoPE, initialize_rope
+    from mlx_lm.models.smollm3 import NoPE
+
+    if layer.rope == "none":
+        return NoPE()
+    if layer.rope == "local":
+        return initialize_rope(dims.rotary_dim, dims.local_theta, False)
+    scaling = dims.rope_scaling
+    if scaling is not None and rope_type(scaling) in ("longrope", "su"):
+        original = scaling["original_max_position_embeddings"]
+        rope = SuScaledRoPE(
+            dims.rotary_dim,
+            dims.rope_theta,
+            original_max_position_embeddings=original,
+            long_factor=scaling["short_factor"],  # texts are kept to the original length (Dims.context_length)
+            long_mscale=longrope_magnitude(scaling),
+        )
+    else:
+        rope = initialize_rope(dims.rotary_dim, dims.rope_theta, False, scaling, dims.context_length)
+    if rope_type(scaling) == "yarn" and scaling is not None and scaling.get("attention_factor") is not None:
+        rope.mscale = float(scaling["attention_factor"])
+    return rope
+
+
+def needs_arrays(block_type: Any) -> bool:
+    """Gemma 2's attention (soft-capped) takes masks as arrays alone."""
+    return str(getattr(block_type, "__module__", "")).endswith(".gemma2")
+
+
+def make_mask(length: int, cache: Any, window: int | None, arrays: bool = False) -> Any:
+    """The causal mask of `length` new rows behind what `cache` holds: None, "causal", or bool [.., length, cached + length]."""
+    from mlx_lm.models.base import create_causal_mask
+
+    offset = 0 if cache is None else cache.offset
+    if isinstance(offset, int) and window is not None and offset + length <= window:
+        window = None
+    if cache is not None:
+        return cache.make_mask(length, return_array=arrays, window_size=window)
+    if arrays or window is not None:
+        return create_causal_mask(length, window_size=window)
+    return "causal" if length > 1 else None
+
+
+def call_block(block: nn.Module, hidden: mx.array, mask: Any, cache: Any = None) -> mx.array:
+    """hidden [B, T, d] -> [B, T, d]. `mask` "causal" becomes an array where the block needs one."""
+    if needs_arrays(type(block)):
+        if isinstance(mask, str):
+            mask = make_mask(hidden.shape[1], cache, None, arrays=True)
+        if mask is not None and mask.ndim == 4:
+            mask = mask[:, None]  # its scores are [B, key heads, query heads of each, T, cached]
+    return block(hidden, mask=mask, cache=cache)
+
+
+def recomputed(block: nn.Module) -> Callable[..., mx.array]:
+    """The block, keeping only its input for the backward pass (gradient checkpointing)."""
+
+    def call(hidden: mx.array, mask: Any, cache: Any = None) -> mx.array:
+        def inner(params: dict, hidden: mx.array) -> mx.array:
+            block.update(params)
+            return call_block(block, hidden, mask, cache)
+
+        return mx.checkpoint(inner)(block.trainable_parameters(), hidden)
+
+    return call

@@ -1,0 +1,35 @@
+"""mtpd export-heads: needs no MLX."""
+
+import argparse
+from pathlib import Path
+
+from mtpd_mlx.mtp_formats.names import LAYOUTS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="heads checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--model", help="folder of the base, where it is not where the checkpoint says")
+    parser.add_argument("--format", choices=list(LAYOUTS), default="nextn", help="names of the tensors (default: %(default)s)")
+    parser.add_argument("--link", action="store_true", help="hard-link the base's weights instead of copying them")
+    parser.add_argument("--copy-ends", action="store_true", help="repeat the base's ends per head, as DeepSeek-V3 does")
+    parser.add_argument("--allow-base-mismatch", action="store_true", help="write the heads into another base than their own")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.hub.pull import resolve_model
+    from mtpd_mlx.mtp_formats.exporting import export_heads
+
+    base = resolve_model(args.model or read_config(args.checkpoint).base.locate(args.checkpoint))
+    size = export_heads(
+        args.checkpoint,
+        base,
+        args.out,
+        args.format,
+        link=args.link,
+        copy_ends=args.copy_ends,
+        allow_mismatch=args.allow_base_mismatch,
+    )
+    print(f"{args.out}: model with MTP heads ({args.format}), {size / 1e6:.1f} MB of them")
+    return 0

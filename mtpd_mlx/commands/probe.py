@@ -1,0 +1,106 @@
+"""mtpd probe."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, load_model
+
+PROFILES = (0.5, 0.6, 0.7, 0.8, 0.9)  # AR of the heads that one might get
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_arguments(parser)
+    add = parser.add_argument
+    add("--contexts", type=int, nargs="+", default=[128, 512, 2048], metavar="N", help="prompt lengths (default: %(default)s)")
+    add("--prompts", type=Path, metavar="FILE", help="measure a checkpoint's acceptance on these (default: what it records)")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.checkpoint_format import CONFIG_NAME
+    from mtpd_mlx.decoding.costs import DRAFTS, WIDEST, measure_costs
+
+    has_heads = (Path(args.checkpoint) / CONFIG_NAME).is_file()
+    base, heads = load_model(args, plain=not has_heads)
+    contexts = [n for n in args.contexts if 1 <= n <= base.context_length - 8 * WIDEST]
+    if not contexts:
+        raise ValueError(f"--contexts: got {args.contexts}, expected some in 1..{base.context_length - 8 * WIDEST}")
+    dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
+    drafts = DRAFTS if heads is None else sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
+    costs = [measure_costs(base, n, decoding_options(args), drafts, heads, dots) for n in contexts]
+    print(file=sys.stderr)
+    values = summary(costs, acceptance(args, base, heads))
+    print(json.dumps(values, indent=2) if args.json else describe(values))
+    return 0
+
+
+def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> list[float] | None:
+    """CAR by depth of the checkpoint's heads, measured or as recorded; None without."""
+    from mtpd_mlx.checkpoint_format import read_config
+
+    if heads is None:
+        return None
+    if args.prompts is None:
+        record = read_config(Path(args.checkpoint)).record.get("eval") or {}
+        return record.get("car")
+    from mtpd_mlx.evaluate import measure
+    from mtpd_mlx.generation import generate_greedy
+    from mtpd_mlx.prompts import encode_prompts
+    from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(base.path)
+    prompts = [p.tokens for p in encode_prompts(args.prompts, tokenizer, base.context_length - 130, 32)]
+    return measure(base, heads, generate_greedy(base, prompts, 96, frozenset()))["car"]
+
+
+def summary(costs: list[Any], car: list[float] | None) -> dict[str, Any]:
+    from mtpd_mlx.decoding.machine import device_kind, device_name
+    from mtpd_mlx.decoding.prediction import best, break_even, profile, speedup
+
+    rows = []
+    for c in costs:
+        depth = max(c.rounds)
+        row: dict[str, Any] = {
+            "context": c.context,
+            "plain_ms": 1000 * c.plain,
+            "verify_ms": {m: 1000 * s for m, s in c.verify.items()},
+            "verify_ratio": {m: s / c.verify[1] for m, s in c.verify.items()},
+            "round_ms": {k: 1000 * s for k, s in c.rounds.items()},
+            "head_ms": 1000 * c.head(min(4, depth)),
+            "break_even": {k: break_even(c, k) for k in c.rounds},
+            "best": {a: best(c, profile(a, depth)) for a in PROFILES},
+        }
+        if car is not None:
+            usable = car[:depth]
+            row |= {"predicted": {k: speedup(c, usable[:k]) for k in c.rounds}, "best_here": best(c, usable)}
+        rows.append(row)
+    return {"device": device_name(), "backend": device_kind(), "car": car, "contexts": rows}
+
+
+def describe(v: dict[str, Any]) -> str:
+    from mtpd_mlx.tables import format_table
+
+    lines = [f"{v['device']} ({v['backend']})"]
+    for row in v["contexts"]:
+        ratio = " ".join(f"{m}:{r:.2f}" for m, r in row["verify_ratio"].items())
+        lines.append(f"\ncontext {row['context']}: a token {row['plain_ms']:.2f} ms, a head {row['head_ms']:.2f} ms")
+        lines.append(f"T(m)/T(1)  {ratio}")
+        table = []
+        for k, ms in row["round_ms"].items():
+            even = row["break_even"][k]
+            cells = [f"{ms:.2f}", f"{ms / row['plain_ms']:.2f}", "never" if even is None else f"{even:.2f}"]
+            table.append([str(k), *cells, f"{row['predicted'][k]:.2f}" if "predicted" in row else "-"])
+        headers = ["drafts", "round ms", "in tokens", "break-even AR", "speed-up of these heads"]
+        lines.append(format_table(table, headers))
+        good = ", ".join(f"AR {a}: {_choice(k, s)}" for a, (k, s) in row["best"].items())
+        lines.append(f"best number of drafts: {good}")
+        if "best_here" in row:
+            lines.append(f"with these heads' CAR: {_choice(*row['best_here'])}")
+    return "\n".join(lines)
+
+
+def _choice(drafts: int, speed: float) -> str:
+    return f"K={drafts} ({speed:.2f}x)" if drafts else "plain"

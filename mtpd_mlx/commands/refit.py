@@ -1,0 +1,51 @@
+"""mtpd refit."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.schema import add_arguments as add_schema
+from mtpd_mlx.schema import read_yaml
+from mtpd_mlx.tables import format_table
+
+HIDDEN = ("HeadsConfig",)  # the checkpoint says
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from mtpd_mlx.options import TrainOptions
+
+    parser.add_argument("checkpoint", type=Path, help="heads checkpoint to adapt")
+    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
+    add_schema(parser, *(c for c in TrainOptions.classes() if c.__name__ not in HIDDEN))
+
+
+def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.ingredients import gather
+    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.progress import ProgressBar
+    from mtpd_mlx.refit import refit, refit_options
+
+    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}
+    options = TrainOptions.build(read_yaml(Path(args.config)) if args.config else {}, flags)
+    ingredients = gather(refit_options(args.checkpoint, options)[0])
+    with ProgressBar(options.optim.iters, f"refit {args.checkpoint}") as bar:
+        result = refit(args.checkpoint, options, bar.show, ingredients)
+    print(f"\nvalidation text (teacher-forced), heads of {args.checkpoint} on {options.model.model}:")
+    print(table(result.own, result.before, result.after))
+    if not result.improved:
+        print(f"no step was better than the heads as they were: they are kept, now for the new base -> {options.run.out}")
+    else:
+        print(f"tau {result.before['tau']:.3f} -> {result.after['tau']:.3f} -> {options.run.out}")
+    return 0
+
+
+def table(own: dict[str, Any] | None, before: dict[str, Any], after: dict[str, Any]) -> str:
+    """CAR and AR per depth: on the old base (its own validation text), on the new one before and after."""
+    columns = [("old base", own)] if own and len(own.get("car", [])) == len(after["car"]) else []
+    columns += [("before", before), ("after", after)]
+    heads = ["depth", *(f"{m} {name}" for name, _ in columns for m in ("CAR", "AR"))]
+    rows = []
+    for k in range(len(after["car"])):
+        rows.append([str(k + 1), *(f"{e[m][k]:.3f}" for _, e in columns if e for m in ("car", "ar"))])
+    rows.append(["tau", *(cell for _, e in columns if e for cell in (f"{e['tau']:.3f}", ""))])
+    return format_table(rows, heads)

@@ -1,0 +1,1 @@
+"""Decoding with MLX: plain and speculative rounds as lazy graphs (docs/decoding.md)."""

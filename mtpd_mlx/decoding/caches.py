@@ -1,0 +1,107 @@
+"""KV caches: mlx-lm's own, whose length the host knows, and fixed buffers, whose length is an array of the graph.
+
+On MLX CUDA a cache that grows makes a new attention plan for every length (about 50 ms for 2..17 tokens), and a host that must
+know the length has to wait for it. A fixed buffer has neither fault; rows from `offset` on hold leftovers that the mask hides.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mtpd_mlx.mlx_runtime import mx, on_cuda
+
+SMALLEST = 256  # positions of the smallest buffer (mlx-lm's caches grow by as many)
+Rows = tuple[mx.array, mx.array]  # keys, values [1, kv heads, capacity, head_dim]
+WRITES = ("slice", "scatter")
+
+
+class FixedCache:
+    """One block's cache inside a graph: written at `offset` (int32 []), read whole. `write`: one of WRITES, same values."""
+
+    def __init__(self, rows: Rows, offset: mx.array, write: str = "slice"):
+        self.keys, self.values = rows
+        self.offset = offset
+        self._write = _by_slice if write == "slice" else _by_scatter
+
+    @property
+    def rows(self) -> Rows:
+        return self.keys, self.values
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> Rows:
+        """keys, values [1, kv heads, n, head_dim] of positions offset..offset+n-1; returns the whole buffers."""
+        self.keys = self._write(self.keys, keys, self.offset)
+        self.values = self._write(self.values, values, self.offset)
+        return self.rows
+
+    def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
+        """[N, capacity]: row i sees positions 0..offset+i, of these the last `window_size` where that is given."""
+        places, rows = mx.arange(self.keys.shape[2])[None], (self.offset + mx.arange(N))[:, None]
+        seen = places <= rows
+        if window_size is not None:
+            seen = seen & (rows < places + window_size)
+        if not on_cuda():
+            return seen
+        dtype = self.keys.dtype  # CUDA's kernels add masks: converted once here instead of once per block
+        return mx.where(seen, mx.array(0, dtype), mx.array(mx.finfo(dtype).min, dtype))
+
+
+def _by_slice(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
+    return mx.slice_update(buffer, rows.astype(buffer.dtype), offset[None], (2,))
+
+
+def _by_scatter(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
+    places = (offset + mx.arange(rows.shape[2]))[None, None, :, None]
+    return mx.put_along_axis(buffer, mx.broadcast_to(places, rows.shape), rows.astype(buffer.dtype), axis=2)
+
+
+def bucket(positions: int) -> int:
+    """Capacity of a buffer for so many positions: a power of two, so that few shapes are ever seen."""
+    return max(SMALLEST, 1 << (positions - 1).bit_length())
+
+
+def to_fixed(cache: Any, length: int, capacity: int) -> Rows:
+    """The first `length` positions of an mlx-lm cache in buffers of `capacity` positions."""
+    check_fixable([cache])
+    keys, values = (x[:, :, :length] for x in (cache.keys, cache.values))
+    return padded((keys, values), capacity)
+
+
+def padded(rows: Rows, capacity: int) -> Rows:
+    """Buffers of `capacity` positions that begin with `rows`."""
+    missing = capacity - rows[0].shape[2]
+    if missing <= 0:
+        return rows
+    keys, values = (mx.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)]) for x in rows)
+    return keys, values
+
+
+def to_growing(rows: Rows, length: int) -> Any:
+    """An mlx-lm cache of the first `length` positions."""
+    from mlx_lm.models.cache import KVCache
+
+    cache = KVCache()
+    cache.keys, cache.values = (x[:, :, :length] for x in rows)
+    cache.offset = length
+    return cache
+
+
+def trim_to(caches: Sequence[Any], length: int) -> None:
+    """Keeps positions 0..length-1 of mlx-lm caches."""
+    for cache in caches:
+        if cache.offset > length:
+            cache.trim(cache.offset - length)
+
+
+def check_trimmable(caches: Sequence[Any]) -> None:
+    """ValueError where a cache cannot go back (rotating and recurrent ones): a rejected draft could not be undone."""
+    for cache in caches:
+        if not cache.is_trimmable() or type(cache).__name__ == "RotatingKVCache":
+            raise ValueError(
+                f"cache of type {type(cache).__name__} cannot be rewound, expected KVCache or QuantizedKVCache: "
+                "speculative decoding needs to take rejected drafts back (leave the maximum cache size out)"
+            )
+
+
+def check_fixable(caches: Sequence[Any]) -> None:
+    for cache in caches:
+        if type(cache).__name__ != "KVCache":
+            raise ValueError(f"fixed cache: got {type(cache).__name__}, expected KVCache")

@@ -1,0 +1,60 @@
+"""Which plan is fastest here? Each candidate decodes a few rounds, in turn."""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.mlx_runtime import on_cpu, on_cuda
+from mtpd_mlx.speculative.protocol import Backend
+
+GROWING = Plan()
+WARM_UP, ROUNDS = 2, 5
+PROMPT = 48  # tokens
+BUDGET = 4.0  # seconds after which no further turn is begun, once every plan has been timed
+MARGIN = 0.97  # another plan must be faster than mlx-lm's own caches by so much
+
+
+def candidates(num_draft_tokens: int) -> tuple[Plan, ...]:
+    """What is worth measuring on this device. Plain decoding grows mlx-lm's caches everywhere but on CUDA."""
+    if on_cuda():
+        return (GROWING, Plan("fixed"), Plan("fixed", True), Plan("fixed", True, "scatter"))
+    if not num_draft_tokens:
+        return (GROWING,)
+    return (GROWING, Plan("fixed")) if on_cpu() else (GROWING, Plan("fixed"), Plan("fixed", True))
+
+
+def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_size: int) -> dict[Plan, float]:
+    """Median seconds of a round (without drafts: of a step) of each plan, interleaved. What fails is left out, and said."""
+    running: dict[Plan, tuple[Backend, int]] = {}
+    times: dict[Plan, list[float]] = {plan: [] for plan in plans}
+    prompt = [(7 * i + 3) % vocab_size for i in range(PROMPT)]
+    for plan in plans:
+        backend = make(plan)
+        running[plan] = backend, backend.prefill(prompt)
+    started = time.perf_counter()
+    for turn in range(WARM_UP + ROUNDS):
+        if turn > WARM_UP and time.perf_counter() - started > BUDGET:
+            break
+        for plan in list(running):
+            backend, token = running[plan]
+            began = time.perf_counter()
+            try:
+                token = backend.round(token).emitted[-1] if backend.num_draft_tokens else backend.step(token)
+            except (RuntimeError, ValueError) as error:
+                print(f"mtpd: plan {plan} fails here and is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+                del running[plan]
+                continue
+            if turn >= WARM_UP:
+                times[plan].append(time.perf_counter() - began)
+            running[plan] = backend, token
+    return {plan: statistics.median(times[plan]) for plan in running}
+
+
+def choose(times: dict[Plan, float]) -> Plan:
+    """The fastest; mlx-lm's own caches unless another one is faster by more than noise."""
+    best = min(times, key=lambda plan: times[plan])
+    if GROWING in times and times[best] > MARGIN * times[GROWING]:
+        return GROWING
+    return best

@@ -1,0 +1,90 @@
+"""Measuring what prediction.py needs, with heads of this model's shape: what they guess does not change what they cost."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+from mtpd_mlx.base import Base
+from mtpd_mlx.decoding.caches import FixedCache, bucket, to_fixed, trim_to
+from mtpd_mlx.decoding.decoder import Decoder
+from mtpd_mlx.decoding.host import Model
+from mtpd_mlx.decoding.open import open_decoder
+from mtpd_mlx.decoding.options import DecodingConfig
+from mtpd_mlx.decoding.plain import PlainDecoder
+from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.decoding.prediction import Costs
+from mtpd_mlx.decoding.rules import Greedy
+from mtpd_mlx.heads import MTPHeads, init_heads
+from mtpd_mlx.mlx_runtime import mx
+
+WIDEST = 17  # tokens of a verify pass
+DRAFTS = (1, 2, 3, 4, 6, 8, 12, 16)
+STEPS, ROUNDS, REPEATS = 8, 4, 5  # per timing, per timing, timings
+
+
+def repeated_heads(base: Base, count: int) -> MTPHeads:
+    """`count` heads that share one set of weights: the work of a cascade without its memory."""
+    heads = init_heads(base, 1, "postnorm", seed=0)
+    heads.set_dtype(base.dtype)
+    heads.heads = [heads.heads[0]] * count
+    return heads
+
+
+def measure_costs(
+    base: Base,
+    context: int,
+    options: DecodingConfig,
+    drafts: Sequence[int] = DRAFTS,
+    heads: MTPHeads | None = None,
+    see: Callable[[], None] = lambda: None,
+) -> Costs:
+    """Medians of interleaved timings behind a prompt of `context` tokens. `heads`: those to measure (default: made up)."""
+    prompt = [(7 * i + 3) % base.vocab_size for i in range(context)]
+    cascade = repeated_heads(base, max(drafts)) if heads is None else heads
+    plain = open_decoder(base, None, options)
+    if options.plan == "auto":
+        chosen = open_decoder(base, cascade, options, min(4, max(drafts))).plan
+    else:
+        chosen = Plan.parse(options.plan)
+    running: list[tuple[int, Decoder | PlainDecoder]] = [(0, plain)]
+    running += [(k, Decoder(Model(base, cascade, k, Greedy(cascade.draft_tokens)), chosen)) for k in drafts]
+    seconds: dict[int, list[float]] = {k: [] for k, _ in running}
+    tokens = {k: backend.prefill(prompt) for k, backend in running}
+    for turn in range(1 + REPEATS):
+        for k, backend in running:
+            count = ROUNDS if k else STEPS
+            began = time.perf_counter()
+            for _ in range(count):
+                tokens[k] = backend.round(tokens[k]).emitted[-1] if k else backend.step(tokens[k])
+            if turn:
+                seconds[k].append((time.perf_counter() - began) / count)
+            see()
+    medians = {k: statistics.median(times) for k, times in seconds.items()}
+    return Costs(context, medians.pop(0), verify_costs(base, prompt, chosen), medians)
+
+
+def verify_costs(base: Base, prompt: list[int], plan: Plan) -> dict[int, float]:
+    """Seconds of a base pass over m = 1..17 tokens with their argmax, read by the host, over the plan's kind of cache."""
+    caches, length = base.make_cache(), len(prompt)
+    mx.eval(base.trunk(mx.array([prompt]), caches))
+    buffers = [to_fixed(c, length, bucket(length + WIDEST)) for c in caches] if plan.cache == "fixed" else []
+
+    def run(width: int) -> None:
+        nonlocal buffers
+        tokens = mx.array([prompt[-width:]])
+        fixed = [FixedCache(rows, mx.array(length, mx.int32), plan.write) for rows in buffers]
+        buffers = []
+        best = mx.argmax(base.logits(base.norm(base.trunk(tokens, fixed or caches)))[0], axis=-1)
+        buffers = [c.rows for c in fixed]
+        del fixed
+        mx.eval(best, buffers)
+        trim_to(caches, length)
+
+    seconds: dict[int, list[float]] = {m: [] for m in range(1, WIDEST + 1)}
+    for turn in range(1 + REPEATS):
+        for m, times in seconds.items():
+            began = time.perf_counter()
+            run(m)
+            if turn:
+                times.append(time.perf_counter() - began)
+    return {m: statistics.median(times) for m, times in seconds.items()}

@@ -1,0 +1,132 @@
+"""The Backend of MLX: prefill and steps on mlx-lm's caches, rounds as the plan says."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from mtpd_mlx.decoding.fixed import FixedRounds, round_graph
+from mtpd_mlx.decoding.growing import GrowingRounds
+from mtpd_mlx.decoding.host import HostState, Model, read_token
+from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.speculative.protocol import Round
+
+
+class Decoder:
+    """Batch 1. A round proposes nothing, and takes a plain step, where drafts do not follow `token`, and, over fixed caches,
+    in a text of fewer than K tokens. With K = 0, `step` is a round without drafts: plain decoding."""
+
+    def __init__(self, model: Model, plan: Plan, capacity: int | None = None):
+        if plan.cache == "fixed" and (why := needs_growing(model)):
+            raise ValueError(f"plan {plan}: {why} needs the plan growing")
+        self.model, self.plan = model, plan
+        self.plan_milliseconds: dict[str, float] = {}  # what choosing the plan measured
+        self.num_draft_tokens = model.num_draft_tokens
+        self.capacity = model.base.context_length if capacity is None else capacity
+        self._host = HostState(model)
+        self._rounds: GrowingRounds | FixedRounds | None = None
+        self._next: int | None = None
+        self._stale: int | None = None  # the length to which the text was cut
+        if plan.cache == "fixed":
+            graph = round_graph(model, plan.write)
+            self._graph = mx.compile(graph) if plan.compiled else graph
+
+    @property
+    def length(self) -> int:
+        return self._host.length if self._stale is None else self._stale
+
+    @property
+    def tokens(self) -> list[int]:
+        """The cached text."""
+        return self._host.tokens[: self.length]
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        if len(tokens) == 0:
+            raise ValueError("prefill: got no tokens, expected at least one")
+        self._need(len(tokens))
+        self._settle()
+        self._leave()
+        self._host.prefill(list(tokens))
+        return self._read()
+
+    def step(self, token: int) -> int:
+        self._need(1)
+        self._settle()
+        if self.num_draft_tokens or self.plan.cache == "growing" or token != self._next:
+            return self._force(token)
+        _, (self._next,) = self._enter().advance()
+        return self._next
+
+    def round(self, token: int) -> Round:
+        k = self.num_draft_tokens
+        self._need(1 + k)
+        self._settle()
+        short = self.plan.cache == "fixed" and self.length < k
+        if not k or short or token != self._next:
+            return Round([self.step(token) if not k else self._force(token)], 0, 0)
+        accepted, emitted = self._enter().advance()
+        self._next = emitted[-1]
+        return Round(emitted, accepted, k)
+
+    def rewind_to(self, length: int) -> None:
+        if not 0 <= length <= self.length:
+            raise ValueError(f"rewind_to: got {length}, expected 0..{self.length}")
+        if length == 0:
+            self._rounds, self._stale, self._next = None, None, None
+            self._host.clear()
+        elif length < self.length:
+            self._stale = length
+
+    def settled(self) -> HostState:
+        """The state over mlx-lm's caches, with nothing under way."""
+        self._settle()
+        self._leave()
+        return self._host
+
+    def resume(self, tokens: list[int], caches: list[Any], head_caches: list[Any]) -> None:
+        """Goes on behind `tokens`, which these mlx-lm caches hold. The last K are run again to draft behind them."""
+        self._host.restore(tokens, caches, head_caches)
+        self._rounds, self._next, self._stale = None, None, len(tokens)
+
+    def _settle(self) -> None:
+        """After a rewind: the state as if the text had never gone on."""
+        if self._stale is not None:
+            self._leave()
+            self._host.refresh(self._stale)
+            self._stale = None
+            self._read()
+
+    def _enter(self) -> GrowingRounds | FixedRounds:
+        if self._rounds is None:
+            if self.plan.cache == "fixed":
+                self._rounds = FixedRounds(self._host, self._graph, self.capacity)
+            else:
+                self._rounds = GrowingRounds(self._host, self.capacity)
+        return self._rounds
+
+    def _leave(self) -> None:
+        if self._rounds is not None:
+            self._rounds.leave()
+            self._rounds = None
+
+    def _force(self, token: int) -> int:
+        self._leave()
+        self._host.force([token])
+        return self._read()
+
+    def _read(self) -> int:
+        assert self._host.next is not None
+        self._next = read_token(self._host.next)
+        return self._next
+
+    def _need(self, positions: int) -> None:
+        if self.length + positions > self.capacity:
+            raise ValueError(f"context full: got {self.length} + {positions} positions, expected at most {self.capacity}")
+
+
+def needs_growing(model: Model) -> str | None:
+    """What of this model cannot be had with fixed caches."""
+    if model.exact:
+        return "--exact"
+    if model.kv.bits is not None:
+        return "a quantised KV cache"
+    return "a logits processor" if model.logits_processors else None

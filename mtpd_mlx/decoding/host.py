@@ -1,0 +1,205 @@
+"""The state of one text with mlx-lm's caches, whose lengths the host knows: prefill, steps, and drafts for the first round."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mtpd_mlx.base import Base
+from mtpd_mlx.decoding.caches import check_trimmable, trim_to
+from mtpd_mlx.decoding.cascade import draft_chain, fill_chain, head_logits
+from mtpd_mlx.decoding.exact import Pass, row_by_row, whole_pass
+from mtpd_mlx.decoding.rules import Rule, contexts_of, spread
+from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.mlx_runtime import mx
+
+PREFILL_CHUNK = 2048  # as in mlx_lm.generate: other chunks would round differently
+LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # (all tokens so far, logits [1, V]) -> logits [1, V]
+
+
+@dataclass(frozen=True)
+class KVOptions:
+    """Quantised KV caches, as in mlx_lm.generate. bits None: not quantised."""
+
+    bits: int | None = None
+    group_size: int = 64
+    start: int = 5000
+
+
+@dataclass
+class Model:
+    """What decodes: base, `num_draft_tokens` of the heads, and the rule for their logits."""
+
+    base: Base
+    heads: MTPHeads | None
+    num_draft_tokens: int
+    rule: Rule
+    exact: bool = False
+    kv: KVOptions = KVOptions()
+    logits_processors: tuple[LogitsProcessor, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.verify_pass: Pass = row_by_row(self.base) if self.exact else whole_pass(self.base)
+        self.plain_pass: Pass = whole_pass(self.base)
+        self.head_logits = None if self.heads is None else head_logits(self.base, self.heads)
+
+    def processed(self, logits: mx.array, before: Sequence[int], tokens: mx.array) -> mx.array:
+        """logits [n, V] after each of `tokens` [n], which follow `before`: what the processors make of them."""
+        if not self.logits_processors:
+            return logits
+        history = mx.concatenate([mx.array(list(before), mx.uint32), tokens.astype(mx.uint32)])
+        rows = []
+        for j in range(logits.shape[0]):
+            row, seen = logits[j : j + 1], history[: len(before) + tokens.size - logits.shape[0] + j + 1]
+            for process in self.logits_processors:
+                row = process(seen, row)
+            rows.append(row)
+        return mx.concatenate(rows)
+
+
+class HostState:
+    """Positions 0..length-1 (`tokens`) are cached in the base's caches and the heads'; `next` [1] is the token after them and
+    `drafts` [K] what the heads expect behind it (lazy, like `tail` [<= K, d]: the cascade's input at the last positions)."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.table: mx.array | None = None
+        self.clear()
+
+    def clear(self) -> None:
+        self.tokens: list[int] = []
+        self.caches: list[Any] = self.model.base.make_cache()
+        self.head_caches: list[Any] = self.model.base.make_cache(self.model.num_draft_tokens)
+        check_trimmable(self.caches)
+        self.tail: mx.array | None = None
+        self.next: mx.array | None = None
+        self.drafts: mx.array | None = None
+        self.kept: mx.array | None = None
+        self._begun = False
+
+    def restore(self, tokens: list[int], caches: list[Any], head_caches: list[Any]) -> None:
+        """A text that was cached before."""
+        self.clear()
+        self.tokens, self.caches, self.head_caches = list(tokens), caches, head_caches
+        self.table, self._begun = self.model.rule.new_table(), True
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens)
+
+    def prefill(self, tokens: Sequence[int]) -> None:
+        """As mlx_lm.generate does it: all but the last token in chunks, the last one by itself."""
+        if not self._begun:
+            self.table, self._begun = self.model.rule.new_table(), True
+        for start in range(0, len(tokens) - 1, PREFILL_CHUNK):
+            chunk = tokens[start : min(start + PREFILL_CHUNK, len(tokens) - 1)]
+            self._fill(chunk, tokens[start + len(chunk) :])
+        self.force(tokens[-1:])
+
+    def _fill(self, chunk: Sequence[int], following: Sequence[int]) -> None:
+        """Caches `chunk`; the text goes on with `following`, so that only its last rows can lack a token."""
+        model, k, past = self.model, self.model.num_draft_tokens, self.length
+        hidden = model.base.trunk(mx.array([list(chunk)]), self.caches)
+        self.tokens.extend(int(t) for t in chunk)
+        if model.heads is not None and k:
+            rows = self.rows(hidden, model.base.norm(hidden))  # [min(K, past) + n, d]
+            window = len(chunk) + min(k, past)
+            start = self.length - window
+            known = [*self.tokens[start + 1 :], *following[:k]]
+            known += [0] * (window + k - 1 - len(known))  # rows without a token yet are run again (`force`)
+            trim_to(self.head_caches, start)
+            last = fill_chain(model.base, model.heads, rows[-window:][None], mx.array([known]), self.head_caches)
+            self.tail = rows[-k:]
+            mx.eval(last)
+        self.quantise()
+        mx.eval(hidden, [c.state for c in self.caches])
+        mx.clear_cache()
+
+    def rows(self, hidden: mx.array, normed: mx.array) -> mx.array:
+        """The cascade's input at the last positions, those before `hidden` included."""
+        assert self.model.heads is not None
+        rows = self.model.heads.source(self.model.base, hidden, normed)[0]
+        return rows if self.tail is None else mx.concatenate([self.tail, rows])
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """Caches tokens that are all known (few: they are verified in one pass) and drafts behind them."""
+        model = self.model
+        array = mx.array(list(tokens))
+        run = model.plain_pass if len(tokens) == 1 else model.verify_pass
+        hidden, normed, logits = run(array[None], self.caches)
+        before = list(self.tokens)
+        self.tokens.extend(int(t) for t in tokens)
+        logits = model.processed(logits[-1:], before, array)
+        self.next = model.rule.first(logits, self.length, self.context(), self.table)
+        self.quantise()
+        mx.async_eval(self.next)
+        if model.num_draft_tokens:
+            rows = self.rows(hidden, normed)
+            self.draft(rows)
+            mx.async_eval(self.drafts)
+
+    def context(self) -> mx.array | None:
+        """[1, N]: the last tokens (the text's first one repeated where there are fewer)."""
+        size = self.model.rule.context
+        return self.recent(size)[None] if size else None
+
+    def recent(self, size: int) -> mx.array:
+        held = self.tokens[-size:] if size else []
+        return mx.array([self.tokens[0]] * (size - len(held)) + held, mx.uint32)
+
+    def draft(self, rows: mx.array) -> None:
+        """rows [W, d]: the cascade's input at positions length-W..length-1. Sets drafts, what is kept of them, and tail."""
+        model, k, start = self.model, self.model.num_draft_tokens, self.length - rows.shape[0]
+        assert model.heads is not None and model.head_logits is not None and self.next is not None
+        trim_to(self.head_caches, start)
+        text = mx.concatenate([mx.array(self.tokens[start + 1 :], mx.uint32), self.next.astype(mx.uint32)])
+        chosen, kept, size = [self.next.astype(mx.uint32)], [], model.rule.context
+        recent = self.recent(size) if size else None
+
+        def choose(depth: int, logits: mx.array) -> mx.array:
+            so_far = mx.concatenate(chosen)
+            context = None if recent is None else contexts_of(recent, so_far, size)
+            if model.logits_processors:
+                logits = model.processed(self._whole(logits), self.tokens, so_far)
+            row = None if context is None else context[-1:]
+            token, weights = model.rule.draft(logits, self.length + 1 + depth, row, self.table)
+            chosen.append(token.astype(mx.uint32))
+            kept.extend([] if weights is None else [weights])
+            return token
+
+        self.drafts = draft_chain(model.base, model.heads, model.head_logits, rows[None], text[None], self.head_caches, choose)
+        self.kept = mx.concatenate(kept) if model.rule.keeps_drafts else None
+        self.tail = rows[-k:]
+
+    def _whole(self, logits: mx.array) -> mx.array:
+        """Head logits over the whole vocabulary."""
+        heads = self.model.heads
+        if heads is None or heads.draft_tokens is None:
+            return logits
+        return spread(logits, heads.draft_tokens, self.model.base.vocab_size)
+
+    def quantise(self) -> None:
+        kv = self.model.kv
+        if kv.bits is None:
+            return
+        for i, cache in enumerate(self.caches):
+            if hasattr(cache, "to_quantized") and cache.offset >= kv.start:
+                self.caches[i] = cache.to_quantized(group_size=kv.group_size, bits=kv.bits)
+
+    def refresh(self, length: int) -> None:
+        """Keeps positions 0..length-1. What drafting needs of the last K is made again by running them once more."""
+        k = self.model.num_draft_tokens
+        keep = max(0, length - max(k, 1))
+        again = self.tokens[keep:length]
+        del self.tokens[keep:]
+        trim_to(self.caches, keep)
+        trim_to(self.head_caches, keep)
+        self.tail = None
+        if again:
+            self.force(again)
+
+
+def read_token(token: mx.array) -> int:
+    """The id in an array [1]: waits for it."""
+    return int(np.array(token)[0])

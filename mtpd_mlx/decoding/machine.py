@@ -1,0 +1,49 @@
+"""Which machine this is: what was measured on one is worth nothing on another."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
+
+
+def device_kind() -> str:
+    """ "cpu", "cuda" or "metal"."""
+    return "cpu" if on_cpu() else "cuda" if on_cuda() else "metal"
+
+
+def device_name() -> str:
+    """The device that MLX computes on, as its maker calls it."""
+    if on_cpu():
+        return f"{_cpu_name()}, {cores()} cores"
+    info: dict[str, Any] = dict(mx.device_info())
+    return str(info.get("device_name") or info.get("architecture") or device_kind())
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def machine_key(dtype: mx.Dtype) -> str:
+    """Under which `mtpd tune` stores its choice: device and the type that the model is held in."""
+    return f"{device_kind()}: {device_name()}, {str(dtype).removeprefix('mlx.core.')}"
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int | None:
+    """Memory that MLX can use: the GPU's own, or the machine's."""
+    if on_cuda() or not on_cpu():
+        info: dict[str, Any] = dict(mx.device_info())
+        size = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
+        return None if size is None else int(size)
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

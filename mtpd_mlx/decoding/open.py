@@ -1,0 +1,68 @@
+"""From a model and options to a Backend."""
+
+from collections.abc import Sequence
+
+from mtpd_mlx.base import Base
+from mtpd_mlx.decoding.calibrate import candidates, choose, time_plans
+from mtpd_mlx.decoding.decoder import Decoder, needs_growing
+from mtpd_mlx.decoding.host import KVOptions, LogitsProcessor, Model
+from mtpd_mlx.decoding.options import DecodingConfig
+from mtpd_mlx.decoding.plain import PlainDecoder
+from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.decoding.rules import Greedy, Rule
+from mtpd_mlx.decoding.sampler import Sampled
+from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.speculative.sampling import Sampling
+
+DEFAULT, GREEDY = DecodingConfig(), Sampling()
+
+
+def open_decoder(
+    base: Base,
+    heads: MTPHeads | None,
+    options: DecodingConfig = DEFAULT,
+    num_draft_tokens: int | None = None,
+    capacity: int | None = None,
+    sampling: Sampling = GREEDY,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    xtc_special_tokens: Sequence[int] = (),
+) -> Decoder | PlainDecoder:
+    """num_draft_tokens None: all heads; 0, or no heads: plain decoding. ValueError in one line where options contradict."""
+    available = heads.num_heads if heads is not None else 0
+    k = available if num_draft_tokens is None else num_draft_tokens
+    if not 0 <= k <= available:
+        raise ValueError(f"num_draft_tokens: got {k}, expected 0..{available} (the checkpoint's heads)")
+    check_kv(base, options)
+    rule: Rule = Greedy(None if heads is None else heads.draft_tokens)
+    if not sampling.greedy:
+        positions = (capacity or base.context_length) + 2 * k + 3
+        rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, xtc_special_tokens)
+    kv = KVOptions(options.kv_bits, options.kv_group_size, options.quantized_kv_start)
+    model = Model(base, heads if k else None, k, rule, options.exact, kv, tuple(logits_processors))
+    return with_plan(model, options.plan, capacity)
+
+
+def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder | PlainDecoder:
+    """`plan`: a name, or auto: the only one possible, or else the fastest of a few rounds."""
+
+    def make(chosen: Plan, capacity: int | None = capacity) -> Decoder | PlainDecoder:
+        if chosen.cache == "growing" and not model.num_draft_tokens:
+            return PlainDecoder(model, capacity)
+        return Decoder(model, chosen, capacity)
+
+    if plan != "auto":
+        return make(Plan.parse(plan))
+    plans = candidates(model.num_draft_tokens)
+    if len(plans) == 1 or needs_growing(model):
+        return make(Plan())
+    times = time_plans(lambda p: make(p, None), plans, model.base.vocab_size)
+    decoder = make(choose(times))
+    decoder.plan_milliseconds = {str(p): round(1000 * seconds, 3) for p, seconds in times.items()}
+    return decoder
+
+
+def check_kv(base: Base, options: DecodingConfig) -> None:
+    """ValueError where the heads of attention cannot be quantised in such groups."""
+    size = getattr(base.model.args, "head_dim", None) or base.hidden_size // base.model.args.num_attention_heads
+    if options.kv_bits is not None and size % options.kv_group_size:
+        raise ValueError(f"--kv-group-size: got {options.kv_group_size}, expected a divisor of the head size {size}")

@@ -1,0 +1,24 @@
+"""The options of MLX decoding; every default is here."""
+
+from dataclasses import dataclass
+
+from mtpd_mlx.schema import option
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    plan: str = option(
+        "auto", "how rounds run: auto (measured at load, or as mtpd tune stored), growing, fixed, fixed+compiled"
+    )
+    exact: bool = option(False, "verify with the kernels of single-token passes: bit for bit plain decoding; slower")
+    kv_bits: int | None = option(None, "quantise the base's KV cache to so many bits (default: not)")
+    kv_group_size: int = option(64, "group size of a quantised KV cache")
+    quantized_kv_start: int = option(5000, "quantise the KV cache from this position on")
+
+    def __post_init__(self) -> None:
+        if self.kv_bits is not None and self.kv_bits not in (2, 3, 4, 6, 8):
+            raise ValueError(f"--kv-bits: got {self.kv_bits}, expected 2, 3, 4, 6 or 8")
+        if self.kv_group_size not in (32, 64, 128):
+            raise ValueError(f"--kv-group-size: got {self.kv_group_size}, expected 32, 64 or 128")
+        if self.quantized_kv_start < 0:
+            raise ValueError(f"--quantized-kv-start: got {self.quantized_kv_start}, expected at least 0")

@@ -1,0 +1,74 @@
+"""The numbers and switches that a decoder and its heads are built from, on MLX and in ONNX graphs alike."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder block. window: positions it may look back at, itself included (None: all). rope: "global", "local" or
+    "none". experts: its MLP is a mixture."""
+
+    window: int | None = None
+    rope: str = "global"
+    experts: bool = False
+
+
+@dataclass(frozen=True)
+class Experts:
+    """A mixture of `count` SwiGLU experts of `size`, of which `chosen` work on a token. normalized: the chosen ones' weights
+    sum to one. path, names: where a checkpoint keeps them (`{path}.gate`, `{path}.experts.{e}.{gate, up, down}`)."""
+
+    count: int
+    chosen: int
+    size: int
+    normalized: bool
+    path: str
+    names: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Names follow Hugging Face configs. `head_layer` is the block type of MTP heads: full attention, whatever the base's
+    own layers look back at."""
+
+    model_type: str
+    hidden_size: int
+    num_layers: int
+    intermediate_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict[str, Any] | None
+    context_length: int
+    tied: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: str | None  # "head": per head; "all": over all heads of a projection
+    quantization: dict[str, Any] | None
+    layers: tuple[Layer, ...]
+    head_layer: Layer
+    rotary_dim: int
+    local_theta: float | None
+    norms: str  # "pre", "post" (of the branches' outputs) or "both"
+    norm_offset: float  # added to the stored weights of the family's norms (Gemma: 1); never to hnorm, enorm, post_norm
+    activation: str  # "silu" or "gelu_tanh"
+    fused: bool  # the checkpoint holds qkv_proj and gate_up_proj
+    attention_scale: float
+    embedding_scale: float
+    residual_scale: float
+    logits_scale: float
+    attention_softcap: float | None
+    logits_softcap: float | None
+    experts: Experts | None
+    query_growth: tuple[float, int] | None  # (beta, n): queries times 1 + beta log(1 + floor(position / n))
+
+    def offset_of(self, name: str) -> float:
+        """What is added to the stored tensor `name`: the norms' offset, the only place that applies it."""
+        parts = name.removesuffix(".weight").split(".")
+        ours = parts[-1] in ("hnorm", "enorm", "post_norm")
+        return self.norm_offset if parts[-1].endswith("norm") and not ours else 0.0

@@ -1,0 +1,63 @@
+"""Which rotary embedding a config.json asks for: rope_theta and rope_scaling (transformers 4) or rope_parameters (5)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from mtpd_mlx.families.table import Family
+
+NEED_ORIGINAL = ("yarn", "llama3", "longrope", "su")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    theta: float
+    scaling: dict[str, Any] | None
+    local_theta: float | None
+    share: float  # of each head's dimensions that is rotated
+
+
+def rope_type(scaling: dict[str, Any] | None) -> str:
+    """The kind of scaling; "type" goes before "rope_type" as in mlx-lm."""
+    return str(scaling.get("type") or scaling.get("rope_type") or "default") if scaling else "default"
+
+
+def read_rotary(config: dict[str, Any], family: Family) -> Rotary:
+    """ValueError where local layers are scaled, which no supported family does."""
+    nested = config.get("rope_parameters") or {}
+    local: dict[str, Any] = {}
+    if "full_attention" in nested or "sliding_attention" in nested:
+        nested, local = nested.get("full_attention") or {}, nested.get("sliding_attention") or {}
+    if rope_type(local) != "default":
+        raise ValueError(f"rope_parameters of sliding layers: got {rope_type(local)!r}, expected 'default'")
+    theta = config.get("rope_theta") or nested.get("rope_theta") or family.theta
+    own = {k: v for k, v in nested.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    scaling = config.get("rope_scaling") or own
+    kind = rope_type(scaling)
+    if kind == "default":
+        scaling = None
+    elif kind in NEED_ORIGINAL and not scaling.get("original_max_position_embeddings"):
+        original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+        scaling = scaling | {"original_max_position_embeddings": original}
+    if scaling and scaling.get("truncate") is False:
+        raise ValueError("rope_scaling: truncate false is not supported")
+    if kind in ("longrope", "su") and scaling is not None:
+        length = config.get("max_position_embeddings") or scaling["original_max_position_embeddings"]
+        scaling = {"factor": length / scaling["original_max_position_embeddings"]} | scaling
+    local_theta = local.get("rope_theta") or config.get("rope_local_base_freq")
+    if family.module == "gemma3_text":
+        local_theta = local_theta or 10000.0
+    elif family.module == "olmo3":
+        local_theta = local_theta or theta
+    else:
+        local_theta = None
+    share = config.get("partial_rotary_factor") or nested.get("partial_rotary_factor") or 1.0
+    return Rotary(float(theta), scaling, None if local_theta is None else float(local_theta), float(share))
+
+
+def longrope_magnitude(scaling: dict[str, Any]) -> float:
+    """What longrope multiplies queries and keys with, whatever the text's length."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    factor, original = scaling["factor"], scaling["original_max_position_embeddings"]
+    return 1.0 if factor <= 1.0 else math.sqrt(1.0 + math.log(factor) / math.log(original))

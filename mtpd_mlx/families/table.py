@@ -1,0 +1,69 @@
+"""The families. To add one: a line here, its mlx-lm module, and a configuration in tools/family_references.py."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Family:
+    """module: of mlx_lm.models. windows: "none", "all" layers, or by layer "types"; switched: only with use_sliding_window.
+    tied, theta, eps, window: what transformers assumes where config.json does not say. biases: which of attention_bias and
+    mlp_bias the family knows."""
+
+    module: str
+    windows: str = "none"
+    switched: bool = False
+    tied: bool = False
+    theta: float = 10000.0
+    eps: float = 1e-6
+    window: int | None = None
+    biases: tuple[str, ...] = ()
+    qkv_bias: bool = False
+    qk_norm: str | None = None
+    norms: str = "pre"
+    norm_offset: float = 0.0
+    activation: str = "silu"
+    fused: bool = False
+    head_dim: bool = True  # config.json may set head_dim apart from hidden_size / num_attention_heads
+
+
+FAMILIES: dict[str, Family] = {
+    "llama": Family("llama", biases=("attention_bias", "mlp_bias")),
+    "mistral": Family("llama", windows="all", window=4096),
+    "ministral": Family("llama", windows="types", window=4096),
+    "ministral3": Family("ministral3", theta=1e6, eps=1e-5, windows="all"),
+    "qwen2": Family("qwen2", windows="types", switched=True, qkv_bias=True, head_dim=False),
+    "mimo": Family("qwen2", qkv_bias=True, head_dim=False),
+    "qwen3": Family("qwen3", windows="types", switched=True, qk_norm="head"),
+    "smollm3": Family(
+        "smollm3", windows="types", switched=True, tied=True, theta=2e6, biases=("attention_bias", "mlp_bias"), head_dim=False
+    ),
+    "olmo2": Family("olmo2", norms="post", qk_norm="all", eps=1e-5, biases=("attention_bias",), head_dim=False),
+    "olmo3": Family(
+        "olmo3",
+        windows="types",
+        window=4096,
+        norms="post",
+        qk_norm="all",
+        eps=1e-5,
+        theta=5e5,
+        biases=("attention_bias",),
+        head_dim=False,
+    ),
+    "granite": Family("granite", biases=("attention_bias", "mlp_bias"), head_dim=False),
+    "phi3": Family("phi3", windows="all", eps=1e-5, fused=True, head_dim=False),
+    "gemma2": Family("gemma2", windows="types", window=4096, tied=True, norms="both", norm_offset=1.0, activation="gelu_tanh"),
+    "gemma3_text": Family(
+        "gemma3_text",
+        windows="types",
+        window=4096,
+        tied=True,
+        theta=1e6,
+        qk_norm="head",
+        norms="both",
+        norm_offset=1.0,
+        activation="gelu_tanh",
+    ),
+    "qwen3_moe": Family("qwen3_moe", windows="all", switched=True, qk_norm="head"),
+    "mixtral": Family("mixtral", windows="all", eps=1e-5, theta=1e6, head_dim=False),
+}
+ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json

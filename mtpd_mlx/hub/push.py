@@ -1,0 +1,79 @@
+"""Uploading heads or an exported folder with a generated model card."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, read_config
+from mtpd_mlx.hub.card import card
+from mtpd_mlx.hub.messages import explain
+from mtpd_mlx.hub.pull import is_hub_id
+from mtpd_mlx.inspection.describe import MANIFEST, describe
+from mtpd_mlx.inspection.view import LocalView
+
+CARD = "README.md"
+
+
+def prepare(folder: Path, repository: str, base: str | None, licence: str | None) -> dict[str, bytes | Path]:
+    """name -> contents or file of what is uploaded: what the format says and a card, nothing else that lies in the folder.
+
+    `base`: the hub id of the base, needed where the checkpoint names a local folder. ValueError in one line.
+    """
+    if not is_hub_id(repository) or "@" in repository:
+        raise ValueError(f"{repository}: not a hub id of the form owner/name")
+    found = describe(LocalView(folder))
+    if found["kind"] not in ("heads", "onnx"):
+        raise ValueError(f"{folder}: expected heads or an exported folder, got {found['kind']}")
+    named = base or str((found["base"] or {}).get("id"))
+    if not is_hub_id(named) or Path(named).exists():
+        raise ValueError(f"{folder}: its base is a local folder ({named}); name it on the hub with --base-id owner/name")
+    files: dict[str, bytes | Path]
+    if found["kind"] == "heads":
+        config = read_config(folder)
+        if config.base.adapter is not None:
+            raise ValueError(f"{folder}: its base has a local adapter; fuse it, push the base, and refit the heads to it")
+        config = replace(config, base=replace(config.base, id=named))
+        files = {WEIGHTS_NAME: folder / WEIGHTS_NAME, CONFIG_NAME: _json(config.to_json())}
+    else:
+        files = _exported(folder, named)
+    files[CARD] = card(found, repository, named, licence).encode()
+    return files
+
+
+def _exported(folder: Path, base: str) -> dict[str, bytes | Path]:
+    values = json.loads((folder / MANIFEST).read_text())
+    files: dict[str, bytes | Path] = {}
+    for name in values["files"]:
+        path = folder / name
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
+            raise ValueError(f"{folder}/{MANIFEST}: files: {name!r} is not a plain file of the folder")
+        files[name] = path
+    return files | {MANIFEST: _json(values | {"base": values["base"] | {"id": base}})}
+
+
+def _json(values: Any) -> bytes:
+    return (json.dumps(values, indent=2) + "\n").encode()
+
+
+def push(files: dict[str, bytes | Path], repository: str, private: bool, overwrite: bool) -> str:
+    """Uploads in one commit; the address of the repository. ValueError where it holds files already, unless `overwrite`."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    try:
+        address = str(api.create_repo(repository, private=private, exist_ok=True))
+        held = set(api.list_repo_files(repository)) - {".gitattributes"}
+        if held and not overwrite:
+            raise Held(f"{repository}: holds {len(held)} files already; use --overwrite or another name")
+        operations = [CommitOperationAdd(name, str(f) if isinstance(f, Path) else f) for name, f in files.items()]
+        api.create_commit(repository, operations, commit_message="Upload with mtpd push")
+    except Held as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # the hub client raises many kinds, and those of the HTTP library under it
+        raise ValueError(explain(error, repository)) from None
+    return address
+
+
+class Held(Exception):
+    """The repository is not empty."""

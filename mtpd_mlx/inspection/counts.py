@@ -1,0 +1,68 @@
+"""Parameters and bytes of tensor tables."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mtpd_mlx.families.dims import Dims
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """parameters: as many numbers as the model has, integers of quantised matrices unpacked; stored: bytes; dtypes: of the
+    floating-point tensors, commonest first; quantised: matrices stored in integers."""
+
+    parameters: int
+    stored: int
+    dtypes: list[str]
+    quantised: int
+
+
+def count(table: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> Counts:
+    """Of one merged tensor table."""
+    parameters = stored = quantised = 0
+    kinds: Counter[str] = Counter()
+    for name, entry in table.items():
+        size = math.prod(entry["shape"])
+        stored += entry["data_offsets"][1] - entry["data_offsets"][0]
+        stem = name.removesuffix(".weight")
+        if name.endswith((".scales", ".biases")):
+            continue
+        if name.endswith(".weight") and f"{stem}.scales" in table:
+            own = (quantization or {}).get(stem)
+            settings = own if isinstance(own, dict) else quantization or {}
+            parameters += math.prod(table[f"{stem}.scales"]["shape"]) * int(settings.get("group_size", 64))
+            quantised += 1
+            continue
+        parameters += size
+        kinds[NAMES.get(entry["dtype"], entry["dtype"])] += size
+    return Counts(parameters, stored, [kind for kind, _ in kinds.most_common()], quantised)
+
+
+def block_parameters(dims: Dims, experts: bool) -> int:
+    """Parameters of one decoder block."""
+    d, q, kv = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+    attention = 2 * d * q + 2 * d * kv + (q + 2 * kv) * dims.qkv_bias + d * dims.o_bias
+    if dims.qk_norm == "head":
+        attention += 2 * dims.head_dim
+    elif dims.qk_norm == "all":
+        attention += q + kv
+    norms = {"pre": 2, "post": 2, "both": 4}[dims.norms] * d
+    if experts and dims.experts is not None:
+        return attention + norms + dims.experts.count * (3 * d * dims.experts.size + d)
+    return attention + norms + 3 * d * dims.intermediate_size + (2 * dims.intermediate_size + d) * dims.mlp_bias
+
+
+def head_parameters(dims: Dims) -> int:
+    """Parameters of one MTP head."""
+    return block_parameters(dims, dims.head_layer.experts) + 2 * dims.hidden_size**2 + 2 * dims.hidden_size
+
+
+def cache_bytes(dims: Dims, positions: int, blocks: int, item: int) -> int:
+    """Key and value caches of `blocks` blocks."""
+    return 2 * blocks * positions * dims.num_kv_heads * dims.head_dim * item

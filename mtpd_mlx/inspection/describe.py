@@ -1,0 +1,151 @@
+"""From a view of a folder to what is known of it, as one dictionary."""
+
+from typing import Any
+
+from mtpd_mlx.adapter_format import CONFIG as ADAPTER_CONFIG
+from mtpd_mlx.checkpoint_format import CONFIG_NAME as HEADS_CONFIG
+from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, parse_config
+from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.wrapped import text_config, text_name
+from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
+from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.view import View
+from mtpd_mlx.mtp_formats.detect import shipped_heads
+
+MANIFEST, CACHE_INDEX = "manifest.json", "cache.json"
+
+
+def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
+    """`kind`: model, heads, onnx, cache, adapter or unknown, and what is known of each. ValueError on damaged files."""
+    files = view.files()
+    size = {"files": len(files), "bytes": sum(files.values())}
+    if HEADS_CONFIG in files:
+        return {"kind": "heads", "name": view.name} | size | _heads(view)
+    if MANIFEST in files:
+        return {"kind": "onnx", "name": view.name} | size | _onnx(view)
+    if CACHE_INDEX in files:
+        return {"kind": "cache", "name": view.name} | size | _cache(view)
+    if ADAPTER_CONFIG in files:
+        settings = view.json(ADAPTER_CONFIG)
+        return {"kind": "adapter", "name": view.name} | size | {"fine_tune_type": settings.get("fine_tune_type", "lora")}
+    if "config.json" in files:
+        return {"kind": "model", "name": view.name} | size | _model(view, files, plan or Plan())
+    return {"kind": "unknown", "name": view.name} | size
+
+
+def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
+    config = text_config(view.json("config.json"))
+    weights = sorted(n for n in files if n.startswith("model") and n.endswith(".safetensors"))
+    table: dict[str, Any] = {}
+    for name in weights:
+        table |= {plain: entry for n, entry in view.table(name).items() if (plain := text_name(n)) is not None}
+    quantization = config.get("quantization")
+    counts = count(table, quantization if isinstance(quantization, dict) else None)
+    found: dict[str, Any] = {
+        "model_type": config.get("model_type"),
+        "parameters": counts.parameters,
+        "weight_bytes": counts.stored,
+        "dtypes": counts.dtypes,
+        "quantization": _bits(quantization, counts),
+        "shipped_heads": shipped_heads(config, table),
+    }
+    if not weights:
+        pickled = [n for n in files if n.endswith((".bin", ".pt", ".pth"))]
+        why = "weights are pickled, which are never loaded: convert them" if pickled else "no model*.safetensors in it"
+        return found | {"supported": False, "why_not": why}
+    try:
+        dims = read_dims(config, tied="lm_head.weight" not in table)
+    except ValueError as error:
+        return found | {"supported": False, "why_not": str(error)}
+    item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)
+    return found | {
+        "supported": True,
+        "dims": _dims(dims),
+        "caches": _caches(dims, item),
+        "needs": _needs(dims, counts, plan, item),
+    }
+
+
+def _bits(quantization: Any, counts: Counts) -> dict[str, Any] | None:
+    if not isinstance(quantization, dict):
+        return None
+    own = {v["bits"] for v in quantization.values() if isinstance(v, dict) and "bits" in v}
+    bits = sorted(own | ({quantization["bits"]} if "bits" in quantization else set()))
+    return {"bits": bits, "group_size": quantization.get("group_size"), "matrices": counts.quantised}
+
+
+def _dims(dims: Dims) -> dict[str, Any]:
+    names = ("hidden_size", "num_layers", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
+    found = {name: getattr(dims, name) for name in (*names, "context_length", "tied")}
+    if dims.experts is not None:
+        found |= {"experts": dims.experts.count, "experts_per_token": dims.experts.chosen}
+    return found
+
+
+def _caches(dims: Dims, item: int) -> dict[str, Any]:
+    windows = [layer.window for layer in dims.layers if layer.window is not None]
+    return {
+        "bytes_per_position": cache_bytes(dims, 1, dims.num_layers, item),
+        "sliding_layers": len(windows),
+        "window": windows[0] if windows else None,
+        "rewinds": True,
+    }
+
+
+def _needs(dims: Dims, counts: Counts, plan: Plan, item: int) -> dict[str, Any]:
+    return {
+        "plan": vars(plan),
+        "head_parameters": head_parameters(dims),
+        "block_parameters": block_parameters(dims, dims.head_layer.experts),
+        "train_heads_bytes": train_bytes(dims, counts.stored, plan, item),
+        "decode_bytes": decode_bytes(dims, counts.stored, plan, item),
+    }
+
+
+def _heads(view: View) -> dict[str, Any]:
+    config = parse_config(view.json(HEADS_CONFIG), f"{view.name}/{HEADS_CONFIG}")
+    counts = count(view.table(WEIGHTS_NAME), config.quantization)
+    validation = _object(_object(config.record.get("eval")).get("validation"))
+    return {
+        "num_heads": config.num_heads,
+        "hidden_source": config.hidden_source,
+        "draft_vocab": config.draft_vocab,
+        "parameters": counts.parameters,
+        "weight_bytes": counts.stored,
+        "dtypes": counts.dtypes,
+        "quantization": config.quantization,
+        "base": config.base.to_json(),
+        "measured": _measured(validation),
+        "loss": _object(config.record.get("loss")),
+        "data": _object(config.record.get("data")),
+    }
+
+
+def _onnx(view: View) -> dict[str, Any]:
+    manifest = view.json(MANIFEST)
+    names = ("format", "format_version", "layout", "precision", "activations", "num_heads", "capacity", "draft_vocab", "base")
+    validation = _object(_object(_object(manifest.get("record")).get("eval")).get("validation"))
+    return {name: manifest.get(name) for name in names} | {
+        "base": _object(manifest.get("base")),
+        "measured": _measured(validation),
+    }
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _measured(validation: dict[str, Any]) -> dict[str, Any] | None:
+    """car, ar and tau where they are numbers."""
+    car, ar, tau = (validation.get(name) for name in ("car", "ar", "tau"))
+    lists = [x for x in (car, ar) if isinstance(x, list) and all(isinstance(v, int | float) for v in x)]
+    if car not in lists or not isinstance(tau, int | float):
+        return None
+    assert isinstance(car, list)
+    return {"car": car, "tau": tau} | ({"ar": ar} if ar in lists and isinstance(ar, list) and len(ar) == len(car) else {})
+
+
+def _cache(view: View) -> dict[str, Any]:
+    index = view.json(CACHE_INDEX)
+    return {name: index.get(name) for name in ("base", "hidden", "dtype", "top_n", "max_seq_length")}

@@ -1,0 +1,103 @@
+"""A description as lines for people."""
+
+from typing import Any
+
+
+def size(count: float) -> str:
+    """Bytes as a person reads them."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
+        count /= 1000
+    return f"{count:.3g} GB"
+
+
+def number(count: int) -> str:
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.1f}k"
+
+
+TITLES = {
+    "heads": "MTP heads",
+    "onnx": "an exported folder (mtpd-onnx)",
+    "cache": "a distillation cache",
+    "model": "a model",
+    "adapter": "an mlx-lm adapter",
+}
+
+
+def render(found: dict[str, Any]) -> str:
+    kinds = {"model": _model, "heads": _heads, "onnx": _onnx}
+    titles = {
+        "heads": "MTP heads",
+        "onnx": "an exported folder (mtpd-onnx)",
+        "cache": "a distillation cache",
+        "model": "a model",
+    }
+    title = titles.get(found["kind"], "an mlx-lm adapter" if found["kind"] == "adapter" else "nothing that mtpd knows")
+    lines = [f"{found['name']}: {title}, {found['files']} files, {size(found['bytes'])}"]
+    return "\n".join(lines + ["  " + line for line in kinds.get(found["kind"], lambda f: [])(found)])
+
+
+def _model(found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"family {found['model_type']}, {number(found['parameters'])} parameters, {size(found['weight_bytes'])} of weights"
+    ]
+    stored = ", ".join(found["dtypes"])
+    if quantised := found["quantization"]:
+        bits = "/".join(map(str, quantised["bits"]))
+        stored += f"; {quantised['matrices']} matrices in {bits} bits, groups of {quantised['group_size']}"
+    lines.append(f"stored in {stored or 'nothing'}")
+    lines.append(_shipped(found["shipped_heads"]))
+    if not found["supported"]:
+        return [*lines, f"not supported: {found['why_not']}"]
+    d, caches, needs = found["dims"], found["caches"], found["needs"]
+    lines.append(
+        f"{d['num_layers']} layers, hidden {d['hidden_size']}, {d['num_heads']} heads ({d['num_kv_heads']} key heads) of "
+        f"{d['head_dim']}, vocabulary {d['vocab_size']}{' (tied)' if d['tied'] else ''}, context {d['context_length']}"
+    )
+    if "experts" in d:
+        lines.append(f"{d['experts']} experts, {d['experts_per_token']} per token")
+    windowed = f"; {caches['sliding_layers']} layers look back {caches['window']}" if caches["window"] else ""
+    lines.append(f"caches: {size(caches['bytes_per_position'])} a position, all rewind{windowed}")
+    plan = needs["plan"]
+    lines.append(f"one MTP head: {number(needs['head_parameters'])} parameters")
+    lines.append(
+        f"to train {plan['num_heads']} heads ({plan['batch_size']} x {plan['tokens']} tokens a step): about "
+        f"{size(needs['train_heads_bytes'])}; to decode {plan['positions']} positions: about {size(needs['decode_bytes'])}"
+    )
+    return lines
+
+
+def _shipped(shipped: dict[str, Any] | None) -> str:
+    if shipped is None:
+        return "no MTP heads of its own"
+    if shipped["heads"] == 0:
+        return f"config.json speaks of {shipped['announced']} MTP heads, but the weights hold none"
+    fits = "mtpd import-heads reads them" if shipped["fits"] else f"not importable: {shipped['why_not']}"
+    return f"{shipped['heads']} MTP heads of its own ({shipped['format']}): {fits}"
+
+
+def _heads(found: dict[str, Any]) -> list[str]:
+    drafts = f", drafting among {found['draft_vocab']} tokens" if found["draft_vocab"] else ""
+    stored = f"{found['quantization']['bits']} bits" if found["quantization"] else ", ".join(found["dtypes"])
+    return [
+        f"{found['num_heads']} heads ({found['hidden_source']}{drafts}), {number(found['parameters'])} parameters, {stored}",
+        f"of base {found['base']['id']} ({found['base']['model_type']}, {found['base']['fingerprint'][:19]}...)",
+        _measured(found["measured"]),
+    ]
+
+
+def _onnx(found: dict[str, Any]) -> list[str]:
+    base = found["base"] or {}
+    return [
+        f"layout {found['layout']}, {found['precision']} weights, {found['activations']} activations",
+        f"{found['num_heads']} draft tokens, {found['capacity']} positions",
+        f"of base {base.get('id')} ({base.get('model_type')})",
+        _measured(found["measured"]),
+    ]
+
+
+def _measured(measured: dict[str, Any] | None) -> str:
+    if not measured or "car" not in measured:
+        return "acceptance: not recorded"
+    return f"acceptance on validation text: CAR {' '.join(f'{c:.3f}' for c in measured['car'])}, tau {measured['tau']:.3f}"

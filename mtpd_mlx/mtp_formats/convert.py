@@ -1,0 +1,86 @@
+"""One head's tensors between a layout and ours: names, the order of the projection's input, the offset of norms, experts."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.mtp_formats.names import COPIES, Layout
+from mtpd_mlx.safetensors_file import Raw, RawTensors
+
+PLAIN_NORMS = ("hnorm", "enorm", "post_norm")
+EXPERTS = ("gate_proj", "up_proj", "down_proj")
+
+
+def swap_halves(raw: Raw) -> Raw:
+    """[d, 2d]: columns of hidden and embedding exchanged."""
+    half = raw.bits.shape[1] // 2
+    return Raw(raw.dtype, np.concatenate([raw.bits[:, half:], raw.bits[:, :half]], axis=1))
+
+
+def stored_to_plain(raw: Raw, offset: float) -> Raw:
+    """A family's norm weight as ours, which has no offset. In float32 where there is one."""
+    return raw if offset == 0 else Raw.of_floats(raw.floats() + np.float32(offset))
+
+
+def plain_to_stored(raw: Raw, offset: float) -> Raw:
+    """The inverse, chosen such that stored_to_plain gives back exactly what came in."""
+    if offset == 0:
+        return raw
+    plain = raw.floats()
+    stored = plain - np.float32(offset)
+    for _ in range(4):
+        again = stored + np.float32(offset)
+        step = np.where(again < plain, np.float32(np.inf), np.float32(-np.inf))
+        stored = np.where(again == plain, stored, np.nextafter(stored, step))
+    return Raw.of_floats(stored)
+
+
+def read_head(source: RawTensors, layout: Layout, k: int, dims: Dims) -> dict[str, Raw]:
+    """Head k of a shipped checkpoint under our names: hnorm.weight, ..., block.*."""
+    names, prefix = layout.names(k, dims.num_layers), layout.prefix(k, dims.num_layers)
+    head = {f"{ours}.weight": source[name] for ours, name in names.items()}
+    if not layout.hidden_first:
+        head["eh_proj.weight"] = swap_halves(head["eh_proj.weight"])
+    for norm in PLAIN_NORMS:
+        head[f"{norm}.weight"] = stored_to_plain(head[f"{norm}.weight"], dims.norm_offset)
+    beside = {*names.values(), *(f"{prefix}{copy}" for copy in COPIES)}
+    block = {n.removeprefix(prefix): source[n] for n in source.table if n.startswith(prefix) and n not in beside}
+    return head | {f"block.{name}": raw for name, raw in stack_experts(block, dims).items()}
+
+
+def write_head(head: Mapping[str, Raw], layout: Layout, k: int, dims: Dims, stacked: bool = False) -> dict[str, Raw]:
+    """The inverse of read_head; `head` includes post_norm.weight. `stacked`: experts stay as mlx-lm holds them."""
+    names, prefix = layout.names(k, dims.num_layers), layout.prefix(k, dims.num_layers)
+    written = {}
+    for ours, name in names.items():
+        raw = head[f"{ours}.weight"]
+        if ours in PLAIN_NORMS:
+            raw = plain_to_stored(raw, dims.norm_offset)
+        elif not layout.hidden_first:
+            raw = swap_halves(raw)
+        written[name] = raw
+    block = {name.removeprefix("block."): raw for name, raw in head.items() if name.startswith("block.")}
+    return written | {f"{prefix}{name}": raw for name, raw in (block if stacked else unstack_experts(block, dims)).items()}
+
+
+def stack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
+    """Experts one by one (Hugging Face) -> stacked as mlx-lm holds them."""
+    if dims.experts is None or not any(".experts." in name for name in block):
+        return dict(block)
+    path, kept = dims.experts.path, {n: r for n, r in block.items() if ".experts." not in n}
+    for theirs, ours in zip(dims.experts.names, EXPERTS, strict=True):
+        one = [block[f"{path}.experts.{e}.{theirs}.weight"] for e in range(dims.experts.count)]
+        kept[f"{path}.switch_mlp.{ours}.weight"] = Raw(one[0].dtype, np.stack([raw.bits for raw in one]))
+    return kept
+
+
+def unstack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
+    if dims.experts is None or not any(".switch_mlp." in name for name in block):
+        return dict(block)
+    path, kept = dims.experts.path, {n: r for n, r in block.items() if ".switch_mlp." not in n}
+    for theirs, ours in zip(dims.experts.names, EXPERTS, strict=True):
+        stacked = block[f"{path}.switch_mlp.{ours}.weight"]
+        for e in range(dims.experts.count):
+            kept[f"{path}.experts.{e}.{theirs}.weight"] = Raw(stacked.dtype, stacked.bits[e])
+    return kept

@@ -1,0 +1,53 @@
+"""Which heads a checkpoint ships: by its tensors. What config.json announces is only repeated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.mtp_formats.names import COPIES, LAYOUTS, Layout, is_shipped
+
+
+def shipped_heads(config: dict[str, Any], table: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None where neither tensors nor config speak of heads; else format, heads (by tensors), announced, fits and why_not."""
+    layers = config.get("num_hidden_layers")
+    if type(layers) is not int:
+        return None
+    announced = next((v for layout in LAYOUTS.values() for k in layout.announce if type(v := config.get(k)) is int), 0)
+    shipped = [name for name in table if is_shipped(name, layers)]
+    if not shipped:
+        return {"format": None, "heads": 0, "announced": announced, "fits": False} if announced else None
+    for name, layout in LAYOUTS.items():
+        heads = 0
+        while heads < (layout.most or len(shipped)) and layout.names(heads, layers)["eh_proj"] in table:
+            heads += 1
+        if heads:
+            why = why_not(config, table, layout, heads)
+            return {"format": name, "heads": heads, "announced": announced, "fits": why is None, "why_not": why}
+    why = f"unknown names, such as {sorted(shipped)[0]}"
+    return {"format": "unknown", "heads": 1, "announced": announced, "fits": False, "why_not": why}
+
+
+def why_not(config: dict[str, Any], table: Mapping[str, Any], layout: Layout, heads: int) -> str | None:
+    """What keeps these heads from being ours, or None: their block must be the base's last one, tensor by tensor."""
+    try:
+        dims = read_dims(config)
+    except ValueError as error:
+        return str(error)
+    last = f"model.layers.{dims.num_layers - 1}."
+    block = {n.removeprefix(last): e["shape"] for n, e in table.items() if n.startswith(last)}
+    for k in range(heads):
+        names, prefix = layout.names(k, dims.num_layers), layout.prefix(k, dims.num_layers)
+        for ours, name in names.items():
+            width = [dims.hidden_size, 2 * dims.hidden_size] if ours == "eh_proj" else [dims.hidden_size]
+            if name not in table:
+                return f"missing key {name!r}"
+            if table[name]["shape"] != width:
+                return f"{name}: got shape {table[name]['shape']}, expected {width}"
+        beside = {*names.values(), *(f"{prefix}{copy}" for copy in COPIES)}
+        found = {n.removeprefix(prefix): e["shape"] for n, e in table.items() if n.startswith(prefix) and n not in beside}
+        for name in sorted(block.keys() ^ found.keys()):
+            return f"the block is not the base's: {'missing' if name in block else 'unexpected'} key '{prefix}{name}'"
+        for name in sorted(block):
+            if block[name] != found[name]:
+                return f"{prefix}{name}: got shape {found[name]}, expected {block[name]}"
+    return None

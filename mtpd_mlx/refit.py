@@ -1,0 +1,46 @@
+"""Heads taken over by another base: a fine-tune, a quantisation, base and adapter. Kept only where held-out text says so."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.checkpoint_format import CheckpointConfig, read_config
+from mtpd_mlx.ingredients import Ingredients
+from mtpd_mlx.options import TrainOptions
+from mtpd_mlx.training import Outcome, train
+
+
+@dataclass(frozen=True)
+class Refit:
+    """`own`: the validation that the heads had on their own base (None where the checkpoint does not say); `before`, `after`:
+    on the new base, on the same held-out rows."""
+
+    own: dict[str, Any] | None
+    before: dict[str, Any]
+    after: dict[str, Any]
+    improved: bool
+
+
+def refit_options(checkpoint: Path, options: TrainOptions) -> tuple[TrainOptions, CheckpointConfig]:
+    """The options with the checkpoint's own number of heads, hidden source and weights. ValueError without a new base."""
+    config = read_config(checkpoint)
+    if options.model.model is None or options.model.train == "joint" or options.model.cache is not None:
+        raise ValueError("mtpd refit: give the new base with --model (heads are trained on a frozen base, without --cache)")
+    if Path(options.run.out).resolve() == checkpoint.resolve():
+        raise ValueError(f"--out {options.run.out}: is the checkpoint itself; use another folder")
+    heads = replace(options.heads, num_heads=config.num_heads, hidden_source=config.hidden_source, init_heads=str(checkpoint))
+    return replace(options, heads=heads), config
+
+
+def refit(checkpoint: Path, options: TrainOptions, show: Callable[[dict[str, Any]], None], ingredients: Ingredients) -> Refit:
+    """Trains the heads of `checkpoint` on the base of `options`. What is written is the best of all validations, the start
+    among them: never worse heads than those that came in, by tau on the held-out rows. `ingredients`: gathered from
+    refit_options."""
+    options, config = refit_options(checkpoint, options)
+    origin = {"refit": {"from_fingerprint": config.base.fingerprint, "from_base": config.base.id}}
+    outcome: Outcome = train(options, replace(ingredients, keep_start=True, record=origin), show)
+    progress = outcome.progress
+    own = config.record.get("eval", {}).get("validation")
+    assert progress.start is not None
+    return Refit(own, progress.start, progress.best_eval, progress.best_iteration != 0)

@@ -1,0 +1,80 @@
+"""Raw tensors of safetensors files, bit for bit: no type is converted, bfloat16 stays in uint16."""
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mtpd_mlx.fingerprint import read_header
+
+WIDTHS = {"F64": "<u8", "I64": "<i8", "F32": "<u4", "U32": "<u4", "I32": "<i4", "F16": "<u2", "BF16": "<u2", "U8": "u1"}
+
+
+@dataclass(frozen=True)
+class Raw:
+    """`dtype`: the file's name of it; `bits`: the tensor as unsigned integers of that width."""
+
+    dtype: str
+    bits: np.ndarray
+
+    def floats(self) -> np.ndarray:
+        """float32 values; ValueError where the type is no float32, float16 or bfloat16."""
+        if self.dtype == "F32":
+            return self.bits.view(np.float32)
+        if self.dtype == "F16":
+            return self.bits.view(np.float16).astype(np.float32)
+        if self.dtype == "BF16":
+            return (self.bits.astype(np.uint32) << 16).view(np.float32)
+        raise ValueError(f"got dtype {self.dtype}, expected F32, F16 or BF16")
+
+    @classmethod
+    def of_floats(cls, values: np.ndarray) -> "Raw":
+        return cls("F32", np.ascontiguousarray(values, np.float32).view("<u4"))
+
+
+class RawTensors:
+    """Tensors of one or more files by name, read when asked for."""
+
+    def __init__(self, files: list[Path]):
+        self._where: dict[str, tuple[Path, int, dict]] = {}
+        for file in files:
+            table, start = read_header(file)
+            self._where |= {name: (file, start, entry) for name, entry in table.items()}
+
+    @property
+    def table(self) -> dict[str, dict]:
+        return {name: entry for name, (_, _, entry) in self._where.items()}
+
+    def __getitem__(self, name: str) -> Raw:
+        """ValueError where it is missing or of a type that heads do not have."""
+        if name not in self._where:
+            raise ValueError(f"weights: missing key {name!r}")
+        file, start, entry = self._where[name]
+        if entry["dtype"] not in WIDTHS:
+            raise ValueError(f"{file}: {name}: got dtype {entry['dtype']}, expected one of {', '.join(WIDTHS)}")
+        offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
+        values: np.ndarray = np.fromfile(file, WIDTHS[entry["dtype"]], offset=offset, count=math.prod(shape))
+        return Raw(entry["dtype"], values.reshape(shape))
+
+
+def write_raw(file: Path, tensors: Mapping[str, Raw]) -> None:
+    """Writes under a temporary name, then renames."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, raw in tensors.items():
+        end = offset + raw.bits.nbytes
+        header[name] = {"dtype": raw.dtype, "shape": list(raw.bits.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for raw in tensors.values():
+            f.write(np.ascontiguousarray(raw.bits).tobytes())
+    temporary.replace(file)

@@ -1,0 +1,169 @@
+"""bench, probe, tune, verify, chat, doctor and the fuzz tool as a user calls them, on tiny models."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import write_base, write_checkpoint
+
+from mtpd_mlx.checkpoint_format import read_config
+from mtpd_mlx.cli import main
+from mtpd_mlx.commands import tune
+from mtpd_mlx.decoding.machine import machine_key
+from mtpd_mlx.decoding.tuned import Tuned, read_tuned, write_tuned
+from mtpd_mlx.mlx_runtime import mx
+
+ROOT = Path(__file__).parent.parent.parent
+QUICK = ["--plan", "growing", "-m", "16", "--limit", "2"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands")
+    return write_checkpoint(folder / "heads", write_base(folder / "base", scale=8.0), 3)
+
+
+@pytest.fixture
+def checkpoint(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "heads"))
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> list[str]:
+    files = []
+    for name, letters in (("one", "abcdefgh"), ("two", "zyxwvuts")):
+        files.append(tmp_path / f"{name}.jsonl")
+        files[-1].write_text("".join(json.dumps({"id": str(i), "prompt": letters[: i + 4]}) + "\n" for i in range(4)))
+    return [str(file) for file in files]
+
+
+def output(capsys: pytest.CaptureFixture, arguments: list[str], status: int = 0) -> str:
+    assert main(arguments) == status
+    return capsys.readouterr().out
+
+
+def test_bench(checkpoint: Path, prompts: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["bench", str(checkpoint), "--prompts", *prompts, *QUICK, "--repeats", "2"]
+    draft = ["--draft-model", str(checkpoint.parent.parent / "nothing")]
+    assert main([*arguments, *draft]) == 1
+    draft[1] = read_config(checkpoint).base.id
+    svg = tmp_path / "bench.svg"
+    values = json.loads(output(capsys, [*arguments, *draft, "--exact", "--json", "--svg", str(svg)]))
+    assert {"stock_plain_tok_s", "plain_tok_s", "mtpd_tok_s", "speedup", "tau", "car"} <= values.keys()
+    assert values["speedup"] == pytest.approx(values["mtpd_tok_s"] / values["stock_plain_tok_s"])
+    assert values["tau"] == pytest.approx(1 + sum(values["car"])) and len(values["car"]) == 3
+    assert values["identical_to_stock"] == {"plain": 1, "mtpd": 1, "stock speculative": 1, "exact": 1}
+    assert list(values["sets"]) == ["one", "two"] and values["first_divergences"] == []
+    assert values["exact_price"] == pytest.approx(1 - values["exact_tok_s"] / values["mtpd_tok_s"])
+    both = [values["sets"][name]["tau"] for name in ("one", "two")]
+    assert min(both) <= values["tau"] <= max(both)
+    drawing = svg.read_text()
+    assert ElementTree.fromstring(drawing).tag.endswith("svg") and "mlx_lm plain" in drawing
+    text = output(capsys, [*arguments, "--repeats", "1", "--temp", "0.8", "--top-p", "0.9"])
+    assert "mtpd plain" in text and "tau" in text and "identical" not in text
+
+
+def test_probe_of_a_bare_model_and_of_heads(checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture) -> None:
+    base = read_config(checkpoint).base.id
+    values = json.loads(output(capsys, ["probe", base, "--contexts", "24", "--plan", "growing", "--json"]))
+    row = values["contexts"][0]
+    assert list(row["verify_ms"]) == [str(m) for m in range(1, 18)] and row["verify_ratio"]["1"] == 1
+    assert set(row["break_even"]) == {"1", "2", "3", "4", "6", "8", "12", "16"} and values["car"] is None
+    text = output(capsys, ["probe", str(checkpoint), "--contexts", "24", "--plan", "growing", "--prompts", prompts[0]])
+    assert "T(m)/T(1)" in text and "with these heads' CAR" in text
+    assert main(["probe", base, "--contexts", "9999"]) == 1
+    assert "--contexts: got [9999], expected some in 1..120" in capsys.readouterr().err
+
+
+def test_tune_stores_its_choice_and_generate_follows_it(
+    checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["tune", str(checkpoint), "--prompts", prompts[0], *QUICK, "--repeats", "1", "--json"]
+    before = (checkpoint / "mtp_config.json").read_text()
+    values = json.loads(output(capsys, [*arguments, "--dry-run"]))
+    assert set(values["tokens_per_second"]) == {"stock", "plain", "K=1", "K=2", "K=3"} and not values["stored"]
+    assert (checkpoint / "mtp_config.json").read_text() == before
+    values = json.loads(output(capsys, arguments))
+    stored = read_tuned(checkpoint, values["machine"])
+    assert stored is not None and vars(stored) == values["chosen"]
+    generate = ["generate", str(checkpoint), "-p", "abcdef", "-m", "20", "--json"]
+    texts = []
+    for drafts in (2, 0):
+        write_tuned(checkpoint, machine_key(mx.float32), Tuned(drafts, "growing", 1.5))
+        assert main(generate) == 0
+        captured = capsys.readouterr()
+        record = json.loads(captured.out)
+        assert record["stats"]["num_draft_tokens"] == drafts and ("plain decoding is fastest" in captured.err) == (drafts == 0)
+        texts.append(record["tokens"])
+    asked = json.loads(output(capsys, [*generate, "--num-draft-tokens", "3"]))
+    assert asked["stats"]["num_draft_tokens"] == 3 and texts[0] == texts[1] == asked["tokens"]
+
+
+def test_tune_chooses_plain_unless_drafts_gain() -> None:
+    speeds = {"stock": 100.0, "plain": 101.0, "K=1": 102.0, "K=2": 90.0}
+    plans = {1: "growing", 2: "fixed"}
+    assert tune.choose(speeds, plans) == Tuned(0, "auto", 1.01)
+    assert tune.choose(speeds | {"K=2": 150.0}, plans) == Tuned(2, "fixed", 1.5)
+
+
+def test_a_broken_entry_is_said(checkpoint: Path) -> None:
+    config = json.loads((checkpoint / "mtp_config.json").read_text())
+    for entry, message in (({"plan": "growing"}, "missing key"), ({**vars(Tuned(9, "growing", 1.0))}, "got 9 drafts")):
+        (checkpoint / "mtp_config.json").write_text(json.dumps(config | {"tuned": {"here": entry}}))
+        with pytest.raises(ValueError, match=message):
+            read_tuned(checkpoint, "here")
+        assert read_tuned(checkpoint, "elsewhere") is None
+
+
+def test_verify(checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["verify", str(checkpoint), "--prompts", prompts[0], "--plan", "growing", "-m", "40"]
+    values = json.loads(output(capsys, [*arguments, "--json"]))
+    assert values["passed"] and values["identical"] == 4 and values["sampled_tokens"] == 160
+    assert main([*arguments, "--temp", "0"]) == 1
+    assert "--temp 0 leaves nothing to draw" in capsys.readouterr().err
+    from mtpd_mlx.decoding import rules
+
+    monkeypatch.setattr(rules, "leading", lambda matches: mx.array(min(1, matches.size), mx.int32))
+    text = output(capsys, [*arguments, "--greedy-only"], 1)
+    assert "NOT a near-tie" in text and "FAILED" in text
+
+
+def test_chat_keeps_the_cache_and_shows_drafts(
+    checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    arguments = ["chat", str(checkpoint), "--plan", "fixed", "-m", "24", "--show-drafts"]
+    shown = []
+    for extra in ([], ["--plain"]):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("abcd\nefgh\nq\n"))
+        text = output(capsys, [*arguments[: None if not extra else -1], *extra])
+        answers = [line for line in text.replace("\033[32m", "").replace("\033[0m", "").splitlines() if "tokens/s" not in line]
+        shown.append((text, answers[1:]))
+    assert shown[0][1] == shown[1][1] and "\033[32m" in shown[0][0] and "tau" in shown[0][0]
+    assert "\033[32m" not in shown[1][0]
+
+
+def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mtpd_mlx.commands import doctor
+
+    monkeypatch.setattr(doctor, "gigaflops", lambda mx, kind: 100.0)
+    main(["doctor", "--json"])
+    values: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert {"device", "mlx", "mlx-lm", "memory", "problems"} <= values.keys()
+    monkeypatch.setattr(doctor, "gigaflops", lambda mx, kind: 1.0)
+    text = output(capsys, ["doctor"], 1)
+    assert "fix: float32 products below 30 GFLOP/s" in text or "GPU" in values["device"]
+
+
+def test_fuzz_tool_runs() -> None:
+    command = [sys.executable, "-m", "tools.fuzz_decoding", "--rounds", "150", "--models", "4"]
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}", "PATH": "/usr/bin:/bin", "MTPD_BLAS": "off"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "identical to plain decoding" in done.stdout

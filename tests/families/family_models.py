@@ -1,0 +1,74 @@
+"""The reference models of tools/family_references.py, built anew in a folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from family_weights import write_weights
+
+REFERENCES = Path(__file__).parent / "references"
+NAMES = sorted(file.stem for file in REFERENCES.glob("*.json"))
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Reference:
+    """`folder`: the model in Hugging Face layout; tokens and logits [T, V] as transformers computes them."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    tokens: list[int]
+    logits: np.ndarray
+
+
+def build(name: str, folder: Path) -> Reference:
+    from tiny import write_tokenizer
+
+    record = json.loads((REFERENCES / f"{name}.json").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(record["config"]))
+    write_weights(folder / "model.safetensors", record["shapes"], record["norm_center"])
+    write_tokenizer(folder)
+    return Reference(name, folder, record["config"], record["tokens"], np.load(REFERENCES / f"{name}.npz")["logits"])
+
+
+def prompts(reference: Reference) -> list[list[int]]:
+    """One that the heads were trained on, and one that is new to them."""
+    return [reference.tokens[:9], reference.tokens[:12:-1]]
+
+
+def own_text(base: Any, prompt: list[int]) -> np.ndarray:
+    """Greedy text of the base, int [B, T]: of the prompt and of parts of it."""
+    from mtpd_mlx.generation import generate_greedy
+
+    prompts = [prompt[i : i + 9] for i in range(0, 16, 4)]
+    return np.array([p + g.tokens for p, g in zip(prompts, generate_greedy(base, prompts, 40, frozenset()), strict=True)])
+
+
+def train_checkpoint(reference: Reference, folder: Path) -> Path:
+    from mtpd_mlx.base import load_base
+    from mtpd_mlx.checkpoint import save_heads
+    from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
+    from mtpd_mlx.config import LossConfig, OptimConfig
+    from mtpd_mlx.data import Batch
+    from mtpd_mlx.fingerprint import fingerprint_base
+    from mtpd_mlx.heads import init_heads
+    from mtpd_mlx.objective import Model
+    from mtpd_mlx.train_step import Stepper
+
+    base = load_base(str(reference.folder))
+    tokens = own_text(base, reference.tokens)
+    heads = init_heads(base, 2, "postnorm", seed=1)
+    options = OptimConfig(iters=15, learning_rate=5e-3, warmup=1)
+    stepper = Stepper(Model(base, heads, joint=False), LossConfig(loss="ce"), options)
+    for _ in range(options.iters):
+        stepper.step([Batch(tokens.astype(np.int32), np.ones_like(tokens), np.ones_like(tokens, dtype=bool))])
+    stepper.sync()
+    identity = fingerprint_base(reference.folder)
+    kind = base.config["model_type"]
+    where = BaseRef(str(reference.folder), identity, kind, base.hidden_size, base.vocab_size)
+    save_heads(folder, heads, CheckpointConfig(2, "postnorm", where))
+    return folder

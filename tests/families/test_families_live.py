@@ -1,0 +1,19 @@
+"""The stored references against the transformers that is installed; skipped where torch or transformers is not."""
+
+import numpy as np
+import pytest
+from family_models import TOLERANCE, Reference
+
+
+def test_transformers_still_agrees(reference: Reference) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    if reference.config["model_type"] == "mimo":
+        pytest.skip("transformers has no class of this name")
+    kind = {"dtype": torch.float32, "attn_implementation": "eager"}
+    image = "vision_config" in reference.config
+    auto_class = transformers.AutoModelForImageTextToText if image else transformers.AutoModelForCausalLM
+    model = auto_class.from_pretrained(reference.folder, **kind).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([reference.tokens])).logits[0].numpy()
+    np.testing.assert_allclose(logits, reference.logits, rtol=0, atol=TOLERANCE)

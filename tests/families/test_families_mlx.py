@@ -1,0 +1,80 @@
+"""Every family on MLX: transformers' logits, caches that rewind, heads that train, rounds that are plain greedy decoding."""
+
+from pathlib import Path
+
+import numpy as np
+from family_models import TOLERANCE, Reference, prompts
+
+from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.base import load_base
+from mtpd_mlx.checkpoint import load_checkpoint
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.rounds import StepBackend
+
+COUNT = 40
+
+
+def test_mlx_logits(reference: Reference) -> None:
+    base = load_base(str(reference.folder))
+    logits = base.logits(base.norm(base.trunk(mx.array([reference.tokens]))))[0]
+    np.testing.assert_allclose(np.array(logits), reference.logits, rtol=0, atol=TOLERANCE)
+
+
+def test_mlx_caches_rewind(reference: Reference) -> None:
+    """Positions beyond the window, wrong tokens that are taken back, and batches with left padding."""
+    from mlx_lm.models.cache import BatchKVCache
+
+    base, tokens = load_base(str(reference.folder)), reference.tokens
+    model = MLXModel(base, None)
+    rows = [model.logits(tokens[:11]), model.logits(tokens[11:12])]
+    model.logits([5, 6, 7, 8, 9, 10, 11, 12])
+    model.rewind_to(12)
+    rows += [model.logits(tokens[12:20]), model.logits(tokens[20:])]
+    np.testing.assert_allclose(np.concatenate(rows), reference.logits, rtol=0, atol=TOLERANCE)
+    cache = [BatchKVCache([0, 3]) for _ in base.layers]
+    padded = mx.array([tokens[:20], [0, 0, 0, *tokens[:17]]])
+    states = [base.trunk(padded[:, :12], cache), base.trunk(padded[:, 12:], cache)]
+    batched = np.array(base.logits(base.norm(mx.concatenate(states, axis=1))))
+    np.testing.assert_allclose(batched[0], reference.logits[:20], rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(batched[1, 3:], reference.logits[:17], rtol=0, atol=TOLERANCE)
+
+
+def test_mlx_blocks_one_by_one(reference: Reference) -> None:
+    """Token by token and layer by layer, as exact decoding runs them: the window holds there too."""
+    base = load_base(str(reference.folder))
+    cache, rows = base.make_cache(), []
+    for token in reference.tokens:
+        hidden = base.embed(mx.array([[token]]))
+        for i, layer_cache in enumerate(cache):
+            hidden = base.run_block(i, hidden, layer_cache)
+        rows.append(np.array(base.logits(base.norm(hidden)))[0, 0])
+    np.testing.assert_allclose(np.stack(rows), reference.logits, rtol=0, atol=TOLERANCE)
+
+
+def test_heads_train(reference: Reference) -> None:
+    from tiny import cycle_batch
+
+    from mtpd_mlx.config import LossConfig, OptimConfig
+    from mtpd_mlx.heads import init_heads
+    from mtpd_mlx.objective import Model
+    from mtpd_mlx.train_step import Stepper
+
+    base = load_base(str(reference.folder))
+    stepper = Stepper(
+        Model(base, init_heads(base, 2, "postnorm", seed=0), joint=False),
+        LossConfig(),
+        OptimConfig(iters=12, learning_rate=3e-3, warmup=1),
+    )
+    losses = [np.array(stepper.step([cycle_batch(4, 24)])[0])[1:3] for i in range(12)]
+    assert (losses[-1] < 0.8 * losses[0]).all(), losses
+
+
+def test_mlx_rounds_are_plain_decoding(reference: Reference, checkpoint: Path) -> None:
+    base, heads, _ = load_checkpoint(checkpoint)
+    for prompt in prompts(reference):
+        assert decode(StepBackend(MLXModel(base, heads)), prompt) == decode(StepBackend(MLXModel(base, None)), prompt)
+
+
+def decode(backend: StepBackend, prompt: list[int]) -> list[int]:
+    return [t for chunk in generate(backend, prompt, max_tokens=COUNT) for t in chunk.tokens]

@@ -1,0 +1,71 @@
+"""Every family in ONNX graphs, fused and in standard operators: transformers' logits, and rounds that are plain decoding."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from family_models import TOLERANCE, Reference, prompts
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
+from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.split_backend import SplitModel
+
+from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.checkpoint import load_checkpoint
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.rounds import StepBackend
+
+COUNT = 40
+
+
+@pytest.fixture(scope="module")
+def exported(reference: Reference, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders fused/ and split/."""
+    out = tmp_path_factory.mktemp("onnx")
+    for layout in ("fused", "split"):
+        export_checkpoint(checkpoint, out / layout, layout=layout)
+    return out
+
+
+def opened(folder: Path, plain: bool = False) -> Backend:
+    return open_folder(folder, provider="cpu", plain=plain, num_threads=1)
+
+
+def test_onnx_logits(reference: Reference, exported: Path) -> None:
+    plain = opened(exported / "fused", plain=True)
+    assert isinstance(plain, PlainBackend)
+    np.testing.assert_allclose(plain.logits(reference.tokens), reference.logits, rtol=0, atol=TOLERANCE)
+
+
+def test_onnx_standard_logits(reference: Reference, exported: Path) -> None:
+    split = opened(exported / "split")
+    assert isinstance(split, StepBackend) and isinstance(split.model, SplitModel)
+    rows = [split.model.logits(reference.tokens[:11]), split.model.logits(reference.tokens[11:])]
+    np.testing.assert_allclose(np.concatenate(rows), reference.logits, rtol=0, atol=TOLERANCE)
+
+
+def test_onnx_rounds_are_plain_decoding(reference: Reference, exported: Path, checkpoint: Path) -> None:
+    """The fused round against plain decoding and against both step-by-step oracles; some drafts right, some wrong."""
+    base, heads, _ = load_checkpoint(checkpoint)
+    fused, plain, split = opened(exported / "fused"), opened(exported / "fused", plain=True), opened(exported / "split")
+    seen: set[int] = set()
+    said: set[int] = set()
+    for prompt in prompts(reference):
+        tokens, accepted = decode(fused, prompt)
+        assert tokens == decode(plain, prompt)[0]
+        assert (tokens, accepted) == decode(split, prompt)
+        assert (tokens, accepted) == decode(StepBackend(MLXModel(base, heads)), prompt)
+        seen |= set(accepted)
+        said |= set(tokens)
+    assert len(seen) > 1 and len(said) > 1
+
+
+def decode(backend: Backend, prompt: list[int]) -> tuple[list[int], list[int]]:
+    backend.rewind_to(0)
+    tokens, accepted = [], []
+    for chunk in generate(backend, prompt, max_tokens=COUNT):
+        tokens += chunk.tokens
+        if chunk.round is not None and chunk.round.proposed:
+            accepted.append(chunk.round.accepted)
+    return tokens, accepted

@@ -1,0 +1,182 @@
+"""Pulling, looking and pushing against a hub on this machine: real huggingface_hub, real HTTP, commands as users run them."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stub_hub import SHA, Hub, Repository, serve
+
+from mtpd_mlx.safetensors_file import Raw, write_raw
+
+ROOT = Path(__file__).parent.parent.parent
+TOKEN = "hf_welcome1234567"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    hub = Hub()
+    server = serve(hub)
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
+
+
+def mtpd(hub: Hub, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5"}
+    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"} | more
+    command = [sys.executable, "-m", "mtpd_mlx.cli", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def refused(done: subprocess.CompletedProcess, word: str) -> None:
+    errors = [line for line in done.stderr.splitlines() if line.startswith("mtpd ")]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert len(errors) == 1 and word in errors[0], done.stderr
+
+
+def test_pull_by_id_and_revision_and_decode_offline(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    pickled = {"pytorch_model.bin": b"x" * 100, "evil.py": b"import os", "onnx/model.onnx": b"x"}
+    hub.repositories["me/base"] = Repository(contents(tiny_base) | pickled, revisions=("main", "v1", SHA))
+    done = mtpd(hub, tmp_path, "pull", "me/base@v1")
+    assert done.returncode == 0 and "family llama" in done.stdout, done.stderr
+    got = {path.rpartition("/")[2] for method, path, _, _ in hub.seen if method == "GET" and "/resolve/" in path}
+    assert "model.safetensors" in got and not got & {"pytorch_model.bin", "evil.py", "model.onnx"}
+    offline = {"HF_HUB_OFFLINE": "1"}
+    done = mtpd(hub, tmp_path, "generate", "me/base@v1", "--plain", "-p", "abc", "-m", "4", **offline)
+    assert done.returncode == 0, done.stderr
+    refused(mtpd(hub, tmp_path / "empty", "generate", "me/base", "--plain", "-p", "abc", **offline), "offline")
+    done = mtpd(hub, tmp_path, "pull", "me/base", "--out", str(tmp_path / "here"))
+    assert done.returncode == 0 and (tmp_path / "here" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("me/nothing", "no such repository"),
+        ("me/gated", "accept its terms"),
+        ("me/base@v9", "no revision v9"),
+        ("nonsense", "owner/name"),
+    ],
+)
+def test_clear_messages(name: str, word: str, hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    hub.repositories["me/base"] = Repository(contents(tiny_base))
+    hub.repositories["me/gated"] = Repository(contents(tiny_base), gated=True)
+    refused(mtpd(hub, tmp_path, "pull", name), word)
+
+
+def test_gated_with_a_token_and_unreachable(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    hub.repositories["me/gated"] = Repository(contents(tiny_base), gated=True)
+    done = mtpd(hub, tmp_path, "pull", "me/gated", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert any(auth == f"Bearer {TOKEN}" for *_, auth in hub.seen)
+    assert TOKEN not in done.stdout + done.stderr
+    done = mtpd(hub, tmp_path / "b", "pull", "me/gated", HF_TOKEN="hf_wrongwrongwrong")
+    refused(done, "accept its terms")
+    assert "hf_wrongwrongwrong" not in done.stderr
+    hub.url = "http://127.0.0.1:9"  # nobody listens there
+    refused(mtpd(hub, tmp_path / "c", "pull", "me/gated"), "me/gated")
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    write_raw(tmp_path / "large.safetensors", {"model.norm.weight": Raw("U8", np.zeros(24 << 20, np.uint8))})
+    whole = (tmp_path / "large.safetensors").read_bytes()
+    hub.repositories["me/base"] = Repository(contents(tiny_base) | {"model.safetensors": whole})
+    hub.cut = 15 << 20  # then the server fails altogether
+    out = tmp_path / "out"
+    refused(mtpd(hub, tmp_path / "home", "pull", "me/base", "--out", str(out)), "goes on where it stopped")
+    assert not (out / "model.safetensors").exists()
+    hub.failing = None
+    hub.seen.clear()
+    done = mtpd(hub, tmp_path / "home", "pull", "me/base", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    ranges = [r for method, path, r, _ in hub.seen if method == "GET" and path.endswith("model.safetensors")]
+    assert len(ranges) == 1 and ranges[0] is not None and int(ranges[0][6:-1]) >= 10 << 20
+    hub.seen.clear()
+    assert mtpd(hub, tmp_path / "home", "pull", "me/base").returncode == 0  # into the cache this time
+    assert mtpd(hub, tmp_path / "home", "pull", "me/base").returncode == 0
+    assert len([p for method, p, _, _ in hub.seen if method == "GET" and p.endswith("model.safetensors")]) == 1
+    assert (out / "model.safetensors").read_bytes() == whole
+
+
+def test_what_was_damaged_on_the_way_is_not_kept(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
+    write_raw(tmp_path / "large.safetensors", {"model.norm.weight": Raw("U8", np.zeros(9 << 20, np.uint8))})
+    whole = (tmp_path / "large.safetensors").read_bytes()
+    hub.repositories["me/base"] = Repository(contents(tiny_base) | {"model.safetensors": whole})
+    partial = tmp_path / "out" / ".cache" / "mtpd" / f"{hashlib.sha256(whole).hexdigest()}.partial"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(b"x" * (4 << 20))
+    arguments = ("pull", "me/base", "--out", str(tmp_path / "out"))
+    refused(mtpd(hub, tmp_path / "home", *arguments), "damaged")
+    assert not partial.exists()
+    assert mtpd(hub, tmp_path / "home", *arguments).returncode == 0
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == whole
+
+
+def test_info_downloads_no_weights(hub: Hub, tiny_base: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    hub.repositories["me/base"] = Repository(contents(tiny_base))
+    hub.repositories["me/heads"] = Repository(contents(tiny_checkpoint))
+    done = mtpd(hub, tmp_path, "info", "me/base", "--json")
+    assert done.returncode == 0, done.stderr
+    found, local = json.loads(done.stdout), json.loads(mtpd(hub, tmp_path, "inspect", str(tiny_base), "--json").stdout)
+    assert found["kind"] == "model" and found["supported"]
+    assert {k: v for k, v in found.items() if k != "name"} == {k: v for k, v in local.items() if k != "name"}
+    assert "3 heads" in mtpd(hub, tmp_path, "info", "me/heads").stdout
+    whole = [p for m, p, r, _ in hub.seen if m == "GET" and p.endswith(".safetensors") and r is None]
+    assert whole == []
+
+
+def test_push_uploads_what_belongs_and_a_card_without_secrets(
+    hub: Hub, tiny_checkpoint: Path, tmp_path: Path, tiny_base: Path
+) -> None:
+    folder = tmp_path / "heads"
+    folder.mkdir()
+    for name, data in contents(tiny_checkpoint).items():
+        (folder / name).write_bytes(data)
+    config = json.loads((folder / "mtp_config.json").read_text())
+    car = {"car": [0.8, 0.6, 0.5], "ar": [0.8, 0.75, 0.83], "tau": 2.9}
+    config |= {"eval": {"validation": car}, "loss": {"loss": "mtpd", "alpha": [0.3], "beta": [0.5], "top_n": 9}}
+    (folder / "mtp_config.json").write_text(json.dumps(config | {"data": {"train_tokens": 123, "train_sha256": "abc"}}))
+    (folder / "train_options.json").write_text(json.dumps({"model": str(tmp_path), "note": TOKEN}))
+    refused(mtpd(hub, tmp_path, "push", str(folder), "me/new", HF_TOKEN=TOKEN), "--base-id")
+    arguments = ["push", str(folder), "me/new", "--base-id", "org/base", "--license", "apache-2.0"]
+    dry = mtpd(hub, tmp_path, *arguments, "--dry-run")
+    assert dry.returncode == 0 and "me/new" not in hub.repositories
+    done = mtpd(hub, tmp_path, *arguments, HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    held = hub.repositories["me/new"].files
+    assert set(held) == {".gitattributes", "README.md", "heads.safetensors", "mtp_config.json"}
+    assert held["heads.safetensors"] == (folder / "heads.safetensors").read_bytes()
+    assert json.loads(held["mtp_config.json"])["base"]["id"] == "org/base"
+    shown = held["README.md"].decode()
+    for word in ("base_model: org/base", "license: apache-2.0", "| 2 | 0.600 | 0.750 |", "tau", "mtpd generate me/new", "123"):
+        assert word in shown, word
+    everything = b"".join(held.values()).decode(errors="ignore") + done.stdout + done.stderr
+    assert TOKEN not in everything and str(tmp_path) not in everything
+    refused(mtpd(hub, tmp_path, *arguments, HF_TOKEN=TOKEN), "--overwrite")
+    assert mtpd(hub, tmp_path, *arguments, "--overwrite", HF_TOKEN=TOKEN).returncode == 0
+    hub.repositories["org/base"] = Repository(contents(tiny_base))
+    done = mtpd(hub, tmp_path, "generate", "me/new", "-p", "abc", "-m", "6")  # what the card says
+    assert done.returncode == 0, done.stderr
+
+
+def test_push_of_an_exported_folder(hub: Hub, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    from mtpd_onnx.export import export_checkpoint
+    from mtpd_onnx.manifest import read_manifest
+
+    export_checkpoint(tiny_checkpoint, tmp_path / "onnx")
+    (tmp_path / "onnx" / "private.txt").write_text("mine")
+    done = mtpd(hub, tmp_path, "push", str(tmp_path / "onnx"), "me/onnx", "--base-id", "org/base", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "private.txt" not in hub.repositories["me/onnx"].files
+    assert mtpd(hub, tmp_path, "pull", "me/onnx", "--out", str(tmp_path / "again")).returncode == 0
+    assert read_manifest(tmp_path / "again", verify=True).base["id"] == "org/base"

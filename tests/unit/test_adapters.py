@@ -1,0 +1,135 @@
+"""mlx-lm adapters as part of a base: on MLX as mlx-lm applies them, in ONNX the same numbers, and never mistaken."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
+from mtpd_onnx.plain_backend import PlainBackend
+from tiny import VOCAB, write_base, write_quantised
+
+from mtpd_mlx.adapter_format import fingerprint_model
+from mtpd_mlx.base import Base, load_base
+from mtpd_mlx.checkpoint import load_checkpoint, save_heads
+from mtpd_mlx.checkpoint_format import CheckpointConfig
+from mtpd_mlx.cli import main
+from mtpd_mlx.heads import init_heads
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.training import reference_base
+
+TEXT = np.random.default_rng(0).integers(0, VOCAB, 20).tolist()
+
+
+def write_adapter(folder: Path, base: Path, seed: int = 0, keys: Any = None, kind: str = "lora") -> Path:
+    """An adapter as mlx_lm.lora writes it, with random weights."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.tuner.utils import linear_to_lora_layers
+
+    network = load_base(str(base)).model
+    parameters = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": keys or ["self_attn.q_proj", "mlp.down_proj"]}
+    linear_to_lora_layers(network, 2, parameters, use_dora=kind == "dora")
+    rng = np.random.default_rng(seed)
+    leaves = [(n, w) for n, w in tree_flatten(network.parameters()) if n.rsplit(".", 1)[-1] in ("lora_a", "lora_b", "m")]
+    drawn = {n: w if n.endswith(".m") else mx.array(rng.normal(0, 0.2, w.shape).astype(np.float32)) for n, w in leaves}
+    folder.mkdir(parents=True, exist_ok=True)
+    mx.save_safetensors(str(folder / "adapters.safetensors"), drawn)
+    config = {"fine_tune_type": kind, "num_layers": 2, "lora_parameters": parameters}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def logits(base: Base) -> np.ndarray:
+    return np.array(base.logits(base.norm(base.trunk(mx.array([TEXT])))))[0]
+
+
+def save(folder: Path, base: Base, named: Path) -> Path:
+    heads = init_heads(base, 2, "postnorm", seed=1)
+    save_heads(folder, heads, CheckpointConfig(2, "postnorm", reference_base(base, folder, str(named))))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full", "embedding", "quantised"])
+def test_adapted_base_is_mlx_lm_s_and_its_export(kind: str, tmp_path: Path) -> None:
+    from mlx_lm.utils import load_adapters
+
+    folder = write_base(tmp_path / "base")
+    if kind == "quantised":
+        folder = write_quantised(tmp_path / "q", folder, 4)
+    keys = ["model.embed_tokens", "self_attn.v_proj"] if kind == "embedding" else None
+    adapter = write_adapter(tmp_path / "adapter", folder, keys=keys, kind="dora" if kind == "dora" else "lora")
+    if kind == "full":
+        changed = {"model.layers.1.mlp.up_proj.weight": mx.random.normal((128, 64)), "model.norm.weight": mx.full((64,), 1.5)}
+        mx.save_safetensors(str(adapter / "adapters.safetensors"), changed)
+        (adapter / "adapter_config.json").write_text(json.dumps({"fine_tune_type": "full"}))
+    plain = load_base(str(folder))
+    unadapted = logits(plain)
+    load_adapters(plain.model, str(adapter))
+    expected = np.array(plain.model(mx.array([TEXT])))[0]
+    assert np.abs(expected - unadapted).max() > 0.05
+    base = load_base(str(folder), adapter=adapter)
+    np.testing.assert_allclose(logits(base), expected, rtol=0, atol=2e-4)
+    checkpoint = save(tmp_path / "heads", base, folder)
+    if kind == "dora":
+        with pytest.raises(ValueError, match="DoRA"):
+            export_checkpoint(checkpoint, tmp_path / "onnx")
+        return
+    export_checkpoint(checkpoint, tmp_path / "onnx")
+    backend = open_folder(tmp_path / "onnx", provider="cpu", plain=True, num_threads=1)
+    assert isinstance(backend, PlainBackend)
+    np.testing.assert_allclose(backend.logits(TEXT), expected, rtol=0, atol=2e-4)
+
+
+def test_adapters_are_part_of_the_identity(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    one, two = (write_adapter(tmp_path / f"a{seed}", folder, seed) for seed in (0, 1))
+    assert len({fingerprint_model(folder, a) for a in (None, one, two)}) == 3
+    checkpoint = save(tmp_path / "heads", load_base(str(folder), adapter=one), folder)
+    base, _, config = load_checkpoint(checkpoint)  # finds the adapter that it was saved with
+    assert base.adapter is not None and config.base.adapter == "../a0"
+    for other in ({"adapter": two}, {"model": str(folder)}):
+        with pytest.raises(ValueError, match="another base"):
+            load_checkpoint(checkpoint, **other)
+    load_checkpoint(checkpoint, adapter=two, allow_mismatch=True)
+
+
+def test_heads_train_on_an_adapted_base(text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write_base(tmp_path / "base")
+    adapter, out = write_adapter(tmp_path / "adapter", folder), tmp_path / "out"
+    options = [
+        "--iters",
+        "40",
+        "--loss",
+        "kl",
+        "--max-seq-length",
+        "32",
+        "--batch-size",
+        "2",
+        "--learning-rate",
+        "3e-3",
+        "--warmup",
+        "1",
+    ]
+    arguments = ["--model", str(folder), "--adapter-path", str(adapter), "--data", str(text_data), "--out", str(out)]
+    assert main(["train", *arguments, *options, "--num-heads", "1"]) == 0
+    assert load_checkpoint(out)[0].adapter is not None
+
+
+def test_bad_adapters_are_refused_in_one_line(tmp_path: Path) -> None:
+    folder = write_base(tmp_path / "base")
+    other = write_base(tmp_path / "other", {**load_base(str(folder)).config, "hidden_size": 32, "head_dim": 8})
+    peft = tmp_path / "peft"
+    peft.mkdir()
+    (peft / "adapter_config.json").write_text("{}")
+    (peft / "adapter_model.safetensors").write_bytes(b"")
+    cut = write_adapter(tmp_path / "cut", folder)
+    (cut / "adapters.safetensors").write_bytes((cut / "adapters.safetensors").read_bytes()[:-3])
+    odd = write_adapter(tmp_path / "odd", folder)
+    (odd / "adapter_config.json").write_text('{"lora_parameters": {"alpha": 1}, "num_layers": 2}')
+    wrong = write_adapter(tmp_path / "wrong", other)
+    for adapter, word in ((tmp_path / "no", "no such"), (peft, "peft"), (cut, "truncated"), (odd, "scale"), (wrong, "not fit")):
+        with pytest.raises(ValueError, match=word) as error:
+            load_base(str(folder), adapter=adapter)
+        assert "\n" not in str(error.value)

@@ -1,0 +1,100 @@
+"""mtpd inspect: counts that MLX confirms, every kind of folder, one line where something is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from mtpd_onnx.export import export_checkpoint
+from tiny import FAMILIES, LLAMA, write_base, write_quantised
+
+from mtpd_mlx.base import load_base
+from mtpd_mlx.checkpoint import flatten
+from mtpd_mlx.cli import main
+from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.heads import init_heads
+from mtpd_mlx.inspection.counts import head_parameters
+from mtpd_mlx.inspection.describe import describe
+from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.view import LocalView
+
+GEMMA3 = LLAMA | {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 8}
+MORE = {"gemma3": GEMMA3, "olmo2": LLAMA | {"model_type": "olmo2"}, "phi3": LLAMA | {"model_type": "phi3"}}
+MORE |= {"granite": LLAMA | {"model_type": "granite"}, "smollm3": LLAMA | {"model_type": "smollm3"}}
+MORE |= {"mixtral": LLAMA | {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2}}
+
+
+def found(name: str, capsys: pytest.CaptureFixture, *more: str) -> dict:
+    capsys.readouterr()
+    assert main(["inspect", name, "--json", *more]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *MORE])
+def test_counts_are_mlx_s(family: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = load_base(str(write_base(tmp_path, (FAMILIES | MORE)[family])))
+    seen = found(str(tmp_path), capsys)
+    assert seen["supported"] and seen["shipped_heads"] is None
+    assert seen["parameters"] == sum(w.size for w in flatten(base.model).values())
+    assert seen["weight_bytes"] == sum(w.nbytes for w in flatten(base.model).values())
+    heads = init_heads(base, 1, "postnorm", 0)
+    assert seen["needs"]["head_parameters"] == head_parameters(base.dims) == sum(w.size for w in flatten(heads).values())
+    cache = base.make_cache()
+    import mtpd_mlx.mlx_runtime as runtime
+
+    base.trunk(runtime.mx.array([[1, 2, 3]]), cache)
+    used = sum(2 * c.keys[..., :1, :].nbytes for c in cache)
+    assert seen["caches"]["bytes_per_position"] == used
+
+
+def test_quantised_models_count_what_they_stand_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    plain = write_base(tmp_path / "plain")
+    whole = found(str(plain), capsys)["parameters"]
+    for bits in (3, 4, 8):
+        seen = found(str(write_quantised(tmp_path / str(bits), plain, bits)), capsys)
+        assert seen["parameters"] == whole and seen["quantization"]["bits"] == [bits]
+
+
+def test_every_kind_of_folder(tiny_checkpoint: Path, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    export_checkpoint(tiny_checkpoint, tmp_path / "onnx")
+    for folder, kind, word in (
+        (tiny_base, "model", "to train 4 heads"),
+        (tiny_checkpoint, "heads", "3 heads (postnorm)"),
+        (tmp_path / "onnx", "onnx", "layout fused"),
+        (tmp_path, "unknown", "nothing that mtpd knows"),
+    ):
+        assert found(str(folder), capsys)["kind"] == kind
+        assert main(["inspect", str(folder)]) == 0
+        assert word in capsys.readouterr().out
+
+
+def test_why_not(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = write_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
+    seen = found(str(base), capsys)
+    assert not seen["supported"] and "mamba" in seen["why_not"]
+    (base / "model.safetensors").rename(base / "pytorch_model.bin")
+    assert "pickled" in found(str(base), capsys)["why_not"]
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, more in (("./nowhere", ()), (str(tmp_path), ("--num-heads", "0"))):
+        assert main(["inspect", name, *more]) == 1
+        assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+def test_memory_grows_with_what_is_planned() -> None:
+    dims = read_dims(LLAMA)
+    small, large = Plan(1, 1, 64, 64), Plan(4, 8, 512, 256)
+    assert train_bytes(dims, 0, small, 4) < train_bytes(dims, 0, large, 4) < train_bytes(dims, 1 << 30, large, 4)
+    assert decode_bytes(dims, 0, small, 2) < decode_bytes(dims, 0, large, 2) < decode_bytes(dims, 0, large, 4)
+
+
+def test_damage_is_a_value_error(tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "cut"))
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:-4])
+    with pytest.raises(ValueError, match="truncated"):
+        describe(LocalView(folder))

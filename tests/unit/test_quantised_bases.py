@@ -1,0 +1,56 @@
+"""MLX-quantised bases, 3 to 8 bits and mixed, of families that scale and cap: heads, exact rounds, the same numbers in ONNX."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
+from mtpd_onnx.plain_backend import PlainBackend
+from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised
+
+from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.base import load_base
+from mtpd_mlx.checkpoint import load_checkpoint
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.rounds import StepBackend
+
+GEMMA2 = LLAMA | {"model_type": "gemma2", "query_pre_attn_scalar": 16, "sliding_window": 7, "hidden_act": "gelu_pytorch_tanh"}
+GRANITE = LLAMA | {"model_type": "granite", "embedding_multiplier": 3.0, "attention_multiplier": 0.2, "logits_scaling": 0.5}
+GRANITE |= {"residual_multiplier": 0.5}
+QWEN3_MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+QWEN3_MOE |= {"norm_topk_prob": True}
+CONFIGS = {"llama": LLAMA, "gemma2": GEMMA2, "granite": GRANITE, "qwen3_moe": QWEN3_MOE}
+
+
+def mixed(path: str, module: Any) -> Any:
+    """As mlx-lm's recipes: more bits where it matters, another group size at the end."""
+    if not hasattr(module, "to_quantized") or path.endswith("mlp.gate"):
+        return False
+    return {"bits": 6 if "v_proj" in path or "down_proj" in path else 3, "group_size": 32}
+
+
+CASES = [("llama", bits) for bits in (3, 4, 6, 8)] + [(name, bits) for name in CONFIGS for bits in ("mixed", 4)][1:]
+
+
+@pytest.mark.parametrize(("family", "bits"), dict.fromkeys(CASES))
+def test_quantised_base(family: str, bits: Any, tmp_path: Path) -> None:
+    plain = write_base(tmp_path / "plain", CONFIGS[family])
+    options = {"quant_predicate": mixed} if bits == "mixed" else {}
+    folder = write_quantised(tmp_path / "q", plain, 4 if bits == "mixed" else bits, **options)
+    base = load_base(str(folder))
+    assert base.is_quantized
+    text = np.random.default_rng(0).integers(0, VOCAB, 24).tolist()
+    unpacked = MLXModel(load_base(str(folder), dequantize=True), None).logits(text)
+    np.testing.assert_allclose(MLXModel(base, None).logits(text), unpacked, rtol=0, atol=1e-3)
+    checkpoint = write_checkpoint(tmp_path / "heads", folder, num_heads=2, noise=0.02)
+    base, heads, _ = load_checkpoint(checkpoint, dequantize=True)
+    backends = [StepBackend(MLXModel(base, h)) for h in (heads, None)]
+    texts = [[t for c in generate(b, text[:6], max_tokens=24) for t in c.tokens] for b in backends]
+    assert texts[0] == texts[1]
+    for precision in ("fp32", "int8"):
+        export_checkpoint(checkpoint, tmp_path / precision, precision=precision, group_size=32)
+        onnx = open_folder(tmp_path / precision, provider="cpu", plain=True, num_threads=1)
+        assert isinstance(onnx, PlainBackend)
+        np.testing.assert_allclose(onnx.logits(text), unpacked, rtol=0, atol=1e-3)

@@ -1,0 +1,179 @@
+"""Heads inside a model's own checkpoint: written in every layout, read back bit for bit, refused where they do not fit."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
+from tiny import LLAMA, write_base, write_checkpoint
+
+from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.base import load_base
+from mtpd_mlx.checkpoint import load_checkpoint
+from mtpd_mlx.checkpoint_format import read_config
+from mtpd_mlx.cli import main
+from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.mtp_formats.exporting import export_heads
+from mtpd_mlx.mtp_formats.importing import import_heads
+from mtpd_mlx.safetensors_file import Raw, RawTensors, write_raw
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.rounds import StepBackend
+
+GEMMA2 = LLAMA | {"model_type": "gemma2", "query_pre_attn_scalar": 16, "hidden_act": "gelu_pytorch_tanh"}
+QWEN3_MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+BASES = {"llama": LLAMA, "mimo": LLAMA | {"model_type": "mimo", "tie_word_embeddings": False}, "gemma2": GEMMA2}
+BASES |= {"qwen3_moe": QWEN3_MOE, "qwen3_moe_hf": QWEN3_MOE, "qwen3": LLAMA | {"model_type": "qwen3"}}
+
+
+def tensors(checkpoint: Path) -> dict[str, Raw]:
+    source = RawTensors([checkpoint / "heads.safetensors"])
+    return {name: source[name] for name in source.table}
+
+
+def roughen(base: Path) -> None:
+    """Random norms, so that a forgotten one shows."""
+    source = RawTensors([base / "model.safetensors"])
+    rng = np.random.default_rng(0)
+    changed = {}
+    for name in source.table:
+        raw = source[name]
+        changed[name] = Raw.of_floats(raw.floats() + rng.normal(0, 0.1, raw.bits.shape).astype("f")) if "norm" in name else raw
+    write_raw(base / "model.safetensors", changed)
+
+
+def experts_one_by_one(base: Path) -> None:
+    """As Hugging Face folders hold them."""
+    source = RawTensors([base / "model.safetensors"])
+    changed = {}
+    for name in source.table:
+        stem, _, part = name.partition("switch_mlp.")
+        rows = (
+            {f"{stem}experts.{e}.{part}": Raw("F32", source[name].bits[e]) for e in range(4)} if part else {name: source[name]}
+        )
+        changed |= rows
+    write_raw(base / "model.safetensors", changed)
+
+
+@pytest.mark.parametrize(
+    ("layout", "family", "num_heads"),
+    [("nextn", name, 2) for name in BASES] + [("mimo", "mimo", 2), ("mtp", "qwen3", 1), ("mtp", "gemma2", 1)],
+)
+def test_round_trip_is_bit_exact(layout: str, family: str, num_heads: int, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", BASES[family])
+    roughen(base)
+    if family == "qwen3_moe_hf":
+        experts_one_by_one(base)
+    checkpoint = write_checkpoint(tmp_path / "heads", base, num_heads, noise=0.3)
+    export_heads(checkpoint, base, tmp_path / "model", layout, copy_ends=layout == "nextn")
+    found = import_heads(tmp_path / "model", tmp_path / "again", str(tmp_path / "model"))
+    assert found["heads"] == num_heads and found["format"] == layout
+    before, after = tensors(checkpoint), tensors(tmp_path / "again")
+    assert before.keys() == after.keys()
+    for name, raw in before.items():
+        assert np.array_equal(raw.bits, after[name].bits), name
+    whole = load_base(str(tmp_path / "model"))  # the heads in it do not disturb the base
+    text = [5, 6, 7, 8, 9]
+    assert np.array_equal(MLXModel(whole, None).logits(text), MLXModel(load_base(str(base)), None).logits(text))
+    _, heads, config = load_checkpoint(tmp_path / "again")
+    assert heads.num_heads == num_heads and not config.post_norms and config.base.id == "../model"
+
+
+def test_projection_order_and_norms_in_the_file(tmp_path: Path) -> None:
+    """[embedding; hidden] in nextn, [hidden; embedding] in mimo; Gemma's convention for every norm, without the 1."""
+    base = write_base(tmp_path / "base", GEMMA2)
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 1, noise=0.1)
+    ours = tensors(checkpoint)["heads.0.eh_proj.weight"].floats()
+    for layout, name in (("nextn", "model.layers.2.eh_proj.weight"), ("mimo", "model.mtp_layers.0.input_proj.weight")):
+        export_heads(checkpoint, base, tmp_path / layout, layout)
+        stored = RawTensors([tmp_path / layout / "model-mtp.safetensors"])
+        expected = ours if layout == "mimo" else np.concatenate([ours[:, 64:], ours[:, :64]], axis=1)
+        assert np.array_equal(stored[name].floats(), expected)
+    hnorm = stored["model.mtp_layers.0.hidden_layernorm.weight"].floats()
+    np.testing.assert_allclose(hnorm, tensors(checkpoint)["heads.0.hnorm.weight"].floats() - 1, atol=1e-6)
+    final = RawTensors([base / "model.safetensors"])["model.norm.weight"].floats()
+    np.testing.assert_allclose(stored["model.mtp_layers.0.final_layernorm.weight"].floats(), final, atol=1e-6)
+
+
+def with_own_norm(folder: Path) -> None:
+    """The heads' final norms become other ones than the base's."""
+    file = folder / "model-mtp.safetensors"
+    source = RawTensors([file])
+    changed = {n: Raw.of_floats(source[n].floats() * 1.5) if "shared_head.norm" in n else source[n] for n in source.table}
+    write_raw(file, changed)
+
+
+def test_a_norm_of_their_own_is_kept_and_decodes_alike_on_both_runtimes(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 2, noise=0.05)
+    export_heads(checkpoint, base, tmp_path / "model")
+    with_own_norm(tmp_path / "model")
+    import_heads(tmp_path / "model", tmp_path / "own", str(tmp_path / "model"))
+    assert read_config(tmp_path / "own").post_norms
+    base_model, heads, _ = load_checkpoint(tmp_path / "own")
+    assert main(["extend", str(tmp_path / "own"), "--to", "4", "--train-free", "--out", str(tmp_path / "longer")]) == 0
+    assert load_checkpoint(tmp_path / "longer")[1].num_heads == 4
+    for layout in ("fused", "split"):
+        export_checkpoint(tmp_path / "own", tmp_path / layout, layout=layout)
+    backends = [StepBackend(MLXModel(base_model, heads))]
+    backends += [open_folder(tmp_path / layout, provider="cpu", num_threads=1) for layout in ("fused", "split")]
+    seen = []
+    for backend in backends:
+        chunks = list(generate(backend, [5, 6, 7, 8, 9], max_tokens=30))
+        seen.append([(c.tokens, c.round and c.round.accepted) for c in chunks])
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = write_base(tmp_path / "base")
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 1)
+    export_heads(checkpoint, base, tmp_path / "good")
+
+    def refused(word: str, *arguments: str) -> None:
+        assert main(list(arguments)) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and word in lines[0], lines
+
+    def broken(name: str, change: Any) -> str:
+        folder = Path(shutil.copytree(tmp_path / "good", tmp_path / name))
+        change(folder)
+        return str(folder)
+
+    def config(folder: Path, **values: Any) -> None:
+        text = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(text | values))
+
+    def drop(folder: Path) -> None:
+        source = RawTensors([folder / "model-mtp.safetensors"])
+        kept = {n: source[n] for n in source.table if not n.endswith("up_proj.weight")}
+        write_raw(folder / "model-mtp.safetensors", kept)
+
+    out = ["--out", str(tmp_path / "never")]
+    refused("ships no MTP heads", "import-heads", str(base), *out)
+    flagged = broken("flag", lambda f: ((f / "model-mtp.safetensors").unlink(), config(f, num_nextn_predict_layers=3)))
+    refused("announces 3, but there are no tensors", "import-heads", flagged, *out)
+    refused("missing key", "import-heads", broken("drop", drop), *out)
+    other = broken("other", lambda f: config(f, model_type="deepseek_v3"))
+    refused("deepseek_v3", "import-heads", other, *out)
+    refused("ships 1 MTP heads already", "export-heads", str(checkpoint), "--model", str(tmp_path / "good"), *out)
+    refused("holds a checkpoint", "import-heads", str(tmp_path / "good"), "--out", str(checkpoint))
+    wrong = write_base(tmp_path / "wrong", seed=3)
+    refused("another base", "export-heads", str(checkpoint), "--model", str(wrong), *out)
+    prenorm = write_checkpoint(tmp_path / "prenorm", base, 1, "prenorm")
+    refused("prenorm", "export-heads", str(prenorm), *out)
+    two = write_checkpoint(tmp_path / "two", base, 2)
+    refused("names for 1", "export-heads", str(two), "--format", "mtp", *out)
+    assert not (tmp_path / "never").exists()
+
+
+def test_the_index_names_every_tensor(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    assert main(["export-heads", str(write_checkpoint(tmp_path / "h", base, 2)), "--out", str(tmp_path / "m"), "--link"]) == 0
+    index = json.loads((tmp_path / "m" / "model.safetensors.index.json").read_text())["weight_map"]
+    for name in {*index.values()}:
+        assert {t for t, f in index.items() if f == name} == set(read_header(tmp_path / "m" / name)[0])
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["num_nextn_predict_layers"] == 2
+    assert not (tmp_path / "m" / "model.safetensors").exists()

@@ -1,0 +1,209 @@
+#!/usr/bin/env python3
+"""What transformers computes for a tiny model of every family: the oracle of tests/families, which then needs neither torch
+nor transformers.
+
+    python -m tools.family_references [NAME ...]        # writes tests/families/references/NAME.{json,npz}
+
+Needs torch and transformers. A reference is the config.json that transformers writes, the names and shapes of the tensors
+that it writes, and the logits [T, V] of one text; weights are drawn by tests/families/family_weights.py. Run it from the
+repository root.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "tests" / "families" / "references"
+VOCAB, LENGTH = 97, 28
+TINY = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4}
+TINY |= {"num_key_value_heads": 2, "max_position_embeddings": 256, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0}
+YARN |= {"original_max_position_embeddings": 64}
+FACTORS = {"short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
+LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64} | FACTORS
+GEMMA = {"hidden_size": 96, "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 7}
+VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+VISION |= {"image_size": 8, "patch_size": 4}
+PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
+
+# name: (what people call it, configuration class of transformers, options)
+REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama2": ("Llama 2", "LlamaConfig", {}),
+    "llama3": ("Llama 3.1, 3.2, 3.3", "LlamaConfig", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-bias": ("Llama with biases", "LlamaConfig", {"attention_bias": True, "mlp_bias": True}),
+    "mistral-window": ("Mistral 7B v0.1", "MistralConfig", {"sliding_window": 7}),
+    "mistral": ("Mistral 7B v0.2, v0.3, Nemo", "MistralConfig", {"sliding_window": None, "head_dim": 32}),
+    "ministral": (
+        "Ministral 8B (2410)",
+        "MinistralConfig",
+        {"sliding_window": 7, "head_dim": 32, "layer_types": ["full_attention"] + ["sliding_attention"] * 3},
+    ),
+    "ministral3": (
+        "Ministral 3 (text)",
+        "Ministral3Config",
+        {
+            "head_dim": 32,
+            "rope_parameters": YARN
+            | {"mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 16},
+        },
+    ),
+    "qwen2": ("Qwen2, Qwen2.5", "Qwen2Config", {"tie_word_embeddings": True}),
+    "qwen2-window": (
+        "Qwen2 with windows",
+        "Qwen2Config",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2},
+    ),
+    "mimo": ("MiMo 7B (of Qwen2's architecture)", "Qwen2Config", {"rope_parameters": {"rope_theta": 6.4e5}, "written": "mimo"}),
+    "qwen3": ("Qwen3", "Qwen3Config", {"head_dim": 32, "rope_parameters": YARN}),
+    "smollm2": ("SmolLM2", "LlamaConfig", {"tie_word_embeddings": True, "rope_parameters": {"rope_theta": 1e5}}),
+    "smollm3": ("SmolLM3", "SmolLM3Config", {}),
+    "olmo2": ("OLMo 2", "Olmo2Config", {}),
+    "olmo3": (
+        "OLMo 3",
+        "Olmo3Config",
+        {"sliding_window": 7, "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_theta": 1e4}}},
+    ),
+    "granite": (
+        "Granite 3",
+        "GraniteConfig",
+        {"embedding_multiplier": 3.0, "attention_multiplier": 0.11, "residual_multiplier": 0.6, "logits_scaling": 0.7},
+    ),
+    "phi3": ("Phi-3 mini 4k, Phi-4", "Phi3Config", {"sliding_window": 7}),
+    "phi3-longrope": (
+        "Phi-3 mini 128k, Phi-3.5",
+        "Phi3Config",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 64},
+    ),
+    "phi4-mini": (
+        "Phi-4 mini",
+        "Phi3Config",
+        {
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "rope_parameters": LONGROPE | {"partial_rotary_factor": 0.5},
+            "original_max_position_embeddings": 64,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "gemma2": ("Gemma 2", "Gemma2Config", GEMMA | {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 1.0}),
+    "gemma3": ("Gemma 3 (text)", "Gemma3TextConfig", GEMMA | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]}),
+    "gemma3-vision": (
+        "Gemma 3 with vision (its text)",
+        "Gemma3Config",
+        {
+            "text_config": TINY | GEMMA | {"layer_types": ["sliding_attention"] * 3 + ["full_attention"]},
+            "vision_config": VISION | {"vision_use_head": False},
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "mistral3-vision": (
+        "Mistral Small 3, Ministral 3 with vision (their text)",
+        "Mistral3Config",
+        {"text_config": TINY | {"model_type": "mistral", "head_dim": 32, "sliding_window": None}, "vision_config": PIXTRAL},
+    ),
+    "qwen3-moe": (
+        "Qwen3 MoE",
+        "Qwen3MoeConfig",
+        {
+            "head_dim": 32,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3-moe-raw": (
+        "Qwen3 MoE, weights not normalised",
+        "Qwen3MoeConfig",
+        {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": False},
+    ),
+    "mixtral": ("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40}),
+}
+
+
+def text() -> list[int]:
+    return np.random.default_rng(0).integers(1, VOCAB, LENGTH).tolist()
+
+
+def auto_class(config: Any) -> Any:
+    """Multimodal models are of another kind to transformers."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+
+
+def save_shapes(config: Any, folder: Path) -> dict[str, list[int]]:
+    """The tensors that transformers writes for such a model; config.json stays in `folder`."""
+    from mtpd_mlx.fingerprint import read_header
+
+    auto_class(config).from_config(config).save_pretrained(folder)
+    return {name: entry["shape"] for name, entry in sorted(read_header(folder / "model.safetensors")[0].items())}
+
+
+def norm_center(shapes: dict[str, list[int]], model_type: str) -> float:
+    """What stands for 1 in the weights of norms."""
+    return 0.0 if model_type.startswith("gemma") else 1.0
+
+
+def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:
+    """float32 [T, V] by transformers, eager attention."""
+    import torch
+    from transformers import AutoConfig
+
+    kind = auto_class(AutoConfig.from_pretrained(folder))
+    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def without_written(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in options.items() if k != "written"}
+
+
+def make(name: str, out: Path) -> float:
+    """Writes one reference; returns the largest logit."""
+    import transformers
+
+    from tests.families.family_weights import write_weights
+
+    title, kind, options = REFERENCES[name]
+    config = getattr(transformers, kind)(**(({} if "text_config" in options else TINY) | without_written(options)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        shapes = save_shapes(config, folder)
+        written = json.loads((folder / "config.json").read_text())
+        center = norm_center(shapes, written["model_type"])
+        write_weights(folder / "model.safetensors", shapes, center)
+        logits = reference_logits(folder, text())
+    if "written" in options:  # a model_type that transformers has no class for
+        written |= {"model_type": options["written"], "architectures": ["MiMoForCausalLM"]}
+        written = {k: v for k, v in written.items() if k not in ("layer_types", "max_window_layers", "use_sliding_window")}
+    record = {"title": title, "norm_center": center, "tokens": text(), "config": written, "shapes": shapes}
+    (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    np.savez_compressed(out / f"{name}.npz", logits=logits)
+    return float(np.abs(logits).max())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=list(REFERENCES), help=f"of {', '.join(REFERENCES)} (default: all)")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder to write (default: %(default)s)")
+    args = parser.parse_args()
+    sys.path.insert(0, str(ROOT))
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names:
+        print(f"{name}: largest logit {make(name, args.out):.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

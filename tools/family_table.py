@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""Runs the tests of the model families and writes docs/families.md from their results.
+
+    python -m tools.family_table [--check]      # --check: only say whether the file is what the tests give
+
+What a cell says is what its test did: nothing in the file is written by hand. Run it from the repository root.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.families.rotary import rope_type
+from mtpd_mlx.families.wrapped import text_config
+
+ROOT = Path(__file__).parent.parent
+REFERENCES, OUT = ROOT / "tests" / "families" / "references", ROOT / "docs" / "families.md"
+COLUMNS = {
+    "MLX logits": ("test_mlx_logits",),
+    "MLX caches": ("test_mlx_caches_rewind", "test_mlx_blocks_one_by_one"),
+    "heads train": ("test_heads_train",),
+    "MLX rounds": ("test_mlx_rounds_are_plain_decoding", "test_mlx_decoder_in_every_plan"),
+    "ONNX logits": ("test_onnx_logits", "test_onnx_standard_logits"),
+    "ONNX rounds": ("test_onnx_rounds_are_plain_decoding",),
+}
+HEAD = """# Model families
+
+Written by `python -m tools.family_table` from the results of `pytest -m families`; not by hand.
+
+Each row is a tiny random model whose config.json and tensor names are those that transformers {version} writes, with its logits
+as the oracle. A cell says what the test of that name found:
+
+- **MLX logits**, **ONNX logits**: every logit within 1e-4 of transformers', in float32; ONNX in both layouts (fused and split).
+- **MLX caches**: the same in pieces, after a rewind, beyond sliding windows and in left-padded batches. Windows are masks over
+  whole caches, so that every cache can rewind; it costs the memory of full attention.
+- **heads train**: the losses of two heads fall by a fifth in 12 steps.
+- **MLX rounds**, **ONNX rounds**: speculative decoding gives the tokens of plain greedy decoding; ONNX rounds accept what
+  the step-by-step oracles accept.
+
+| model | `model_type` | {columns} | notes |
+|---|---|{rules}|---|
+"""
+FOOT = """
+MTP heads attend to all positions whatever the windows of the base, and rotate as its full-attention layers do. What is not in
+the table is refused in one line: other `model_type`s, other activations, biases and rope scalings that the family's code in
+transformers does not have. A model with code of its own (`model_file`, `auto_map`) is never run.
+"""
+
+
+def run_tests(report: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-m", "families", "tests/families", "-n", "2", f"--junitxml={report}"]
+    subprocess.run(command, cwd=ROOT, env=os.environ, check=False)
+
+
+def read_results(report: Path) -> dict[str, dict[str, str]]:
+    """reference -> test -> "passed", "failed" or "skipped"."""
+    results: dict[str, dict[str, str]] = {}
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        test, _, rest = case.get("name", "").partition("[")
+        kinds = {child.tag for child in case}
+        found = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
+        results.setdefault(rest.rstrip("]"), {})[test] = found
+    return results
+
+
+def cell(results: dict[str, str], tests: tuple[str, ...]) -> str:
+    found = {results.get(test, "not run") for test in tests}
+    return "yes" if found == {"passed"} else "**no**" if "failed" in found else "not run"
+
+
+def notes(config: dict) -> str:
+    """What a user of the family should know, from the dims alone."""
+    dims, parts = read_dims(text_config(config)), []
+    windows = sum(layer.window is not None for layer in dims.layers)
+    if windows:
+        parts.append("sliding windows" + ("" if windows == dims.num_layers else f" in {windows} of {dims.num_layers} layers"))
+    if rope_type(dims.rope_scaling) in ("longrope", "su"):
+        parts.append("contexts up to original_max_position_embeddings")
+    if dims.experts is not None:
+        parts.append("heads with experts too; experts stay in floating point in int4 and int8 exports")
+    return "; ".join(parts)
+
+
+def render(results: dict[str, dict[str, str]], records: dict[str, dict]) -> str:
+    version = max(str(r["config"].get("transformers_version", "?")) for r in records.values())
+    head = HEAD.format(version=version, columns=" | ".join(COLUMNS), rules="|".join("---" for _ in COLUMNS))
+    rows = []
+    for name, record in sorted(records.items()):
+        cells = [cell(results.get(name, {}), tests) for tests in COLUMNS.values()]
+        kind = record["config"]["model_type"]
+        rows.append(f"| {record['title']} | `{kind}` | {' | '.join(cells)} | {notes(record['config'])} |")
+    return head + "\n".join(rows) + "\n" + FOOT
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the file differs")
+    args = parser.parse_args()
+    if importlib.util.find_spec("pytest") is None:
+        print('family_table: error: pytest is not installed; install it with: pip install "mtpd-mlx[dev]"', file=sys.stderr)
+        return 1
+    with tempfile.TemporaryDirectory() as temporary:
+        report = Path(temporary) / "report.xml"
+        run_tests(report)
+        if not report.is_file():
+            print("family_table: error: pytest wrote no results", file=sys.stderr)
+            return 1
+        results = read_results(report)
+    text = render(results, {file.stem: json.loads(file.read_text()) for file in REFERENCES.glob("*.json")})
+    if args.check:
+        same = OUT.is_file() and OUT.read_text() == text
+        print(f"{OUT.relative_to(ROOT)}: {'as the tests say' if same else 'differs from what the tests say'}")
+        return 0 if same else 1
+    OUT.write_text(text)
+    print(f"wrote {OUT.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
