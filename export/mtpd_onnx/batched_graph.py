@@ -5,7 +5,19 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from mtpd_onnx.flavours import Cache, Fused
-from mtpd_onnx.graphs import END, I32, I64, Graph, Spec, argmax, cache_names, cache_outputs, draft_ids, fused_positions
+from mtpd_onnx.graphs import (
+    END,
+    I32,
+    I64,
+    Graph,
+    Spec,
+    argmax,
+    best_draft,
+    cache_names,
+    cache_outputs,
+    draft_logits,
+    fused_positions,
+)
 from mtpd_onnx.modules import Base, MTPHead
 
 
@@ -51,15 +63,12 @@ def build_batched_round(spec: Spec) -> ir.Model:
     words = op.Where(last_row, following, op.GatherElements(known, op.Add(where, [1]), axis=1))
     positions.last = op.Add(past_length, op.Cast(op.Squeeze(accepted, [1]), to=I32))
     positions.lengths = window_lengths
-    state, guesses, ids = rows_of(op, rows, where), [], draft_ids(graph)
+    state, guesses = rows_of(op, rows, where), []
     for head, cache in zip(heads.heads, head_caches, strict=True):
         assert isinstance(head, MTPHead)
         raw, normed = head.final_norm(base)(op, *head(op, state, base.model.embed_tokens(op, words), cache, positions))
         end = rows_of(op, normed, window_end)  # [B, 1, d]
-        if heads.draft_head is None or ids is None:
-            guesses.append(argmax(op, base.logits(op, end)))  # [B, 1]
-        else:
-            guesses.append(op.Gather(ids, argmax(op, base.finish(op, heads.draft_head(op, end)))))
+        guesses.append(best_draft(graph, draft_logits(op, base, heads, end)))  # [B, 1]
         shifted = op.Concat(op.Slice(words, [1], [END], [1]), op.Slice(words, [-1], [END], [1]), axis=1)
         words = op.Where(last_row, guesses[-1], shifted)
         state = normed if spec.hidden_source == "postnorm" else raw

@@ -28,6 +28,7 @@ from mtpd_onnx.packing import Parameters
 from mtpd_onnx.precision import (
     ACTIVATIONS,
     DEFAULT_GROUP_SIZE,
+    DRAFT_HEAD_BITS,
     GROUP_SIZES,
     PRECISIONS,
     WEIGHT_BITS,
@@ -97,6 +98,12 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_GROUP_SIZE,
         help="weights that share a scale, where int4 and int8 weights are made here (default: %(default)s)",
     )
+    parser.add_argument(
+        "--draft-head-bits",
+        type=int,
+        choices=DRAFT_HEAD_BITS,
+        help="an output head for the drafts alone, rounded to so many bits: quicker drafts, the same text",
+    )
     parser.add_argument("--num-draft-tokens", type=int, help="export only the first heads (default: all)")
     parser.add_argument(
         "--capacity", type=int, help=f"cache positions (default: the model's context, at most {DEFAULT_CAPACITY})"
@@ -115,6 +122,7 @@ def run_export(args: argparse.Namespace) -> int:
         precision=args.precision,
         activations=args.activations,
         group_size=args.group_size,
+        draft_head_bits=args.draft_head_bits,
         num_draft_tokens=args.num_draft_tokens,
         capacity=args.capacity,
         overwrite=args.overwrite,
@@ -131,8 +139,9 @@ def run_export(args: argparse.Namespace) -> int:
 
 def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
     """How the matrices of base and heads were stored, and the largest absolute difference of a weight from its checkpoint."""
-    for name in ("base", "heads"):
-        account = weights[name]
+    for name, account in weights.items():
+        if not isinstance(account, dict) or not any(account[kind] for kind in ("kept", "rounded", "floating")):
+            continue
         kinds = {
             "kept": "with MLX's integers",
             "rounded": f"rounded here in groups of {weights['group_size']}",
@@ -140,7 +149,7 @@ def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
         }
         counts = ", ".join(f"{account[kind]} {words}" for kind, words in kinds.items() if account[kind])
         where = f" (absolute, in {account['largest_error_in']})" if account["largest_error"] else ""
-        yield f"{name} matrices: {counts}; largest weight error {account['largest_error']:.3g}{where}"
+        yield f"{name.replace('_', ' ')} matrices: {counts}; largest weight error {account['largest_error']:.3g}{where}"
 
 
 def export_checkpoint(
@@ -154,13 +163,14 @@ def export_checkpoint(
     precision: str = "fp32",
     activations: str | None = None,
     group_size: int = DEFAULT_GROUP_SIZE,
+    draft_head_bits: int | None = None,
     num_draft_tokens: int | None = None,
     capacity: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
     """Writes `out` under a temporary name, checks it, then renames. ValueError in one line on anything that does not fit."""
     activations = choose_activations(precision, activations)
-    check_layout(layout, precision)
+    check_layout(layout, precision, draft_head_bits)
     config = read_config(checkpoint)
     base_folder = locate_base(checkpoint, config, model)
     dims = read_dims(base_folder, tied=weights_say_tied(base_folder))
@@ -180,8 +190,12 @@ def export_checkpoint(
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
     ids = read_draft_tokens(checkpoint, config)
     drafts = None if ids is None else tuple(ids.tolist())
-    spec = Spec(dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts, config.post_norms)
-    policy = Policy(WEIGHT_BITS.get(precision), group_size, activations == "int8")
+    if draft_head_bits is not None and dims.hidden_size % group_size:
+        raise ValueError(f"--draft-head-bits: the hidden size {dims.hidden_size} does not divide by --group-size {group_size}")
+    spec = Spec(
+        dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts, config.post_norms, draft_head_bits
+    )
+    policy = Policy(WEIGHT_BITS.get(precision), group_size, activations == "int8", draft_head_bits)
     spec = replace(spec, layouts=plan(spec, policy, base, heads))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -201,9 +215,11 @@ def export_checkpoint(
     return manifest
 
 
-def check_layout(layout: str, precision: str) -> None:
+def check_layout(layout: str, precision: str, draft_head_bits: int | None) -> None:
     if layout == "split" and precision not in ("fp32", "fp16"):
         raise ValueError(f"--layout split: got --precision {precision}, expected fp32 or fp16 (standard operators only)")
+    if layout == "split" and draft_head_bits is not None:
+        raise ValueError("--draft-head-bits: the split layout has standard operators only; use --layout fused")
 
 
 def check_target(out: Path, overwrite: bool) -> None:

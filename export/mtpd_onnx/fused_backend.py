@@ -7,6 +7,7 @@ import numpy as np
 
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_onnx import limits
+from mtpd_onnx.cuda_stream import Stream
 from mtpd_onnx.limits import check_rewind, need_room
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runner import Runner, cache_state, device_array, device_zeros
@@ -17,11 +18,18 @@ class FusedBackend:
     """Verify, accept and the whole draft chain in one run (round_graph.build_round); the host reads what was emitted.
 
     The tokens to verify, the position and the tails stay on the device. The host sets them where it does something else
-    than the next round: prefill, a step, another token than the device goes on with, a rewind.
+    than the next round: prefill, a step, another token than the device goes on with, a rewind. `ahead`: the next round is
+    started before the results of this one are read, so that the device never waits for the host.
     """
 
     def __init__(
-        self, session: Any, manifest: Manifest, provider: str, captured: bool = False, sampling: SamplingState | None = None
+        self,
+        session: Any,
+        manifest: Manifest,
+        provider: str,
+        captured: bool = False,
+        sampling: SamplingState | None = None,
+        stream: Stream | None = None,
     ):
         k, width = manifest.num_heads, manifest.dims["hidden_size"]
         self.num_draft_tokens, self.capacity, self.provider, self._sampling = k, manifest.capacity, provider, sampling
@@ -38,7 +46,8 @@ class FusedBackend:
             state["draft_probs"] = ("next_draft_probs", device_array(probs, provider))
             constants |= sampling.constants()
         self._state = state
-        self.runner = Runner(session, provider, state, constants, {"result": np.zeros(k + 2, np.int64)}, captured)
+        self.runner = Runner(session, provider, state, constants, {"result": np.zeros(k + 2, np.int64)}, captured, stream)
+        self.ahead = stream is not None
         self._tokens: list[int] = []
         self._clear()
         if captured:
@@ -53,6 +62,7 @@ class FusedBackend:
     @property
     def drafts(self) -> list[int]:
         """What the next round verifies."""
+        self._refresh()
         return self._state["tokens"][1].numpy()[1:].tolist()
 
     def _clear(self) -> None:
@@ -78,12 +88,17 @@ class FusedBackend:
         `token` is not the one that the device goes on with."""
         k = self.num_draft_tokens
         need_room(self, 1 + k)
-        self._refresh()
+        if self._stale or token != self._next:
+            self._refresh()
         if self.length < k or token != self._next:
             self._force([token])
             return Round([self._next], 0, 0)
         self._stale = k  # should the run be interrupted, the state is made again from the tokens
-        (result,) = self.runner.fixed()
+        if not self.runner.pending:
+            self.runner.start()
+        if self.ahead and self.length + 2 * (1 + k) <= self.capacity:
+            self.runner.start()
+        (result,) = self.runner.wait()
         self._stale = 0
         accepted, *emitted = result.tolist()
         emitted = emitted[: accepted + 1]
@@ -96,13 +111,17 @@ class FusedBackend:
         if length == self.length:
             return
         del self._tokens[length:]
+        self.runner.drain()
         if length == 0:
             self._clear()
         else:
             self._stale = min(self.num_draft_tokens, length)
 
     def _refresh(self) -> None:
-        """After a rewind: runs the last K kept tokens again, which restores the tails, the heads' caches and drafts."""
+        """After a rewind, and where the device is ahead: runs the last K kept tokens again, which restores the tails, the
+        heads' caches and drafts."""
+        if self.runner.drain():
+            self._stale = min(self.num_draft_tokens, self.length)
         if self._stale:
             again, self._stale = self._tokens[-self._stale :], 0
             del self._tokens[-len(again) :]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -32,10 +33,13 @@ class Spec:
     capacity: int
     draft_tokens: tuple[int, ...] | None = None  # ids of the draft vocabulary
     post_norms: bool = False  # each head has a final norm of its own
+    draft_bits: int | None = None  # the drafts have an output head of their own, in so many bits
     layouts: Mapping[str, Packed] = field(default_factory=dict)  # the matrices stored in integers (layouts.py)
 
     def heads(self, flavour: Flavour) -> MTPHeads:
-        drafts = None if self.draft_tokens is None else len(self.draft_tokens)
+        drafts = None if self.draft_bits is None else self.dims.vocab_size
+        if self.draft_tokens is not None:
+            drafts = len(self.draft_tokens)
         return MTPHeads(self.dims, self.num_heads, self.dtype, flavour, drafts, self.post_norms)
 
 
@@ -186,22 +190,28 @@ def draft_chain(
     `guess` chooses a token [.., 1] from logits [.., 1, V] (with a draft vocabulary [.., 1, D]); by default the best one.
     """
     op, guesses = graph.op, []
-    ids = draft_ids(graph)
-
-    def best(logits: ir.Value) -> ir.Value:
-        return argmax(op, logits) if ids is None else op.Gather(ids, argmax(op, logits))
-
+    choose = guess or partial(best_draft, graph)
     for k, (head, cache) in enumerate(zip(heads.heads, caches, strict=True)):
         sums = head(op, state, base.model.embed_tokens(op, words), cache, positions)
         assert isinstance(head, MTPHead)
         raw, normed = head.final_norm(base)(op, *sums)
         last = op.Gather(normed, [-1], axis=-2)
-        logits = base.logits(op, last) if heads.draft_head is None else base.finish(op, heads.draft_head(op, last))
-        guesses.append((guess or best)(logits))
+        guesses.append(choose(draft_logits(op, base, heads, last)))
         if k + 1 < len(heads.heads):
             words = op.Concat(op.Slice(words, [1], [END], [-1]), guesses[-1], axis=-1)
             state = normed if graph.spec.hidden_source == "postnorm" else raw
     return guesses[0] if len(guesses) == 1 else op.Concat(*guesses, axis=-1)
+
+
+def draft_logits(op: OpBuilder, base: Base, heads: MTPHeads, normed: ir.Value) -> ir.Value:
+    """Of normed head states [.., d]: [.., V], or [.., D] with a draft vocabulary."""
+    return base.logits(op, normed) if heads.draft_head is None else base.finish(op, heads.draft_head(op, normed))
+
+
+def best_draft(graph: Graph, logits: ir.Value) -> ir.Value:
+    """The ids of the best drafts."""
+    ids, best = draft_ids(graph), argmax(graph.op, logits)
+    return best if ids is None else graph.op.Gather(ids, best)
 
 
 def draft_ids(graph: Graph) -> ir.Value | None:

@@ -1,7 +1,7 @@
 """Which matrices are stored in integers, and how: decided for every matrix before a graph is built."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -15,6 +15,7 @@ from mtpd_onnx.weights import Tensors
 
 # In an int4 folder these keep 8 bits where they are rounded here: every token depends on them alone, at both ends.
 ENDS, END_BITS = ("model.embed_tokens", "lm_head"), 8
+DRAFT_HEAD = "draft_head"
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,18 @@ class Policy:
     bits: int | None = None
     group_size: int = DEFAULT_GROUP_SIZE
     int8_products: bool = False
+    draft_bits: int | None = None  # `--draft-head-bits`
+    end_bits: int = END_BITS
+
+    def of(self, path: str) -> "Policy":
+        """The one for a matrix of the graphs: drafts are verified, so their output head may be as coarse as it likes."""
+        if path != DRAFT_HEAD or self.draft_bits is None:
+            return self
+        return replace(self, bits=self.draft_bits, end_bits=self.draft_bits)
 
     def wanted_bits(self, stem: str) -> int:
         assert self.bits is not None
-        return max(self.bits, END_BITS) if stem in ENDS else self.bits
+        return max(self.bits, self.end_bits) if stem in ENDS else self.bits
 
     def keeps(self, source: Tensors, stem: str) -> bool:
         """MLX's integers are kept where they have no more bits than asked for; and all of them in a model that, by and large,
@@ -68,7 +77,7 @@ def matrices(spec: Spec) -> Iterator[tuple[str, int, int]]:
 def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors) -> list[Part]:
     """The checkpoint matrices that a graph matrix stacks: the one key map of the export."""
     dims = spec.dims
-    if stem == "draft_head":  # some rows of the output head
+    if stem == DRAFT_HEAD:  # some or all rows of the output head
         return [Part(base, "model.embed_tokens" if dims.tied else "lm_head", dims.vocab_size)]
     source = heads if stem.startswith("heads.") else base
     path, _, last = stem.rpartition(".")
@@ -84,11 +93,12 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
 
 def plan(spec: Spec, policy: Policy, base: Tensors, heads: Tensors) -> dict[str, Packed]:
     """path -> layout of the matrices that are stored in integers; the others stay in floating point."""
-    if policy.bits is None:
-        return {}
     found = {}
     for stem, outputs, inputs in matrices(spec):
-        layout = _layout(parts_of(stem, outputs, spec, base, heads), inputs, spec.dtype, policy)
+        own = policy.of(stem)
+        if own.bits is None:
+            continue
+        layout = _layout(parts_of(stem, outputs, spec, base, heads), inputs, spec.dtype, own)
         if layout is not None:
             found[stem] = layout
     return found

@@ -211,7 +211,7 @@ class Base(Module):
 
 
 class MTPHeads(Module):
-    """`draft_head.weight` [D, d]: the output head's rows of the draft vocabulary, where there is one (D = draft_vocab)."""
+    """`draft_head.weight` [D, d]: rows of the output head, where drafts have one of their own (D = draft_vocab, or all V)."""
 
     def __init__(
         self,

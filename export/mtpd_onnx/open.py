@@ -6,6 +6,7 @@ from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.batched_backend import BatchedDecoder, check_batches
+from mtpd_onnx.cuda_stream import Stream
 from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import LAYOUTS, Manifest, graph_name, read_manifest
 from mtpd_onnx.memory import check_memory
@@ -46,10 +47,11 @@ def open_folder(
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)
     captured = captured and chosen == "cuda" and manifest.capacity >= CAPTURE_RUNS * (manifest.num_heads + 1)
     name = graph_name(plain, sampling is not None)
-    session = open_session(folder / name, chosen, num_threads, captured)
+    stream = Stream.new() if captured else None
+    session = open_session(folder / name, chosen, num_threads, captured, stream)
     state = None if sampling is None else SamplingState(sampling, manifest)
     make = PlainBackend if plain else FusedBackend
-    return make(session, manifest, chosen, captured, state)
+    return make(session, manifest, chosen, captured, state, stream)
 
 
 def open_batched(folder: Path, batch_size: int, *, provider: str = "auto", num_threads: int | None = None) -> BatchedDecoder:

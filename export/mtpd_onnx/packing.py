@@ -8,7 +8,7 @@ import numpy as np
 
 from mtpd_onnx.experts import EXPERT_PARTS, expert_values
 from mtpd_onnx.graphs import Spec
-from mtpd_onnx.layouts import Part, Policy, parts_of
+from mtpd_onnx.layouts import DRAFT_HEAD, Part, Policy, parts_of
 from mtpd_onnx.packed import Packed
 from mtpd_onnx.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
 from mtpd_onnx.weights import Tensors
@@ -38,7 +38,7 @@ class Parameters:
         self._spec, self._policy, self._base, self._heads = spec, policy, base, heads
         self._dtype = np.dtype(spec.dtype.numpy())
         self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
-        self._accounts = {"base": Account(), "heads": Account()}
+        self._accounts = {"base": Account(), "heads": Account(), DRAFT_HEAD: Account()}
 
     def report(self) -> dict[str, Any]:
         """For the manifest: the account of each checkpoint, and the group size of what was rounded here."""
@@ -63,14 +63,14 @@ class Parameters:
         return array
 
     def _account(self, stem: str) -> Account:
-        return self._accounts["heads" if stem.startswith("heads.") else "base"]
+        return self._accounts[stem if stem == DRAFT_HEAD else "heads" if stem.startswith("heads.") else "base"]
 
     def _float_value(self, stem: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
         parts = parts_of(stem, shape[0], self._spec, self._base, self._heads)
         array = concatenated([p.source.get(f"{p.stem}.{part}", (p.rows, *shape[1:])) for p in parts])
         if offset := self._spec.dims.offset_of(stem):
             array = array + np.float32(offset)
-        if stem == "draft_head":
+        if stem == DRAFT_HEAD:
             array = array[self._draft_rows()]
         if array.ndim == 2:
             self._account(stem).floating += 1
@@ -91,29 +91,31 @@ class Parameters:
         return pack(matrix.zeros, matrix.bits) if part == "zero_points" else getattr(matrix, part)
 
     def _matrix(self, stem: str, layout: Packed, outputs: int) -> Matrix:
-        parts = parts_of(stem, outputs, self._spec, self._base, self._heads)
+        parts, policy = parts_of(stem, outputs, self._spec, self._base, self._heads), self._policy.of(stem)
         inputs = parts[0].source.width(parts[0].stem)
         expected = [p.source.get(f"{p.stem}.weight", (p.rows, inputs)) for p in parts]
-        matrix = stack([self._one(p, w, layout) for p, w in zip(parts, expected, strict=True)])
+        matrix = stack([one_part(p, w, layout, policy, self._dtype) for p, w in zip(parts, expected, strict=True)])
         wanted = concatenated(expected)
-        if stem == "draft_head":
+        if stem == DRAFT_HEAD:
             matrix, wanted = matrix.rows(self._draft_rows()), wanted[self._draft_rows()]
         account = self._account(stem)
         account.note(largest_error(matrix, wanted, self._dtype), f"{stem}.weight")
-        if all(self._policy.keeps(p.source, p.stem) for p in parts):
+        if all(policy.keeps(p.source, p.stem) for p in parts):
             account.kept += 1
         else:
             account.rounded += 1
         return matrix
 
-    def _one(self, part: Part, weight: np.ndarray, layout: Packed) -> Matrix:
-        if not self._policy.keeps(part.source, part.stem):
-            return round_to_nearest(weight, layout.bits, layout.group_size, self._dtype)
-        scales, biases = part.source.scales_and_biases(part.stem)
-        return from_mlx(part.source.integers(part.stem), scales, biases, layout.bits, layout.group_size)
-
     def _draft_rows(self) -> Sequence[int]:
-        return list(self._spec.draft_tokens or ())
+        tokens = self._spec.draft_tokens
+        return range(self._spec.dims.vocab_size) if tokens is None else list(tokens)
+
+
+def one_part(part: Part, weight: np.ndarray, layout: Packed, policy: Policy, dtype: np.dtype) -> Matrix:
+    if not policy.keeps(part.source, part.stem):
+        return round_to_nearest(weight, layout.bits, layout.group_size, dtype)
+    scales, biases = part.source.scales_and_biases(part.stem)
+    return from_mlx(part.source.integers(part.stem), scales, biases, layout.bits, layout.group_size)
 
 
 def concatenated(arrays: list[np.ndarray]) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_onnx import limits
+from mtpd_onnx.cuda_stream import Stream
 from mtpd_onnx.limits import check_rewind, need_room
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runner import Runner, cache_state, device_array
@@ -14,12 +15,19 @@ from mtpd_onnx.sampling_state import SamplingState
 
 
 class PlainBackend:
-    """One token a step. The token and its position come back from the device into the next step's inputs."""
+    """One token a step. The token and its position come back from the device into the next step's inputs; `ahead`: the next
+    step is started before the token of this one is read."""
 
     num_draft_tokens = 0
 
     def __init__(
-        self, session: Any, manifest: Manifest, provider: str, captured: bool = False, sampling: SamplingState | None = None
+        self,
+        session: Any,
+        manifest: Manifest,
+        provider: str,
+        captured: bool = False,
+        sampling: SamplingState | None = None,
+        stream: Stream | None = None,
     ):
         self.capacity, self.provider, self._sampling = manifest.capacity, provider, sampling
         self._tokens: list[int] = []
@@ -32,7 +40,9 @@ class PlainBackend:
         if sampling is not None:
             self._state["recent"] = ("next_recent", device_array(sampling.inputs([], 0)["recent"], provider))
             constants |= sampling.constants()
-        self.runner = Runner(session, provider, self._state, constants, {}, captured)
+        results = {"next_tokens": np.zeros(1, np.int64)}
+        self.runner = Runner(session, provider, self._state, constants, results, captured, stream)
+        self.ahead = stream is not None
         if captured:
             self.runner.fixed()  # captures; the state that it leaves behind is never read
 
@@ -52,9 +62,13 @@ class PlainBackend:
             self._run([token])
             return self._next
         self._next = -1  # should the run be interrupted, the next one starts from the host's tokens
-        self.runner.fixed()
+        if not self.runner.pending:
+            self.runner.start()
+        if self.ahead and self.length + 2 <= self.capacity:
+            self.runner.start()
+        (following,) = self.runner.wait()
         self._tokens.append(token)
-        self._next = int(self._state["tokens"][1].numpy()[0])
+        self._next = int(following[0])
         return self._next
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -64,6 +78,7 @@ class PlainBackend:
 
     def _run(self, tokens: Sequence[int], outputs: tuple[str, ...] = ()) -> list[np.ndarray]:
         size = len(tokens)
+        self.runner.drain()
         if self._sampling is not None and not self._tokens:
             self._sampling.begin(self.runner)
         inputs: dict[str, np.ndarray] = {
@@ -85,4 +100,5 @@ class PlainBackend:
         check_rewind(self, length)
         if length < self.length:
             del self._tokens[length:]
+            self.runner.drain()
             self._next = -1

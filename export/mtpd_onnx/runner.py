@@ -1,13 +1,16 @@
 """Runs a graph whose state stays on the device: caches, tails and the next inputs are outputs bound onto inputs.
 
-A run of fixed shapes (a decoding round or step) is captured as a CUDA graph where the session allows it.
+A run of fixed shapes (a decoding round or step) is captured as a CUDA graph where the session allows it. It can be started
+before the results of the one before are read: the device then goes on while the host looks at them.
 """
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mtpd_onnx.cuda_stream import Landing, Stream
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.sessions import import_onnxruntime
 
@@ -19,7 +22,8 @@ class Runner:
     """One session and its state.
 
     state: input -> (output, value); `value` is input and output at once. constants: inputs of the fixed run that no
-    output renews. results: output -> value, what the host reads. ValueError where a shape does not fit.
+    output renews. results: output -> value, what the host reads (of a state's output: the state's own value). stream: what
+    the session runs on, where runs are not to be waited for. ValueError where a shape does not fit.
     """
 
     def __init__(
@@ -30,27 +34,62 @@ class Runner:
         constants: Mapping[str, np.ndarray],
         results: Mapping[str, np.ndarray],
         captured: bool,
+        stream: Stream | None = None,
     ):
         self._session, self._provider = session, provider
         self._state = dict(state)
         self._constants = {name: device_array(value, provider) for name, value in constants.items()}
-        self._results = {name: device_array(value, provider) for name, value in results.items()}
-        self._options = run_options(CAPTURED if captured else EAGER)
+        renewed = dict(self._state.values())
+        self._results = {name: renewed.get(name) or device_array(value, provider) for name, value in results.items()}
+        self._options = run_options(CAPTURED if captured else EAGER, wait=stream is None)
         self._eager = run_options(EAGER)
+        self._stream, self._landings = stream, deque[Landing]()
+        self._started: deque[Landing | list[np.ndarray]] = deque()
         self._fixed = session.io_binding()
         self._bind_state(self._fixed)
         for name, value in self._constants.items():
             self._fixed.bind_ortvalue_input(name, value)
-        for name, value in self._results.items():
-            self._fixed.bind_ortvalue_output(name, value)
+        for name in self._results.keys() - renewed.keys():
+            self._fixed.bind_ortvalue_output(name, self._results[name])
+
+    @property
+    def pending(self) -> int:
+        """Runs that were started and whose results were not read."""
+        return len(self._started)
+
+    def start(self) -> None:
+        """One run from the state alone."""
+        self._session.run_with_iobinding(self._fixed, self._options)
+        if self._stream is None:
+            self._started.append([np.array(value.numpy()) for value in self._results.values()])
+            return
+        landing = self._landings.popleft() if self._landings else Landing(list(self._results.values()), self._stream)
+        landing.copy()
+        self._started.append(landing)
+
+    def wait(self) -> list[np.ndarray]:
+        """The results, in their order, of the run that was started first."""
+        done = self._started.popleft()
+        if isinstance(done, list):
+            return done
+        self._landings.append(done)
+        return done.arrays()
+
+    def drain(self) -> int:
+        """Waits for whatever was started; how many runs' results are lost by it."""
+        count = self.pending
+        while self.pending:
+            self.wait()
+        return count
 
     def fixed(self) -> list[np.ndarray]:
         """One run from the state alone; the results, in their order."""
-        self._session.run_with_iobinding(self._fixed, self._options)
-        return [value.numpy() for value in self._results.values()]
+        self.start()
+        return self.wait()
 
     def free(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """One run of any shape: `inputs` from the host instead of the state, `outputs` to the host."""
+        """One run of any shape: `inputs` from the host instead of the state, `outputs` to the host. Nothing may be pending."""
+        assert not self.pending
         binding = self._session.io_binding()
         for name in outputs:  # bound first, so that they come first
             binding.bind_output(name, "cpu")
@@ -64,7 +103,8 @@ class Runner:
         return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
 
     def set(self, name: str, array: np.ndarray) -> None:
-        """Overwrites a state tensor or a constant in place (captured graphs know its address)."""
+        """Overwrites a state tensor or a constant in place (captured graphs know its address). Nothing may be pending."""
+        assert not self.pending
         value = self._state[name][1] if name in self._state else self._constants[name]
         if list(array.shape) != list(value.shape()):
             raise ValueError(f"{name}: got shape {list(array.shape)}, expected {list(value.shape())}")
@@ -77,9 +117,11 @@ class Runner:
             binding.bind_ortvalue_output(output, value)
 
 
-def run_options(graph_id: str) -> Any:
+def run_options(graph_id: str, wait: bool = True) -> Any:
     options = import_onnxruntime().RunOptions()
     options.add_run_config_entry("gpu_graph_id", graph_id)
+    if not wait:
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return options
 
 

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mtpd_onnx.cuda_stream import Stream
 from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
 from mtpd_onnx.precision import describe, export_options
 
@@ -43,10 +44,13 @@ def choose_provider(wanted: str, precision: str, activations: str) -> str:
     return chosen
 
 
-def open_session(file: Path, provider: str, num_threads: int | None, captured: bool = False) -> Any:
+def open_session(
+    file: Path, provider: str, num_threads: int | None, captured: bool = False, stream: Stream | None = None
+) -> Any:
     """A session on exactly the wanted provider; ValueError in one line when it cannot be had.
 
     captured: runs of fixed shapes become CUDA graphs, which is refused where a node of the graph has no CUDA kernel.
+    stream: what it runs on (None: one of its own).
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()
@@ -55,7 +59,10 @@ def open_session(file: Path, provider: str, num_threads: int | None, captured: b
         options.intra_op_num_threads = num_threads
     names: list[Any] = ["CPUExecutionProvider"]
     if provider == "cuda":
-        names.insert(0, ("CUDAExecutionProvider", {"enable_cuda_graph": "1" if captured else "0"}))
+        settings = {"enable_cuda_graph": "1" if captured else "0"}
+        if stream is not None:
+            settings["user_compute_stream"] = stream.address
+        names.insert(0, ("CUDAExecutionProvider", settings))
     try:
         session = ort.InferenceSession(str(file), options, providers=names)
     except Exception as error:  # onnxruntime's own exception types share no base but Exception

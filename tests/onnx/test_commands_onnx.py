@@ -144,20 +144,21 @@ def test_chat_shows_accepted_drafts_and_survives_a_full_context(folder: Path) ->
     assert "\033[32m" in out.getvalue() and "error: the conversation has" in out.getvalue()
 
 
-def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path, ahead: bool) -> None:
     backend, fresh = (open_folder(folder, provider="cpu", num_threads=1) for _ in range(2))
     assert isinstance(backend, FusedBackend)
-    text = list(range(30, 50))
-    token, fixed = backend.prefill(text), backend.runner.fixed
+    backend.ahead, text = ahead, list(range(30, 50))
+    token, wait = backend.prefill(text), backend.runner.wait
 
     def interrupted() -> list:
-        fixed()  # the device has gone on
+        wait()  # the device has gone on
         raise KeyboardInterrupt
 
-    backend.runner.fixed = interrupted  # type: ignore[method-assign]
+    backend.runner.wait = interrupted  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         backend.round(token)
-    backend.runner.fixed = fixed  # type: ignore[method-assign]
+    backend.runner.wait = wait  # type: ignore[method-assign]
     assert fresh.prefill(text) == token
     for _ in range(4):
         ours, theirs = backend.round(token), fresh.round(token)

@@ -73,13 +73,13 @@ def test_a_graph_that_accepts_every_draft_would_be_found_out(folder: Path) -> No
     reference, broken = (open_folder(folder, provider="cpu", plain=p, num_threads=1, sampling=s)
                          for p, s in ((True, None), (False, options)))  # fmt: skip
     assert isinstance(reference, PlainBackend) and isinstance(broken, FusedBackend)
-    fixed = broken.runner.fixed
+    start = broken.runner.start
 
-    def forget() -> list[np.ndarray]:
+    def forget() -> None:
         broken.runner.set("draft_probs", np.full((3, VOCAB), 1e-9, np.float32))
-        return fixed()
+        start()
 
-    broken.runner.fixed = forget  # type: ignore[method-assign]
+    broken.runner.start = forget  # type: ignore[method-assign]
     assert evidence(broken, reference, options)[0].p_value < 1e-6
 
 

@@ -1,0 +1,47 @@
+"""Half-precision graphs on an NVIDIA GPU against fp32 on the CPU: norms inside attention, rounds; skipped elsewhere."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.open import open_folder
+from mtpd_onnx.plain_backend import PlainBackend
+from precision_helpers import TEXT, decode, plain_logits
+from tiny import FAMILIES, write_base, write_checkpoint
+
+from mtpd_mlx.mlx_runtime import mx
+
+pytestmark = pytest.mark.skipif(
+    "CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs onnxruntime-gpu and an NVIDIA GPU"
+)
+TOLERANCE = {"fp16": 0.02, "bf16": 0.2}  # of the logits' standard deviation
+
+
+def spread_norms(base: Path) -> None:
+    """Weights of the q and k norms that are not all alike: leaving the norm out, or swapping the two, changes everything."""
+    file, rng = base / "model.safetensors", np.random.default_rng(3)
+    weights = {name: np.array(w) for name, w in mx.load(str(file)).items()}
+    for name, w in weights.items():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            weights[name] = rng.uniform(0.5, 2.0, w.shape).astype(np.float32)
+    mx.save_safetensors(str(file), {name: mx.array(w) for name, w in weights.items()})
+
+
+@pytest.mark.parametrize("precision", list(TOLERANCE))
+@pytest.mark.parametrize("family", ["llama-tied", "qwen2", "qwen3"])
+def test_cuda_computes_what_the_cpu_does(family: str, precision: str, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", FAMILIES[family], scale=2.0)
+    spread_norms(base)
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 3, noise=0.05)
+    export_checkpoint(checkpoint, tmp_path / "fp32")
+    export_checkpoint(checkpoint, tmp_path / "half", precision=precision)
+    expected = plain_logits(tmp_path / "fp32")
+    plain = open_folder(tmp_path / "half", provider="cuda", plain=True)
+    assert isinstance(plain, PlainBackend)
+    error = np.abs(plain.logits(TEXT) - expected).max() / expected.std()
+    assert error < TOLERANCE[precision]
+    if precision == "fp16":
+        fused = open_folder(tmp_path / "half", provider="cuda")
+        assert decode(fused, TEXT) == decode(plain, TEXT)
