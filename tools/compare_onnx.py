@@ -73,7 +73,8 @@ class Comparison:
         peer = self.peer(base)
         for precision in args.precision:
             for k in args.num_heads:
-                self.measure(heads, precision, k, peer)
+                for bits in args.draft_head_bits:
+                    self.measure(heads, precision, k, bits, peer)
 
     def peer(self, base: Path) -> list[object]:
         """The flag that adds the peer, where there is one. It computes in fp16 on CUDA and fp32 on CPU."""
@@ -85,12 +86,14 @@ class Comparison:
             self.step("peer", "tools.genai_peer", "build", base, folder, *options)
         return [] if "error" in self.results["peer"] else ["--genai", folder]
 
-    def measure(self, heads: Path, precision: str, k: int, peer: list[object]) -> None:
-        args, name = self.args, f"{precision} K={k}"
-        folder, provider = self.out / f"{precision}-{k}", args.provider
+    def measure(self, heads: Path, precision: str, k: int, bits: int, peer: list[object]) -> None:
+        args, name = self.args, f"{precision} K={k}" + (f" drafts int{bits}" if bits else "")
+        folder, provider = self.out / (f"{precision}-{k}" + (f"-{bits}" if bits else "")), args.provider
         export = ["--precision", precision, "--num-draft-tokens", k, "--capacity", args.capacity]
         if precision.startswith("int") and provider == "cuda":
             export += ["--activations", "fp16"]
+        if bits:
+            export += ["--draft-head-bits", bits]
         if args.model is not None:
             export += ["--model", args.model]
         if not folder.is_dir():
@@ -127,6 +130,9 @@ def main() -> int:
     parser.add_argument("--provider", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--precision", nargs="+", default=["fp16"], metavar="P", help="default: fp16")
     parser.add_argument("--num-heads", nargs="+", type=int, default=[4, 8], metavar="K", help="default: 4 8")
+    parser.add_argument(
+        "--draft-head-bits", nargs="+", type=int, choices=(0, 4, 8), default=[0], help="of mtpd export; 0: not given (default)"
+    )
     parser.add_argument("--skeleton", type=Path, help="of the peer (tools.genai_peer skeleton), where torch is not installed")
     parser.add_argument("--prompts", type=Path, default=PROMPTS, help="default: the demo's")
     parser.add_argument("--capacity", type=int, default=1024)
