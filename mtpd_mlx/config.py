@@ -66,6 +66,9 @@ class OptimConfig:
         "dtype of the forward and backward pass; weights, optimiser and loss stay float32 (auto: bfloat16 on GPUs)",
         ("auto", "float32", "bfloat16"),
     )
+    grad_reduce_dtype: str = option(
+        "float32", "dtype in which ranks add up their gradients (bfloat16: half the bytes)", ("float32", "bfloat16")
+    )
     grad_checkpoint: bool = option(False, "recompute blocks in the backward pass instead of keeping their activations")
     max_skipped_steps: int = option(10, "stop after so many steps in a row whose gradient is not finite (each is skipped)")
 

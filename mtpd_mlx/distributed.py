@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +20,7 @@ class World:
     rank: int
     size: int
     group: Any = None
+    bucket_bytes: int = BUCKET_BYTES
 
     @classmethod
     def alone(cls) -> "World":
@@ -68,55 +66,42 @@ class World:
     def _sum_now(self, values: np.ndarray) -> np.ndarray:
         return np.array(mx.distributed.all_sum(mx.array(values), group=self.group))
 
-    def sum(self, tree: Any) -> Any:
-        """Every array of the tree summed over all ranks, in buckets."""
+    def sum(self, tree: Any, dtype: mx.Dtype | None = None, after: mx.array | None = None) -> Any:
+        """Every array of the tree summed over all ranks, in buckets; sent as `dtype` where it is given, returned as it came.
+
+        Arrays go by their names: a rank that read a resume point holds them in another order than the rest. A bucket takes
+        along one element, which nobody reads, of the one summed before it (the first: of `after`). Without that link MLX may
+        put sums that do not need each other side by side into one CUDA graph; NCCL needs them in one order, one by one.
+        """
         if self.size == 1:
             return tree
         from mlx.utils import tree_flatten, tree_map_with_path
 
         if isinstance(tree, mx.array):
             return mx.distributed.all_sum(tree, group=self.group)
-        flat: Any = tree_flatten(tree)
+        flat: Any = sorted(tree_flatten(tree), key=lambda entry: entry[0])
         summed: dict[str, mx.array] = {}
-        for bucket in _buckets(flat):
-            joined = mx.concatenate([a.reshape(-1) for _, a in bucket])
-            total, at = mx.distributed.all_sum(joined, group=self.group), 0
+        for bucket in _buckets(flat, self.bucket_bytes):
+            kind = bucket[0][1].dtype
+            link = [] if after is None else [after.reshape(-1)[-1:].astype(kind)]
+            joined = mx.concatenate([a.reshape(-1) for _, a in bucket] + link)
+            after = mx.distributed.all_sum(joined.astype(dtype or kind), group=self.group)
+            total, at = after.astype(kind), 0
             for name, a in bucket:
                 summed[name] = total[at : at + a.size].reshape(a.shape)
                 at += a.size
+            after = after[:at]
         return tree_map_with_path(lambda name, _: summed[name], tree)
 
 
-def _buckets(flat: list[tuple[str, mx.array]]) -> list[list[tuple[str, mx.array]]]:
-    """Consecutive arrays of one dtype, up to BUCKET_BYTES together (at least one)."""
+def _buckets(flat: list[tuple[str, mx.array]], most: int) -> list[list[tuple[str, mx.array]]]:
+    """Consecutive arrays of one dtype, up to `most` bytes together (at least one)."""
     buckets: list[list[tuple[str, mx.array]]] = []
     size = 0
     for name, a in flat:
-        if not buckets or buckets[-1][0][1].dtype != a.dtype or size + a.nbytes > BUCKET_BYTES:
+        if not buckets or buckets[-1][0][1].dtype != a.dtype or size + a.nbytes > most:
             buckets.append([])
             size = 0
         buckets[-1].append((name, a))
         size += a.nbytes
     return buckets
-
-
-def stop_clearly(world: World, how_to_continue: str) -> None:
-    """Makes a rank that is told to end (mlx.launch does so when another one is lost) say so and leave, even from inside a
-    collective that will never finish: the message comes from a thread that the signal wakes."""
-    if world.size == 1:
-        return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.set_wakeup_fd(writer)
-
-    def wait() -> None:
-        while received := os.read(reader, 1):
-            if received[0] == signal.SIGTERM:
-                print(f"mtpd: rank {world.rank} was told to stop: {LOST}; {how_to_continue}", file=sys.stderr, flush=True)
-                os._exit(143)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-LOST = "another rank was lost, or the launcher ended the run"

@@ -1,5 +1,9 @@
 """The one place from which the project imports MLX, so that an optimised BLAS is loaded before it (blas.py)."""
 
+import os
+import tempfile
+from importlib.metadata import version
+
 from mtpd_mlx.blas import compiler_warning, preload_blas
 
 preload_blas()
@@ -23,7 +27,16 @@ def on_cuda() -> bool:
     return not on_cpu() and cuda is not None and cuda.is_available()
 
 
+def kernel_cache(rank: int) -> str:
+    """Where a rank keeps the CUDA kernels compiled while it runs. MLX writes them in place, so each rank has a folder of its
+    own: half a file, written by another rank at that moment, would end the run."""
+    shared = os.environ.get("MLX_PTX_CACHE_DIR") or f"{tempfile.gettempdir()}/mlx/{version('mlx')}/ptx"
+    return f"{shared}-rank-{rank}" if rank else shared
+
+
 if on_cpu():
     compiler_warning()
+elif on_cuda() and (rank := int(os.environ.get("MLX_RANK", 0))):
+    os.environ["MLX_PTX_CACHE_DIR"] = kernel_cache(rank)  # read by MLX at its first kernel
 
-__all__ = ["mx", "nn", "on_cpu", "on_cuda", "optim"]
+__all__ = ["kernel_cache", "mx", "nn", "on_cpu", "on_cuda", "optim"]

@@ -81,9 +81,11 @@ class Stepper:
 
         gradient = mx.value_and_grad(loss_fn)
 
-        def apply(gradients: Tree) -> tuple[mx.array, mx.array]:
-            """(gradient norm, did the step count): a non-finite gradient leaves parameters and optimiser as they were."""
-            gradients = self.world.sum(gradients)
+        def apply(metrics: mx.array, gradients: Tree) -> tuple[mx.array, mx.array, mx.array]:
+            """(metrics of all ranks, gradient norm, did the step count): a non-finite gradient leaves parameters and optimiser
+            as they were."""
+            metrics = self.world.sum(metrics)
+            gradients = self.world.sum(gradients, getattr(mx, self.cfg.grad_reduce_dtype), after=metrics)
             norm = global_norm(gradients)
             if self.cfg.max_grad_norm > 0:
                 scale = mx.minimum(self.cfg.max_grad_norm / (norm + 1e-6), 1.0)
@@ -93,21 +95,19 @@ class Stepper:
             params.update(self.optimizer.apply_gradients(gradients, params))
             for old, now in zip(before, (params, self.optimizer.state), strict=True):
                 now.update(tree_map(lambda a, b: mx.where(finite, b, a), old, now))
-            return norm, finite
+            return metrics, norm, finite
 
         @partial(mx.compile, inputs=captured, outputs=captured)
         def whole(*inputs: Any) -> tuple:
             (_, metrics), gradients = gradient(params, *inputs)
-            return self.world.sum(metrics), *apply(gradients)
+            return apply(metrics, gradients)
 
         @partial(mx.compile, inputs=captured)
         def accumulate(so_far: Tree | None, *inputs: Any) -> tuple:
             (_, metrics), gradients = gradient(params, *inputs)
             return metrics, gradients if so_far is None else tree_map(mx.add, gradients, so_far)
 
-        @partial(mx.compile, inputs=captured, outputs=captured)
-        def finish(metrics: mx.array, gradients: Tree) -> tuple:
-            return self.world.sum(metrics), *apply(gradients)
+        finish = mx.compile(apply, inputs=captured, outputs=captured)
 
         @mx.compile
         def evaluate(values: Tree, *inputs: Any) -> mx.array:

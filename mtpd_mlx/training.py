@@ -11,10 +11,11 @@ from typing import Any
 from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
-from mtpd_mlx.distributed import LOST, World, stop_clearly
+from mtpd_mlx.distributed import World
 from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, stored_teacher_size
 from mtpd_mlx.objective import Model
 from mtpd_mlx.options import OPTIONS_NAME, TrainOptions
+from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
@@ -63,7 +64,6 @@ class Outcome:
 
 def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[str, Any]], None]) -> Outcome:
     """Runs (or resumes) one training run; the checkpoint in `out` is the best one by validation."""
-    out, joint = Path(options.run.out), options.model.train == "joint"
     tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
     if tokenizer.vocab_size > ingredients.base.vocab_size:
         raise ValueError(
@@ -72,8 +72,25 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     train_set, valid_set = load_data(options, tokenizer)
     choose_draft_tokens(ingredients.heads, options.heads.draft_vocab, train_set, ingredients.base.vocab_size)
     world = World.launched()
-    again = f"continue with the same command and --resume (--out {out})"
-    stop_clearly(world, again)
+    again = f"continue with the same command and --resume (--out {options.run.out})"
+    try:
+        with stop_clearly(world, again):
+            return _train(options, ingredients, world, train_set, valid_set, show)
+    except RuntimeError as error:
+        if world.size == 1:
+            raise
+        raise ValueError(f"rank {world.rank}: {str(error).splitlines()[0]} ({LOST}); {again}") from error
+
+
+def _train(
+    options: TrainOptions,
+    ingredients: Ingredients,
+    world: World,
+    train_set: Any,
+    valid_set: Any,
+    show: Callable[[dict[str, Any]], None],
+) -> Outcome:
+    out, joint = Path(options.run.out), options.model.train == "joint"
 
     def claim() -> None:
         if not options.run.resume:
@@ -109,14 +126,9 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     rows = list(islice(valid_set.iter_batches(options.data.batch_size), _limit(options.run.val_batches)))
     keep_start = ingredients.keep_start or ingredients.first_trained > 0
     run = Run(model, stepper, train_set, rows, options.optim, options.run, save_best, save_start=keep_start)
-    try:
-        if options.run.resume:
-            run.resume()
-        progress = run.run(tell)
-    except RuntimeError as error:
-        if world.size == 1:
-            raise
-        raise ValueError(f"rank {world.rank}: {str(error).splitlines()[0]} ({LOST}); {again}") from error
+    if options.run.resume:
+        run.resume()
+    progress = run.run(tell)
     return Outcome(progress, run.curve, progress.best_iteration != 0)
 
 
