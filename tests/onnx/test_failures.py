@@ -76,6 +76,15 @@ def test_a_manifest_that_does_not_fit_the_graph(
     assert "manifest and graph differ: " in line and words in line
 
 
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_comparisons_want_the_fused_layout(
+    command: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("abc")
+    assert main([command, str(folders["split"]), "--prompts", str(tmp_path / "p.txt"), "-m", "8"]) == 1
+    assert capsys.readouterr().err == f"mtpd-onnx {command}: error: {command}: got a split folder, expected fused\n"
+
+
 class Failing:
     """A session that fails from its n-th run on."""
 
