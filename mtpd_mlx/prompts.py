@@ -16,6 +16,8 @@ class EncodedPrompt:
 def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | None = None) -> list[EncodedPrompt]:
     """Raw prompts are encoded as they are, message lists through the chat template. Prompts beyond `longest` tokens keep
     their end (their last tokens are what a continuation depends on); an empty file is a ValueError."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit: got {limit}, expected at least 1")
     if longest < 1:
         raise ValueError(f"no room for a prompt: the context leaves {longest} positions")
     encoded = []

@@ -121,6 +121,7 @@ def test_nobody_imports_tools() -> None:
     ("module", "arguments", "extra"),
     [
         ("mtpd_mlx.cli", ["train", "--model", "x"], "mtpd-mlx[mlx]"),
+        ("mtpd_mlx.cli", ["export", "x", "--out", "y"], "mtpd-mlx[export]"),
         ("mtpd_onnx.cli", ["export", "x", "--out", "y"], "mtpd-mlx[export]"),
     ],
 )

@@ -3,19 +3,21 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from mtpd_mlx.speculative.frontend import GenerateOptions, Stream, describe, encode_all, eos_tokens, record
-from mtpd_mlx.speculative.stats import DecodeStats, distinct_n
+from mtpd_mlx.speculative.stats import DecodeStats
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.open import open_batched
 
 
-def run_batches(folder: Path, batch_size: int, options: GenerateOptions, provider: str, num_threads: int | None) -> int:
-    """Prints every text when its batch is done. The seconds of one text are those of its whole batch."""
-    decoder = open_batched(folder, batch_size, provider=provider, num_threads=num_threads)
+def run_batches(folder: Path, batch_size: int, options: GenerateOptions, runtime: dict[str, Any]) -> int:
+    """Prints every text when its batch is done. The seconds of one text are those of its whole batch. runtime: keywords of
+    open_batched."""
+    decoder = open_batched(folder, batch_size, **runtime)
     tokenizer = Tokenizer.from_folder(folder)
     jobs = encode_all(tokenizer, options, decoder.capacity, decoder.num_draft_tokens)
-    eos, total, texts = eos_tokens(tokenizer, options.extra_eos_token), DecodeStats(decoder.num_draft_tokens), []
+    eos, total, texts = eos_tokens(tokenizer, options.extra_eos_token), DecodeStats(decoder.num_draft_tokens), list[Stream]()
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         streams = [Stream(tokenizer, options, eos, None) for _ in batch]
@@ -34,11 +36,11 @@ def run_batches(folder: Path, batch_size: int, options: GenerateOptions, provide
                 each.prompt_tokens += len(tokens)
                 each.prompt_seconds += decoder.prefill_seconds / part
                 each.decode_seconds += seconds / part
-            texts.append(text.tokens)
+            texts.append(stream)
             if options.json:
                 print(json.dumps(record(prompt, stream, stats, options), ensure_ascii=False), flush=True)
             else:
                 print(f"[{prompt.id}]\n{stream.text}", flush=True)
     if not options.json and not options.quiet:
-        print(describe(total, sum(map(distinct_n, texts)) / len(texts)), flush=True)
+        print(describe(total, texts), flush=True)
     return 0

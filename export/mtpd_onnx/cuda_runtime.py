@@ -1,4 +1,4 @@
-"""The CUDA runtime library, for what onnxruntime does not tell: free memory and the speed of memory."""
+"""The CUDA runtime library, for what onnxruntime does not tell: can CUDA start, free memory and the speed of memory."""
 
 import ctypes
 import time
@@ -17,6 +17,25 @@ def library() -> ctypes.CDLL | None:
         except OSError:
             continue
     return None
+
+
+def reason(status: int) -> str:
+    """A status of the library in words."""
+    cuda = library()
+    assert cuda is not None
+    cuda.cudaGetErrorString.restype = ctypes.c_char_p
+    return f"{cuda.cudaGetErrorString(status).decode()} (CUDA error {status})"
+
+
+def check_device() -> None:
+    """ValueError where there is no driver, or no device; nothing where the runtime library is not found."""
+    cuda, count = library(), ctypes.c_int()
+    if cuda is None:
+        return
+    if status := cuda.cudaGetDeviceCount(ctypes.byref(count)):
+        raise ValueError(f"CUDA cannot start: {reason(status)}; is an NVIDIA driver for CUDA 13 installed (nvidia-smi)?")
+    if not count.value:
+        raise ValueError("CUDA cannot start: no GPU is visible (CUDA_VISIBLE_DEVICES?)")
 
 
 def free_bytes() -> int | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.cuda_runtime import library
+from mtpd_onnx.cuda_runtime import library, reason
 
 DEVICE_TO_HOST = 2
 NON_BLOCKING, WITHOUT_TIME = 1, 2  # flags of a stream and of an event
@@ -13,11 +13,11 @@ NON_BLOCKING, WITHOUT_TIME = 1, 2  # flags of a stream and of an event
 
 def checked(status: int, what: str) -> None:
     if status:
-        raise RuntimeError(f"CUDA: {what} failed with error {status}")
+        raise ValueError(f"CUDA: {what} failed: {reason(status)}")
 
 
 class Stream:
-    """RuntimeError where CUDA refuses. It lives as long as the process: sessions and captured graphs know its address."""
+    """ValueError where CUDA refuses. It lives as long as the process: sessions and captured graphs know its address."""
 
     def __init__(self, cuda: ctypes.CDLL):
         self.cuda, self.handle = cuda, ctypes.c_void_p()

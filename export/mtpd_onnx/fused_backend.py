@@ -45,15 +45,12 @@ class FusedBackend:
             probs = np.zeros((k, manifest.dims["vocab_size"]), np.float32)
             state["draft_probs"] = ("next_draft_probs", device_array(probs, provider))
             constants |= sampling.constants()
-        self._state = state
         self.runner = Runner(session, provider, state, constants, {"result": np.zeros(k + 2, np.int64)}, captured, stream)
         self.ahead = stream is not None
         self._tokens: list[int] = []
         self._clear()
         if captured:
-            self.runner.set("past_length", np.array([k], np.int32))
-            self.runner.set("main_seqlens", np.array([2 * k], np.int32))
-            self.runner.fixed()  # captures, running several times; the first prefill sets all that it leaves behind
+            self.runner.capture({"past_length": np.array([k], np.int32), "main_seqlens": np.array([2 * k], np.int32)})
 
     @property
     def length(self) -> int:
@@ -63,7 +60,7 @@ class FusedBackend:
     def drafts(self) -> list[int]:
         """What the next round verifies."""
         self._refresh()
-        return self._state["tokens"][1].numpy()[1:].tolist()
+        return self.runner.get("tokens")[1:].tolist()
 
     def _clear(self) -> None:
         self._next = -1  # the token that the device goes on with

@@ -10,7 +10,9 @@ from mtpd_onnx.cuda_stream import Stream
 from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import LAYOUTS, Manifest, graph_name, read_manifest
 from mtpd_onnx.memory import check_memory
+from mtpd_onnx.messages import say_once
 from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.precision import export_options
 from mtpd_onnx.sampling_state import SamplingState
 from mtpd_onnx.sessions import choose_provider, import_onnxruntime, open_session
 from mtpd_onnx.split_backend import SplitModel
@@ -45,7 +47,7 @@ def open_folder(
             raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")
         main, heads = (open_session(folder / n, chosen, num_threads) for n in LAYOUTS["split"])
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)
-    captured = captured and chosen == "cuda" and manifest.capacity >= CAPTURE_RUNS * (manifest.num_heads + 1)
+    captured = captured and chosen == "cuda" and can_capture(manifest)
     name = graph_name(plain, sampling is not None)
     stream = Stream.new() if captured else None
     session = open_session(folder / name, chosen, num_threads, captured, stream)
@@ -54,13 +56,30 @@ def open_folder(
     return make(session, manifest, chosen, captured, state, stream)
 
 
-def open_batched(folder: Path, batch_size: int, *, provider: str = "auto", num_threads: int | None = None) -> BatchedDecoder:
-    """Several texts at once, greedily. ValueError where this onnxruntime cannot."""
-    manifest = read_manifest(folder)
+def can_capture(manifest: Manifest) -> bool:
+    """Is there room for the runs that capturing takes? Says so where there is not."""
+    needed = CAPTURE_RUNS * (manifest.num_heads + 1)
+    if manifest.capacity < needed:
+        say_once(
+            f"decoding without CUDA graphs, which need a capacity of {needed} (the folder has {manifest.capacity}); "
+            "export with a larger --capacity"
+        )
+    return manifest.capacity >= needed
+
+
+def open_batched(
+    folder: Path, batch_size: int, *, provider: str = "auto", num_threads: int | None = None, verify: bool = False
+) -> BatchedDecoder:
+    """Several texts at once, greedily and never as CUDA graphs (a run has as many rows as it needs). ValueError where this
+    onnxruntime or this folder cannot."""
+    manifest = read_manifest(folder, verify)
     if batch_size < 1:
         raise ValueError(f"--batch-size: got {batch_size}, expected at least 1")
     if manifest.layout != "fused":
         raise ValueError("--batch-size: the split layout decodes one text at a time; export with --layout fused")
+    if manifest.activations == "bf16":  # its tails pass through numpy, which has no such type
+        other = export_options(manifest.precision, "cuda")
+        raise ValueError(f"--batch-size: bf16 texts are decoded one at a time; export with {other}")
     check_batches(import_onnxruntime().__version__)
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
     check_memory(folder, manifest, chosen, plain=False, sampled=False, batch_size=batch_size)

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.sessions import import_onnxruntime
+from mtpd_onnx.messages import first_line
+from mtpd_onnx.sessions import load_cuda
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class GenaiPeer:
         if self.provider == "cpu":
             overlay["decoder"] = {"session_options": {"intra_op_num_threads": num_threads or os.cpu_count() or 1}}
         else:
-            getattr(import_onnxruntime(), "preload_dlls", lambda: None)()
+            load_cuda()
         self._genai = import_genai()
         try:
             settings = self._genai.Config(str(folder))
@@ -135,7 +136,3 @@ def next_token(generator: Any) -> int:
     """One step, its token read back as a streaming decoder would."""
     generator.generate_next_token()
     return int(generator.get_next_tokens()[0])
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

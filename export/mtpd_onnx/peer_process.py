@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.speculative.bench import Arm, Run
+from mtpd_onnx.messages import first_line
 
 
 def genai_arm(folder: Path, capacity: int, num_threads: int | None) -> Arm:
@@ -49,8 +50,8 @@ def serve(folder: Path, capacity: int, num_threads: int) -> None:
             request = json.loads(line)
             tokens, prefill, decode = peer.generate(request["prompt"], request["max_tokens"])
             print(json.dumps({"tokens": tokens, "prefill_seconds": prefill, "decode_seconds": decode}), flush=True)
-    except (ValueError, ImportError, OSError) as error:
-        print(json.dumps({"error": str(error)}), flush=True)
+    except Exception as error:  # whatever it is, the parent says it
+        print(json.dumps({"error": first_line(error)}), flush=True)
 
 
 if __name__ == "__main__":

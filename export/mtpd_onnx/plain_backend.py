@@ -32,19 +32,19 @@ class PlainBackend:
         self.capacity, self.provider, self._sampling = manifest.capacity, provider, sampling
         self._tokens: list[int] = []
         self._next = -1  # the token that the device goes on with
-        self._state = cache_state(manifest, provider, 0) | {
+        state = cache_state(manifest, provider, 0) | {
             "tokens": ("next_tokens", device_array(np.zeros(1, np.int64), provider)),
             "main_seqlens": ("next_main_seqlens", device_array(np.zeros(1, np.int32), provider)),
         }
         constants = {"checked": np.zeros(1, np.int64)}
         if sampling is not None:
-            self._state["recent"] = ("next_recent", device_array(sampling.inputs([], 0)["recent"], provider))
+            state["recent"] = ("next_recent", device_array(sampling.inputs([], 0)["recent"], provider))
             constants |= sampling.constants()
         results = {"next_tokens": np.zeros(1, np.int64)}
-        self.runner = Runner(session, provider, self._state, constants, results, captured, stream)
+        self.runner = Runner(session, provider, state, constants, results, captured, stream)
         self.ahead = stream is not None
         if captured:
-            self.runner.fixed()  # captures; the state that it leaves behind is never read
+            self.runner.capture({})
 
     @property
     def length(self) -> int:
@@ -90,7 +90,7 @@ class PlainBackend:
             inputs |= self._sampling.inputs(self._tokens, int(tokens[0]))
         results = self.runner.free(inputs, outputs)
         self._tokens += [int(t) for t in tokens]
-        self._next = int(self._state["tokens"][1].numpy()[0])
+        self._next = int(self.runner.get("tokens")[0])
         return results
 
     def round(self, token: int) -> Round:

@@ -12,10 +12,18 @@ import numpy as np
 
 from mtpd_onnx.cuda_stream import Landing, Stream
 from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.messages import one_line
 from mtpd_onnx.sessions import import_onnxruntime
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such type
 EAGER, CAPTURED = "-1", "1"  # CUDA graph annotations
+NUMPY_TYPES: dict[str, type] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(bfloat16)": np.uint16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+}
 
 
 class Runner:
@@ -23,7 +31,8 @@ class Runner:
 
     state: input -> (output, value); `value` is input and output at once. constants: inputs of the fixed run that no
     output renews. results: output -> value, what the host reads (of a state's output: the state's own value). stream: what
-    the session runs on, where runs are not to be waited for. ValueError where a shape does not fit.
+    the session runs on, where runs are not to be waited for. ValueError in one line where shapes do not fit the graph,
+    and from any method where onnxruntime or the device fails.
     """
 
     def __init__(
@@ -39,6 +48,8 @@ class Runner:
         self._session, self._provider = session, provider
         self._state = dict(state)
         self._constants = {name: device_array(value, provider) for name, value in constants.items()}
+        values = {name: value for name, (_, value) in self._state.items()} | self._constants
+        check_inputs(session, {name: (value.data_type(), value.shape()) for name, value in values.items()})
         renewed = dict(self._state.values())
         self._results = {name: renewed.get(name) or device_array(value, provider) for name, value in results.items()}
         self._options = run_options(CAPTURED if captured else EAGER, wait=stream is None)
@@ -59,10 +70,11 @@ class Runner:
 
     def start(self) -> None:
         """One run from the state alone."""
-        self._session.run_with_iobinding(self._fixed, self._options)
-        if self._stream is None:
-            self._started.append([np.array(value.numpy()) for value in self._results.values()])
-            return
+        with one_line("onnxruntime"):
+            self._session.run_with_iobinding(self._fixed, self._options)
+            if self._stream is None:
+                self._started.append([np.array(value.numpy()) for value in self._results.values()])
+                return
         landing = self._landings.popleft() if self._landings else Landing(list(self._results.values()), self._stream)
         landing.copy()
         self._started.append(landing)
@@ -99,8 +111,24 @@ class Runner:
                 binding.bind_ortvalue_input(name, value)
         for name, array in inputs.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
-        self._session.run_with_iobinding(binding, self._eager)
-        return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+        with one_line("onnxruntime"):
+            self._session.run_with_iobinding(binding, self._eager)
+            return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
+
+    def capture(self, scratch: Mapping[str, np.ndarray]) -> None:
+        """The first fixed run, which captures the CUDA graph and for that executes it several times, from zeros and `scratch`;
+        then all state is zero again. At load, before anything is decoded."""
+        for name, array in scratch.items():
+            self.set(name, array)
+        with one_line("capturing a CUDA graph (--no-cuda-graph decodes without)"):
+            self.fixed()
+        for name, (_, value) in self._state.items():
+            self.set(name, np.zeros(value.shape(), NUMPY_TYPES[value.data_type()]))
+
+    def get(self, name: str) -> np.ndarray:
+        """A state tensor."""
+        with one_line("onnxruntime"):
+            return self._state[name][1].numpy()
 
     def set(self, name: str, array: np.ndarray) -> None:
         """Overwrites a state tensor or a constant in place (captured graphs know its address). Nothing may be pending."""
@@ -108,13 +136,30 @@ class Runner:
         value = self._state[name][1] if name in self._state else self._constants[name]
         if list(array.shape) != list(value.shape()):
             raise ValueError(f"{name}: got shape {list(array.shape)}, expected {list(value.shape())}")
-        value.update_inplace(np.ascontiguousarray(array))
+        with one_line("onnxruntime"):
+            value.update_inplace(np.ascontiguousarray(array))
 
     def _bind_state(self, binding: Any, skip: Mapping[str, Any] | None = None) -> None:
         for name, (output, value) in self._state.items():
             if skip is None or name not in skip:
                 binding.bind_ortvalue_input(name, value)
             binding.bind_ortvalue_output(output, value)
+
+
+def check_inputs(session: Any, shapes: Mapping[str, tuple[str, Sequence[int]]]) -> None:
+    """ValueError where the graph takes other inputs than the manifest's numbers make; shapes: name -> (type, shape)."""
+    inputs = {each.name: each for each in session.get_inputs()}
+    for name, (kind, shape) in shapes.items():
+        if name not in inputs:
+            raise ValueError(f"manifest and graph differ: the graph has no input {name}")
+        takes = inputs[name]
+        free = [got if isinstance(size, str) else size for size, got in zip(takes.shape, shape, strict=False)]  # "S": any
+        if (takes.type, len(takes.shape), free) != (kind, len(shape), list(shape)):
+            wanted, got = f"{takes.type} {takes.shape}", f"{kind} {list(shape)}"
+            raise ValueError(f"manifest and graph differ: {name} is {got} by the manifest, {wanted} in the graph")
+    left = [name for name in inputs if name.startswith("past") and "." in name and name not in shapes]
+    if left:
+        raise ValueError(f"manifest and graph differ: the manifest leaves out {left[0]}")
 
 
 def run_options(graph_id: str, wait: bool = True) -> Any:
@@ -126,14 +171,18 @@ def run_options(graph_id: str, wait: bool = True) -> Any:
 
 
 def device_array(array: np.ndarray, provider: str) -> Any:
-    return import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), provider, 0)
+    """ValueError where there is no room for it."""
+    with one_line(f"{array.nbytes / 1e6:.1f} MB on {provider}"):
+        return import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), provider, 0)
 
 
 def device_zeros(shape: Sequence[int], manifest: Manifest, provider: str) -> Any:
     """Zeros of the folder's activation type."""
     if manifest.activations == "bf16":
-        value = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(list(shape), BFLOAT16, provider, 0)
-        value.update_inplace(np.zeros(shape, np.uint16))  # fresh memory may hold NaN, which a mask does not stop
+        array = np.zeros(shape, np.uint16)
+        with one_line(f"{array.nbytes / 1e6:.1f} MB on {provider}"):
+            value = import_onnxruntime().OrtValue.ortvalue_from_shape_and_type(list(shape), BFLOAT16, provider, 0)
+            value.update_inplace(array)  # fresh memory may hold NaN, which a mask does not stop
         return value
     return device_array(np.zeros(shape, float_type(manifest)), provider)
 

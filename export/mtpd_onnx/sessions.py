@@ -1,14 +1,20 @@
 """onnxruntime sessions: which provider, which threads, and one clear line where something is missing."""
 
-import sys
+import contextlib
+import ctypes
+import io
 from pathlib import Path
 from typing import Any
 
+from mtpd_onnx.cuda_runtime import check_device
 from mtpd_onnx.cuda_stream import Stream
+from mtpd_onnx.messages import first_line, say
 from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
 from mtpd_onnx.precision import describe, export_options
 
 PROVIDERS = ("auto", "cuda", "cpu")
+INSTALL_CUDA = 'install it with: pip install "mtpd-mlx[onnx-gpu]"'
+ERROR, FATAL = 3, 4  # severities of onnxruntime's own log
 
 
 def import_onnxruntime() -> Any:
@@ -22,26 +28,53 @@ def import_onnxruntime() -> Any:
 
 
 def choose_provider(wanted: str, precision: str, activations: str) -> str:
-    """ "cuda" or "cpu", whichever runs these activations; auto says which and why. ValueError where the wanted one cannot."""
+    """ "cuda" or "cpu", whichever runs these activations; auto says which and why. CUDA's libraries are then loaded.
+
+    ValueError where the wanted one cannot run them, or CUDA cannot start.
+    """
     if wanted not in PROVIDERS:
         raise ValueError(f"provider: got {wanted!r}, expected one of {', '.join(PROVIDERS)}")
-    ort = import_onnxruntime()
-    available = "CUDAExecutionProvider" in ort.get_available_providers()
-    if available and wanted != "cpu" and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
+    available = "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
     if wanted == "cuda" and not available:
-        raise ValueError('--provider cuda: this onnxruntime has no CUDA; install it with: pip install "mtpd-mlx[onnx-gpu]"')
+        raise ValueError(f"--provider cuda: this onnxruntime has no CUDA; {INSTALL_CUDA}")
     chosen, folder = PROVIDER_OF[activations], describe(precision, activations)
+    for_cuda, for_cpu = (export_options(precision, provider) for provider in ("cuda", "cpu"))
     if wanted == "cuda" and chosen == "cpu":
-        other = export_options(precision, "cuda")
-        raise ValueError(f"--provider cuda: the folder is {folder}, which CUDA cannot run; export it with {other}")
+        raise ValueError(f"--provider cuda: the folder is {folder}, which CUDA cannot run; export it with {for_cuda}")
     if chosen == "cuda" and (wanted == "cpu" or not available):
-        other = export_options(precision, "cpu")
-        raise ValueError(f"the folder is {folder}, which the CPU cannot run; export it with {other}, or use CUDA")
+        cuda = "use CUDA" if available else f"use CUDA, which this onnxruntime does not have; {INSTALL_CUDA}"
+        raise ValueError(f"the folder is {folder}, which the CPU cannot run; export it with {for_cpu}, or {cuda}")
+    if chosen == "cuda":
+        load_cuda()
+        check_device()
     if wanted == "auto":
-        reason = "" if chosen == "cuda" else f" (the folder is {folder}{'' if available else '; onnxruntime has no CUDA here'})"
-        print(f"mtpd-onnx: running on {chosen}{reason}", file=sys.stderr)
+        other = f"for CUDA export it with {for_cuda}" if available else "this onnxruntime has no CUDA"
+        say(f"running on {chosen}: the folder is {folder}" + (f"; {other}" if chosen == "cpu" else ""))
     return chosen
+
+
+def load_cuda() -> None:
+    """Loads CUDA's libraries, which pip may have put beside onnxruntime. What it prints of missing ones is not for stdout;
+    `missing_library` says it where a session does not start."""
+    load = getattr(import_onnxruntime(), "preload_dlls", None)  # only wheels with CUDA have it
+    if load is not None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            load()
+
+
+def missing_library() -> str | None:
+    """What keeps onnxruntime's CUDA library from loading, in the linker's words; None where it loads.
+
+    Only after onnxruntime itself has tried: the library takes hold of its host when it is loaded first.
+    """
+    folder = Path(import_onnxruntime().__file__).parent / "capi"
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        return first_line(error)
+    return None
 
 
 def open_session(
@@ -53,8 +86,10 @@ def open_session(
     stream: what it runs on (None: one of its own).
     """
     ort = import_onnxruntime()
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"--num-threads: got {num_threads}, expected at least 1")
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = ERROR
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     names: list[Any] = ["CPUExecutionProvider"]
@@ -63,10 +98,24 @@ def open_session(
         if stream is not None:
             settings["user_compute_stream"] = stream.address
         names.insert(0, ("CUDAExecutionProvider", settings))
+        ort.set_default_logger_severity(FATAL)  # it would log, in many lines, what is raised here in one
     try:
-        session = ort.InferenceSession(str(file), options, providers=names)
+        session = ort.InferenceSession(str(file), options, providers=names, enable_fallback=0)  # it would print and go on
     except Exception as error:  # onnxruntime's own exception types share no base but Exception
-        raise ValueError(f"{file}: onnxruntime cannot load it: {str(error).strip().splitlines()[0]}") from error
-    if provider == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise ValueError("--provider cuda: onnxruntime could not start CUDA (is the CUDA 13 runtime installed?)")
+        if provider == "cuda":
+            check_cuda_library()
+        hint = "; --no-cuda-graph decodes without CUDA graphs" if captured and "graph capture" in str(error) else ""
+        raise ValueError(f"{file}: onnxruntime cannot load it: {first_line(error)}{hint}") from error
+    if provider == "cuda":
+        ort.set_default_logger_severity(ERROR)
+        if session.get_providers()[0] != "CUDAExecutionProvider":
+            check_cuda_library()
+            raise ValueError("CUDA cannot start: onnxruntime runs the graph on the CPU and does not say why")
     return session
+
+
+def check_cuda_library() -> None:
+    """ValueError where onnxruntime's CUDA library lacks another one; a folder of any precision then falls to the CPU."""
+    if missing := missing_library():
+        where = "it comes with the NVIDIA driver" if missing.startswith("libcuda.so") else INSTALL_CUDA
+        raise ValueError(f"CUDA cannot start: {missing}; {where}")

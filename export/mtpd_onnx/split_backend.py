@@ -7,7 +7,8 @@ import numpy as np
 
 from mtpd_onnx.limits import check_rewind, need_room
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.runner import float_type
+from mtpd_onnx.messages import one_line
+from mtpd_onnx.runner import check_inputs, float_type
 
 
 class SplitModel:
@@ -20,6 +21,9 @@ class SplitModel:
         empty: np.ndarray = np.zeros((manifest.dims["num_kv_heads"], 0, manifest.dims["head_dim"]), self._float)
         self._cache = [empty] * (2 * manifest.dims["num_layers"])
         self._head_cache = [empty] * (2 * manifest.num_heads)
+        kind = "tensor(float16)" if self._float is np.float16 else "tensor(float)"
+        for session, caches in ((main, self._cache), (heads, self._head_cache)):
+            check_inputs(session, {name: (kind, array.shape) for name, array in named(caches).items()})
         self._tokens: list[int] = []
         self._states: np.ndarray = np.zeros((0, manifest.dims["hidden_size"]), self._float)  # h^0 at every cached position
         self._head_length = 0  # positions of the head caches known to be final
@@ -38,7 +42,8 @@ class SplitModel:
     def _append(self, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         need_room(self, len(tokens))
         inputs = self._inputs(np.asarray(tokens, dtype=np.int64), self.length, self._cache)
-        predicted, logits, hidden, *self._cache = self._main.run(None, inputs)
+        with one_line("onnxruntime"):
+            predicted, logits, hidden, *self._cache = self._main.run(None, inputs)
         self._tokens += [int(t) for t in tokens]
         self._states = np.concatenate([self._states, hidden])
         return predicted, logits
@@ -46,10 +51,9 @@ class SplitModel:
     def _inputs(self, tokens: np.ndarray, start: int, caches: list[np.ndarray]) -> dict[str, np.ndarray]:
         rows = np.arange(start, start + len(tokens), dtype=np.int64)
         blocked = np.arange(start + len(tokens))[None, :] > rows[:, None]
-        names = [f"past.{i // 2}.{'value' if i % 2 else 'key'}" for i in range(len(caches))]
         low = -1e4 if self._float is np.float16 else -1e9
         mask: np.ndarray = np.where(blocked, low, 0).astype(self._float)
-        return {"tokens": tokens, "positions": rows, "mask": mask} | dict(zip(names, caches, strict=True))
+        return {"tokens": tokens, "positions": rows, "mask": mask} | named(caches)
 
     def rewind_to(self, length: int) -> None:
         check_rewind(self, length)
@@ -63,6 +67,12 @@ class SplitModel:
         start = self._head_length
         tokens = np.array([*self._tokens[start + 1 :], next_token], dtype=np.int64)
         inputs = self._inputs(tokens, start, [c[:, :start] for c in self._head_cache])
-        drafts, *self._head_cache = self._heads.run(None, inputs | {"hidden": self._states[start:]})
+        with one_line("onnxruntime"):
+            drafts, *self._head_cache = self._heads.run(None, inputs | {"hidden": self._states[start:]})
         self._head_length = max(0, self.length - self.num_draft_tokens)
         return drafts.tolist()
+
+
+def named(caches: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Caches, two per layer, by the names of the inputs."""
+    return {f"past.{i // 2}.{'value' if i % 2 else 'key'}": array for i, array in enumerate(caches)}

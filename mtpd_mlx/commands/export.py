@@ -4,9 +4,9 @@ import argparse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_onnx.export import add_export_arguments
+    from mtpd_onnx.cli import import_command  # it says what to install
 
-    add_export_arguments(parser)
+    import_command("export").add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

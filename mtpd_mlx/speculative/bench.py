@@ -13,11 +13,13 @@ from mtpd_mlx.speculative.stats import DecodeStats
 
 @dataclass(frozen=True)
 class Run:
-    """One text: its tokens, the seconds to the first one (prefill) and those of the others."""
+    """One text: its tokens, the seconds to the first one (prefill) and those of the others; of each pass of the main model
+    after prefill, where passes are counted."""
 
     tokens: list[int]
     prefill_seconds: float
     decode_seconds: float
+    pass_seconds: list[float] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:
@@ -47,11 +49,9 @@ class Arm:
 
     @property
     def milliseconds_per_pass(self) -> float | None:
-        """Median time of one pass of the main model; known where rounds are counted."""
-        if self.stats is None:
-            return None
-        passes = len(self.stats.accepted) + self.stats.short_rounds + self.stats.plain_steps
-        return 1000 * self.stats.decode_seconds / passes if passes else None
+        """Median over all passes of all runs, those that a text's end cut short included; None where none were counted."""
+        seconds = [each for run in self.runs for each in run.pass_seconds]
+        return 1000 * statistics.median(seconds) if seconds else None
 
 
 def backend_arm(name: str, backend: Backend, plain: bool = False) -> Arm:
@@ -61,12 +61,13 @@ def backend_arm(name: str, backend: Backend, plain: bool = False) -> Arm:
     def decode(prompt: list[int], max_tokens: int) -> Run:
         backend.rewind_to(0)
         own = DecodeStats(backend.num_draft_tokens)
-        tokens: list[int] = []
+        tokens, passes = list[int](), list[float]()
         for chunk in generate(backend, prompt, max_tokens=max_tokens, plain=plain):
             tokens += chunk.tokens
+            passes += [] if chunk.prompt_tokens else [chunk.seconds]
             own.add(chunk)
             stats.add(chunk)
-        return Run(tokens, own.prompt_seconds, own.decode_seconds)
+        return Run(tokens, own.prompt_seconds, own.decode_seconds, passes)
 
     return Arm(name, decode, stats)
 

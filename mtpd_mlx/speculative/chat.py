@@ -36,6 +36,7 @@ class Chat:
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self._messages: Messages = list(self._system)
         self._cached = list(cached)  # the tokens that the backend holds
+        self.finish_reason: str | None = None  # why the last answer ended
         self._backend.rewind_to(len(cached))
 
     def restart(self) -> None:
@@ -76,6 +77,7 @@ class Chat:
         room = min(self._max_tokens, self._backend.capacity)
         for chunk in generate(self._backend, prompt, max_tokens=room, eos_token_ids=eos):
             stats.add(chunk)
+            self.finish_reason = chunk.finish_reason
             for i, token in enumerate(chunk.tokens):
                 yield ("" if token in eos else decoder.add(token)), i < chunk.num_drafted, [token]
         yield decoder.finish(), False, []
@@ -86,9 +88,10 @@ def _common(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def summary(stats: DecodeStats, seconds: float) -> str:
+def summary(stats: DecodeStats, seconds: float, finish_reason: str | None) -> str:
     drafted = f", tau {stats.tau:.2f}" if stats.accepted else ""
-    return f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s{drafted}, {seconds:.1f} s]"
+    full = ", finish reason context: the cache is full, r starts again" if finish_reason == "context" else ""
+    return f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s{drafted}, {seconds:.1f} s{full}]"
 
 
 def run_chat(
@@ -122,7 +125,7 @@ def run_chat(
             began = time.perf_counter()
             try:
                 stats = chat.answer(text, out)
-                print(summary(stats, time.perf_counter() - began), file=out, flush=True)
+                print(summary(stats, time.perf_counter() - began, chat.finish_reason), file=out, flush=True)
             except ValueError as error:
                 print(f"error: {error}", file=out)
             except KeyboardInterrupt:

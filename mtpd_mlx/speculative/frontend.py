@@ -98,7 +98,7 @@ def _run(
     out: TextIO,
 ) -> bool:
     """False where it was interrupted."""
-    total, texts = DecodeStats(backend.num_draft_tokens), []
+    total, streams = DecodeStats(backend.num_draft_tokens), []
     finished = True
     for prompt, tokens in jobs:
         if len(jobs) > 1 and not options.json and not options.quiet:
@@ -111,7 +111,7 @@ def _run(
         except KeyboardInterrupt:
             stream.end("interrupted")
             finished = False
-        texts.append(stream.tokens)
+        streams.append(stream)
         if options.json:
             print(json.dumps(record(prompt, stream, stats, options), ensure_ascii=False), file=out, flush=True)
         else:
@@ -119,7 +119,7 @@ def _run(
         if not finished:
             break
     if not options.json and not options.quiet:
-        print(describe(total, sum(map(distinct_n, texts)) / len(texts)), file=out, flush=True)
+        print(describe(total, streams), file=out, flush=True)
     return finished
 
 
@@ -243,14 +243,17 @@ class Stream:
             print(text, end="", file=self._out, flush=True)
 
 
-def describe(stats: DecodeStats, distinct4: float) -> str:
+def describe(stats: DecodeStats, texts: Sequence[Stream]) -> str:
     """The figures at the end. CAR, AR and tau always stand together, with the mean share of distinct 4-grams."""
     v = stats.to_dict()
+    distinct4 = sum(distinct_n(text.tokens) for text in texts) / len(texts)
     lines = [
         "=" * 10,
         f"Prompt: {v['prompt_tokens']} tokens, {v['prompt_tokens_per_second']:.1f} tokens/s",
         f"Generation: {v['tokens']} tokens, {v['tokens_per_second']:.1f} tokens/s, distinct-4 {distinct4:.3f}",
     ]
+    if full := sum(text.finish_reason == "context" for text in texts):
+        lines[-1] += ", finish reason context: the cache is full" + (f" in {full} of {len(texts)}" if len(texts) > 1 else "")
     if v["rounds"]:
         passes = f"{v['plain_steps']} plain steps, {v['tokens_per_pass']:.2f} tokens per pass"
         lines.append(f"Rounds: {v['rounds']} of {v['num_draft_tokens']} drafts, tau {v['tau']:.3f}, {passes}")

@@ -1,6 +1,7 @@
 """The flags of sampling, made from the fields of Sampling."""
 
 import argparse
+from collections.abc import Collection
 from dataclasses import fields
 from typing import Any
 
@@ -19,13 +20,15 @@ HELP = {
 }
 
 
-def add_sampling_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
-    """--temp, --top-p and so on (names as in mlx_lm.generate); `defaults` replaces those of Sampling."""
+def add_sampling_arguments(parser: argparse.ArgumentParser, hidden: Collection[str] = (), **defaults: Any) -> None:
+    """--temp, --top-p and so on (names as in mlx_lm.generate); `defaults` replaces those of Sampling. hidden: fields that this
+    runtime cannot change: help leaves them out, and their refusal is the runtime's."""
     group = parser.add_argument_group("sampling")
     for field in fields(Sampling):
         default = defaults.get(field.name, field.default)
         kind = int if field.name == "seed" else type(field.default)
         text = HELP[field.name] + ("" if default is None else f" (default: {default})")
+        text = argparse.SUPPRESS if field.name in hidden else text
         flag = f"--{field.name.replace('_', '-')}"
         group.add_argument(flag, type=kind, default=default, metavar="N" if kind is int else "X", help=text)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,11 @@ def test_generate_samples_repeatably(folder: Path, capsys: pytest.CaptureFixture
         (["verify", "--prompts", "PROMPTS", "-m", "300"], "no room for a prompt"),
         (["bench", "--prompts", "PROMPTS", "-m", "1"], "--max-tokens 1"),
         (["bench", "--prompts", "PROMPTS", "--genai", "nowhere"], "nowhere: not a genai folder"),
+        (["bench", "--prompts", "PROMPTS", "--limit", "-2"], "--limit: got -2, expected at least 1"),
+        (["verify", "--prompts", "PROMPTS", "--limit", "0"], "--limit: got 0, expected at least 1"),
+        (["generate", "-p", "x", "--num-threads", "-1"], "--num-threads: got -1, expected at least 1"),
+        (["generate", "-p", "x", "--num-threads", "0", "--batch-size", "2"], "--num-threads: got 0, expected at least 1"),
+        (["generate", "-p", "x", "--temp", "1", "--xtc-probability", "0.5"], "exported graphs sample without XTC"),
         (["chat", "-m", "0"], "--max-tokens: got 0"),
     ],
 )
@@ -144,6 +150,23 @@ def test_chat_shows_accepted_drafts_and_survives_a_full_context(folder: Path) ->
     assert "\033[32m" in out.getvalue() and "error: the conversation has" in out.getvalue()
 
 
+def test_a_full_context_is_said(folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backend, out, said = open_folder(folder, provider="cpu", num_threads=1), io.StringIO(), lines("hi", "q")
+    assert run_chat(backend, Tokenizer.from_folder(folder), 1000, read=lambda _: next(said), out=out) == 0
+    assert out.getvalue().splitlines()[-1].endswith(" s, finish reason context: the cache is full, r starts again]")
+    generate = ["generate", str(folder), "--provider", "cpu", "--num-threads", "1"]
+    several = [*generate, "--prompts", str(prompts), "-m"]
+    for arguments, words in (
+        ([*generate, "-p", "hi", "-m", "1000"], ", finish reason context: the cache is full"),
+        ([*several, "1000"], ", finish reason context: the cache is full in 3 of 3"),
+        ([*several, "1000", "--batch-size", "2"], ", finish reason context: the cache is full in 3 of 3"),
+        ([*several, "4"], ""),
+    ):
+        assert main(arguments) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Generation: ")]
+        assert line.partition("distinct-4 ")[2][5:] == words
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path, ahead: bool) -> None:
     backend, fresh = (open_folder(folder, provider="cpu", num_threads=1) for _ in range(2))
@@ -176,3 +199,24 @@ def test_batches_write_what_single_texts_are(folder: Path, prompts: Path, capsys
     assert texts[0] == texts[1]
     assert main(["generate", str(folder), "--prompts", str(prompts), "--batch-size", "2", "--temp", "1"]) == 1
     assert "batches are decoded greedily" in capsys.readouterr().err
+
+
+def test_batches_check_the_files_and_refuse_bf16(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    data = (changed / "weights.bin").read_bytes()
+    (changed / "weights.bin").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    arguments = ["generate", str(changed), "-p", "x", "-m", "4", "--batch-size", "2", "--no-cuda-graph"]
+    assert main(arguments) == 0 and capsys.readouterr()
+    assert main([*arguments, "--verify"]) == 1 and "sha256" in capsys.readouterr().err
+    manifest = json.loads((changed / "manifest.json").read_text()) | {"precision": "bf16", "activations": "bf16"}
+    (changed / "manifest.json").write_text(json.dumps(manifest))
+    assert main(arguments) == 1
+    assert "--batch-size: bf16 texts are decoded one at a time; export with --precision fp16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "bench", "verify"])
+def test_help_leaves_out_what_graphs_have_built_in(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = capsys.readouterr().out
+    assert "--top-p" in shown and "xtc" not in shown and "context-size" not in shown

@@ -6,6 +6,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.open import open_folder
 from mtpd_onnx.plain_backend import PlainBackend
 from precision_helpers import TEXT, decode, plain_logits
@@ -45,3 +46,13 @@ def test_cuda_computes_what_the_cpu_does(family: str, precision: str, tmp_path: 
     if precision == "fp16":
         fused = open_folder(tmp_path / "half", provider="cuda")
         assert decode(fused, TEXT) == decode(plain, TEXT)
+
+
+@pytest.mark.parametrize("plain", [False, True], ids=["round", "step"])
+def test_capturing_leaves_no_trace_and_changes_no_text(plain: bool, tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", scale=2.0), 3, noise=0.05)
+    export_checkpoint(checkpoint, tmp_path / "half", precision="fp16")
+    captured, eager = (open_folder(tmp_path / "half", provider="cuda", plain=plain, captured=c) for c in (True, False))
+    assert isinstance(captured, FusedBackend | PlainBackend) and captured.ahead
+    assert not any(captured.runner.get(name).any() for name in captured.runner._state)
+    assert decode(captured, TEXT) == decode(eager, TEXT)

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from mtpd_onnx.cli import main
+from mtpd_onnx.cli import COMMANDS, main
 from mtpd_onnx.export import export_checkpoint
-from mtpd_onnx.manifest import read_manifest
+from mtpd_onnx.manifest import LAYOUTS, read_manifest
 from tiny import write_tokenizer
 
 
@@ -106,6 +106,16 @@ def test_export_refuses_in_one_line_and_leaves_nothing(tiny_checkpoint: Path, tm
     with pytest.raises(ValueError, match="truncated"):
         export_checkpoint(damaged, tmp_path / "never")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".", "never"))] == []
+
+
+def test_the_page_names_every_file_command_input_and_output(exported: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    words = {name for names in LAYOUTS.values() for name in names} | COMMANDS.keys()
+    for graph in ("round.onnx", "plain.onnx", "sampled_round.onnx"):
+        io = read_manifest(exported).io[graph]
+        words |= {n for n in io["inputs"] + io["outputs"] if "." not in n and n.removeprefix("next_") not in io["inputs"]}
+        words |= {n for n in io["outputs"] if graph == "round.onnx" and n.startswith("next_")}
+    assert [word for word in sorted(words) if f"`{word}`" not in page] == []
 
 
 def test_fewer_drafts(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

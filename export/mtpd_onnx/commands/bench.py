@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_onnx.runtime_flags import add_runtime_arguments, runtime_options
+from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cool-down", type=float, default=0.0, metavar="S", help="seconds of rest after every text")
     parser.add_argument("--genai", type=Path, metavar="DIR", help="the same model as an onnxruntime-genai folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_sampling_arguments(parser)
+    add_sampling_arguments(parser, BUILT_IN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,6 +30,8 @@ def run(args: argparse.Namespace) -> int:
     if args.max_tokens < 2 or args.repeats < 1:
         raise ValueError(f"bench: got --max-tokens {args.max_tokens} --repeats {args.repeats}, expected at least 2 and 1")
     manifest = read_manifest(args.folder, args.verify)
+    if manifest.layout != "fused":
+        raise ValueError(f"bench: got a {manifest.layout} folder, expected fused")
     room = manifest.capacity - args.max_tokens - manifest.num_heads - 1
     prompts = encode_prompts(args.prompts, Tokenizer.from_folder(args.folder), room, args.limit)
     values = measure(args, manifest, [p.tokens for p in prompts])

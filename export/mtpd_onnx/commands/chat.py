@@ -3,7 +3,7 @@
 import argparse
 
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_onnx.runtime_flags import add_runtime_arguments, runtime_options
+from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--max-tokens", type=int, default=256, metavar="N", help="per answer (default: %(default)s)")
     parser.add_argument("--show-drafts", action="store_true", help="accepted draft tokens in green")
     parser.add_argument("--plain", action="store_true", help="ordinary decoding, one token per pass")
-    add_sampling_arguments(parser)
+    add_sampling_arguments(parser, BUILT_IN)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,14 +4,15 @@ import argparse
 
 from mtpd_mlx.speculative.frontend import add_generate_arguments, options_from, run_generate
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_onnx.runtime_flags import add_runtime_arguments, runtime_options
+from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_runtime_arguments(parser)
     add_generate_arguments(parser)
-    parser.add_argument("--batch-size", type=int, default=1, metavar="B", help="decode B of --prompts at once (greedy)")
-    add_sampling_arguments(parser)
+    help_ = "decode B of --prompts at once (greedy, without CUDA graphs; needs onnxruntime 1.32 or later)"
+    parser.add_argument("--batch-size", type=int, default=1, metavar="B", help=help_)
+    add_sampling_arguments(parser, BUILT_IN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
         if options.plain or options.num_draft_tokens is not None or not sampling.greedy:
             raise ValueError("--batch-size: batches are decoded greedily with all heads, without --plain or --num-draft-tokens")
-        return run_batches(args.folder, args.batch_size, options, args.provider, args.num_threads)
+        runtime = {k: v for k, v in runtime_options(args).items() if k != "captured"}  # batches never are
+        return run_batches(args.folder, args.batch_size, options, runtime)
     backend = open_folder(
         args.folder,
         plain=options.plain or options.num_draft_tokens == 0,

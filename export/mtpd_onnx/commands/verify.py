@@ -8,7 +8,7 @@ from typing import Any
 
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_onnx.runtime_flags import add_runtime_arguments, runtime_options
+from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
 TOLERANCE = {"fp32": 0.0, "fp16": 0.25, "bf16": 1.0, "int8": 1.0}
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tolerance", type=float, metavar="X", help="top-2 margin below which a difference is a near-tie")
     parser.add_argument("--greedy-only", action="store_true", help="leave the sampling test out")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_sampling_arguments(parser, temp=0.8, seed=0)
+    add_sampling_arguments(parser, BUILT_IN, temp=0.8, seed=0)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,168 @@
+"""What onnxruntime or a device refuses while decoding, and manifests that the graphs do not fit: one line, no traceback."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from mtpd_onnx import open as opening
+from mtpd_onnx.cli import main
+from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.fused_backend import FusedBackend
+from mtpd_onnx.manifest import Manifest, graph_name, read_manifest
+from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.runner import NUMPY_TYPES, device_zeros
+from mtpd_onnx.sampling_state import SamplingState
+from mtpd_onnx.sessions import open_session
+from tiny import write_base, write_checkpoint
+
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.sampling import Sampling
+
+K = 3
+MEMORY = "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code: CUDA failure 2: out of memory ; GPU=0\nmore\n"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("failures")
+    checkpoint = write_checkpoint(place / "heads", write_base(place / "base", scale=2.0), K, noise=0.02)
+    for layout in ("fused", "split"):
+        export_checkpoint(checkpoint, place / layout, layout=layout)
+    return {layout: place / layout for layout in ("fused", "split")}
+
+
+def said(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> str:
+    assert main(["generate", str(folder), "-p", "abc", "-m", "12", "--provider", "cpu", "--quiet", *options]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("layout", "change", "options", "words"),
+    [
+        ("fused", {"capacity": 2048}, [], "past_key_values.0.key is tensor(float) [1, 2, 2048, 16] by the manifest"),
+        ("fused", {"capacity": 2048}, ["--plain"], "[1, 2, 256, 16] in the graph"),
+        ("fused", {"capacity": 128}, ["--temp", "1"], "[1, 2, 128, 16] by the manifest"),
+        ("fused", {"hidden_size": 32}, [], "hidden_tail is tensor(float) [3, 32]"),
+        ("fused", {"num_layers": 3}, [], "the graph has no input past_key_values.2.key"),
+        ("fused", {"num_layers": 1}, ["--plain"], "the manifest leaves out past_key_values.1.key"),
+        ("fused", {"vocab_size": 99}, ["--temp", "1"], "draft_probs is tensor(float) [3, 99]"),
+        ("fused", {"capacity": 64}, ["--batch-size", "2"], "[2, 2, 64, 16] by the manifest"),
+        ("split", {"num_kv_heads": 1}, [], "past.0.key is tensor(float) [1, 0, 16] by the manifest"),
+        ("split", {"num_layers": 3}, [], "the graph has no input past.2.key"),
+    ],
+)  # fmt: skip
+def test_a_manifest_that_does_not_fit_the_graph(
+    layout: str,
+    change: dict[str, int],
+    options: list[str],
+    words: str,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = Path(shutil.copytree(folders[layout], tmp_path / "onnx"))
+    file = folder / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for name, value in change.items():
+        (manifest["dims"] if name in manifest["dims"] else manifest)[name] = value
+    file.write_text(json.dumps(manifest))
+    line = said(capsys, folder, *options)
+    assert "manifest and graph differ: " in line and words in line
+
+
+@pytest.mark.parametrize("command", ["bench", "verify"])
+def test_comparisons_want_the_fused_layout(
+    command: str, folders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "p.txt").write_text("abc")
+    assert main([command, str(folders["split"]), "--prompts", str(tmp_path / "p.txt"), "-m", "8"]) == 1
+    assert capsys.readouterr().err == f"mtpd-onnx {command}: error: {command}: got a split folder, expected fused\n"
+
+
+class Failing:
+    """A session that fails from its n-th run on."""
+
+    def __init__(self, session: Any, runs: int):
+        self._session, self._left = session, runs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException(MEMORY)
+
+    def run_with_iobinding(self, *args: Any) -> None:
+        self._count()
+        self._session.run_with_iobinding(*args)
+
+    def run(self, *args: Any) -> list[np.ndarray]:
+        self._count()
+        return self._session.run(*args)
+
+
+@pytest.mark.parametrize("runs", [0, 1], ids=["prefill", "round"])
+@pytest.mark.parametrize(("layout", "options"), [("fused", []), ("fused", ["--plain"]), ("split", [])])
+def test_a_failing_run_is_one_line(
+    layout: str,
+    options: list[str],
+    runs: int,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(opening, "open_session", lambda *args: Failing(open_session(*args), runs))
+    line = said(capsys, folders[layout], *options)
+    message = "Non-zero status code: CUDA failure 2: out of memory ; GPU=0; export with a smaller --capacity or --precision"
+    assert line == f"mtpd-onnx generate: error: onnxruntime: {message}"
+
+
+def test_no_memory_for_the_caches(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise RuntimeError("bfc_arena.cc:359 AllocateRawInternal Failed to allocate memory for requested buffer of size 32768")
+
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", full)
+    line = said(capsys, folders["fused"])
+    assert "error: 0.0 MB on cpu: bfc_arena.cc:359 AllocateRawInternal Failed to allocate memory" in line
+    assert line.endswith("; export with a smaller --capacity or --precision")
+
+
+@pytest.mark.parametrize("sampling", [None, Sampling(temp=0.8, seed=3)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("plain", [False, True], ids=["round", "step"])
+def test_capturing_leaves_no_trace(plain: bool, sampling: Sampling | None, folders: dict[str, Path]) -> None:
+    """On the CPU the run that captures is one round from scratch, which is enough to fill caches, tails and tokens."""
+    manifest = read_manifest(folders["fused"])
+    session = open_session(folders["fused"] / graph_name(plain, sampling is not None), "cpu", 1)
+    make = PlainBackend if plain else FusedBackend
+    texts, states = [], []
+    for captured in (False, True):
+        state = None if sampling is None else SamplingState(sampling, manifest)
+        backend = make(session, manifest, "cpu", captured, state)
+        names: Mapping[str, Any] = backend.runner._state
+        states.append({name: backend.runner.get(name).copy() for name in names})
+        texts.append([t for chunk in generate(backend, [5, 6, 7, 8], max_tokens=40) for t in chunk.tokens])
+    assert states[0].keys() == states[1].keys()
+    assert all(not array.any() for state in states for array in state.values())
+    assert texts[0] == texts[1]
+
+
+def test_a_failed_capture_says_how_to_do_without(folders: dict[str, Path]) -> None:
+    manifest = read_manifest(folders["fused"])
+    session = Failing(open_session(folders["fused"] / graph_name(False, False), "cpu", 1), 0)
+    with pytest.raises(ValueError, match=r"^capturing a CUDA graph \(--no-cuda-graph decodes without\): onnxruntime: Non-zero"):
+        FusedBackend(session, manifest, "cpu", captured=True)
+
+
+@pytest.mark.parametrize("activations", ["fp32", "fp16", "bf16"])
+def test_state_of_every_type_can_be_zeroed(activations: str) -> None:
+    value = device_zeros((2, 3), Manifest("fused", activations, activations, K, "postnorm", 8, {}, {}, {}, {}, {}, {}), "cpu")
+    value.update_inplace(np.zeros((2, 3), NUMPY_TYPES[value.data_type()]))
