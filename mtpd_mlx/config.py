@@ -48,6 +48,9 @@ class LossConfig:
     top_n: int = option(10_000, "teacher tokens kept by the top-N KL (at most the vocabulary)")
     kl_direction: str = option("forward", "of mtpd and kl: KL(teacher || head) or, reverse, KL(head || teacher)", KL_DIRECTIONS)
     detach_teacher: bool = option(True, "no gradient of mtpd's and kl's KL to the main head (off: an ablation, joint training)")
+    kl_start: float = option(
+        0.0, "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once)"
+    )
     eta: float = option(3.0, "sharpness of the lk mixture: lambda = exp(-eta (1 - TV))")
 
 

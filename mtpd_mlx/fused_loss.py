@@ -64,6 +64,7 @@ class Rows:
     main: mx.array
     states: list[mx.array]
     stored: StoredTeacher | None = None
+    kl_share: mx.array | None = None  # float32 []: what the weights of the distillation term are scaled by; None: not at all
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,20 @@ class FusedLoss:
         own = draft.head if draft else head
         trained = [w for w in (head.weight, draft.head.weight if draft else None) if w is not None]
         constants = [rows.targets, rows.weights]
+        if rows.kl_share is not None:
+            constants.append(rows.kl_share)
         if rows.stored is not None:
             constants += [rows.stored.tokens, rows.stored.logits, rows.stored.main_loss]
 
         def unpack(arrays: tuple[mx.array, ...]) -> tuple[OutputHead, Draft | None, Rows]:
             main, states, rest = arrays[0], list(arrays[1 : k + 1]), list(arrays[k + 1 :])
-            weights = [rest.pop(0) for _ in trained]
-            new_head = replace(head, weight=weights[0]) if head.weight is not None else head
-            new_own = replace(own, weight=weights[-1]) if own.weight is not None else own
-            stored = StoredTeacher(*rest[2:]) if rows.stored is not None else None
-            return new_head, draft and Draft(draft.tokens, new_own), Rows(rest[0], rest[1], main, states, stored)
+            matrices = [rest.pop(0) for _ in trained]
+            new_head = replace(head, weight=matrices[0]) if head.weight is not None else head
+            new_own = replace(own, weight=matrices[-1]) if own.weight is not None else own
+            targets, weights = rest.pop(0), rest.pop(0)
+            share = None if rows.kl_share is None else rest.pop(0)
+            stored = StoredTeacher(*rest) if rows.stored is not None else None
+            return new_head, draft and Draft(draft.tokens, new_own), Rows(targets, weights, main, states, stored, share)
 
         @mx.custom_function
         def fused(*arrays: mx.array) -> tuple[mx.array, ...]:
@@ -154,7 +159,8 @@ class FusedLoss:
                 best, value, made = row_stats(logits).best, mx.zeros(rows.targets.shape), None
             else:
                 j = k - self.first - 1
-                made = head_rows(self.cfg, logits, teacher, targets, rows.weights[k], self.alphas[j], self.betas[j])
+                factors = self.alphas[j], self.betas[j], rows.kl_share
+                made = head_rows(self.cfg, logits, teacher, targets, rows.weights[k], *factors)
                 best, value = made.best, made.value
             chunk.note(value, draft.tokens[best] if draft else best)
             if with_gradient and made is not None:
@@ -241,7 +247,7 @@ def _slice(rows: Rows, start: int, end: int) -> Rows:
     """Rows start..end-1."""
     stored = rows.stored and StoredTeacher(*(a[start:end] for a in vars(rows.stored).values()))
     states = [s[start:end] for s in rows.states]
-    return Rows(rows.targets[start:end], rows.weights[:, start:end], rows.main[start:end], states, stored)
+    return Rows(rows.targets[start:end], rows.weights[:, start:end], rows.main[start:end], states, stored, rows.kl_share)
 
 
 def _inside(draft_tokens: mx.array, vocab_size: int) -> mx.array:

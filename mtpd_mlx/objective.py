@@ -75,6 +75,8 @@ class Model:
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
         if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl") or self.heads.draft_tokens is not None):
             raise ValueError("detach_teacher off: expected joint training with loss mtpd or kl and the whole vocabulary")
+        if not 0 <= cfg.kl_start < 1 or (cfg.kl_start and cfg.loss != "mtpd"):
+            raise ValueError(f"kl_start: got {cfg.kl_start} with loss {cfg.loss}, expected 0, or with loss mtpd less than 1")
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
         return FusedLoss(cfg, alphas, betas, self.first_trained, self.joint)
@@ -89,13 +91,14 @@ def objective(
     known: dict[str, mx.array] | None = None,
     *,
     with_gradient: bool = True,
+    kl_share: mx.array | None = None,
 ) -> tuple[mx.array, mx.array]:
     """(loss [], metrics [1 + trained heads + K]): main loss, loss per trained head, simulated CAR by depth.
 
-    tokens [B, T]; masks bool [K + 1, B, T] (losses.target_masks); scale [K + 1]: one over the positions counted in the whole
-    step; known: what an offline cache holds, hidden [B, T, d] (prenorm) and perhaps its teacher, tokens and logits [B, T, N]
-    and main_loss [B, T]. Simulated CAR: the share of positions where heads 1..k all guess the main head's argmax, over
-    positions where depth K is defined.
+    tokens [B, T]; masks bool [K + 1, B, T] (losses.target_masks); scale [K + 1]: one over the positions counted in the
+    whole step; known: what an offline cache holds, hidden [B, T, d] (prenorm) and perhaps its teacher, tokens and logits
+    [B, T, N] and main_loss [B, T]. kl_share []: of beta. Simulated CAR: the share of positions where heads 1..k all guess
+    the main head's argmax, over positions where depth K is defined.
     """
     main, states = model.states(tokens, known["hidden"] if known else None)
     weights = mx.stack([shift_right(masks[k].astype(mx.float32), k) * scale[k] for k in range(len(states) + 1)])  # [K+1, B, T]
@@ -105,6 +108,7 @@ def objective(
         _flat(main[None])[0],
         [_flat(shift_right(s, k)[None])[0] for k, s in enumerate(states, start=1)],
         _stored(known),
+        kl_share,
     )
     head = model.output_head()
     draft = model.draft()

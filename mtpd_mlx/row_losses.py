@@ -13,6 +13,7 @@ and, for a teacher that is not detached, with respect to its logits: KL gives q 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from mtpd_mlx import cuda_rows
 from mtpd_mlx.config import LossConfig
@@ -89,9 +90,10 @@ def head_rows(
     weights: mx.array,
     alpha: float,
     beta: float,
+    share: mx.array | None = None,
 ) -> HeadRows:
     """The loss `cfg.loss` of one head: logits [R, V]; teacher rows of the same targets; targets [R] (below 0: no CE there);
-    weights of the rows [R] (in the gradient alone)."""
+    weights of the rows [R] (in the gradient alone); `share` []: of beta."""
     if cfg.loss in ("lk", "tv"):
         assert teacher is not None
         return _tv_rows(logits, teacher, weights, cfg.eta if cfg.loss == "lk" else None)
@@ -100,6 +102,7 @@ def head_rows(
     stats = row_stats(logits, taught.weights, taught.whole) if taught else row_stats(logits)
     value, of_teacher = mx.zeros(targets.shape), None
     everywhere = within = teaching = mx.zeros_like(stats.high)
+    scale: Any = beta if share is None else beta * share
     if alpha:
         counted = targets >= 0
         value = alpha * counted * _ce(logits, stats, mx.maximum(targets, 0))
@@ -107,16 +110,16 @@ def head_rows(
     divergence = None
     if taught and not (cfg.kl_direction == "forward" and cfg.detach_teacher):
         divergence = _divergence_rows(cfg, logits, stats, taught)
-        value = value + beta * divergence[0]
+        value = value + scale * divergence[0]
         if not cfg.detach_teacher:
-            of_teacher = (beta * weights[:, None] * divergence[2]).astype(logits.dtype)
+            of_teacher = (scale * weights[:, None] * divergence[2]).astype(logits.dtype)
     elif taught:
-        value = value + beta * _kl(taught, stats)
-        within = beta * weights[:, None] * stats.total / stats.inside  # weight beta / p_S
-        teaching = beta * weights[:, None] / taught.mass
+        value = value + scale * _kl(taught, stats)
+        within = scale * weights[:, None] * stats.total / stats.inside  # weight beta / p_S
+        teaching = scale * weights[:, None] / taught.mass
     gradient = _gradient(logits, stats, taught, everywhere, within, teaching, targets)
     if divergence is not None:
-        gradient = gradient + (beta * weights[:, None] * divergence[1]).astype(gradient.dtype)
+        gradient = gradient + (scale * weights[:, None] * divergence[1]).astype(gradient.dtype)
     return HeadRows(value, gradient, stats.best, of_teacher)
 
 

@@ -15,6 +15,8 @@ from mtpd_mlx.losses import target_masks
 from mtpd_mlx.mlx_runtime import mx, optim
 from mtpd_mlx.objective import Model, Tree, objective
 
+RISE = 0.1  # of all steps: how long the distillation term takes to rise where it does not begin at once
+
 
 class MatrixDecayAdamW(optim.AdamW):
     """AdamW that decays matrices only: norms and biases are left alone, as is customary."""
@@ -70,6 +72,14 @@ class Stepper:
         self.state: list[Any] = [self.params, self.optimizer.state]
         self._compile()
 
+    def _kl_share(self) -> mx.array | None:
+        """Of the distillation term: 0 up to the step of `kl_start`, then rising to 1 over RISE of all steps; None: always 1."""
+        start = self.fused.cfg.kl_start
+        if start == 0:
+            return None
+        done = self.optimizer.state["step"].astype(mx.float32) / self.cfg.iters
+        return mx.clip((done - start) / RISE, 0.0, 1.0)
+
     def _compile(self) -> None:
         from mlx.utils import tree_map
 
@@ -77,7 +87,7 @@ class Stepper:
 
         def loss_fn(values: Tree, *inputs: Any) -> tuple:
             self._bind_cast(values)
-            return objective(self.model, self.fused, *inputs)
+            return objective(self.model, self.fused, *inputs, kl_share=self._kl_share())
 
         gradient = mx.value_and_grad(loss_fn)
 

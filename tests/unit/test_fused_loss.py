@@ -5,7 +5,7 @@ import pytest
 from tiny import LLAMA, VOCAB, cycle_batch
 
 from mtpd_mlx.base import Base, new_base
-from mtpd_mlx.config import LOSSES, LossConfig
+from mtpd_mlx.config import LOSSES, LossConfig, OptimConfig
 from mtpd_mlx.fused_loss import FusedLoss, OutputHead, Rows, StoredTeacher, default_chunk
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.losses import Teacher, cross_entropy, head_loss, heads_objective, target_masks, total_variation
@@ -14,6 +14,7 @@ from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.row_losses import head_rows, stored_teacher, teacher_rows
 from mtpd_mlx.row_stats import exp, row_stats
 from mtpd_mlx.selection import by_bisection, from_ordered_keys, nth_largest, ordered_keys
+from mtpd_mlx.train_step import Stepper
 
 N, D, V, K = 37, 16, 101, 3
 
@@ -83,6 +84,24 @@ def check_against_definition(cfg: LossConfig, joint: bool, chunk: int) -> None:
             np.testing.assert_allclose(np.array(got_main), np.array(want_main), atol=1e-5, rtol=1e-5)
         else:
             assert not np.array(got_head).any() and not np.array(got_main).any()
+
+
+def test_a_share_of_the_distillation_term() -> None:
+    head, main, states, targets, weights = example()
+    cfg, share = LossConfig(top_n=11), mx.array(0.4)
+
+    def gradients(beta: float, share: mx.array | None) -> list[mx.array]:
+        fused = FusedLoss(cfg, [0.3] * K, [beta] * K, 0, True, 10)
+
+        def loss(head: mx.array, main: mx.array, states: list[mx.array], share: mx.array | None) -> mx.array:
+            output = OutputHead(lambda hidden, weight: hidden @ weight.T, head, V)
+            return fused(output, None, Rows(targets, weights, main, states, None, share)).loss
+
+        value, (of_head, of_main, of_states) = mx.compile(mx.value_and_grad(loss, argnums=(0, 1, 2)))(head, main, states, share)
+        return [value, of_head, of_main, *of_states]
+
+    for got, want in zip(gradients(0.5, share), gradients(0.2, None), strict=True):
+        np.testing.assert_allclose(np.array(got), np.array(want), atol=1e-6, rtol=1e-5)
 
 
 def naive_objective(model: Model, cfg: LossConfig, tokens: mx.array, masks: mx.array, scale: mx.array) -> mx.array:
@@ -221,3 +240,19 @@ def test_small_and_large_vocabularies(vocab_size: int) -> None:
 
 def test_vocabulary_of_tests_is_not_a_multiple_of_anything() -> None:
     assert V % 2 and VOCAB % 2  # kernels meet ragged rows
+
+
+def test_distillation_begins_where_it_is_told_to() -> None:
+    """Up to half of the steps training is that with CE alone, then it is not; a start at 0 is no start."""
+
+    def curve(cfg: LossConfig) -> list[float]:
+        base = new_base(LLAMA, 0)
+        stepper = Stepper(Model(base, init_heads(base, 2, "postnorm", 1), True), cfg, OptimConfig(iters=8, warmup=1))
+        return [float(stepper.step([cycle_batch(2, 19)])[0][0]) for _ in range(8)]
+
+    ce, late, usual = curve(LossConfig(loss="ce")), curve(LossConfig(kl_start=0.5)), curve(LossConfig())
+    same = [a == pytest.approx(b, rel=1e-6) for a, b in zip(ce, late, strict=True)]
+    assert same == [True] * 6 + [False] * 2  # the loss after step 4 is the first to see a KL, the one after step 5 its share
+    assert usual == curve(LossConfig(kl_start=0.0)) and usual[2] != pytest.approx(ce[2], rel=1e-6)
+    with pytest.raises(ValueError, match=r"kl_start: got 0.5 with loss ce, expected 0"):
+        curve(LossConfig(loss="ce", kl_start=0.5))

@@ -45,6 +45,12 @@ def joint(s: Setting) -> list[Arm]:
     return arms
 
 
+def late(s: Setting) -> list[Arm]:
+    """MTP-D whose distillation begins when the base has settled: at half of the steps."""
+    loss = replace(MTPD, kl_start=0.5)
+    return [Arm("late", "joint4-mtpd-late", "joint", loss, 4, s.joint_steps, seed) for seed in range(s.seeds)]
+
+
 def loops(part: str, of: str, loss: LossConfig, s: Setting, seed: int = 0, text: str = "corpus") -> list[Arm]:
     """4 -> 8 -> 16 by copies alone, and trained."""
     arms, trained, copied = [], f"{of}.s{seed}", f"{of}.s{seed}"
@@ -116,7 +122,7 @@ def ablations(s: Setting) -> list[Arm]:
 
 def all_arms(s: Setting) -> list[Arm]:
     base = Arm("base", BASE_ARM, "base", CE, 0, s.base_steps)
-    arms = [*joint(s), *loops("loops", "joint4-mtpd", MTPD, s), *loops("loops", "joint4-ce", CE, s), base, *frozen(s)]
+    arms = [*joint(s), *late(s), *loops("loops", "joint4-mtpd", MTPD, s), *loops("loops", "joint4-ce", CE, s), base, *frozen(s)]
     arms += [*one_head_loops("joint1-ce", CE), *one_head_loops("joint1-mtpd", MTPD_1)]
     arms += loops("own-loops", "frozen-mtpd-own", MTPD, s, text="mixed")
     return [*arms, *scratch(s), *ablations(s), *recipes(s)]

@@ -21,6 +21,7 @@ MISSING = "not measured"
 PARTS = {
     "joint4": "Base and four heads from scratch",
     "joint1": "Base and one head from scratch",
+    "late": "Four heads from scratch, distillation from half of the steps on",
     "loops": "Looped extension of jointly trained heads",
     "copies": "One head looped by copies alone",
     "scratch": "8 and 16 heads from scratch",
