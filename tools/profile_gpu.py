@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""Where the time of a plain step and of a round goes on an NVIDIA GPU: every kernel, those of captured CUDA graphs too.
+
+    python -m tools.profile_gpu onnx FOLDER                  # an exported folder
+    python -m tools.profile_gpu genai PEER                   # onnxruntime-genai, in a process of its own
+    python -m tools.profile_gpu mlx CHECKPOINT --plan fixed+compiled        # and what the host does meanwhile
+
+Needs torch, whose profiler reads CUDA's own records (CUPTI); they slow launches down a little, so kernel times are for shares.
+`mlx --no-kernels` needs neither torch nor a GPU. Run it from the repository root.
+"""
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LONGEST_NAME = 72
+PROMPT = np.random.default_rng(0).integers(2, 250, 64).tolist()
+Result = dict[str, Any]
+"""per pass: wall_ms, the prompt included; with kernels busy_ms and kernels [[name, calls, microseconds]]; with a host's account host_ms by name."""
+
+
+def measured(work: Callable[[], None], passes: int, with_kernels: bool) -> Result:
+    """`work` makes `passes` passes and returns when the device is done."""
+    work()
+    started = time.perf_counter()
+    work()
+    result: Result = {"wall_ms": 1e3 * (time.perf_counter() - started) / passes}
+    return result | (kernels(work, passes) if with_kernels else {})
+
+
+def kernels(work: Callable[[], None], passes: int) -> Result:
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        work()
+    spent: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
+    for event in profiler.events():
+        entry = spent[short(event.name)]
+        entry[0] += 1
+        entry[1] += event.device_time_total
+    rows = [[name, calls / passes, us / passes] for name, (calls, us) in spent.items() if us > 0]
+    rows.sort(key=lambda row: -row[2])
+    return {"busy_ms": sum(row[2] for row in rows) / 1e3, "kernels": rows}
+
+
+def short(name: str) -> str:
+    """Without return type, arguments and most template parameters."""
+    name = re.sub(r"\(anonymous namespace\)::|onnxruntime::|cuda::|contrib::|void ", "", name)
+    return re.sub(r"\((?:[^()]|\([^()]*\))*\)$", "", name)[:LONGEST_NAME]
+
+
+def of_onnx(args: argparse.Namespace) -> dict[str, Result]:
+    from mtpd_onnx.open import open_folder
+
+    results = {}
+    for name in ("plain", "round"):
+        backend: Any = open_folder(args.path, provider="cuda", plain=name == "plain", captured=not args.eager)
+
+        def work(backend: Any = backend) -> None:
+            backend.rewind_to(0)
+            backend.prefill(PROMPT)
+            for _ in range(args.steps):
+                backend.runner.fixed()
+
+        results[name] = measured(work, args.steps, args.kernels)
+        del backend
+    return results
+
+
+def of_genai(args: argparse.Namespace) -> dict[str, Result]:
+    from mtpd_onnx.peer_genai import GenaiPeer
+
+    peer = GenaiPeer(args.path)
+    peer.warm_up()
+
+    def work() -> None:
+        peer.generate(PROMPT, args.steps + 1)
+
+    return {"genai": measured(work, args.steps, args.kernels)}
+
+
+def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
+    from mtpd_mlx.checkpoint import load_checkpoint
+    from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.decoding.options import DecodingConfig
+    from mtpd_mlx.speculative.sampling import Sampling
+
+    base, heads, _ = load_checkpoint(args.path)
+    heads.set_dtype(base.dtype)
+    sampling = Sampling(temp=args.temp, seed=0)
+    results = {}
+    for name, drafts in (("plain", 0), ("round", heads.num_heads)):
+        plan = args.plan if drafts else "growing"
+        decoder = open_decoder(base, heads, DecodingConfig(plan=plan), drafts, sampling=sampling)
+        results[name] = mlx_passes(decoder, args)
+    return results
+
+
+def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
+    """host_ms: build (calls of the round's graph, compiled or not), enqueue (async_eval), wait (reading results), other."""
+    from mtpd_mlx.mlx_runtime import mx
+
+    spent: dict[str, float] = defaultdict(float)
+
+    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*values: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return call(*values)
+            finally:
+                spent[name] += time.perf_counter() - began
+
+        return run
+
+    def work() -> None:
+        decoder.rewind_to(0)
+        token = decoder.prefill(PROMPT)
+        spent.clear()
+        for _ in range(args.steps):
+            token = decoder.round(token).emitted[-1] if decoder.num_draft_tokens else decoder.step(token)
+        mx.synchronize()
+
+    enqueue, array = mx.async_eval, np.array
+    if hasattr(decoder, "_graph"):
+        decoder._graph = timed("build", decoder._graph)
+    try:
+        mx.async_eval, np.array = timed("enqueue", enqueue), timed("wait", array)
+        result = measured(work, args.steps, False)
+        host = {name: 1e3 * seconds / args.steps for name, seconds in spent.items()}
+        result["host_ms"] = host | {"other": result["wall_ms"] - sum(host.values())}
+    finally:
+        mx.async_eval, np.array = enqueue, array
+    return result | (kernels(work, args.steps) if args.kernels else {})
+
+
+def show(title: str, result: Result, rows: int) -> None:
+    said = f"{title}: {result['wall_ms']:.3f} ms a pass"
+    if "host_ms" in result:
+        said += "; host: " + ", ".join(f"{name} {ms:.3f}" for name, ms in result["host_ms"].items())
+    if "kernels" in result:
+        count = sum(calls for _, calls, _ in result["kernels"])
+        said += f"; {result['busy_ms']:.3f} ms in {count:.0f} kernels"
+    print(said)
+    for name, calls, us in result.get("kernels", [])[:rows]:
+        print(f"  {us:8.1f} us {calls:6.1f} x {us / max(calls, 1e-9):7.2f}  {name}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runtime", choices=("onnx", "genai", "mlx"))
+    parser.add_argument("path", type=Path, help="exported folder, genai folder, or heads checkpoint")
+    parser.add_argument("--steps", type=int, default=64, help="passes per measurement (default: %(default)s)")
+    parser.add_argument("--rows", type=int, default=24, help="kernels that are listed (default: %(default)s)")
+    parser.add_argument("--kernels", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--eager", action="store_true", help="onnx: without CUDA graphs")
+    parser.add_argument("--plan", default="fixed+compiled", help="mlx: how rounds run (default: %(default)s)")
+    parser.add_argument("--temp", type=float, default=0.0, help="mlx: sample")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    results = {"onnx": of_onnx, "genai": of_genai, "mlx": of_mlx}[args.runtime](args)
+    if args.json:
+        print(json.dumps(results))
+    else:
+        for name, result in results.items():
+            show(name, result, args.rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
