@@ -24,7 +24,8 @@ import numpy as np
 LONGEST_NAME = 72
 PROMPT = np.random.default_rng(0).integers(2, 250, 64).tolist()
 Result = dict[str, Any]
-"""per pass: wall_ms, the prompt included; with kernels busy_ms and kernels [[name, calls, microseconds]]; with a host's account host_ms by name."""
+"""per pass: wall_ms, the prompt included; with kernels busy_ms and kernels [[name, calls, microseconds]]; host_ms: by what the
+host did."""
 
 
 def measured(work: Callable[[], None], passes: int, with_kernels: bool) -> Result:
