@@ -88,7 +88,8 @@ def _common(a: list[int], b: list[int]) -> int:
 
 def summary(stats: DecodeStats, seconds: float) -> str:
     drafted = f", tau {stats.tau:.2f}" if stats.accepted else ""
-    return f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s{drafted}, {seconds:.1f} s]"
+    full = ", context full: r starts again" if stats.full else ""
+    return f"[{stats.tokens} tokens, {stats.tokens_per_second:.1f} tokens/s{drafted}, {seconds:.1f} s{full}]"
 
 
 def run_chat(

@@ -259,4 +259,7 @@ def describe(stats: DecodeStats, distinct4: float) -> str:
         lines += [f"{name.upper():5s} " + " ".join(f"{x:5.3f}" for x in v[name]) for name in ("car", "ar")]
         if v["draft_share"] is not None and v["verify_share"] is not None:
             lines.append(f"Time: drafting {v['draft_share']:.0%}, verifying {v['verify_share']:.0%}")
+    if stats.full:
+        which = "the text stops" if stats.prompts == 1 else f"{stats.full} of {stats.prompts} texts stop"
+        lines.append(f"Context full: {which} where the model's context ends")
     return "\n".join(lines)

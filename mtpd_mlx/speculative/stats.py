@@ -87,9 +87,11 @@ class DecodeStats:
     decode_seconds: float = 0.0
     draft_seconds: float | None = 0.0
     verify_seconds: float | None = 0.0
+    full: int = 0  # texts that ended because the context was full
 
     def add(self, chunk: Chunk) -> None:
         self.tokens += len(chunk.tokens)
+        self.full += chunk.finish_reason == "context"
         if chunk.prompt_tokens:
             self.prompts += 1
             self.prompt_tokens += chunk.prompt_tokens
