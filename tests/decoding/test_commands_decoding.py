@@ -69,6 +69,22 @@ def test_bench(checkpoint: Path, prompts: list[str], tmp_path: Path, capsys: pyt
     assert "mtpd plain" in text and "tau" in text and "identical" not in text
 
 
+def test_sets_of_one_stem_are_kept_apart(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [tmp_path / folder / "x.txt" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("abcd\n")
+    names = [str(file) for file in files]
+    bench = ["bench", str(checkpoint), *QUICK, "--repeats", "1", "--json", "--prompts"]
+    assert list(json.loads(output(capsys, [*bench, *names]))["sets"]) == names
+    measure = ["eval", str(checkpoint), "-m", "8", "--json", "--prompts"]
+    assert list(json.loads(output(capsys, [*measure, *names]))["sets"]) == names
+    assert main([*bench, names[0], names[0]]) == 1
+    assert f"got {names[0]} twice" in capsys.readouterr().err
+    assert main([*bench, names[0], "--limit", "-1"]) == 1
+    assert "--limit: got -1, expected at least 1" in capsys.readouterr().err
+
+
 def test_probe_of_a_bare_model_and_of_heads(checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture) -> None:
     base = read_config(checkpoint).base.id
     values = json.loads(output(capsys, ["probe", base, "--contexts", "24", "--plan", "growing", "--json"]))
