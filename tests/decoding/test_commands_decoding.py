@@ -128,13 +128,30 @@ def test_tune_chooses_plain_unless_drafts_gain() -> None:
     assert tune.choose(speeds | {"K=2": 150.0}, plans) == Tuned(2, "fixed", 1.5)
 
 
-def test_a_broken_entry_is_said(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "mtp_config.json").read_text())
-    for entry, message in (({"plan": "growing"}, "missing key"), ({**vars(Tuned(9, "growing", 1.0))}, "got 9 drafts")):
-        (checkpoint / "mtp_config.json").write_text(json.dumps(config | {"tuned": {"here": entry}}))
-        with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"plan": "growing"}, "missing key 'num_draft_tokens'"),
+        (vars(Tuned(9, "growing", 1.0)), r"got 9, expected 0\.\.3"),
+        (vars(Tuned(2, "growing", 1.0)) | {"num_draft_tokens": "2"}, "got '2', expected 0"),
+        (vars(Tuned(2, "shrinking", 1.0)), "plan: got 'shrinking'"),
+        (vars(Tuned(2, "growing", 1.0)) | {"speedup": "fast"}, "speedup: got 'fast'"),
+        ([2, "growing"], "got list, expected an object"),
+    ],
+)
+def test_a_broken_entry_is_said_and_tune_mends_it(checkpoint: Path, entry: Any, message: str) -> None:
+    file, good = checkpoint / "mtp_config.json", Tuned(2, "growing", 1.5)
+    config = json.loads(file.read_text())
+    for table in ({"here": entry}, entry if isinstance(entry, list) else {"here": [entry]}):
+        file.write_text(json.dumps(config | {"tuned": table}))
+        with pytest.raises(ValueError, match=r"tuned: .*run mtpd tune again") as error:
             read_tuned(checkpoint, "here")
-        assert read_tuned(checkpoint, "elsewhere") is None
+        assert "\n" not in str(error.value)
+        write_tuned(checkpoint, "here", good)
+        assert read_tuned(checkpoint, "here") == good and read_tuned(checkpoint, "elsewhere") is None
+    file.write_text(json.dumps(config | {"tuned": {"here": entry}}))
+    with pytest.raises(ValueError, match=message):
+        read_tuned(checkpoint, "here")
 
 
 def test_verify(checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
