@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_base, write_checkpoint
+from tiny import LLAMA, write_base, write_checkpoint
 
 from mtpd_mlx.checkpoint_format import read_config
 from mtpd_mlx.cli import main
@@ -93,8 +93,53 @@ def test_probe_of_a_bare_model_and_of_heads(checkpoint: Path, prompts: list[str]
     assert set(row["break_even"]) == {"1", "2", "3", "4", "6", "8", "12", "16"} and values["car"] is None
     text = output(capsys, ["probe", str(checkpoint), "--contexts", "24", "--plan", "growing", "--prompts", prompts[0]])
     assert "T(m)/T(1)" in text and "with these heads' CAR" in text
+    assert "speed-up" not in output(capsys, ["probe", base, "--contexts", "24", "--plan", "growing"])
     assert main(["probe", base, "--contexts", "9999"]) == 1
     assert "--contexts: got [9999], expected some in 1..120" in capsys.readouterr().err
+
+
+def test_probe_says_what_it_leaves_out_and_what_it_lacks(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["probe", str(checkpoint), "--plan", "growing", "--contexts"]
+    assert main([*arguments, "24", "512"]) == 0
+    captured = capsys.readouterr()
+    assert "mtpd: context 512 left out: this model's context is 256" in captured.err
+    assert "not recorded: --prompts FILE measures it" in captured.out and "break-even AR  speed-up" not in captured.out
+    assert main([*arguments, "0", "24"]) == 1
+    file, car = checkpoint / "mtp_config.json", [0.8, 0.6, 0.5]
+    record = {"eval": {"validation": {"car": car, "tau": 2.9}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | record))
+    assert json.loads(output(capsys, [*arguments, "24", "--json"]))["car"] == car
+
+
+def test_probe_runs_what_it_is_asked_to(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtpd_mlx.decoding import costs, host
+
+    seen: list[tuple[bool, bool]] = []  # of every model's passes: row by row? over quantised caches?
+
+    class Seen(host.Model):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            run = self.verify_pass
+            self.verify_pass = lambda tokens, caches: (
+                seen.append((self.exact, type(caches[0]).__name__ == "QuantizedKVCache")),
+                run(tokens, caches),
+            )[1]
+
+    monkeypatch.setattr("mtpd_mlx.decoding.open.Model", Seen)
+    monkeypatch.setattr(costs, "Model", Seen)
+    probe = ["probe", str(checkpoint), "--contexts", "24"]
+    text = output(capsys, [*probe, "--exact"])
+    assert ", --exact" in text and seen and all(exact for exact, _ in seen)
+    assert main([*probe, "--exact", "--plan", "fixed"]) == 1
+    wide = write_checkpoint(tmp_path / "wide", write_base(tmp_path / "base", LLAMA | {"head_dim": 32}), 1)
+    probe = ["probe", str(wide), "--contexts", "24", "--kv-bits", "4", "--kv-group-size", "32"]
+    seen.clear()
+    output(capsys, [*probe, "--quantized-kv-start", "0", "--json"])
+    assert seen and all(quantised for _, quantised in seen)
+    assert main(probe) == 0
+    assert "nothing is quantised" in capsys.readouterr().err
 
 
 def test_tune_stores_its_choice_and_generate_follows_it(
