@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.caches import FixedCache, bucket, to_fixed, trim_to
+from mtpd_mlx.decoding.calibrate import advance, lead_in
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.host import HostState, Model
 from mtpd_mlx.decoding.open import kv_options, open_decoder
@@ -52,12 +53,13 @@ def measure_costs(
     for turn in range(1 + REPEATS):
         for k, backend in running:
             count = ROUNDS if k else STEPS
-            if backend.length + count * (1 + k) > backend.capacity:
+            if backend.length + (1 + count) * (1 + k) > backend.capacity:
                 backend.rewind_to(0)
                 tokens[k] = backend.prefill(prompt)
+            tokens[k] = lead_in(backend, tokens[k])
             began = time.perf_counter()
             for _ in range(count):
-                tokens[k] = backend.round(tokens[k]).emitted[-1] if k else backend.step(tokens[k])
+                tokens[k] = advance(backend, tokens[k])
             if turn:
                 seconds[k].append((time.perf_counter() - began) / count)
             see()
