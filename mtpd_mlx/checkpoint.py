@@ -40,10 +40,13 @@ def versions() -> dict[str, str]:
 
 
 def save_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
-    """Safetensors under a temporary name, then renamed."""
-    temporary = file.with_name(f".{os.getpid()}.{file.name}")
-    mx.save_safetensors(str(temporary), arrays, metadata={"format": "mlx"})
-    temporary.replace(file)
+    """Safetensors under a temporary name, then renamed. Any suffix will do (MLX by itself would add one)."""
+    temporary = file.with_name(f".{os.getpid()}.{file.name}.safetensors")
+    try:
+        mx.save_safetensors(str(temporary), arrays, metadata={"format": "mlx"})
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:
@@ -52,7 +55,7 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
         raise ValueError(f"{file}: missing")
     read_header(file)
     try:
-        arrays = mx.load(str(file))
+        arrays = mx.load(str(file), format="safetensors")
     except RuntimeError as error:
         raise ValueError(f"{file}: MLX cannot read it ({str(error).splitlines()[0][:120]})") from error
     assert isinstance(arrays, dict)

@@ -4,10 +4,12 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from mtpd_mlx import __version__
 
+TRACEBACK = "MTPD_TRACEBACK"  # environment variable: 1 prints tracebacks of errors that are told in one line
 COMMANDS = {
     "cache": "run a frozen base once over data and keep what training heads needs of it",
     "train": "train MTP heads for a model (or model and heads together)",
@@ -56,8 +58,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (ValueError, OSError, ImportError) as error:
-        print(f"mtpd {arguments[0]}: error: {error}", file=sys.stderr)
-        return 1
+        return _fail(arguments[0], str(error))
+    except (RuntimeError, MemoryError) as error:  # MLX's own faults (memory, devices, kernels) among them
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return _fail(arguments[0], f"{first} ({TRACEBACK}=1 shows where)")
+
+
+def _fail(command: str, message: str) -> int:
+    """One line for the user; for developers, where it came from."""
+    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        traceback.print_exc()
+    print(f"mtpd {command}: error: {message}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

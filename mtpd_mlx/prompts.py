@@ -1,5 +1,7 @@
 """Prompt files as token lists, the same for eval, parity and the demo."""
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,3 +33,11 @@ def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | 
     if not encoded:
         raise ValueError(f"{file}: no prompts in it")
     return encoded
+
+
+def set_names(files: Sequence[Path]) -> list[str]:
+    """A name for each prompt set: its file's stem, or the whole path where stems are alike. ValueError for a file twice."""
+    stems, twice = Counter(f.stem for f in files), [f for f, n in Counter(files).items() if n > 1]
+    if twice:
+        raise ValueError(f"--prompts: got {twice[0]} twice, expected each file once")
+    return [f.stem if stems[f.stem] == 1 else str(f) for f in files]

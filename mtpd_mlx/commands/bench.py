@@ -49,16 +49,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from mtpd_mlx.decoding.benchmark import summary
     from mtpd_mlx.decoding.machine import device_kind, device_name
     from mtpd_mlx.decoding.open import open_decoder
-    from mtpd_mlx.prompts import encode_prompts
+    from mtpd_mlx.prompts import encode_prompts, set_names
     from mtpd_mlx.speculative.tokenizer import Tokenizer
     from mtpd_mlx.speculative.verify import compare
 
-    sampling = sampling_from(args)
+    sampling, files = sampling_from(args), list(zip(set_names(args.prompts), args.prompts, strict=True))
     base, heads = load_model(args)
     options, drafts = as_tuned(args, base, args.num_draft_tokens)
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - args.max_tokens - heads.num_heads - 1
-    sets = {file.stem: [p.tokens for p in encode_prompts(file, tokenizer, room, args.limit)] for file in args.prompts}
+    sets = {name: [p.tokens for p in encode_prompts(file, tokenizer, room, args.limit)] for name, file in files}
     special = xtc_special_tokens(tokenizer)
     drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
     quick = replace(options, exact=False)

@@ -1,9 +1,10 @@
 """mtpd chat."""
 
 import argparse
+import os
 from pathlib import Path
 
-from mtpd_mlx.decoding.flags import add_model_arguments, open_from
+from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, open_from
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
 
 
@@ -26,6 +27,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")
+    if args.prompt_cache_file is not None:
+        check_cache_file(args.prompt_cache_file, decoding_options(args).kv_bits)
     backend, base = open_from(args, args.plain, args.num_draft_tokens, sampling_from(args))
     tokenizer, file = Tokenizer.from_folder(base.path), args.prompt_cache_file
     cached = load_cache(backend, file) if file is not None and file.is_file() else []
@@ -33,3 +36,14 @@ def run(args: argparse.Namespace) -> int:
     if file is not None and backend.length:
         save_cache(backend, file)
     return status
+
+
+def check_cache_file(file: Path, kv_bits: int | None) -> None:
+    """ValueError, before a word is said, where the cache could not be saved at the end."""
+    folder = file.parent
+    if not folder.is_dir():
+        raise ValueError(f"--prompt-cache-file: no folder {folder}")
+    if file.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"--prompt-cache-file: cannot write {file}")
+    if kv_bits is not None:
+        raise ValueError("--prompt-cache-file: a quantised cache cannot be saved; leave --kv-bits out")

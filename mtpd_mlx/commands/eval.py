@@ -29,19 +29,21 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.evaluate import measure, repetition
     from mtpd_mlx.generation import generate_greedy
     from mtpd_mlx.mlx_runtime import on_cpu
-    from mtpd_mlx.prompts import encode_prompts
+    from mtpd_mlx.prompts import encode_prompts, set_names
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")
+    paths = [Path(name) for name in args.prompts]
+    files = list(zip(set_names(paths), paths, strict=True))
     base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, on_cpu(), **base_options(args))
     assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)
     sets: dict[str, Any] = {}
-    for name in args.prompts:
-        prompts = encode_prompts(Path(name), tokenizer, base.context_length - args.max_tokens, args.limit)
+    for name, file in files:
+        prompts = encode_prompts(file, tokenizer, base.context_length - args.max_tokens, args.limit)
         texts = generate_greedy(base, [p.tokens for p in prompts], args.max_tokens, tokenizer.eos_token_ids)
-        sets[Path(name).stem] = measure(base, heads, texts) | {
+        sets[name] = measure(base, heads, texts) | {
             "prompts": len(prompts),
             "tokens": sum(len(t.tokens) for t in texts),
             "distinct4": repetition(texts),

@@ -9,7 +9,7 @@ from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
-    add_generate_arguments(parser)
+    add_generate_arguments(parser, drafts="as tuned here, or all heads")
     add_sampling_arguments(parser)
 
 

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add = parser.add_argument
     add("--contexts", type=int, nargs="+", default=[128, 512, 2048], metavar="N", help="prompt lengths (default: %(default)s)")
-    add("--prompts", type=Path, metavar="FILE", help="measure a checkpoint's acceptance on these (default: what it records)")
+    add("--prompts", type=Path, metavar="FILE", help="measure the heads' acceptance on these (default: as recorded)")
     add("--json", action="store_true", help="print one JSON object")
 
 
@@ -24,28 +24,50 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.decoding.costs import DRAFTS, WIDEST, measure_costs
 
     has_heads = (Path(args.checkpoint) / CONFIG_NAME).is_file()
+    options = decoding_options(args)
     base, heads = load_model(args, plain=not has_heads)
-    contexts = [n for n in args.contexts if 1 <= n <= base.context_length - 8 * WIDEST]
-    if not contexts:
-        raise ValueError(f"--contexts: got {args.contexts}, expected some in 1..{base.context_length - 8 * WIDEST}")
+    contexts = usable_contexts(args.contexts, base.context_length, 8 * WIDEST)
+    if options.kv_bits is not None and max(contexts) < options.quantized_kv_start:
+        say(f"--kv-bits: no context reaches --quantized-kv-start {options.quantized_kv_start}: nothing is quantised")
+    car, source = acceptance(args, base, heads)
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
     drafts = DRAFTS if heads is None else sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
-    costs = [measure_costs(base, n, decoding_options(args), drafts, heads, dots) for n in contexts]
+    costs = [measure_costs(base, n, options, drafts, heads, dots) for n in contexts]
     print(file=sys.stderr)
-    values = summary(costs, acceptance(args, base, heads))
+    how = {"exact": options.exact, "kv_bits": options.kv_bits}
+    heads_of = {"num_heads": None if heads is None else heads.num_heads, "car": car, "car_source": source}
+    values = how | heads_of | summary(costs, car)
     print(json.dumps(values, indent=2) if args.json else describe(values))
     return 0
 
 
-def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> list[float] | None:
-    """CAR by depth of the checkpoint's heads, measured or as recorded; None without."""
+def say(text: str) -> None:
+    print(f"mtpd: {text}", file=sys.stderr)
+
+
+def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[int]:
+    """Those behind which `room` positions are free; what is left out is said. ValueError where none is left."""
+    longest = context_length - room
+    usable = [n for n in wanted if 1 <= n <= longest]
+    if not usable or min(wanted) < 1:
+        raise ValueError(f"--contexts: got {wanted}, expected some in 1..{longest}")
+    if longer := [n for n in wanted if n > longest]:
+        lengths = ", ".join(map(str, longer))
+        say(f"context {lengths} left out: this model's context is {context_length}, of which measuring takes {room}")
+    return usable
+
+
+def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[float] | None, str | None]:
+    """(CAR by depth of the checkpoint's heads, on which text): measured, or as recorded; None where neither."""
     from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.inspection.describe import recorded_acceptance
 
     if heads is None:
-        return None
+        return None, None
     if args.prompts is None:
-        record = read_config(Path(args.checkpoint)).record.get("eval") or {}
-        return record.get("car")
+        found = recorded_acceptance(read_config(Path(args.checkpoint)).record)
+        known = found is not None and len(found["car"]) == heads.num_heads  # fewer: of a part of the heads
+        return (found["car"], "validation text, as recorded in training") if found and known else (None, None)
     from mtpd_mlx.evaluate import measure
     from mtpd_mlx.generation import generate_greedy
     from mtpd_mlx.prompts import encode_prompts
@@ -53,7 +75,7 @@ def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> list[float] |
 
     tokenizer = Tokenizer.from_folder(base.path)
     prompts = [p.tokens for p in encode_prompts(args.prompts, tokenizer, base.context_length - 130, 32)]
-    return measure(base, heads, generate_greedy(base, prompts, 96, frozenset()))["car"]
+    return measure(base, heads, generate_greedy(base, prompts, 96, frozenset()))["car"], args.prompts.name
 
 
 def summary(costs: list[Any], car: list[float] | None) -> dict[str, Any]:
@@ -77,13 +99,14 @@ def summary(costs: list[Any], car: list[float] | None) -> dict[str, Any]:
             usable = car[:depth]
             row |= {"predicted": {k: speedup(c, usable[:k]) for k in c.rounds}, "best_here": best(c, usable)}
         rows.append(row)
-    return {"device": device_name(), "backend": device_kind(), "car": car, "contexts": rows}
+    return {"device": device_name(), "backend": device_kind(), "contexts": rows}
 
 
 def describe(v: dict[str, Any]) -> str:
     from mtpd_mlx.tables import format_table
 
-    lines = [f"{v['device']} ({v['backend']})"]
+    how = (", --exact" if v["exact"] else "") + (f", --kv-bits {v['kv_bits']}" if v["kv_bits"] else "")
+    lines = [f"{v['device']} ({v['backend']}){how}"]
     for row in v["contexts"]:
         ratio = " ".join(f"{m}:{r:.2f}" for m, r in row["verify_ratio"].items())
         lines.append(f"\ncontext {row['context']}: a token {row['plain_ms']:.2f} ms, a head {row['head_ms']:.2f} ms")
@@ -92,13 +115,18 @@ def describe(v: dict[str, Any]) -> str:
         for k, ms in row["round_ms"].items():
             even = row["break_even"][k]
             cells = [f"{ms:.2f}", f"{ms / row['plain_ms']:.2f}", "never" if even is None else f"{even:.2f}"]
-            table.append([str(k), *cells, f"{row['predicted'][k]:.2f}" if "predicted" in row else "-"])
-        headers = ["drafts", "round ms", "in tokens", "break-even AR", "speed-up of these heads"]
+            table.append([str(k), *cells, *([f"{row['predicted'][k]:.2f}"] if "predicted" in row else [])])
+        headers = ["drafts", "round ms", "in tokens", "break-even AR"]
+        headers += ["speed-up of these heads"] if "predicted" in row else []
         lines.append(format_table(table, headers))
         good = ", ".join(f"AR {a}: {_choice(k, s)}" for a, (k, s) in row["best"].items())
         lines.append(f"best number of drafts: {good}")
         if "best_here" in row:
             lines.append(f"with these heads' CAR: {_choice(*row['best_here'])}")
+    if v["car"] is not None:
+        lines.append(f"\nthese heads' CAR ({v['car_source']}): " + " ".join(f"{c:.3f}" for c in v["car"]))
+    elif v["num_heads"]:
+        lines.append("\nthe speed-up of these heads needs their acceptance, which is not recorded: --prompts FILE measures it")
     return "\n".join(lines)
 
 

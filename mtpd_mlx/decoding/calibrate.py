@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 
 from mtpd_mlx.decoding.plan import Plan
-from mtpd_mlx.mlx_runtime import on_cpu, on_cuda
+from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.speculative.protocol import Backend
 
 GROWING = Plan()
-WARM_UP, ROUNDS = 2, 5
+WARM_UP, ROUNDS = 1, 5  # turns, each of a lead-in and a round that is timed
 PROMPT = 48  # tokens
 BUDGET = 4.0  # seconds after which no further turn is begun, once every plan has been timed
 MARGIN = 0.97  # another plan must be faster than mlx-lm's own caches by so much
@@ -39,17 +39,31 @@ def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_siz
             break
         for plan in list(running):
             backend, token = running[plan]
-            began = time.perf_counter()
             try:
-                token = backend.round(token).emitted[-1] if backend.num_draft_tokens else backend.step(token)
+                token = lead_in(backend, token)
+                began = time.perf_counter()
+                token = advance(backend, token)
+                seconds = time.perf_counter() - began
             except (RuntimeError, ValueError) as error:
                 print(f"mtpd: plan {plan} fails here and is left out: {str(error).splitlines()[0]}", file=sys.stderr)
                 del running[plan]
                 continue
             if turn >= WARM_UP:
-                times[plan].append(time.perf_counter() - began)
+                times[plan].append(seconds)
             running[plan] = backend, token
     return {plan: statistics.median(times[plan]) for plan in running}
+
+
+def advance(backend: Backend, token: int) -> int:
+    """The last token of one round (without drafts: of one step)."""
+    return backend.round(token).emitted[-1] if backend.num_draft_tokens else backend.step(token)
+
+
+def lead_in(backend: Backend, token: int) -> int:
+    """One call that is not timed, with the device idle before it: what another backend enqueued ahead would be waited for in
+    this one's time. After it the calls cost what they cost in the middle of a text."""
+    mx.synchronize()
+    return advance(backend, token)
 
 
 def choose(times: dict[Plan, float]) -> Plan:

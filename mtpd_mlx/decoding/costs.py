@@ -3,12 +3,14 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.caches import FixedCache, bucket, to_fixed, trim_to
+from mtpd_mlx.decoding.calibrate import advance, lead_in
 from mtpd_mlx.decoding.decoder import Decoder
-from mtpd_mlx.decoding.host import Model
-from mtpd_mlx.decoding.open import open_decoder
+from mtpd_mlx.decoding.host import HostState, Model
+from mtpd_mlx.decoding.open import kv_options, open_decoder
 from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.plan import Plan
@@ -38,35 +40,39 @@ def measure_costs(
     heads: MTPHeads | None = None,
     see: Callable[[], None] = lambda: None,
 ) -> Costs:
-    """Medians of interleaved timings behind a prompt of `context` tokens. `heads`: those to measure (default: made up)."""
+    """Medians of interleaved timings behind a prompt of `context` tokens. `heads`: those to measure (default: made up).
+    Every figure is that of decoding with these options: row by row with `exact`, over quantised caches with `kv_bits`."""
     prompt = [(7 * i + 3) % base.vocab_size for i in range(context)]
     cascade = repeated_heads(base, max(drafts)) if heads is None else heads
     plain = open_decoder(base, None, options)
-    if options.plan == "auto":
-        chosen = open_decoder(base, cascade, options, min(4, max(drafts))).plan
-    else:
-        chosen = Plan.parse(options.plan)
+    chosen = open_decoder(base, cascade, options, min(4, max(drafts))).plan
     running: list[tuple[int, Decoder | PlainDecoder]] = [(0, plain)]
-    running += [(k, Decoder(Model(base, cascade, k, Greedy(cascade.draft_tokens)), chosen)) for k in drafts]
+    running += [(k, open_decoder(base, cascade, replace(options, plan=str(chosen)), k)) for k in drafts]
     seconds: dict[int, list[float]] = {k: [] for k, _ in running}
     tokens = {k: backend.prefill(prompt) for k, backend in running}
     for turn in range(1 + REPEATS):
         for k, backend in running:
             count = ROUNDS if k else STEPS
+            if backend.length + (1 + count) * (1 + k) > backend.capacity:
+                backend.rewind_to(0)
+                tokens[k] = backend.prefill(prompt)
+            tokens[k] = lead_in(backend, tokens[k])
             began = time.perf_counter()
             for _ in range(count):
-                tokens[k] = backend.round(tokens[k]).emitted[-1] if k else backend.step(tokens[k])
+                tokens[k] = advance(backend, tokens[k])
             if turn:
                 seconds[k].append((time.perf_counter() - began) / count)
             see()
     medians = {k: statistics.median(times) for k, times in seconds.items()}
-    return Costs(context, medians.pop(0), verify_costs(base, prompt, chosen), medians)
+    return Costs(context, medians.pop(0), verify_costs(base, prompt, options, chosen), medians)
 
 
-def verify_costs(base: Base, prompt: list[int], plan: Plan) -> dict[int, float]:
+def verify_costs(base: Base, prompt: list[int], options: DecodingConfig, plan: Plan) -> dict[int, float]:
     """Seconds of a base pass over m = 1..17 tokens with their argmax, read by the host, over the plan's kind of cache."""
-    caches, length = base.make_cache(), len(prompt)
-    mx.eval(base.trunk(mx.array([prompt]), caches))
+    model = Model(base, None, 0, Greedy(), options.exact, kv_options(options))
+    host, length = HostState(model), len(prompt)
+    host.prefill(prompt)
+    caches = host.caches
     buffers = [to_fixed(c, length, bucket(length + WIDEST)) for c in caches] if plan.cache == "fixed" else []
 
     def run(width: int) -> None:
@@ -74,7 +80,7 @@ def verify_costs(base: Base, prompt: list[int], plan: Plan) -> dict[int, float]:
         tokens = mx.array([prompt[-width:]])
         fixed = [FixedCache(rows, mx.array(length, mx.int32), plan.write) for rows in buffers]
         buffers = []
-        best = mx.argmax(base.logits(base.norm(base.trunk(tokens, fixed or caches)))[0], axis=-1)
+        best = mx.argmax(model.verify_pass(tokens, fixed or caches)[2], axis=-1)
         buffers = [c.rows for c in fixed]
         del fixed
         mx.eval(best, buffers)

@@ -37,8 +37,7 @@ def open_decoder(
     if not sampling.greedy:
         positions = (capacity or base.context_length) + 2 * k + 3
         rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, xtc_special_tokens)
-    kv = KVOptions(options.kv_bits, options.kv_group_size, options.quantized_kv_start)
-    model = Model(base, heads if k else None, k, rule, options.exact, kv, tuple(logits_processors))
+    model = Model(base, heads if k else None, k, rule, options.exact, kv_options(options), tuple(logits_processors))
     return with_plan(model, options.plan, capacity)
 
 
@@ -59,6 +58,10 @@ def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder |
     decoder = make(choose(times))
     decoder.plan_milliseconds = {str(p): round(1000 * seconds, 3) for p, seconds in times.items()}
     return decoder
+
+
+def kv_options(options: DecodingConfig) -> KVOptions:
+    return KVOptions(options.kv_bits, options.kv_group_size, options.quantized_kv_start)
 
 
 def check_kv(base: Base, options: DecodingConfig) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, read_config, write_json
+from mtpd_mlx.decoding.plan import PLANS
 
 KEY = "tuned"
 
@@ -25,20 +26,34 @@ class Tuned:
 def read_tuned(folder: Path, machine: str) -> Tuned | None:
     """ValueError where the entry is not what `mtpd tune` writes."""
     config = read_config(folder)
-    entry: Any = config.record.get(KEY, {}).get(machine)
+    entries: Any = config.record.get(KEY, {})
+    entry = entries.get(machine) if isinstance(entries, dict) else entries
     if entry is None:
         return None
-    try:
-        found = Tuned(**{f.name: entry[f.name] for f in fields(Tuned)})
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{folder / CONFIG_NAME}: {KEY}: missing key {error}; run mtpd tune again") from error
-    if not 0 <= found.num_draft_tokens <= config.num_heads:
-        raise ValueError(f"{folder / CONFIG_NAME}: {KEY}: got {found.num_draft_tokens} drafts, expected 0..{config.num_heads}")
-    return found
+    if why := _fault(entry, config.num_heads):
+        raise ValueError(f"{folder / CONFIG_NAME}: {KEY}: {why}; run mtpd tune again, or give --num-draft-tokens")
+    return Tuned(**{f.name: entry[f.name] for f in fields(Tuned)})
+
+
+def _fault(entry: Any, num_heads: int) -> str | None:
+    """What is wrong with an entry as JSON has it."""
+    if not isinstance(entry, dict):
+        return f"got {type(entry).__name__}, expected an object"
+    if missing := [f.name for f in fields(Tuned) if f.name not in entry]:
+        return f"missing key {missing[0]!r}"
+    drafts, plan, speedup = entry["num_draft_tokens"], entry["plan"], entry["speedup"]
+    if type(drafts) is not int or not 0 <= drafts <= num_heads:
+        return f"num_draft_tokens: got {drafts!r}, expected 0..{num_heads}"
+    if plan not in (names := ["auto", *map(str, PLANS)]):
+        return f"plan: got {plan!r}, expected one of {', '.join(names)}"
+    if type(speedup) not in (int, float):
+        return f"speedup: got {speedup!r}, expected a number"
+    return None
 
 
 def write_tuned(folder: Path, machine: str, tuned: Tuned) -> None:
-    """Adds or replaces this machine's entry."""
+    """Adds or replaces this machine's entry; a damaged table is replaced whole."""
     config = read_config(folder)
-    entries = {**config.record.get(KEY, {}), machine: asdict(tuned)}
+    known = config.record.get(KEY)
+    entries = {**(known if isinstance(known, dict) else {}), machine: asdict(tuned)}
     write_json(folder / CONFIG_NAME, replace(config, record={**config.record, KEY: entries}).to_json())

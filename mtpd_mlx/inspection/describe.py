@@ -106,7 +106,6 @@ def _needs(dims: Dims, counts: Counts, plan: Plan, item: int) -> dict[str, Any]:
 def _heads(view: View) -> dict[str, Any]:
     config = parse_config(view.json(HEADS_CONFIG), f"{view.name}/{HEADS_CONFIG}")
     counts = count(view.table(WEIGHTS_NAME), config.quantization)
-    validation = _object(_object(config.record.get("eval")).get("validation"))
     return {
         "num_heads": config.num_heads,
         "hidden_source": config.hidden_source,
@@ -116,7 +115,7 @@ def _heads(view: View) -> dict[str, Any]:
         "dtypes": counts.dtypes,
         "quantization": config.quantization,
         "base": config.base.to_json(),
-        "measured": _measured(validation),
+        "measured": recorded_acceptance(config.record),
         "loss": _object(config.record.get("loss")),
         "data": _object(config.record.get("data")),
     }
@@ -125,10 +124,9 @@ def _heads(view: View) -> dict[str, Any]:
 def _onnx(view: View) -> dict[str, Any]:
     manifest = view.json(MANIFEST)
     names = ("format", "format_version", "layout", "precision", "activations", "num_heads", "capacity", "draft_vocab", "base")
-    validation = _object(_object(_object(manifest.get("record")).get("eval")).get("validation"))
     return {name: manifest.get(name) for name in names} | {
         "base": _object(manifest.get("base")),
-        "measured": _measured(validation),
+        "measured": recorded_acceptance(_object(manifest.get("record"))),
     }
 
 
@@ -136,8 +134,9 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _measured(validation: dict[str, Any]) -> dict[str, Any] | None:
-    """car, ar and tau where they are numbers."""
+def recorded_acceptance(record: dict[str, Any]) -> dict[str, Any] | None:
+    """car, ar and tau on the validation text of training, from a checkpoint's record, where they are numbers."""
+    validation = _object(_object(record.get("eval")).get("validation"))
     car, ar, tau = (validation.get(name) for name in ("car", "ar", "tau"))
     lists = [x for x in (car, ar) if isinstance(x, list) and all(isinstance(v, int | float) for v in x)]
     if car not in lists or not isinstance(tau, int | float):

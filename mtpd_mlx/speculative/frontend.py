@@ -48,7 +48,8 @@ class GenerateOptions:
             raise ValueError("--stop: got an empty text, expected at least one character")
 
 
-def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
+def add_generate_arguments(parser: argparse.ArgumentParser, drafts: str = "all heads") -> None:
+    """`drafts`: the help's words for how many are made by default."""
     default = {f.name: f.default for f in fields(GenerateOptions)}
     parser.set_defaults(**{k: [] if v == () else v for k, v in default.items()})  # argparse appends to lists only
     add = parser.add_argument
@@ -56,7 +57,7 @@ def add_generate_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prompts", metavar="FILE", help='prompts instead: .jsonl rows with "prompt" (raw text) or "messages", or .txt')
     add("--system-prompt", metavar="TEXT", help="system message for the chat template")
     add("-m", "--max-tokens", type=int, metavar="N", help=f"tokens at most (default: {default['max_tokens']})")
-    add("--num-draft-tokens", type=int, metavar="K", help="drafts per round (default: all heads; 0: plain decoding)")
+    add("--num-draft-tokens", type=int, metavar="K", help=f"drafts per round (default: {drafts}; 0: plain decoding)")
     add("--stop", action="append", metavar="TEXT", help="stop before this text (repeatable)")
     add("--extra-eos-token", nargs="+", metavar="TOKEN", help="further tokens that end the text")
     add("--ignore-chat-template", action="store_true", help="use the prompt as it is")

@@ -16,7 +16,7 @@ HELP = {
     "repetition_context_size": "recent tokens that the penalty looks at",
     "xtc_probability": "how often XTC leaves out all likely tokens but the least probable of them; 0: never",
     "xtc_threshold": "from which probability on XTC calls a token likely",
-    "seed": "makes sampling repeatable (default: another text every time)",
+    "seed": "makes sampling repeatable",
 }
 
 
@@ -27,8 +27,8 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, hidden: Collection[s
     for field in fields(Sampling):
         default = defaults.get(field.name, field.default)
         kind = int if field.name == "seed" else type(field.default)
-        text = HELP[field.name] + ("" if default is None else f" (default: {default})")
-        text = argparse.SUPPRESS if field.name in hidden else text
+        shown = "another text every time" if default is None else default  # only the seed has none
+        text = argparse.SUPPRESS if field.name in hidden else f"{HELP[field.name]} (default: {shown})"
         flag = f"--{field.name.replace('_', '-')}"
         group.add_argument(flag, type=kind, default=default, metavar="N" if kind is int else "X", help=text)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import write_base, write_checkpoint
+from tiny import LLAMA, write_base, write_checkpoint
 
 from mtpd_mlx.checkpoint_format import read_config
 from mtpd_mlx.cli import main
@@ -69,6 +69,22 @@ def test_bench(checkpoint: Path, prompts: list[str], tmp_path: Path, capsys: pyt
     assert "mtpd plain" in text and "tau" in text and "identical" not in text
 
 
+def test_sets_of_one_stem_are_kept_apart(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    files = [tmp_path / folder / "x.txt" for folder in ("a", "b")]
+    for file in files:
+        file.parent.mkdir()
+        file.write_text("abcd\n")
+    names = [str(file) for file in files]
+    bench = ["bench", str(checkpoint), *QUICK, "--repeats", "1", "--json", "--prompts"]
+    assert list(json.loads(output(capsys, [*bench, *names]))["sets"]) == names
+    measure = ["eval", str(checkpoint), "-m", "8", "--json", "--prompts"]
+    assert list(json.loads(output(capsys, [*measure, *names]))["sets"]) == names
+    assert main([*bench, names[0], names[0]]) == 1
+    assert f"got {names[0]} twice" in capsys.readouterr().err
+    assert main([*bench, names[0], "--limit", "-1"]) == 1
+    assert "--limit: got -1, expected at least 1" in capsys.readouterr().err
+
+
 def test_probe_of_a_bare_model_and_of_heads(checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture) -> None:
     base = read_config(checkpoint).base.id
     values = json.loads(output(capsys, ["probe", base, "--contexts", "24", "--plan", "growing", "--json"]))
@@ -77,8 +93,53 @@ def test_probe_of_a_bare_model_and_of_heads(checkpoint: Path, prompts: list[str]
     assert set(row["break_even"]) == {"1", "2", "3", "4", "6", "8", "12", "16"} and values["car"] is None
     text = output(capsys, ["probe", str(checkpoint), "--contexts", "24", "--plan", "growing", "--prompts", prompts[0]])
     assert "T(m)/T(1)" in text and "with these heads' CAR" in text
+    assert "speed-up" not in output(capsys, ["probe", base, "--contexts", "24", "--plan", "growing"])
     assert main(["probe", base, "--contexts", "9999"]) == 1
     assert "--contexts: got [9999], expected some in 1..120" in capsys.readouterr().err
+
+
+def test_probe_says_what_it_leaves_out_and_what_it_lacks(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["probe", str(checkpoint), "--plan", "growing", "--contexts"]
+    assert main([*arguments, "24", "512"]) == 0
+    captured = capsys.readouterr()
+    assert "mtpd: context 512 left out: this model's context is 256" in captured.err
+    assert "not recorded: --prompts FILE measures it" in captured.out and "break-even AR  speed-up" not in captured.out
+    assert main([*arguments, "0", "24"]) == 1
+    file, car = checkpoint / "mtp_config.json", [0.8, 0.6, 0.5]
+    record = {"eval": {"validation": {"car": car, "tau": 2.9}}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | record))
+    assert json.loads(output(capsys, [*arguments, "24", "--json"]))["car"] == car
+
+
+def test_probe_runs_what_it_is_asked_to(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtpd_mlx.decoding import costs, host
+
+    seen: list[tuple[bool, bool]] = []  # of every model's passes: row by row? over quantised caches?
+
+    class Seen(host.Model):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            run = self.verify_pass
+            self.verify_pass = lambda tokens, caches: (
+                seen.append((self.exact, type(caches[0]).__name__ == "QuantizedKVCache")),
+                run(tokens, caches),
+            )[1]
+
+    monkeypatch.setattr("mtpd_mlx.decoding.open.Model", Seen)
+    monkeypatch.setattr(costs, "Model", Seen)
+    probe = ["probe", str(checkpoint), "--contexts", "24"]
+    text = output(capsys, [*probe, "--exact"])
+    assert ", --exact" in text and seen and all(exact for exact, _ in seen)
+    assert main([*probe, "--exact", "--plan", "fixed"]) == 1
+    wide = write_checkpoint(tmp_path / "wide", write_base(tmp_path / "base", LLAMA | {"head_dim": 32}), 1)
+    probe = ["probe", str(wide), "--contexts", "24", "--kv-bits", "4", "--kv-group-size", "32"]
+    seen.clear()
+    output(capsys, [*probe, "--quantized-kv-start", "0", "--json"])
+    assert seen and all(quantised for _, quantised in seen)
+    assert main(probe) == 0
+    assert "nothing is quantised" in capsys.readouterr().err
 
 
 def test_tune_stores_its_choice_and_generate_follows_it(
@@ -112,13 +173,30 @@ def test_tune_chooses_plain_unless_drafts_gain() -> None:
     assert tune.choose(speeds | {"K=2": 150.0}, plans) == Tuned(2, "fixed", 1.5)
 
 
-def test_a_broken_entry_is_said(checkpoint: Path) -> None:
-    config = json.loads((checkpoint / "mtp_config.json").read_text())
-    for entry, message in (({"plan": "growing"}, "missing key"), ({**vars(Tuned(9, "growing", 1.0))}, "got 9 drafts")):
-        (checkpoint / "mtp_config.json").write_text(json.dumps(config | {"tuned": {"here": entry}}))
-        with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"plan": "growing"}, "missing key 'num_draft_tokens'"),
+        (vars(Tuned(9, "growing", 1.0)), r"got 9, expected 0\.\.3"),
+        (vars(Tuned(2, "growing", 1.0)) | {"num_draft_tokens": "2"}, "got '2', expected 0"),
+        (vars(Tuned(2, "shrinking", 1.0)), "plan: got 'shrinking'"),
+        (vars(Tuned(2, "growing", 1.0)) | {"speedup": "fast"}, "speedup: got 'fast'"),
+        ([2, "growing"], "got list, expected an object"),
+    ],
+)
+def test_a_broken_entry_is_said_and_tune_mends_it(checkpoint: Path, entry: Any, message: str) -> None:
+    file, good = checkpoint / "mtp_config.json", Tuned(2, "growing", 1.5)
+    config = json.loads(file.read_text())
+    for table in ({"here": entry}, entry if isinstance(entry, list) else {"here": [entry]}):
+        file.write_text(json.dumps(config | {"tuned": table}))
+        with pytest.raises(ValueError, match=r"tuned: .*run mtpd tune again") as error:
             read_tuned(checkpoint, "here")
-        assert read_tuned(checkpoint, "elsewhere") is None
+        assert "\n" not in str(error.value)
+        write_tuned(checkpoint, "here", good)
+        assert read_tuned(checkpoint, "here") == good and read_tuned(checkpoint, "elsewhere") is None
+    file.write_text(json.dumps(config | {"tuned": {"here": entry}}))
+    with pytest.raises(ValueError, match=message):
+        read_tuned(checkpoint, "here")
 
 
 def test_verify(checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

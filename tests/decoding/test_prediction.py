@@ -62,3 +62,46 @@ def test_a_plan_that_fails_is_left_out_and_said(capsys: pytest.CaptureFixture) -
     times = calibrate.time_plans(lambda plan: Fake(plan.compiled), [Plan(), Plan("fixed", True)], 10)
     assert list(times) == [Plan()]
     assert capsys.readouterr().err == "mtpd: plan fixed+compiled fails here and is left out: no such kernel\n"
+
+
+class Device:
+    """A host and a device that works in order, in made-up seconds."""
+
+    def __init__(self) -> None:
+        self.now, self.free = 0.0, 0.0
+
+    def enqueue(self, host: float, work: float) -> float:
+        """Builds and enqueues; returns when the result is there."""
+        self.now += host
+        self.free = max(self.free, self.now) + work
+        return self.free
+
+    def wait(self, until: float | None = None) -> None:
+        self.now = max(self.now, self.free if until is None else until)
+
+
+class Timed(Fake):
+    """A round: 1 s of the host, `work` of the device. The next one is enqueued before (`early`) or after this one is read."""
+
+    def __init__(self, device: Device, work: float, early: bool):
+        super().__init__(False)
+        self._device, self._work, self._early, self._ready = device, work, early, device.enqueue(1, work)
+
+    def round(self, token: int) -> Round:
+        ready = self._ready
+        for step in (self._enqueue, lambda: self._device.wait(ready))[:: 1 if self._early else -1]:
+            step()
+        return Round([1], 0, 2)
+
+    def _enqueue(self) -> None:
+        self._ready = self._device.enqueue(1, self._work)
+
+
+def test_a_plan_is_timed_as_if_it_ran_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, plans = Device(), [Plan(), Plan("fixed"), Plan("fixed", True)]
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: device.now)
+    monkeypatch.setattr(calibrate.mx, "synchronize", device.wait)
+    monkeypatch.setattr(calibrate, "BUDGET", 1000)
+    make = {Plan(): (3.0, False), Plan("fixed"): (3.5, True), Plan("fixed", True): (0.25, True)}
+    times = calibrate.time_plans(lambda plan: Timed(device, *make[plan]), plans, 10)
+    assert times == {Plan(): 1 + 3.0, Plan("fixed"): 3.5, Plan("fixed", True): 1.0}  # the last is bound by the host

@@ -76,3 +76,21 @@ def test_chat_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert main(arguments) == 0
         answers.append(capsys.readouterr().out.splitlines()[1])
     assert answers[0] == answers[1] and prefilled == [11, 1]
+
+
+def test_chat_refuses_at_once_what_it_could_not_save(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["chat", str(checkpoint), "--plan", "growing", "-m", "12", "--prompt-cache-file"]
+    for extra, message in (
+        ([str(tmp_path / "missing" / "x")], f"no folder {tmp_path / 'missing'}"),
+        ([str(tmp_path)], "cannot write"),
+        ([str(tmp_path / "x"), "--kv-bits", "4"], "leave --kv-bits out"),
+    ):
+        assert main([*arguments, *extra]) == 1
+        captured = capsys.readouterr()
+        assert captured.out == "" and message in captured.err and len(captured.err.splitlines()) == 1
+    for _ in range(2):  # any name will do
+        monkeypatch.setattr(sys, "stdin", io.StringIO("abc\nq\n"))
+        assert main([*arguments, str(tmp_path / "x")]) == 0
+        assert [f.name for f in tmp_path.iterdir()] == ["x"]

@@ -272,6 +272,12 @@ def test_prompt_from_standard_input_and_escapes(monkeypatch):
     assert run(backend_for("Hi", prompt="a\nb\tc"), prompt="a\\nb\\tc", quiet=True)[1] == "Hi\n"
 
 
+def test_a_full_context_is_said():
+    said = "finish reason context: the cache is full"
+    assert said in run(backend_for("Hello" * 9, capacity=16))[1]
+    assert said not in run(backend_for("Hello"))[1] + run(backend_for("Hello"), max_tokens=2)[1]
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 def test_interrupt_shows_what_there_is(as_json):
     backend = backend_for("Hello there", right=1)

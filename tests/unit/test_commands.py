@@ -125,3 +125,38 @@ def test_interrupted_extension_resumes(
     assert extend(tmp_path / "broken", "--resume") == 0
     whole, resumed = (load_arrays(tmp_path / name / "heads.safetensors") for name in ("whole", "broken"))
     assert all(np.allclose(np.array(whole[n]), np.array(resumed[n]), atol=1e-6) for n in whole)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("[malloc] Unable to allocate 9 bytes.\nand more"), "[malloc] Unable to allocate 9 bytes."),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_faults_of_mlx_give_one_line(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    from mtpd_mlx.commands import generate
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(generate, "open_from", fail)
+    monkeypatch.delenv("MTPD_TRACEBACK", raising=False)
+    assert main(["generate", str(tiny_checkpoint), "-p", "a"]) == 1
+    assert capsys.readouterr().err == f"mtpd generate: error: {line} (MTPD_TRACEBACK=1 shows where)\n"
+    monkeypatch.setenv("MTPD_TRACEBACK", "1")
+    assert main(["generate", str(tiny_checkpoint), "-p", "a"]) == 1
+    assert "Traceback" in (text := capsys.readouterr().err) and text.splitlines()[-1].startswith("mtpd generate: error:")
+
+
+def test_help_names_the_defaults_that_hold(capsys: pytest.CaptureFixture) -> None:
+    shown = {}
+    for command in ("generate", "verify"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        shown[command] = " ".join(capsys.readouterr().out.split())
+    assert "drafts per round (default: as tuned here, or all heads; 0: plain decoding)" in shown["generate"]
+    assert "repeatable (default: another text every time)" in shown["generate"]
+    assert "repeatable (default: 0)" in shown["verify"]
