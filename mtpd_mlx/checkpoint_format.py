@@ -97,8 +97,7 @@ def parse_config(values: Any, file: str) -> CheckpointConfig:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: missing or unknown key {error}") from error
     _check_base(base, file)
-    if type(num_heads) is not int or not 1 <= num_heads <= MAX_HEADS:
-        raise ValueError(f"{file}: num_heads: got {num_heads!r}, expected 1..{MAX_HEADS}")
+    check_num_heads(num_heads, f"{file}: num_heads")
     if source not in HIDDEN_SOURCES:
         raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
     draft_vocab = values.pop("draft_vocab", None)
@@ -110,6 +109,12 @@ def parse_config(values: Any, file: str) -> CheckpointConfig:
     if type(post_norms) is not bool:
         raise ValueError(f"{file}: post_norms: got {post_norms!r}, expected true or false")
     return CheckpointConfig(num_heads, source, base, quantization, values, draft_vocab, post_norms)
+
+
+def check_num_heads(count: Any, name: str) -> None:
+    """What a checkpoint can hold is all that is ever made; `name`: of the option or key, for the message."""
+    if type(count) is not int or not 1 <= count <= MAX_HEADS:
+        raise ValueError(f"{name}: got {count!r}, expected 1..{MAX_HEADS}")
 
 
 def _is_quantization(value: Any) -> bool:
