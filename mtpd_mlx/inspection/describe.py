@@ -1,5 +1,6 @@
 """From a view of a folder to what is known of it, as one dictionary."""
 
+from fnmatch import fnmatch
 from typing import Any
 
 from mtpd_mlx.adapter_format import CONFIG as ADAPTER_CONFIG
@@ -12,6 +13,7 @@ from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cac
 from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
 from mtpd_mlx.inspection.view import View
 from mtpd_mlx.mtp_formats.detect import shipped_heads
+from mtpd_mlx.mtp_formats.names import HEADS_FILES, is_shipped
 
 MANIFEST, CACHE_INDEX = "manifest.json", "cache.json"
 
@@ -37,11 +39,13 @@ def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
 def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
     config = text_config(view.json("config.json"))
     weights = sorted(n for n in files if n.startswith("model") and n.endswith(".safetensors"))
+    beside = sorted(n for n in files if fnmatch(n, HEADS_FILES))
     table: dict[str, Any] = {}
-    for name in weights:
+    for name in [*weights, *beside]:
         table |= {plain: entry for n, entry in view.table(name).items() if (plain := text_name(n)) is not None}
-    quantization = config.get("quantization")
-    counts = count(table, quantization if isinstance(quantization, dict) else None)
+    quantization, layers = config.get("quantization"), config.get("num_hidden_layers")
+    own = {n: e for n, e in table.items() if type(layers) is not int or not is_shipped(n, layers)}
+    counts = count(own, quantization if isinstance(quantization, dict) else None)
     found: dict[str, Any] = {
         "model_type": config.get("model_type"),
         "parameters": counts.parameters,
