@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.checkpoint_format import CONFIG_NAME
     from mtpd_mlx.decoding.costs import DRAFTS, WIDEST, measure_costs
+    from mtpd_mlx.hub.pull import resolve_folder
 
-    has_heads = (Path(args.checkpoint) / CONFIG_NAME).is_file()
+    has_heads = (resolve_folder(args.checkpoint) / CONFIG_NAME).is_file()
     base, heads = load_model(args, plain=not has_heads)
     contexts = [n for n in args.contexts if 1 <= n <= base.context_length - 8 * WIDEST]
     if not contexts:
@@ -40,11 +41,12 @@ def run(args: argparse.Namespace) -> int:
 def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> list[float] | None:
     """CAR by depth of the checkpoint's heads, measured or as recorded; None without."""
     from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.hub.pull import resolve_folder
 
     if heads is None:
         return None
     if args.prompts is None:
-        record = read_config(Path(args.checkpoint)).record.get("eval") or {}
+        record = read_config(resolve_folder(args.checkpoint)).record.get("eval") or {}
         return record.get("car")
     from mtpd_mlx.evaluate import measure
     from mtpd_mlx.generation import generate_greedy

@@ -71,7 +71,7 @@ def push(files: dict[str, bytes | Path], repository: str, private: bool, overwri
     except Held as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # the hub client raises many kinds, and those of the HTTP library under it
-        raise ValueError(explain(error, repository)) from None
+        raise explain(error, repository) from None
     return address
 
 

@@ -2,46 +2,16 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stub_hub import SHA, Hub, Repository, serve
+from hub_helpers import NOWHERE, contents, mtpd, refused
+from stub_hub import SHA, Hub, Repository
 
 from mtpd_mlx.safetensors_file import Raw, write_raw
 
-ROOT = Path(__file__).parent.parent.parent
 TOKEN = "hf_welcome1234567"
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
-    server = serve(hub)
-    yield hub
-    server.shutdown()
-    server.server_close()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
-
-
-def mtpd(hub: Hub, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5"}
-    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"} | more
-    command = [sys.executable, "-m", "mtpd_mlx.cli", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-
-
-def refused(done: subprocess.CompletedProcess, word: str) -> None:
-    errors = [line for line in done.stderr.splitlines() if line.startswith("mtpd ")]
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert len(errors) == 1 and word in errors[0], done.stderr
 
 
 def test_pull_by_id_and_revision_and_decode_offline(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
@@ -83,8 +53,8 @@ def test_gated_with_a_token_and_unreachable(hub: Hub, tiny_base: Path, tmp_path:
     done = mtpd(hub, tmp_path / "b", "pull", "me/gated", HF_TOKEN="hf_wrongwrongwrong")
     refused(done, "accept its terms")
     assert "hf_wrongwrongwrong" not in done.stderr
-    hub.url = "http://127.0.0.1:9"  # nobody listens there
-    refused(mtpd(hub, tmp_path / "c", "pull", "me/gated"), "me/gated")
+    hub.url = NOWHERE
+    refused(mtpd(hub, tmp_path / "c", "pull", "me/gated"), "me/gated: not in the local cache, and the hub cannot be reached")
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
