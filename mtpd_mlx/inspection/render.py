@@ -82,7 +82,7 @@ def _heads(found: dict[str, Any]) -> list[str]:
     stored = f"{found['quantization']['bits']} bits" if found["quantization"] else ", ".join(found["dtypes"])
     return [
         f"{found['num_heads']} heads ({found['hidden_source']}{drafts}), {number(found['parameters'])} parameters, {stored}",
-        f"of base {found['base']['id']} ({found['base']['model_type']}, {found['base']['fingerprint'][:19]}...)",
+        f"of base {_named(found['base'])} ({found['base']['model_type']}, {found['base']['fingerprint'][:19]}...)",
         _measured(found["measured"]),
     ]
 
@@ -92,9 +92,13 @@ def _onnx(found: dict[str, Any]) -> list[str]:
     return [
         f"layout {found['layout']}, {found['precision']} weights, {found['activations']} activations",
         f"{found['num_heads']} draft tokens, {found['capacity']} positions",
-        f"of base {base.get('id')} ({base.get('model_type')})",
+        f"of base {_named(base)} ({base.get('model_type')})",
         _measured(found["measured"]),
     ]
+
+
+def _named(base: dict[str, Any]) -> str:
+    return f"{base.get('id')}@{base['revision']}" if base.get("revision") else str(base.get("id"))
 
 
 def _measured(measured: dict[str, Any] | None) -> str:

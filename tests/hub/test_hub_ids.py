@@ -35,6 +35,18 @@ def test_every_command_that_takes_heads_takes_a_hub_id(hub: Hub, home: Path, tex
         assert made is None or (home / made).is_file()
 
 
+def test_a_revision_is_kept_apart_from_the_id(hub: Hub, home: Path, text_data: Path) -> None:
+    hub.repositories["me/base"].revisions += ("v1",)
+    done = mtpd(hub, home, "train", "--model", "me/base@v1", "--data", str(text_data), "--out", "h", "--num-heads", "1", *QUICK)
+    assert done.returncode == 0, done.stderr
+    base = json.loads((home / "h" / "mtp_config.json").read_text())["base"]
+    assert base["id"] == "me/base" and base["revision"] == "v1"
+    assert "of base me/base@v1 (" in mtpd(hub, home, "inspect", "h").stdout
+    hub.seen.clear()
+    assert mtpd(hub, home, "generate", "h", "-p", "abc", "-m", "4").returncode == 0
+    assert any(path.endswith("/revision/v1") for _, path, _, _ in hub.seen)
+
+
 def test_tune_stores_what_generate_then_follows(hub: Hub, home: Path) -> None:
     refused(mtpd(hub, home, "tune", "me/nothing", "--prompts", "none.txt"), "no such folder; as a hub id: no such repository")
     (home / "prompts.txt").write_text("abc\n")
