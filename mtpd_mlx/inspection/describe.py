@@ -11,6 +11,7 @@ from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.shapes import contradiction
 from mtpd_mlx.inspection.view import View
 from mtpd_mlx.mtp_formats.detect import shipped_heads
 from mtpd_mlx.mtp_formats.names import HEADS_FILES, is_shipped
@@ -62,6 +63,8 @@ def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
         dims = read_dims(config, tied="lm_head.weight" not in table)
     except ValueError as error:
         return found | {"supported": False, "why_not": str(error)}
+    if (wrong := contradiction(own, dims)) is not None:
+        return found | {"supported": False, "why_not": wrong}
     item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)
     return found | {
         "supported": True,

@@ -11,10 +11,12 @@ from mtpd_mlx.base import load_base
 from mtpd_mlx.checkpoint import flatten
 from mtpd_mlx.cli import main
 from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.inspection.counts import head_parameters
 from mtpd_mlx.inspection.describe import describe
 from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.shapes import contradiction, expected
 from mtpd_mlx.inspection.view import LocalView
 
 GEMMA3 = LLAMA | {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 8}
@@ -75,6 +77,47 @@ def test_why_not(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert not seen["supported"] and "mamba" in seen["why_not"]
     (base / "model.safetensors").rename(base / "pytorch_model.bin")
     assert "pickled" in found(str(base), capsys)["why_not"]
+
+
+REFERENCES = sorted((Path(__file__).parent.parent / "families" / "references").glob("*.json"))
+
+
+@pytest.mark.parametrize("file", REFERENCES, ids=lambda file: file.stem)
+def test_shapes_are_those_of_transformers(file: Path) -> None:
+    """Every tensor that a family's checkpoint holds is expected, and with its shape, and no other."""
+    record = json.loads(file.read_text())
+    table = {text_name(n): {"shape": s} for n, s in record["shapes"].items() if text_name(n) is not None}
+    dims = read_dims(text_config(record["config"]), tied="lm_head.weight" not in table)
+    assert contradiction(table, dims) is None
+    assert {name for name, _ in expected(dims, table)} == set(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"hidden_size": 32}, "model.embed_tokens.weight: got shape [97, 64], config.json says [97, 32]"),
+        ({"vocab_size": 96}, "config.json says [96, 64]"),
+        ({"num_hidden_layers": 3}, "missing key 'model.layers.2.input_layernorm.weight'"),
+        ({"num_key_value_heads": 4}, "k_proj.weight: got shape [32, 64], config.json says [64, 64]"),
+        ({"intermediate_size": 130}, "config.json says [130, 64]"),
+        ({"attention_bias": True}, "missing key 'model.layers.0.self_attn.q_proj.bias'"),
+        ({"tie_word_embeddings": False}, "missing key 'lm_head.weight'"),
+    ],
+)
+@pytest.mark.parametrize("quantised", [False, True])
+def test_weights_that_contradict_the_config_are_not_called_supported(
+    change: dict, word: str, quantised: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = write_base(tmp_path / "base")
+    if quantised:
+        base = write_quantised(tmp_path / "q", base, 4)
+    assert found(str(base), capsys)["supported"]
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | change))
+    seen = found(str(base), capsys)
+    assert not seen["supported"] and word in seen["why_not"]
+    with pytest.raises(ValueError):
+        load_base(str(base))
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
