@@ -21,7 +21,7 @@ from mtpd_mlx.checkpoint_format import (
 )
 from mtpd_mlx.fingerprint import read_header
 from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.hub.pull import is_hub_id, resolve_folder
+from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.mlx_runtime import mx, nn
 
 TOKENIZER_FILES = (
@@ -99,7 +99,8 @@ def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: in
 
 
 def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
-    """Heads in float32 (a quantised file is unpacked), checked against the base's dimensions."""
+    """Heads in float32 (a quantised file is unpacked), checked against the base's dimensions. A hub id is pulled."""
+    folder = resolve_folder(folder)
     config = read_config(folder)
     for name, got in (("hidden_size", base.hidden_size), ("vocab_size", base.vocab_size)):
         if (expected := getattr(config.base, name)) != got:
@@ -127,7 +128,7 @@ def load_checkpoint(
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
     """Base (or its ends alone) and heads of a checkpoint. `model` and `adapter` replace the recorded ones; another base than
     the heads' own is refused unless `allow_mismatch`."""
-    folder = folder if folder.is_dir() or not is_hub_id(str(folder)) else resolve_folder(str(folder))
+    folder = resolve_folder(folder)
     config = read_config(folder)
     if adapter is None and model is None:
         adapter = config.base.locate_adapter(folder)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.hub.pull import is_hub_id, split_revision
 
 CONFIG_NAME = "mtp_config.json"
 DRAFT_TOKENS = "draft_tokens"  # int32 [D] in the weights file, where draft_vocab is set
@@ -20,7 +21,8 @@ HIDDEN_SOURCES = ("postnorm", "prenorm")
 
 @dataclass(frozen=True)
 class BaseRef:
-    """The base that heads belong to. `id` starting with ./ or ../ is relative to the checkpoint folder."""
+    """The base that heads belong to. `id` starting with ./ or ../ is relative to the checkpoint folder; owner/name@revision is
+    taken apart into id and revision."""
 
     id: str
     fingerprint: str
@@ -30,9 +32,20 @@ class BaseRef:
     revision: str | None = None
     adapter: str | None = None  # folder of an mlx-lm adapter that belongs to the base, as `id` relative to the checkpoint
 
+    def __post_init__(self) -> None:
+        if isinstance(self.id, str) and is_hub_id(self.id):
+            plain, revision = split_revision(self.id, self.revision)
+            object.__setattr__(self, "id", plain)
+            object.__setattr__(self, "revision", revision)
+
+    @property
+    def named(self) -> str:
+        """`id`, with the revision where there is one."""
+        return f"{self.id}@{self.revision}" if self.revision and is_hub_id(self.id) else self.id
+
     def locate(self, checkpoint: Path) -> str:
         """The folder or hub id to load, as a user would name it."""
-        return _located(checkpoint, self.id)
+        return _located(checkpoint, self.named)
 
     def locate_adapter(self, checkpoint: Path) -> Path | None:
         return None if self.adapter is None else Path(_located(checkpoint, self.adapter))
@@ -97,8 +110,7 @@ def parse_config(values: Any, file: str) -> CheckpointConfig:
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: missing or unknown key {error}") from error
     _check_base(base, file)
-    if type(num_heads) is not int or not 1 <= num_heads <= MAX_HEADS:
-        raise ValueError(f"{file}: num_heads: got {num_heads!r}, expected 1..{MAX_HEADS}")
+    check_num_heads(num_heads, f"{file}: num_heads")
     if source not in HIDDEN_SOURCES:
         raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
     draft_vocab = values.pop("draft_vocab", None)
@@ -110,6 +122,12 @@ def parse_config(values: Any, file: str) -> CheckpointConfig:
     if type(post_norms) is not bool:
         raise ValueError(f"{file}: post_norms: got {post_norms!r}, expected true or false")
     return CheckpointConfig(num_heads, source, base, quantization, values, draft_vocab, post_norms)
+
+
+def check_num_heads(count: Any, name: str) -> None:
+    """What a checkpoint can hold is all that is ever made; `name`: of the option or key, for the message."""
+    if type(count) is not int or not 1 <= count <= MAX_HEADS:
+        raise ValueError(f"{name}: got {count!r}, expected 1..{MAX_HEADS}")
 
 
 def _is_quantization(value: Any) -> bool:

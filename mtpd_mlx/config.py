@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES
+from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES, check_num_heads
 from mtpd_mlx.schema import option
 
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
@@ -33,7 +33,11 @@ class HeadsConfig:
     draft_vocab: int | None = option(
         None, "draft only among so many tokens, the most frequent of the training data (default: the whole vocabulary)"
     )
-    init_heads: str | None = option(None, "checkpoint whose heads are the starting point")
+    init_heads: str | None = option(None, "checkpoint (a folder or a hub id) whose heads are the starting point")
+    allow_base_mismatch: bool = option(False, "start from --init-heads that were trained on another base")
+
+    def __post_init__(self) -> None:
+        check_num_heads(self.num_heads, "--num-heads")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
-from mtpd_mlx.checkpoint_format import CheckpointConfig
+from mtpd_mlx.checkpoint_format import CheckpointConfig, check_num_heads
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache
 from mtpd_mlx.mlx_runtime import mx
@@ -19,6 +19,7 @@ from mtpd_mlx.training import Outcome, claim_folder, reference_base, train
 
 def stages(num_heads: int, to: int) -> list[int]:
     """The head counts passed through: each stage at most doubles. 4 -> 16 is [8, 16]."""
+    check_num_heads(to, "--to")
     if to <= num_heads:
         raise ValueError(f"--to: got {to}, expected more than the checkpoint's {num_heads} heads")
     steps = []
@@ -46,8 +47,9 @@ def loop_heads(base: Base, heads: MTPHeads, to: int) -> MTPHeads:
 def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model: str | None = None) -> None:
     """The training-free extension: copies only."""
     base, heads, config = load_checkpoint(checkpoint, model)
+    counts = stages(heads.num_heads, to)
     claim_folder(out, overwrite)
-    for count in stages(heads.num_heads, to):
+    for count in counts:
         heads = loop_heads(base, heads, count)
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}

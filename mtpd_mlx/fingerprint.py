@@ -8,9 +8,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.families.wrapped import text_config, text_name
+from mtpd_mlx.mtp_formats.names import is_shipped
+
 SAMPLE_BYTES = 4096
 SAMPLES = 16
-MAX_HEADER_BYTES = 100 << 20
+MAX_HEADER_BYTES, MAX_CONFIG_BYTES = 100 << 20, 8 << 20
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 
@@ -20,16 +23,30 @@ def fingerprint_base(folder: Path) -> str:
 
     Up to 16 evenly spaced blocks of 4 KiB of each tensor are read, so that a model of any size takes well under a second
     a thousand tensors. It tells two models apart (fine-tuned, quantised, re-sharded or not); it is not a checksum against
-    corruption. Sharding does not change it. Raises ValueError (one line) on a truncated or malformed file.
+    corruption. Sharding does not change it, nor do MTP heads that the checkpoint ships: they are no part of the base. Raises
+    ValueError (one line) on a truncated or malformed file.
     """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: no model*.safetensors in it")
     digests = dict(item for file in files for item in tensor_digests(file))
-    total = hashlib.sha256()
+    total, layers = hashlib.sha256(), _layer_count(folder)
     for name in sorted(digests):
+        if layers is not None and is_shipped(text_name(name) or name, layers):
+            continue
         total.update(f"{name} {digests[name]}\n".encode())
     return f"sha256:{total.hexdigest()}"
+
+
+def _layer_count(folder: Path) -> int | None:
+    """num_hidden_layers of `folder`/config.json; None where nothing can be read: who builds the model says what is wrong."""
+    file = folder / "config.json"
+    try:
+        config = json.loads(file.read_bytes()) if file.stat().st_size <= MAX_CONFIG_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        return None
+    count = text_config(config).get("num_hidden_layers") if isinstance(config, dict) else None
+    return count if type(count) is int else None
 
 
 def read_header(file: Path) -> tuple[dict, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtpd_mlx.base import Base
 from mtpd_mlx.blocks import call_block, recomputed
+from mtpd_mlx.checkpoint_format import check_num_heads
 from mtpd_mlx.mlx_runtime import mx, nn
 
 
@@ -42,8 +43,7 @@ class MTPHeads(nn.Module):
 
     def __init__(self, base: Base, num_heads: int, hidden_source: str, post_norms: bool = False):
         super().__init__()
-        if num_heads < 1:
-            raise ValueError(f"number of heads: got {num_heads}, expected at least 1")
+        check_num_heads(num_heads, "number of heads")
         self.heads = [MTPHead(base, post_norms) for _ in range(num_heads)]
         self.post_norms = post_norms
         self.hidden_source = hidden_source

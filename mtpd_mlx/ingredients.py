@@ -55,7 +55,12 @@ def gather(options: TrainOptions) -> Ingredients:
     else:
         raise ValueError("no base: give --model, or --model-config with --train joint to train one from scratch")
     if options.heads.init_heads:
-        heads, _ = load_heads(Path(options.heads.init_heads), base)
+        heads, held = load_heads(Path(options.heads.init_heads), base)
+        if not options.heads.allow_base_mismatch and (base.path is None or base.fingerprint != held.base.fingerprint):
+            raise ValueError(
+                f"--init-heads {options.heads.init_heads}: belong to another base ({held.base.id}); adapt them with "
+                "mtpd refit, or pass --allow-base-mismatch"
+            )
         if heads.num_heads != options.heads.num_heads or heads.hidden_source != options.heads.hidden_source:
             raise ValueError(
                 f"--init-heads {options.heads.init_heads}: has {heads.num_heads} heads ({heads.hidden_source}), "

@@ -30,7 +30,7 @@ def refit_options(checkpoint: Path, options: TrainOptions) -> tuple[TrainOptions
     if Path(options.run.out).resolve() == checkpoint.resolve():
         raise ValueError(f"--out {options.run.out}: is the checkpoint itself; use another folder")
     heads = replace(options.heads, num_heads=config.num_heads, hidden_source=config.hidden_source, init_heads=str(checkpoint))
-    return replace(options, heads=heads), config
+    return replace(options, heads=replace(heads, allow_base_mismatch=True)), config
 
 
 def refit(checkpoint: Path, options: TrainOptions, show: Callable[[dict[str, Any]], None], ingredients: Ingredients) -> Refit:

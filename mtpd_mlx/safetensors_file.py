@@ -4,7 +4,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from mtpd_mlx.fingerprint import read_header
 
+PIECE = 16 << 20
 WIDTHS = {"F64": "<u8", "I64": "<i8", "F32": "<u4", "U32": "<u4", "I32": "<i4", "F16": "<u2", "BF16": "<u2", "U8": "u1"}
 
 
@@ -70,11 +71,36 @@ def write_raw(file: Path, tensors: Mapping[str, Raw]) -> None:
         end = offset + raw.bits.nbytes
         header[name] = {"dtype": raw.dtype, "shape": list(raw.bits.shape), "data_offsets": [offset, end]}
         offset = end
+    _write(file, header, (np.ascontiguousarray(raw.bits).tobytes() for raw in tensors.values()))
+
+
+def copy_tensors(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Writes a file with only the tensors `names` of `source`, whatever their types, some megabytes at a time."""
+    table, start = read_header(source)
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    places, offset = [], 0
+    for name in names:
+        begin, stop = table[name]["data_offsets"]
+        places.append((start + begin, stop - begin))
+        header[name] = table[name] | {"data_offsets": [offset, offset + stop - begin]}
+        offset += stop - begin
+
+    def pieces() -> Iterator[bytes]:
+        with source.open("rb") as f:
+            for at, size in places:
+                f.seek(at)
+                for done in range(0, size, PIECE):
+                    yield f.read(min(PIECE, size - done))
+
+    _write(target, header, pieces())
+
+
+def _write(file: Path, header: dict[str, object], data: Iterable[bytes]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as f:
         f.write(struct.pack("<Q", len(text)) + text)
-        for raw in tensors.values():
-            f.write(np.ascontiguousarray(raw.bits).tobytes())
+        for piece in data:
+            f.write(piece)
     temporary.replace(file)

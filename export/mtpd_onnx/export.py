@@ -68,9 +68,9 @@ COPIED = (
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="heads checkpoint")
+    parser.add_argument("checkpoint", help="heads checkpoint: a folder or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--model", help="folder of the base, where it is not where the checkpoint says")
+    parser.add_argument("--model", help="the base, where it is not where the checkpoint says")
     parser.add_argument("--adapter-path", type=Path, metavar="DIR", help="adapter of mlx-lm (LoRA) to apply to the base")
     parser.add_argument("--allow-base-mismatch", action="store_true", help="export the heads with another base than their own")
     parser.add_argument(
@@ -113,7 +113,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_export(args: argparse.Namespace) -> int:
     manifest = export_checkpoint(
-        args.checkpoint,
+        resolve_folder(args.checkpoint),
         args.out,
         model=args.model,
         adapter=args.adapter_path,

@@ -7,9 +7,9 @@ from mtpd_mlx.mtp_formats.names import LAYOUTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="heads checkpoint")
+    parser.add_argument("checkpoint", help="heads checkpoint: a folder or a hub id")
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--model", help="folder of the base, where it is not where the checkpoint says")
+    parser.add_argument("--model", help="the base, where it is not where the checkpoint says")
     parser.add_argument("--format", choices=list(LAYOUTS), default="nextn", help="names of the tensors (default: %(default)s)")
     parser.add_argument("--link", action="store_true", help="hard-link the base's weights instead of copying them")
     parser.add_argument("--copy-ends", action="store_true", help="repeat the base's ends per head, as DeepSeek-V3 does")
@@ -18,12 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.checkpoint_format import read_config
-    from mtpd_mlx.hub.pull import resolve_model
+    from mtpd_mlx.hub.pull import resolve_folder, resolve_model
     from mtpd_mlx.mtp_formats.exporting import export_heads
 
-    base = resolve_model(args.model or read_config(args.checkpoint).base.locate(args.checkpoint))
-    size = export_heads(
-        args.checkpoint,
+    checkpoint = resolve_folder(args.checkpoint)
+    base = resolve_model(args.model or read_config(checkpoint).base.locate(checkpoint))
+    written = export_heads(
+        checkpoint,
         base,
         args.out,
         args.format,
@@ -31,5 +32,8 @@ def run(args: argparse.Namespace) -> int:
         copy_ends=args.copy_ends,
         allow_mismatch=args.allow_base_mismatch,
     )
-    print(f"{args.out}: model with MTP heads ({args.format}), {size / 1e6:.1f} MB of them")
+    replaced = f", in place of the {written.replaced} that the base ships" if written.replaced else ""
+    print(f"{args.out}: model with MTP heads ({args.format}), {written.bytes / 1e6:.1f} MB of them{replaced}")
+    if written.draft_vocab is not None:
+        print(f"the heads' draft vocabulary of {written.draft_vocab} tokens has no place in this layout: it is left out")
     return 0

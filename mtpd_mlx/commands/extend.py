@@ -22,12 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.config import HeadsConfig, RunConfig
     from mtpd_mlx.extend import extend_checkpoint, loop_checkpoint
+    from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.options import TrainOptions
     from mtpd_mlx.progress import ProgressBar
 
     own = ("command", "config", "checkpoint", "to", "train_free")
     flags = {k: v for k, v in vars(args).items() if k not in own}
-    checkpoint = Path(args.checkpoint)
+    checkpoint = resolve_folder(args.checkpoint)
     if args.train_free:
         (run_cfg,) = build((RunConfig,), {}, flags)
         loop_checkpoint(checkpoint, args.to, Path(run_cfg.out), run_cfg.overwrite, flags.get("model"))
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     bars: list[ProgressBar] = []
 
     def show(count: int) -> Any:
-        bars.append(ProgressBar(options.optim.iters, f"extend {checkpoint} --to {args.to}"))
+        bars.append(ProgressBar(options.optim.iters, f"extend {args.checkpoint} --to {args.to}"))
         return bars[-1].show
 
     try:

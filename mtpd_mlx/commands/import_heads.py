@@ -12,9 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.hub.pull import resolve_model
+    from mtpd_mlx.hub.pull import is_hub_id, resolve_model, split_revision
     from mtpd_mlx.mtp_formats.importing import import_heads
 
-    found = import_heads(resolve_model(args.model, args.revision), args.out, args.model, args.overwrite)
+    model, named = resolve_model(args.model, args.revision), args.model
+    if args.revision and is_hub_id(named):
+        named = "@".join(part for part in split_revision(named, args.revision) if part)
+    found = import_heads(model, args.out, named, args.overwrite)
     print(f"{args.out}: {found['heads']} heads imported ({found['format']})")
     return 0

@@ -2,10 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
-from typing import Any
 
 from mtpd_mlx.inspection.memory import Plan
+from mtpd_mlx.inspection.view import View
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,19 +18,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.hub.remote import HubView, is_hub_id
     from mtpd_mlx.inspection.describe import describe
     from mtpd_mlx.inspection.render import render
-    from mtpd_mlx.inspection.view import LocalView
 
     plan = Plan(args.num_heads, args.batch_size, args.max_seq_length, args.context)
     for name, value in vars(plan).items():
         if value < 1:
             raise ValueError(f"{name}: got {value}, expected at least 1")
-    folder = Path(args.name).expanduser()
-    if not folder.is_dir() and not is_hub_id(args.name):
-        raise ValueError(f"{args.name}: no such folder, and not a hub id of the form owner/name")
-    view: Any = LocalView(folder) if folder.is_dir() else HubView(args.name, args.revision)
-    found = describe(view, plan)
+    found = describe(view_of(args.name, args.revision), plan)
     print(json.dumps(found, indent=2) if args.json else render(found))
     return 0
+
+
+def view_of(name: str, revision: str | None) -> View:
+    from mtpd_mlx.hub.messages import HubError
+    from mtpd_mlx.hub.pull import local_folder, no_such_folder
+    from mtpd_mlx.hub.remote import look
+    from mtpd_mlx.inspection.view import LocalView
+
+    if (folder := local_folder(name)) is not None:
+        return LocalView(folder)
+    try:
+        return look(name, revision)
+    except HubError as error:
+        raise no_such_folder(error) from None

@@ -11,7 +11,7 @@ from mtpd_mlx.tables import format_table
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="heads checkpoint")
-    parser.add_argument("folder", type=Path, help="folder exported from it")
+    parser.add_argument("folder", help="folder exported from it")
     parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
     add_base_flags(parser)
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="prompts (.jsonl or .txt)")
@@ -25,18 +25,20 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_onnx.manifest import read_manifest
 
     from mtpd_mlx.checkpoint import load_for_decoding
+    from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.parity import compare
     from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
     base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, True, **base_options(args))
-    manifest = read_manifest(args.folder)
+    folder = resolve_folder(args.folder)
+    manifest = read_manifest(folder)
     if manifest.base["fingerprint"] != config.base.fingerprint:
         raise ValueError(f"{args.folder} was exported from another base than {args.checkpoint} (fingerprints differ)")
-    tokenizer = Tokenizer.from_folder(args.folder)
+    tokenizer = Tokenizer.from_folder(folder)
     room = min(base.context_length, manifest.capacity) - args.max_tokens - manifest.num_heads - 1
     prompts = encode_prompts(args.prompts, tokenizer, room, args.limit)
-    report = compare(base, heads, args.folder, prompts, args.max_tokens, tokenizer.eos_token_ids, args.provider)
+    report = compare(base, heads, folder, prompts, args.max_tokens, tokenizer.eos_token_ids, args.provider)
     print(json.dumps(report.to_dict(), indent=2) if args.json else describe(report))
     return 1 if is_exact(manifest) and not report.tokens_equal else 0
 

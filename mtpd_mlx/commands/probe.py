@@ -22,8 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.checkpoint_format import CONFIG_NAME
     from mtpd_mlx.decoding.costs import DRAFTS, WIDEST, measure_costs
+    from mtpd_mlx.hub.pull import resolve_folder
 
-    has_heads = (Path(args.checkpoint) / CONFIG_NAME).is_file()
+    has_heads = (resolve_folder(args.checkpoint) / CONFIG_NAME).is_file()
     options = decoding_options(args)
     base, heads = load_model(args, plain=not has_heads)
     contexts = usable_contexts(args.contexts, base.context_length, 8 * WIDEST)
@@ -60,12 +61,13 @@ def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[i
 def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[float] | None, str | None]:
     """(CAR by depth of the checkpoint's heads, on which text): measured, or as recorded; None where neither."""
     from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.inspection.describe import recorded_acceptance
 
     if heads is None:
         return None, None
     if args.prompts is None:
-        found = recorded_acceptance(read_config(Path(args.checkpoint)).record)
+        found = recorded_acceptance(read_config(resolve_folder(args.checkpoint)).record)
         known = found is not None and len(found["car"]) == heads.num_heads  # fewer: of a part of the heads
         return (found["car"], "validation text, as recorded in training") if found and known else (None, None)
     from mtpd_mlx.evaluate import measure

@@ -14,12 +14,13 @@ HIDDEN = ("HeadsConfig",)  # the checkpoint says
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mtpd_mlx.options import TrainOptions
 
-    parser.add_argument("checkpoint", type=Path, help="heads checkpoint to adapt")
+    parser.add_argument("checkpoint", help="heads checkpoint to adapt: a folder or a hub id")
     parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
     add_schema(parser, *(c for c in TrainOptions.classes() if c.__name__ not in HIDDEN))
 
 
 def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.ingredients import gather
     from mtpd_mlx.options import TrainOptions
     from mtpd_mlx.progress import ProgressBar
@@ -27,9 +28,10 @@ def run(args: argparse.Namespace) -> int:
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}
     options = TrainOptions.build(read_yaml(Path(args.config)) if args.config else {}, flags)
-    ingredients = gather(refit_options(args.checkpoint, options)[0])
+    checkpoint = resolve_folder(args.checkpoint)
+    ingredients = gather(refit_options(checkpoint, options)[0])
     with ProgressBar(options.optim.iters, f"refit {args.checkpoint}") as bar:
-        result = refit(args.checkpoint, options, bar.show, ingredients)
+        result = refit(checkpoint, options, bar.show, ingredients)
     print(f"\nvalidation text (teacher-forced), heads of {args.checkpoint} on {options.model.model}:")
     print(table(result.own, result.before, result.after))
     if not result.improved:

@@ -26,14 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.decoding.machine import machine_key
     from mtpd_mlx.decoding.tuned import write_tuned
+    from mtpd_mlx.hub.pull import resolve_folder
 
     if args.max_tokens < 2 or args.repeats < 1:
         raise ValueError(f"tune: got --max-tokens {args.max_tokens} --repeats {args.repeats}, expected at least 2 and 1")
+    folder = resolve_folder(args.checkpoint)
     base, heads = load_model(args)
     speeds, tuned = measure(args, base, heads)
     machine = machine_key(base.dtype)
     if not args.dry_run:
-        write_tuned(Path(args.checkpoint), machine, tuned)
+        write_tuned(folder, machine, tuned)
     values = {"machine": machine, "tokens_per_second": speeds, "chosen": vars(tuned), "stored": not args.dry_run}
     print(json.dumps(values, indent=2) if args.json else describe(values, tuned.name))
     return 0

@@ -3,7 +3,6 @@
 import argparse
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.commands.base_flags import add_base_flags, base_options
@@ -35,8 +34,9 @@ def as_tuned(args: argparse.Namespace, base: Any, num_draft_tokens: int | None) 
     from mtpd_mlx.checkpoint_format import CONFIG_NAME
     from mtpd_mlx.decoding.machine import machine_key
     from mtpd_mlx.decoding.tuned import read_tuned
+    from mtpd_mlx.hub.pull import resolve_folder
 
-    options, folder = decoding_options(args), Path(args.checkpoint)
+    options, folder = decoding_options(args), resolve_folder(args.checkpoint)
     if num_draft_tokens is not None or not (folder / CONFIG_NAME).is_file():
         return options, num_draft_tokens
     tuned = read_tuned(folder, machine_key(base.dtype))
@@ -71,10 +71,11 @@ def load_model(args: argparse.Namespace, plain: bool = False) -> tuple[Any, Any]
     from mtpd_mlx.base import load_base
     from mtpd_mlx.checkpoint import load_checkpoint
     from mtpd_mlx.checkpoint_format import CONFIG_NAME
+    from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.mlx_runtime import mx, on_cpu
 
     dequantize = on_cpu() if args.dequantize is None else args.dequantize
-    folder = Path(args.checkpoint)
+    folder = resolve_folder(args.checkpoint)
     if plain and not (folder / CONFIG_NAME).is_file():
         base, heads = load_base(args.checkpoint, dequantize=dequantize, adapter=args.adapter_path), None
     else:

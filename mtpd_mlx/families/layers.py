@@ -36,6 +36,8 @@ def _count(config: dict[str, Any]) -> int:
     count = config.get("num_experts") or config.get("num_local_experts")
     if count is None:
         raise ValueError("missing key 'num_experts'")
+    if type(count) is not int or count < 1:
+        raise ValueError(f"num_experts: got {count!r}, expected a positive integer")
     return count
 
 

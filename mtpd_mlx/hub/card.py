@@ -3,9 +3,9 @@
 from typing import Any
 
 
-def card(found: dict[str, Any], repository: str, base: str, licence: str | None) -> str:
-    """README.md of a description (inspection.describe) of kind heads or onnx."""
-    heads = found["kind"] == "heads"
+def card(found: dict[str, Any], repository: str, licence: str | None) -> str:
+    """README.md of a description (inspection.describe) of kind heads or onnx, whose base is named as on the hub."""
+    heads, base = found["kind"] == "heads", found["base"]["id"]
     front = ["---", "library_name: mtpd-mlx", f"base_model: {base}", "base_model_relation: adapter"]
     front += [f"license: {licence}"] if licence else []
     front += ["tags:", "- mtp", "- speculative-decoding", f"- {'mlx' if heads else 'onnx'}", "---", ""]
@@ -14,7 +14,7 @@ def card(found: dict[str, Any], repository: str, base: str, licence: str | None)
     what = "MTP heads" if heads else f"MTP heads and base, exported for onnxruntime ({found['precision']})"
     lines = [f"# {title}", "", f"{count} {what} for `{base}`: the text is the base's own, several tokens at a time.", ""]
     lines += _acceptance(found.get("measured"))
-    lines += _making(found, base, licence)
+    lines += _making(found, licence)
     return "\n".join([*front, *lines, *_commands(repository, heads)]) + "\n"
 
 
@@ -29,10 +29,10 @@ def _acceptance(measured: dict[str, Any] | None) -> list[str]:
     return ["## Acceptance", "", "On held-out validation text, teacher-forced.", "", *rows, "", tau, ""]
 
 
-def _making(found: dict[str, Any], base: str, licence: str | None) -> list[str]:
-    data, loss = found.get("data") or {}, found.get("loss") or {}
-    lines = ["## Made from", "", f"- base: `{base}`"]
-    reference = found.get("base") or {}
+def _making(found: dict[str, Any], licence: str | None) -> list[str]:
+    data, loss, reference = found.get("data") or {}, found.get("loss") or {}, found["base"]
+    at = f", revision `{reference['revision']}`" if reference.get("revision") else ""
+    lines = ["## Made from", "", f"- base: `{reference['id']}`{at}"]
     if reference.get("fingerprint"):
         lines.append(f"- fingerprint of the base: `{reference['fingerprint']}`; heads refuse another one")
     if loss.get("loss"):
@@ -44,9 +44,10 @@ def _making(found: dict[str, Any], base: str, licence: str | None) -> list[str]:
 
 
 def _commands(repository: str, heads: bool) -> list[str]:
+    where = "# in a checkout of the mtpd-mlx repository, which is not on PyPI:"
     if heads:
-        commands = ['pip install "mtpd-mlx[mlx]"', f'mtpd generate {repository} -p "Once upon a time"']
-    else:
-        commands = ['pip install "mtpd-mlx[onnx]"', f"mtpd pull {repository} --out model"]
+        commands = [where, 'pip install -e ".[mlx]"', f'mtpd generate {repository} -p "Once upon a time"']
+    else:  # pulling needs huggingface_hub, which decoding does not
+        commands = [where, 'pip install -e ".[onnx]" huggingface_hub', f"mtpd pull {repository} --out model"]
         commands.append('mtpd-onnx generate model -p "Once upon a time"')
     return ["## Run", "", "```", *commands, "```"]

@@ -1,13 +1,18 @@
 """From the name of a model, checkpoint or exported folder to a local folder."""
 
+import json
+import sys
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
-from mtpd_mlx.hub.messages import explain
+from mtpd_mlx.hub.messages import HubError, explain, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
 
 # Nothing that is code or pickled is ever asked for.
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
 NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "*.gguf", "*/*")
+INDEX = "model.safetensors.index.json"
 
 
 def is_hub_id(name: str) -> bool:
@@ -23,28 +28,86 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str | N
     return plain, revision or written or None
 
 
+@cache  # one look at the hub, and one line about it, per run
 def pull(name: str, revision: str | None = None, out: Path | None = None) -> Path:
-    """The snapshot of a hub id in the local cache, or in `out`; interrupted downloads go on. ValueError in one line."""
-    from huggingface_hub import snapshot_download
+    """The snapshot of a hub id in the local cache, or in `out`; interrupted downloads go on. Where the hub cannot be reached,
+    what the cache holds. HubError (a ValueError) in one line."""
+    from huggingface_hub import HfApi, snapshot_download
 
     name, revision = split_revision(name, revision)
-    never = list(NEVER)
     try:
-        fetch_large(name, revision, out, PATTERNS)
-        wanted = list(PATTERNS)
-        return Path(snapshot_download(name, revision=revision, local_dir=out, allow_patterns=wanted, ignore_patterns=never))
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
     except Exception as error:  # the hub client raises many kinds, and those of the HTTP library under it
-        raise ValueError(explain(error, name, revision)) from None
+        if out is not None or not unreachable(error):
+            raise explain(error, name, revision) from None
+        return cached(name, revision, error)
+    try:
+        fetch_large(info, name, out, PATTERNS)
+        wanted, never = list(PATTERNS), list(NEVER)
+        return Path(snapshot_download(name, revision=revision, local_dir=out, allow_patterns=wanted, ignore_patterns=never))
+    except Exception as error:
+        raise explain(error, name, revision, begun=True) from None
 
 
-def resolve_folder(name: str, revision: str | None = None) -> Path:
-    """A local folder as it is; a hub id pulled where needed."""
+def cached(name: str, revision: str | None, error: Exception) -> Path:
+    """The snapshot in the local cache, in place of a hub that answers with `error`; says so in one line, unless being offline
+    was asked for. HubError where there is none, or some of it is missing."""
+    from huggingface_hub import errors, snapshot_download
+
+    wanted, never, folder = list(PATTERNS), list(NEVER), None
+    with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
+        folder = Path(
+            snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=never, local_files_only=True)
+        )
+    if folder is None or not _is_whole(folder):
+        at = f" at revision {revision}" if revision else ""
+        held = "not" if folder is None else "not whole"
+        raise HubError(name, f"{held} in the local cache{at}, and {reason(error, revision)}")
+    if not offline(error):
+        why = type(error).__name__
+        print(f"mtpd: {name}: the hub cannot be reached ({why}): using what the local cache holds", file=sys.stderr)
+    return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether weights are there, all that an index names. (Other programs fetch some files of a repository, `mtpd inspect` the
+    small ones.)"""
+    try:
+        named = json.loads((folder / INDEX).read_bytes())["weight_map"].values() if (folder / INDEX).exists() else ()
+        return (any(folder.glob("*.safetensors")) and all((folder / file).exists() for file in named)) or _is_exported(folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _is_exported(folder: Path) -> bool:
+    return (folder / "weights.bin").exists() and any(folder.glob("*.onnx"))
+
+
+def local_folder(name: str) -> Path | None:
+    """A local folder as it is, None for a hub id; ValueError in one line for what is neither."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if path.exists():
+        raise ValueError(f"{name}: is a file, expected a folder or a hub id")
     if not is_hub_id(name):
         raise ValueError(f"{name}: no such folder, and not a hub id of the form owner/name")
-    return pull(name, revision)
+    return None
+
+
+def no_such_folder(error: HubError) -> HubError:
+    """The same error of a name that could have been a folder's."""
+    return HubError(error.name, f"no such folder; as a hub id: {error.reason}")
+
+
+def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
+    """A local folder as it is; a hub id pulled where needed."""
+    if (path := local_folder(str(name))) is not None:
+        return path
+    try:
+        return pull(str(name), revision)
+    except HubError as error:
+        raise no_such_folder(error) from None
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:

@@ -1,6 +1,7 @@
 """Uploading heads or an exported folder with a generated model card."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, read_config
 from mtpd_mlx.hub.card import card
 from mtpd_mlx.hub.messages import explain
-from mtpd_mlx.hub.pull import is_hub_id
+from mtpd_mlx.hub.pull import is_hub_id, split_revision
 from mtpd_mlx.inspection.describe import MANIFEST, describe
 from mtpd_mlx.inspection.view import LocalView
 
 CARD = "README.md"
+LOCAL = re.compile(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # how paths begin
+OF_FOLDERS = ("adapter", "adapter_path", "from_base")  # keys that hold folders, or hub ids
 
 
 def prepare(folder: Path, repository: str, base: str | None, licence: str | None) -> dict[str, bytes | Path]:
@@ -25,23 +28,28 @@ def prepare(folder: Path, repository: str, base: str | None, licence: str | None
     found = describe(LocalView(folder))
     if found["kind"] not in ("heads", "onnx"):
         raise ValueError(f"{folder}: expected heads or an exported folder, got {found['kind']}")
-    named = base or str((found["base"] or {}).get("id"))
+    held = found["base"] or {}
+    named = base or str(held.get("id"))
     if not is_hub_id(named) or Path(named).exists():
         raise ValueError(f"{folder}: its base is a local folder ({named}); name it on the hub with --base-id owner/name")
+    named, revision = split_revision(named)
+    if revision is None and named == held.get("id"):
+        revision = held.get("revision")
+    on_hub: dict[str, Any] = {"id": named, "revision": revision}
     files: dict[str, bytes | Path]
     if found["kind"] == "heads":
         config = read_config(folder)
         if config.base.adapter is not None:
             raise ValueError(f"{folder}: its base has a local adapter; fuse it, push the base, and refit the heads to it")
-        config = replace(config, base=replace(config.base, id=named))
+        config = replace(config, base=replace(config.base, **on_hub))
         files = {WEIGHTS_NAME: folder / WEIGHTS_NAME, CONFIG_NAME: _json(config.to_json())}
     else:
-        files = _exported(folder, named)
-    files[CARD] = card(found, repository, named, licence).encode()
+        files = _exported(folder, on_hub)
+    files[CARD] = card(found | {"base": held | on_hub}, repository, licence).encode()
     return files
 
 
-def _exported(folder: Path, base: str) -> dict[str, bytes | Path]:
+def _exported(folder: Path, on_hub: dict[str, Any]) -> dict[str, bytes | Path]:
     values = json.loads((folder / MANIFEST).read_text())
     files: dict[str, bytes | Path] = {}
     for name in values["files"]:
@@ -49,11 +57,24 @@ def _exported(folder: Path, base: str) -> dict[str, bytes | Path]:
         if Path(name).name != name or path.is_symlink() or not path.is_file():
             raise ValueError(f"{folder}/{MANIFEST}: files: {name!r} is not a plain file of the folder")
         files[name] = path
-    return files | {MANIFEST: _json(values | {"base": values["base"] | {"id": base}})}
+    return files | {MANIFEST: _json(values | {"base": values["base"] | on_hub})}
 
 
 def _json(values: Any) -> bytes:
-    return (json.dumps(values, indent=2) + "\n").encode()
+    return (json.dumps(without_paths(values), indent=2) + "\n").encode()
+
+
+def without_paths(values: Any) -> Any:
+    """A record without the entries that name folders of this machine."""
+    if isinstance(values, dict):
+        return {k: without_paths(v) for k, v in values.items() if not (isinstance(v, str) and _is_local(v, k in OF_FOLDERS))}
+    if isinstance(values, list):
+        return [without_paths(v) for v in values if not (isinstance(v, str) and _is_local(v))]
+    return values
+
+
+def _is_local(text: str, of_folders: bool = False) -> bool:
+    return LOCAL.match(text) is not None or (of_folders and (not is_hub_id(text) or Path(text).exists()))
 
 
 def push(files: dict[str, bytes | Path], repository: str, private: bool, overwrite: bool) -> str:
@@ -71,7 +92,7 @@ def push(files: dict[str, bytes | Path], repository: str, private: bool, overwri
     except Held as error:
         raise ValueError(str(error)) from None
     except Exception as error:  # the hub client raises many kinds, and those of the HTTP library under it
-        raise ValueError(explain(error, repository)) from None
+        raise explain(error, repository) from None
     return address
 
 

@@ -3,37 +3,45 @@
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.hub.messages import explain
-from mtpd_mlx.hub.pull import is_hub_id, split_revision
-from mtpd_mlx.inspection.view import MAX_JSON_BYTES, parse_object
+from mtpd_mlx.hub.messages import explain, unreachable
+from mtpd_mlx.hub.pull import cached, split_revision
+from mtpd_mlx.inspection.view import MAX_JSON_BYTES, LocalView, View, parse_object
 
-__all__ = ["HubView", "is_hub_id"]
+
+def look(name: str, revision: str | None = None) -> View:
+    """What the hub has under an id, or, where it cannot be reached, what the local cache holds. ValueError in one line."""
+    from huggingface_hub import HfApi
+
+    name, revision = split_revision(name, revision)
+    try:
+        info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    except Exception as error:  # the hub client raises many kinds, and those of the HTTP library under it
+        if unreachable(error):
+            return LocalView(cached(name, revision, error), name)
+        raise explain(error, name, revision) from None
+    return HubView(name, revision, {file.rfilename: file.size or 0 for file in info.siblings or []})
 
 
 class HubView:
-    """ValueError in one line where the hub refuses or is not there."""
+    """ValueError in one line where the hub refuses."""
 
-    def __init__(self, name: str, revision: str | None = None):
-        self.name, self.revision = split_revision(name, revision)
-        self._files: dict[str, int] | None = None
+    def __init__(self, name: str, revision: str | None, files: dict[str, int]):
+        self.name, self._revision, self._files = name, revision, files
 
-    def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+    def _call(self, method: str, *arguments: Any) -> Any:
         from huggingface_hub import HfApi
 
         try:
-            return getattr(HfApi(), method)(self.name, *arguments, revision=self.revision, **options)
-        except Exception as error:  # the hub client raises many kinds, and those of the HTTP library under it
-            raise ValueError(explain(error, self.name, self.revision)) from None
+            return getattr(HfApi(), method)(self.name, *arguments, revision=self._revision)
+        except Exception as error:  # as above
+            raise explain(error, self.name, self._revision) from None
 
     def files(self) -> dict[str, int]:
-        if self._files is None:
-            info = self._call("model_info", files_metadata=True)
-            self._files = {file.rfilename: file.size or 0 for file in info.siblings or []}
         return self._files
 
     def json(self, name: str) -> dict[str, Any]:
-        if self.files().get(name, 0) > MAX_JSON_BYTES:
-            raise ValueError(f"{self.name}/{name}: {self.files()[name]} bytes, expected at most {MAX_JSON_BYTES}")
+        if self._files.get(name, 0) > MAX_JSON_BYTES:
+            raise ValueError(f"{self.name}/{name}: {self._files[name]} bytes, expected at most {MAX_JSON_BYTES}")
         return parse_object(Path(self._call("hf_hub_download", name)).read_bytes(), f"{self.name}/{name}")
 
     def table(self, name: str) -> dict[str, Any]:

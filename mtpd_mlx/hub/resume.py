@@ -7,19 +7,16 @@ finished files. Files that the client fetches through Xet are left to it.
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 LARGE = 8 << 20  # bytes; smaller files are not worth resuming
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def fetch_large(name: str, revision: str | None, out: Path | None, wanted: tuple[str, ...]) -> None:
-    """Fetches what is large, wanted (glob patterns) and not there yet; raises what the hub client raises."""
-    from huggingface_hub import HfApi, constants
-
-    if constants.HF_HUB_OFFLINE:
-        return
-    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+def fetch_large(info: Any, name: str, out: Path | None, wanted: tuple[str, ...]) -> None:
+    """Fetches what is large, wanted (glob patterns) and not there yet; raises what the hub client raises. `info`: the hub's
+    answer about the repository."""
     for file in info.siblings or []:
         plain = "/" not in file.rfilename and any(Path(file.rfilename).match(pattern) for pattern in wanted)
         if plain and (file.size or 0) >= LARGE:

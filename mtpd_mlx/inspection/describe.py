@@ -1,5 +1,6 @@
 """From a view of a folder to what is known of it, as one dictionary."""
 
+from fnmatch import fnmatch
 from typing import Any
 
 from mtpd_mlx.adapter_format import CONFIG as ADAPTER_CONFIG
@@ -10,10 +11,13 @@ from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.parts import CACHE_INDEX, as_object, describe_adapter, describe_cache
+from mtpd_mlx.inspection.shapes import contradiction
 from mtpd_mlx.inspection.view import View
 from mtpd_mlx.mtp_formats.detect import shipped_heads
+from mtpd_mlx.mtp_formats.names import HEADS_FILES, is_shipped
 
-MANIFEST, CACHE_INDEX = "manifest.json", "cache.json"
+MANIFEST = "manifest.json"
 
 
 def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
@@ -25,10 +29,9 @@ def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
     if MANIFEST in files:
         return {"kind": "onnx", "name": view.name} | size | _onnx(view)
     if CACHE_INDEX in files:
-        return {"kind": "cache", "name": view.name} | size | _cache(view)
+        return {"kind": "cache", "name": view.name} | size | describe_cache(view)
     if ADAPTER_CONFIG in files:
-        settings = view.json(ADAPTER_CONFIG)
-        return {"kind": "adapter", "name": view.name} | size | {"fine_tune_type": settings.get("fine_tune_type", "lora")}
+        return {"kind": "adapter", "name": view.name} | size | describe_adapter(view, files)
     if "config.json" in files:
         return {"kind": "model", "name": view.name} | size | _model(view, files, plan or Plan())
     return {"kind": "unknown", "name": view.name} | size
@@ -37,11 +40,13 @@ def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
 def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
     config = text_config(view.json("config.json"))
     weights = sorted(n for n in files if n.startswith("model") and n.endswith(".safetensors"))
+    beside = sorted(n for n in files if fnmatch(n, HEADS_FILES))
     table: dict[str, Any] = {}
-    for name in weights:
+    for name in [*weights, *beside]:
         table |= {plain: entry for n, entry in view.table(name).items() if (plain := text_name(n)) is not None}
-    quantization = config.get("quantization")
-    counts = count(table, quantization if isinstance(quantization, dict) else None)
+    quantization, layers = config.get("quantization"), config.get("num_hidden_layers")
+    own = {n: e for n, e in table.items() if type(layers) is not int or not is_shipped(n, layers)}
+    counts = count(own, quantization if isinstance(quantization, dict) else None)
     found: dict[str, Any] = {
         "model_type": config.get("model_type"),
         "parameters": counts.parameters,
@@ -58,6 +63,8 @@ def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
         dims = read_dims(config, tied="lm_head.weight" not in table)
     except ValueError as error:
         return found | {"supported": False, "why_not": str(error)}
+    if (wrong := contradiction(own, dims)) is not None:
+        return found | {"supported": False, "why_not": wrong}
     item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)
     return found | {
         "supported": True,
@@ -116,8 +123,8 @@ def _heads(view: View) -> dict[str, Any]:
         "quantization": config.quantization,
         "base": config.base.to_json(),
         "measured": recorded_acceptance(config.record),
-        "loss": _object(config.record.get("loss")),
-        "data": _object(config.record.get("data")),
+        "loss": as_object(config.record.get("loss")),
+        "data": as_object(config.record.get("data")),
     }
 
 
@@ -125,26 +132,17 @@ def _onnx(view: View) -> dict[str, Any]:
     manifest = view.json(MANIFEST)
     names = ("format", "format_version", "layout", "precision", "activations", "num_heads", "capacity", "draft_vocab", "base")
     return {name: manifest.get(name) for name in names} | {
-        "base": _object(manifest.get("base")),
-        "measured": recorded_acceptance(_object(manifest.get("record"))),
+        "base": as_object(manifest.get("base")),
+        "measured": recorded_acceptance(as_object(manifest.get("record"))),
     }
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def recorded_acceptance(record: dict[str, Any]) -> dict[str, Any] | None:
     """car, ar and tau on the validation text of training, from a checkpoint's record, where they are numbers."""
-    validation = _object(_object(record.get("eval")).get("validation"))
+    validation = as_object(as_object(record.get("eval")).get("validation"))
     car, ar, tau = (validation.get(name) for name in ("car", "ar", "tau"))
     lists = [x for x in (car, ar) if isinstance(x, list) and all(isinstance(v, int | float) for v in x)]
     if car not in lists or not isinstance(tau, int | float):
         return None
     assert isinstance(car, list)
     return {"car": car, "tau": tau} | ({"ar": ar} if ar in lists and isinstance(ar, list) and len(ar) == len(car) else {})
-
-
-def _cache(view: View) -> dict[str, Any]:
-    index = view.json(CACHE_INDEX)
-    return {name: index.get(name) for name in ("base", "hidden", "dtype", "top_n", "max_seq_length")}

@@ -38,8 +38,9 @@ def parse_object(text: bytes, name: str) -> dict[str, Any]:
 
 
 class LocalView:
-    def __init__(self, folder: Path):
-        self.folder, self.name = folder, str(folder)
+    def __init__(self, folder: Path, name: str | None = None):
+        """`name`: what users call it; None: by its path."""
+        self.folder, self.name = folder, name or str(folder)
 
     def files(self) -> dict[str, int]:
         return {file.name: file.stat().st_size for file in sorted(self.folder.iterdir()) if file.is_file()}

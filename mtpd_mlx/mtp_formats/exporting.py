@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,20 @@ from mtpd_mlx.families.wrapped import INSIDE
 from mtpd_mlx.fingerprint import fingerprint_base, read_header
 from mtpd_mlx.mtp_formats.convert import stored_to_plain, write_head
 from mtpd_mlx.mtp_formats.detect import shipped_heads
-from mtpd_mlx.mtp_formats.names import COPIES, LAYOUTS, Layout
-from mtpd_mlx.safetensors_file import Raw, RawTensors, write_raw
+from mtpd_mlx.mtp_formats.names import COPIES, HEADS_FILE, LAYOUTS, Layout, is_shipped, weight_files
+from mtpd_mlx.safetensors_file import Raw, RawTensors, copy_tensors, write_raw
 
-INDEX, HEADS_FILE = "model.safetensors.index.json", "model-mtp.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """bytes: of the heads; replaced: heads that the base shipped and the folder no longer holds; draft_vocab: the draft
+    vocabulary that no layout has a place for."""
+
+    bytes: int
+    replaced: int
+    draft_vocab: int | None
 
 
 def export_heads(
@@ -27,16 +38,16 @@ def export_heads(
     link: bool = False,
     copy_ends: bool = False,
     allow_mismatch: bool = False,
-) -> int:
-    """Writes `out`: the base's files (hard links with `link`), the heads in a file of their own, index and config.json.
-    `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do. Returns the bytes of the heads."""
+) -> Exported:
+    """Writes `out`: the base's files (hard links with `link`) without the heads that it ships, our heads in a file of their
+    own, index and config.json. `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do."""
     config, model_config = read_config(checkpoint), read_config_json(base)
     if any(name.startswith(INSIDE) for file in base.glob("model*.safetensors") for name in read_header(file)[0]):
         raise ValueError(f"{base}: a multimodal checkpoint has no layout for heads")
-    source = RawTensors(sorted(base.glob("model*.safetensors")))
+    source = RawTensors(weight_files(base))
     dims = read_dims(model_config, weights_say_tied(base))
     shape = LAYOUTS[layout]
-    _check(checkpoint, config, base, shape, shipped_heads(model_config, source.table), allow_mismatch)
+    _check(checkpoint, config, base, shape, allow_mismatch)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out}: is not empty; use another folder")
     tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source)
@@ -45,26 +56,32 @@ def export_heads(
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
     out.mkdir(parents=True, exist_ok=True)
-    files = _copy_base(base, out, link)
+    files = _copy_base(base, out, link, dims.num_layers)
     write_raw(out / HEADS_FILE, tensors)
     _write_index(out, [*files, HEADS_FILE])
-    write_json(out / "config.json", model_config | {shape.announce[0]: config.num_heads})
-    return (out / HEADS_FILE).stat().st_size
+    write_json(out / "config.json", _announcing(model_config, shape, config.num_heads))
+    replaced = shipped_heads(model_config, source.table)
+    return Exported((out / HEADS_FILE).stat().st_size, replaced["heads"] if replaced else 0, config.draft_vocab)
 
 
-def _check(
-    checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layout, shipped: dict[str, Any] | None, allow: bool
-) -> None:
-    if shipped is not None and shipped["heads"]:
-        raise ValueError(f"{base}: ships {shipped['heads']} MTP heads already")
+def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layout, allow: bool) -> None:
     if not allow and fingerprint_base(base) != config.base.fingerprint:
-        raise ValueError(f"{checkpoint}: these heads belong to another base than {base} (fingerprints differ)")
+        raise ValueError(
+            f"{checkpoint}: these heads belong to another base than {base} (fingerprints differ); adapt them with mtpd refit, "
+            "or pass --allow-base-mismatch"
+        )
     if config.hidden_source != "postnorm":
         raise ValueError(f"{checkpoint}: hidden_source {config.hidden_source}: servers pass the state after the final norm")
     if config.quantization is not None:
         raise ValueError(f"{checkpoint}: quantised heads have no names in this layout; export the unquantised ones")
     if layout.most is not None and config.num_heads > layout.most:
         raise ValueError(f"{checkpoint}: {config.num_heads} heads, the layout has names for {layout.most}")
+
+
+def _announcing(config: dict[str, Any], layout: Layout, heads: int) -> dict[str, Any]:
+    """config.json with the number of heads under the layout's key, and none under those of other layouts."""
+    keys = {key for other in LAYOUTS.values() for key in other.announce}
+    return {name: value for name, value in config.items() if name not in keys} | {layout.announce[0]: heads}
 
 
 def _tensors(heads: RawTensors, config: CheckpointConfig, layout: Layout, dims: Dims, base: RawTensors) -> dict[str, Raw]:
@@ -79,18 +96,27 @@ def _tensors(heads: RawTensors, config: CheckpointConfig, layout: Layout, dims: 
     return written
 
 
-def _copy_base(base: Path, out: Path, link: bool) -> list[str]:
-    """The base's files; a single model.safetensors gets a shard's name, because readers stop looking at that one."""
+def _copy_base(base: Path, out: Path, link: bool, num_layers: int) -> list[str]:
+    """The base's files; the names of those with weights. A single model.safetensors gets a shard's name, because readers stop
+    looking at that one; a file that holds shipped heads is written anew without them."""
     weights = []
     for file in sorted(base.iterdir()):
         if not file.is_file() or file.name in (INDEX, "config.json"):
             continue
         name = "model-00001-of-00001.safetensors" if file.name == "model.safetensors" else file.name
-        if name.endswith(".safetensors"):
-            if not name.startswith("model"):
-                continue
-            weights.append(name)
-        if link and name.endswith(".safetensors"):
+        if not name.endswith(".safetensors"):
+            shutil.copyfile(file, out / name)
+            continue
+        if not name.startswith("model"):
+            continue
+        table, _ = read_header(file)
+        kept = [tensor for tensor in table if not is_shipped(tensor, num_layers)]
+        if not kept:
+            continue
+        weights.append(name)
+        if len(kept) < len(table):
+            copy_tensors(file, out / name, kept)
+        elif link:
             os.link(file.resolve(), out / name)
         else:
             shutil.copyfile(file, out / name)

@@ -9,7 +9,7 @@ from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_ti
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.mtp_formats.convert import read_head, stored_to_plain
 from mtpd_mlx.mtp_formats.detect import shipped_heads
-from mtpd_mlx.mtp_formats.names import LAYOUTS
+from mtpd_mlx.mtp_formats.names import LAYOUTS, weight_files
 from mtpd_mlx.safetensors_file import Raw, RawTensors, write_raw
 
 
@@ -20,7 +20,7 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) ->
     (post_norm) unless it is the base's, bit for bit.
     """
     config = read_config_json(model)
-    source = RawTensors(sorted(model.glob("model*.safetensors")))
+    source = RawTensors(weight_files(model))
     found = shipped_heads(config, source.table)
     if found is None or found["heads"] == 0:
         announced = f" (config.json announces {found['announced']}, but there are no tensors)" if found else ""

@@ -31,6 +31,7 @@ class Hub:
     cut: int | None = None
     broken: bool = False
     failing: int | None = None  # the status that downloads of large files get
+    down: bool = False  # nothing works
     url: str = ""
 
 
@@ -59,6 +60,8 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
             path = unquote(urlparse(self.path).path)
             hub.seen.append((self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if hub.down:
+                return self.fail(503, "Unavailable")
             for pattern, action in ROUTES:
                 if (match := re.fullmatch(pattern, path)) is not None:
                     return action(self, *match.groups(), body=body)

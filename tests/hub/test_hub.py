@@ -2,46 +2,19 @@
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stub_hub import SHA, Hub, Repository, serve
+from hub_helpers import NOWHERE, contents, mtpd, refused
+from stub_hub import SHA, Hub, Repository
 
+from mtpd_mlx.checkpoint_format import parse_config
+from mtpd_mlx.hub.push import prepare
 from mtpd_mlx.safetensors_file import Raw, write_raw
 
-ROOT = Path(__file__).parent.parent.parent
 TOKEN = "hf_welcome1234567"
-
-
-@pytest.fixture
-def hub() -> Iterator[Hub]:
-    hub = Hub()
-    server = serve(hub)
-    yield hub
-    server.shutdown()
-    server.server_close()
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {f.name: f.read_bytes() for f in folder.iterdir() if f.is_file()}
-
-
-def mtpd(hub: Hub, home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
-    env = os.environ | {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_ETAG_TIMEOUT": "5"}
-    env |= {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}", "HF_HUB_DISABLE_TELEMETRY": "1", "no_proxy": "127.0.0.1"} | more
-    command = [sys.executable, "-m", "mtpd_mlx.cli", *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-
-
-def refused(done: subprocess.CompletedProcess, word: str) -> None:
-    errors = [line for line in done.stderr.splitlines() if line.startswith("mtpd ")]
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert len(errors) == 1 and word in errors[0], done.stderr
 
 
 def test_pull_by_id_and_revision_and_decode_offline(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
@@ -83,8 +56,8 @@ def test_gated_with_a_token_and_unreachable(hub: Hub, tiny_base: Path, tmp_path:
     done = mtpd(hub, tmp_path / "b", "pull", "me/gated", HF_TOKEN="hf_wrongwrongwrong")
     refused(done, "accept its terms")
     assert "hf_wrongwrongwrong" not in done.stderr
-    hub.url = "http://127.0.0.1:9"  # nobody listens there
-    refused(mtpd(hub, tmp_path / "c", "pull", "me/gated"), "me/gated")
+    hub.url = NOWHERE
+    refused(mtpd(hub, tmp_path / "c", "pull", "me/gated"), "me/gated: not in the local cache, and the hub cannot be reached")
 
 
 def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, tiny_base: Path, tmp_path: Path) -> None:
@@ -167,6 +140,37 @@ def test_push_uploads_what_belongs_and_a_card_without_secrets(
     hub.repositories["org/base"] = Repository(contents(tiny_base))
     done = mtpd(hub, tmp_path, "generate", "me/new", "-p", "abc", "-m", "6")  # what the card says
     assert done.returncode == 0, done.stderr
+
+
+def test_what_is_pushed_names_no_folders_and_the_revision_of_the_base(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "heads"
+    shutil.copytree(tiny_checkpoint, folder)
+    config = json.loads((folder / "mtp_config.json").read_text())
+    config["base"]["id"] = "org/base@v1"  # as `mtpd train --model org/base@v1` names it
+    config["refit"] = {"from_fingerprint": "sha256:1", "from_base": "../my_base"}
+    config["training"] = {"adapter_path": "my_lora", "seed": 0, "list": ["/home/me/x", "kept"], "w": "C:\\x", "note": "a/b c"}
+    (folder / "mtp_config.json").write_text(json.dumps(config))
+    files = prepare(folder, "me/new", None, None)
+    pushed, shown = json.loads(bytes_of(files, "mtp_config.json")), bytes_of(files, "README.md").decode()
+    assert pushed["base"]["id"] == "org/base" and pushed["base"]["revision"] == "v1"
+    assert pushed["refit"] == {"from_fingerprint": "sha256:1"}
+    assert pushed["training"] == {"seed": 0, "list": ["kept"], "note": "a/b c"}
+    assert "base_model: org/base\n" in shown and "- base: `org/base`, revision `v1`" in shown
+    assert "mtpd-mlx[" not in shown and 'pip install -e ".[mlx]"' in shown  # there is no such package to install
+    assert parse_config(pushed, "").base.locate(tmp_path) == "org/base@v1"  # what `mtpd generate me/new` loads
+    config["refit"]["from_base"] = "org/older"
+    (folder / "mtp_config.json").write_text(json.dumps(config))
+    assert json.loads(bytes_of(prepare(folder, "me/new", None, None), "mtp_config.json"))["refit"]["from_base"] == "org/older"
+    other = json.loads(bytes_of(prepare(folder, "me/new", "org/other", None), "mtp_config.json"))
+    assert other["base"]["id"] == "org/other" and other["base"]["revision"] is None
+    named = json.loads(bytes_of(prepare(folder, "me/new", "org/other@main", None), "mtp_config.json"))
+    assert named["base"]["revision"] == "main"
+
+
+def bytes_of(files: dict[str, bytes | Path], name: str) -> bytes:
+    held = files[name]
+    assert isinstance(held, bytes)
+    return held
 
 
 def test_push_of_an_exported_folder(hub: Hub, tiny_checkpoint: Path, tmp_path: Path) -> None:

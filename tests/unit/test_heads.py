@@ -1,11 +1,15 @@
 """Heads: initialisation, the cascade's offsets, what is shared and what is stored."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny import LLAMA, VOCAB
 
 from mtpd_mlx.base import new_base
 from mtpd_mlx.checkpoint import flatten
+from mtpd_mlx.checkpoint_format import MAX_HEADS
+from mtpd_mlx.cli import main
 from mtpd_mlx.heads import MTPHeads, init_heads, shift_left
 from mtpd_mlx.mlx_runtime import mx
 
@@ -63,5 +67,20 @@ def test_head_k_sees_exactly_tokens_up_to_i_plus_k(source: str) -> None:
 
 
 def test_number_of_heads_is_checked() -> None:
-    with pytest.raises(ValueError, match="0"):
-        MTPHeads(new_base(LLAMA, 0), 0, "postnorm")
+    for count in (0, MAX_HEADS + 1):
+        with pytest.raises(ValueError, match=f"got {count}, expected 1..64"):
+            MTPHeads(new_base(LLAMA, 0), count, "postnorm")
+
+
+def test_more_heads_than_a_checkpoint_holds_are_refused_before_anything_is_written(
+    tiny_checkpoint: Path, tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    for command in (
+        ["train", "--model", str(tiny_base), "--data", str(text_data), "--num-heads", "65"],
+        ["extend", str(tiny_checkpoint), "--to", "65", "--data", str(text_data)],
+        ["extend", str(tiny_checkpoint), "--to", "70", "--train-free", "--overwrite"],
+    ):
+        assert main([*command, "--out", str(out)]) == 1
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and "expected 1..64" in lines[0] and not out.exists()

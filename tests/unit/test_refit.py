@@ -62,6 +62,20 @@ def test_refusals(tiny_checkpoint: Path, text_data: Path, tmp_path: Path, capsys
         assert word in error[-1] and len(error) == 1
 
 
+def test_heads_of_another_base_are_no_starting_point_unless_told(
+    tiny_checkpoint: Path, tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    options = ["--data", str(text_data), "--num-heads", "3", "--init-heads", str(tiny_checkpoint), "--iters", "1"]
+    options += ["--max-seq-length", "32", "--batch-size", "2", "--warmup", "0", "--val-batches", "1"]
+    other = write_base(tmp_path / "other", seed=5)
+    assert main(["train", "--model", str(other), "--out", str(tmp_path / "no"), *options]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "belong to another base" in error[0] and not (tmp_path / "no").exists()
+    for base, more in ((other, ["--allow-base-mismatch"]), (tiny_base, [])):
+        assert main(["train", "--model", str(base), "--out", str(tmp_path / base.name), *options, *more]) in (0, 3)
+        assert "another base" not in capsys.readouterr().err
+
+
 def _llama() -> dict:
     from tiny import LLAMA
 

@@ -11,14 +11,18 @@ from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.open import open_folder
 from tiny import LLAMA, write_base, write_checkpoint
 
+import mtpd_mlx
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import load_base
 from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.checkpoint_format import read_config
 from mtpd_mlx.cli import main
-from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.fingerprint import fingerprint_base, read_header
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.mtp_formats.detect import shipped_heads
 from mtpd_mlx.mtp_formats.exporting import export_heads
 from mtpd_mlx.mtp_formats.importing import import_heads
+from mtpd_mlx.mtp_formats.names import weight_files
 from mtpd_mlx.safetensors_file import Raw, RawTensors, write_raw
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -82,6 +86,73 @@ def test_round_trip_is_bit_exact(layout: str, family: str, num_heads: int, tmp_p
     assert heads.num_heads == num_heads and not config.post_norms and config.base.id == "../model"
 
 
+@pytest.mark.parametrize("layout", ["nextn", "mimo"])
+def test_imported_heads_go_back_where_they_came_from(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """import -> export -> import, into the model that ships them and into the same model without them."""
+    base = write_base(tmp_path / "base")
+    export_heads(write_checkpoint(tmp_path / "heads", base, 2, noise=0.3), base, tmp_path / "theirs", layout)
+    with_own_norm(tmp_path / "theirs")
+    merged = write_merged(tmp_path / "theirs", tmp_path / "merged")  # as published models are: one file, base and heads
+    assert main(["import-heads", str(merged), "--out", str(tmp_path / "imported")]) == 0
+    for name in ("theirs", "merged", "base"):
+        model, out = tmp_path / name, tmp_path / f"from-{name}"
+        capsys.readouterr()
+        assert main(["export-heads", str(tmp_path / "imported"), "--model", str(model), "--out", str(out)]) == 0
+        assert ("in place of the 2 that the base ships" in capsys.readouterr().out) == (name != "base")
+        import_heads(out, tmp_path / f"again-{name}", str(out))
+        before, after = tensors(tmp_path / "imported"), tensors(tmp_path / f"again-{name}")
+        assert before.keys() == after.keys()
+        assert all(np.array_equal(raw.bits, after[n].bits) for n, raw in before.items())
+        table, config = RawTensors(weight_files(out)).table, json.loads((out / "config.json").read_text())
+        assert sum(n.startswith(("model.mtp_layers.", "mtp.")) for n in table) == 0 and config["num_nextn_predict_layers"] == 2
+    short = write_checkpoint(tmp_path / "one", base, 1)  # fewer heads than before: none of theirs stays
+    export_heads(short, merged, tmp_path / "fewer", "mtp")
+    config = json.loads((tmp_path / "fewer" / "config.json").read_text())
+    assert config["mtp_num_hidden_layers"] == 1 and "num_nextn_predict_layers" not in config
+    assert shipped_heads(config, RawTensors(weight_files(tmp_path / "fewer")).table)["heads"] == 1  # type: ignore[index]
+
+
+def write_merged(model: Path, out: Path) -> Path:
+    """The same model in one file."""
+    source = RawTensors(weight_files(model))
+    shutil.copytree(model, out, ignore=shutil.ignore_patterns("*.safetensors*"))
+    write_raw(out / "model.safetensors", {name: source[name] for name in source.table})
+    return out
+
+
+def test_shipped_heads_are_no_part_of_the_fingerprint(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base")
+    export_heads(write_checkpoint(tmp_path / "heads", base, 1), base, tmp_path / "ships")
+    merged = write_merged(tmp_path / "ships", tmp_path / "merged")
+    assert "model.layers.2.eh_proj.weight" in read_header(merged / "model.safetensors")[0]
+    assert fingerprint_base(merged) == fingerprint_base(base) == fingerprint_base(tmp_path / "ships")
+    assert fingerprint_base(write_base(tmp_path / "other", seed=3)) != fingerprint_base(base)
+    demo = Path(mtpd_mlx.__file__).parent / "assets" / "demo"  # as it was before there was this rule
+    assert fingerprint_base(demo / "base") == read_config(demo / "heads").base.fingerprint
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2", "qwen3_moe_hf", "phi3"])
+def test_stock_mlx_lm_loads_what_we_write(family: str, tmp_path: Path) -> None:
+    import mlx_lm.utils
+
+    config = BASES.get(family, LLAMA | {"model_type": family})
+    spelt_out = {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}  # mlx_lm assumes nothing here
+    base = write_base(tmp_path / "base", config | (spelt_out if family == "qwen3_moe_hf" else {}))
+    if family == "qwen3_moe_hf":
+        experts_one_by_one(base)
+    export_heads(write_checkpoint(tmp_path / "heads", base, 2), base, tmp_path / "model")
+    models = [mlx_lm.utils.load_model(folder)[0] for folder in (base, tmp_path / "model")]
+    tokens = mx.array([[5, 6, 7, 8]])
+    assert np.array_equal(*(np.array(model(tokens)) for model in models))
+
+
+def test_a_draft_vocabulary_that_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = write_base(tmp_path / "base")
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 1, draft_tokens=[1, 5, 9])
+    assert main(["export-heads", str(checkpoint), "--out", str(tmp_path / "model")]) == 0
+    assert "draft vocabulary of 3 tokens has no place" in capsys.readouterr().out
+
+
 def test_projection_order_and_norms_in_the_file(tmp_path: Path) -> None:
     """[embedding; hidden] in nextn, [hidden; embedding] in mimo; Gemma's convention for every norm, without the 1."""
     base = write_base(tmp_path / "base", GEMMA2)
@@ -89,7 +160,7 @@ def test_projection_order_and_norms_in_the_file(tmp_path: Path) -> None:
     ours = tensors(checkpoint)["heads.0.eh_proj.weight"].floats()
     for layout, name in (("nextn", "model.layers.2.eh_proj.weight"), ("mimo", "model.mtp_layers.0.input_proj.weight")):
         export_heads(checkpoint, base, tmp_path / layout, layout)
-        stored = RawTensors([tmp_path / layout / "model-mtp.safetensors"])
+        stored = RawTensors([tmp_path / layout / "mtp-heads.safetensors"])
         expected = ours if layout == "mimo" else np.concatenate([ours[:, 64:], ours[:, :64]], axis=1)
         assert np.array_equal(stored[name].floats(), expected)
     hnorm = stored["model.mtp_layers.0.hidden_layernorm.weight"].floats()
@@ -100,9 +171,9 @@ def test_projection_order_and_norms_in_the_file(tmp_path: Path) -> None:
 
 def with_own_norm(folder: Path) -> None:
     """The heads' final norms become other ones than the base's."""
-    file = folder / "model-mtp.safetensors"
-    source = RawTensors([file])
-    changed = {n: Raw.of_floats(source[n].floats() * 1.5) if "shared_head.norm" in n else source[n] for n in source.table}
+    file = folder / "mtp-heads.safetensors"
+    source, own = RawTensors([file]), ("shared_head.norm.weight", "final_layernorm.weight")
+    changed = {n: Raw.of_floats(source[n].floats() * 1.5) if n.endswith(own) else source[n] for n in source.table}
     write_raw(file, changed)
 
 
@@ -147,18 +218,17 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path, capsys: pytest
         (folder / "config.json").write_text(json.dumps(text | values))
 
     def drop(folder: Path) -> None:
-        source = RawTensors([folder / "model-mtp.safetensors"])
+        source = RawTensors([folder / "mtp-heads.safetensors"])
         kept = {n: source[n] for n in source.table if not n.endswith("up_proj.weight")}
-        write_raw(folder / "model-mtp.safetensors", kept)
+        write_raw(folder / "mtp-heads.safetensors", kept)
 
     out = ["--out", str(tmp_path / "never")]
     refused("ships no MTP heads", "import-heads", str(base), *out)
-    flagged = broken("flag", lambda f: ((f / "model-mtp.safetensors").unlink(), config(f, num_nextn_predict_layers=3)))
+    flagged = broken("flag", lambda f: ((f / "mtp-heads.safetensors").unlink(), config(f, num_nextn_predict_layers=3)))
     refused("announces 3, but there are no tensors", "import-heads", flagged, *out)
     refused("missing key", "import-heads", broken("drop", drop), *out)
     other = broken("other", lambda f: config(f, model_type="deepseek_v3"))
     refused("deepseek_v3", "import-heads", other, *out)
-    refused("ships 1 MTP heads already", "export-heads", str(checkpoint), "--model", str(tmp_path / "good"), *out)
     refused("holds a checkpoint", "import-heads", str(tmp_path / "good"), "--out", str(checkpoint))
     wrong = write_base(tmp_path / "wrong", seed=3)
     refused("another base", "export-heads", str(checkpoint), "--model", str(wrong), *out)

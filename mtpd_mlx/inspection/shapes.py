@@ -1,0 +1,90 @@
+"""The tensors that config.json speaks of, against those that the weights hold: by names and shapes, nothing is read."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mtpd_mlx.families.dims import Dims, Experts
+
+NORMS = {
+    "pre": ("input_layernorm", "post_attention_layernorm"),
+    "post": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "both": ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+}
+Named = Iterator[tuple[str, list[int]]]
+
+
+def contradiction(table: Mapping[str, Any], dims: Dims) -> str | None:
+    """The first tensor of a base that is missing or of another shape than config.json says; None where all fit."""
+    for name, wanted in expected(dims, table):
+        if name not in table:
+            return f"weights: missing key {name!r} (config.json says shape {wanted})"
+        if (got := plain_shape(name, table, dims.quantization or {})) != wanted:
+            return f"weights: {name}: got shape {got}, config.json says {wanted}"
+    return None
+
+
+def plain_shape(name: str, table: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[int]:
+    """Of a matrix in MLX's integers the shape that it stands for."""
+    shape, stem = list(table[name]["shape"]), name.removesuffix(".weight")
+    if name.endswith(".weight") and f"{stem}.scales" in table and shape:
+        groups, own = table[f"{stem}.scales"]["shape"], quantization.get(stem)
+        settings = own if isinstance(own, dict) else quantization
+        size = settings.get("group_size", 64)
+        return [*shape[:-1], groups[-1] * size] if groups and type(size) is int else shape
+    return shape
+
+
+def expected(dims: Dims, table: Mapping[str, Any]) -> Named:
+    """name, shape of every tensor of the base. `table` only says how mixtures are stored."""
+    yield "model.embed_tokens.weight", [dims.vocab_size, dims.hidden_size]
+    yield "model.norm.weight", [dims.hidden_size]
+    if not dims.tied:
+        yield "lm_head.weight", [dims.vocab_size, dims.hidden_size]
+    for i, layer in enumerate(dims.layers):
+        prefix = f"model.layers.{i}."
+        for norm in NORMS[dims.norms]:
+            yield f"{prefix}{norm}.weight", [dims.hidden_size]
+        for name, shape in _attention(dims):
+            yield f"{prefix}self_attn.{name}", shape
+        if layer.experts and dims.experts is not None:
+            yield from _mixture(f"{prefix}{dims.experts.path}.", dims.hidden_size, dims.experts, table)
+        else:
+            for name, shape in _mlp(dims):
+                yield f"{prefix}mlp.{name}", shape
+
+
+def _attention(dims: Dims) -> Named:
+    d, q, kv = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+    projections = {"qkv_proj": q + 2 * kv} if dims.fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+    for name, rows in projections.items():
+        yield f"{name}.weight", [rows, d]
+        if dims.qkv_bias:
+            yield f"{name}.bias", [rows]
+    yield "o_proj.weight", [d, q]
+    if dims.o_bias:
+        yield "o_proj.bias", [d]
+    if dims.qk_norm is not None:
+        yield "q_norm.weight", [dims.head_dim if dims.qk_norm == "head" else q]
+        yield "k_norm.weight", [dims.head_dim if dims.qk_norm == "head" else kv]
+
+
+def _mlp(dims: Dims) -> Named:
+    d, size = dims.hidden_size, dims.intermediate_size
+    matrices = {"gate_up_proj": (2 * size, d)} if dims.fused else {"gate_proj": (size, d), "up_proj": (size, d)}
+    for name, (rows, columns) in (matrices | {"down_proj": (d, size)}).items():
+        yield f"{name}.weight", [rows, columns]
+        if dims.mlp_bias:
+            yield f"{name}.bias", [rows]
+
+
+def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) -> Named:
+    """Experts one by one (Hugging Face) or stacked (mlx-lm)."""
+    yield f"{prefix}gate.weight", [experts.count, d]
+    shapes = ([experts.size, d], [experts.size, d], [d, experts.size])
+    if f"{prefix}switch_mlp.gate_proj.weight" in table:
+        for name, shape in zip(("gate_proj", "up_proj", "down_proj"), shapes, strict=True):
+            yield f"{prefix}switch_mlp.{name}.weight", [experts.count, *shape]
+        return
+    for e in range(experts.count):
+        for name, shape in zip(experts.names, shapes, strict=True):
+            yield f"{prefix}experts.{e}.{name}.weight", shape
