@@ -114,8 +114,11 @@ class Run:
         try:
             with deferred(self.world.size == 1) as self._check:
                 self._loop(show)
-        except KeyboardInterrupt:
-            raise Interrupted(self._leave_point()) from None
+        except KeyboardInterrupt as stop:
+            resumable = self._leave_point()
+            if type(stop) is not KeyboardInterrupt:  # a caller's own kind
+                raise
+            raise Interrupted(resumable) from None
         except (RuntimeError, ValueError, OSError) as error:
             if self.world.size > 1:
                 raise

@@ -82,7 +82,7 @@ def test_odd_files_are_one_line(text: str, words: str, tmp_path: Path) -> None:
 
 
 def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("﻿max_seq_length: 9\n", encoding="utf-8")
+    (tmp_path / "c.yaml").write_text("\ufeffmax_seq_length: 9\n", encoding="utf-8")
     assert build((DataConfig,), read_yaml(tmp_path / "c.yaml"), {})[0].max_seq_length == 9
 
 
