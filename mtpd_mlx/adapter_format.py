@@ -11,6 +11,7 @@ from mtpd_mlx.fingerprint import fingerprint_base, read_header, tensor_digests
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 KINDS = ("lora", "dora", "full")
+ADAPTER_HELP = "adapter of mlx-lm (LoRA) to apply to the base"
 
 
 @dataclass(frozen=True)

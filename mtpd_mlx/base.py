@@ -64,6 +64,11 @@ class Base:
     def context_length(self) -> int:
         return self.dims.context_length
 
+    def check_length(self, length: int) -> None:
+        """ValueError where rows of text are longer than the base's context."""
+        if length > self.context_length:
+            raise ValueError(f"--max-seq-length: got {length}, expected at most {self.context_length}, the base's context")
+
     @property
     def dtype(self) -> mx.Dtype:
         return self.norm_weight.dtype
@@ -210,9 +215,9 @@ def load_base(
             network.model.layers = []
             mx.eval(network.parameters())
     except ValueError as error:
-        raise ValueError(f"model {model}: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"model {model}: {_in_one_line(error)}") from error
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise ValueError(f"model {model}: cannot load: {(str(error).strip() or repr(error)).splitlines()[0]}") from error
+        raise ValueError(f"model {model}: cannot load: {_in_one_line(error)}") from error
     if adapter is not None and not ends_only:
         apply_adapter(network, adapter)
     if dequantize and "quantization" in config:
@@ -223,6 +228,12 @@ def load_base(
     network.eval()
     mx.eval(network.parameters())
     return Base(network, config, path, block_type, adapter)
+
+
+def _in_one_line(error: Exception, most: int = 300) -> str:
+    """MLX lists the parameters that a model lacks one a line: as many of them as there is room for."""
+    text = " ".join((str(error).strip() or repr(error)).replace(",\n", ", ").split())
+    return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]} ..."
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:

@@ -109,7 +109,7 @@ def parse_config(values: Any, file: str) -> CheckpointConfig:
         base = BaseRef(**values.pop("base"))
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: missing or unknown key {error}") from error
-    _check_base(base, file)
+    check_base(base, file)
     check_num_heads(num_heads, f"{file}: num_heads")
     if source not in HIDDEN_SOURCES:
         raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
@@ -134,7 +134,8 @@ def _is_quantization(value: Any) -> bool:
     return isinstance(value, dict) and all(type(value.get(name)) is int and value[name] > 0 for name in ("bits", "group_size"))
 
 
-def _check_base(base: BaseRef, file: str) -> None:
+def check_base(base: BaseRef, file: str) -> None:
+    """ValueError in one line where a field of it is not of its type; `file` is where it was read."""
     texts = {name: getattr(base, name) for name in ("id", "fingerprint", "model_type")}
     for name, value in texts.items():
         if not isinstance(value, str) or not value:

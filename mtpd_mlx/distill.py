@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.adapter_format import ADAPTER_HELP
 from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoint import versions
 from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.data.formats import read_rows
-from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.generation import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.schema import as_dict, build, option
+from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, as_dict, build, flag, option, read_values
 from mtpd_mlx.speculative.prompts import read_prompts
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
@@ -30,18 +30,19 @@ SPLITS = ("train.jsonl", "valid.jsonl")
 @dataclass(frozen=True)
 class DistillConfig:
     model: str = option("", "the base: a local folder in Hugging Face format, or a hub id")
+    adapter_path: str | None = option(None, ADAPTER_HELP)
     prompts: str = option("", "file of prompts (.jsonl or .txt) in any of mlx-lm's data formats")
     out: str = option("distilled", "folder to write train.jsonl and valid.jsonl to")
-    max_tokens: int = option(256, "new tokens per prompt")
-    prompt_tokens: int = option(64, 'for {"text"} rows: how many of their first tokens are the prompt')
-    batch_size: int = option(16, "prompts generated at a time")
-    temp: float = option(0.0, "sampling temperature (0: greedy)")
-    top_p: float = option(0.0, "nucleus sampling (0: off)")
-    top_k: int = option(0, "sample from the k best tokens (0: off)")
-    min_p: float = option(0.0, "least probability, as a share of the best token's (0: off)")
-    seed: int = option(0, "seed of sampling and of the split")
-    limit: int = option(-1, "use only the first prompts of the file (-1: all)")
-    valid_share: float = option(0.02, "share of the prompts that goes to valid.jsonl")
+    max_tokens: int = option(256, "new tokens per prompt", takes=POSITIVE)
+    prompt_tokens: int = option(64, 'for {"text"} rows: how many of their first tokens are the prompt', takes=POSITIVE)
+    batch_size: int = option(16, "prompts generated at a time", takes=POSITIVE)
+    temp: float = option(0.0, "sampling temperature (0: greedy)", takes=NOT_NEGATIVE)
+    top_p: float = option(0.0, "nucleus sampling (0: off)", takes=SHARE)
+    top_k: int = option(0, "sample from the k best tokens (0: off)", takes=NOT_NEGATIVE)
+    min_p: float = option(0.0, "least probability, as a share of the best token's (0: off)", takes=SHARE)
+    seed: int = option(0, "seed of sampling and of the split", takes=SEED)
+    limit: int = option(-1, "use only the first prompts of the file (-1: all)", takes=Range(-1))
+    valid_share: float = option(0.02, "share of the prompts that goes to valid.jsonl", takes=SHARE)
     ignore_chat_template: bool = option(False, "do not wrap prompts in the tokenizer's chat template")
     dequantize: bool = option(False, "hold a quantised base in floating point (on CPU this is faster)")
     overwrite: bool = option(False, "replace earlier output")
@@ -62,16 +63,21 @@ def load_work(cfg: DistillConfig) -> Work:
     for name in ("model", "prompts"):
         if not getattr(cfg, name):
             raise ValueError(f"missing option --{name}")
-    if cfg.max_tokens < 1 or cfg.batch_size < 1 or cfg.prompt_tokens < 1:
-        raise ValueError("--max-tokens, --batch-size and --prompt-tokens: expected at least 1 each")
-    base = load_base(cfg.model, dequantize=cfg.dequantize)
+    for name in ("top_p", "top_k", "min_p"):
+        if cfg.temp == 0 and getattr(cfg, name):
+            raise ValueError(f"{flag(name)}: expected a --temp above 0 with it (0 is greedy)")
+    adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
+    base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
     assert base.path is not None
+    longest = base.context_length - cfg.max_tokens
+    if longest < 1:
+        raise ValueError(f"--max-tokens: got {cfg.max_tokens}, expected at most {base.context_length - 1} (the base's context)")
     tokenizer = Tokenizer.from_folder(base.path)
     prompts = encode(Path(cfg.prompts).expanduser(), tokenizer, cfg)
-    longest = base.context_length - cfg.max_tokens
     for number, tokens in enumerate(prompts, start=1):
         if not 0 < len(tokens) <= longest:
-            raise ValueError(f"{cfg.prompts}: prompt {number} has {len(tokens)} tokens, expected 1..{longest}")
+            room = f"1..{longest}: its context of {base.context_length} less --max-tokens {cfg.max_tokens}"
+            raise ValueError(f"{cfg.prompts}: prompt {number} has {len(tokens)} tokens, expected {room}")
     return Work(cfg, base, tokenizer, prompts)
 
 
@@ -98,11 +104,11 @@ def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[list[in
 def _holds_text(file: Path) -> bool:
     if file.suffix != ".jsonl":
         return False
-    with file.open(encoding="utf-8") as f:
-        first = next((line for line in f if line.strip()), "{}")
     try:
-        return "text" in json.loads(first)
-    except ValueError:
+        with file.open(encoding="utf-8-sig") as f:
+            first = json.loads(next((line for line in f if line.strip()), "{}"))
+        return isinstance(first, dict) and "text" in first
+    except (ValueError, RecursionError):
         return False  # read_prompts says what is wrong
 
 
@@ -135,7 +141,7 @@ def distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
             f.flush()
             os.fsync(f.fileno())
             show(len(chunk), sum(len(row["tokens"]) - row["prompt_tokens"] for row in rows))
-    finished = sorted(_finished(part), key=lambda row: row["row"])
+    finished = sorted(_finished(part, work.prompts), key=lambda row: row["row"])
     counts = {name: _write_split(out / name, (r for r in finished if split_of(r["row"], cfg) == name)) for name in SPLITS}
     part.unlink()
     return counts
@@ -164,17 +170,15 @@ def split_of(row: int, cfg: DistillConfig) -> str:
 def claim(work: Work) -> set[int]:
     """Makes or reopens the output folder; the rows that are done. Refuses to mix two runs or to replace output unasked."""
     cfg, out = work.cfg, Path(work.cfg.out)
-    assert work.base.path is not None
     options = {k: v for k, v in as_dict(cfg).items() if k not in ("out", "overwrite", "resume")}
-    settings = {"options": options, "base": fingerprint_base(work.base.path), "versions": versions()}
+    settings = {"options": options, "base": work.base.fingerprint, "versions": versions()}
     existing = [n for n in (*SPLITS, PART_NAME, CONFIG_NAME) if (out / n).exists()]
     if cfg.resume:
         if not (out / PART_NAME).exists():
             raise ValueError(f"--resume: {out} holds no interrupted run ({PART_NAME} missing)")
-        saved = json.loads((out / CONFIG_NAME).read_text())
-        if saved["base"] != settings["base"]:
-            raise ValueError(f"--resume: --model {cfg.model} is not the base that {out} was begun with")
-        rows = list(_finished(out / PART_NAME))
+        if read_settings(out).get("base") != settings["base"]:
+            raise ValueError(f"--resume: --model {cfg.model} is not the base that {out} was begun with, or has changed")
+        rows = list(_finished(out / PART_NAME, work.prompts))
         temporary = out / f".{PART_NAME}.tmp"  # without the half line of a killed run
         temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
         temporary.replace(out / PART_NAME)
@@ -189,26 +193,56 @@ def claim(work: Work) -> set[int]:
     return set()
 
 
-def resumed_config(flags: dict[str, Any]) -> DistillConfig:
-    """The options an interrupted run was started with; flags that say otherwise are refused."""
-    out = Path(flags.get("out", DistillConfig.out))
+def read_settings(out: Path) -> dict[str, Any]:
+    """What the run in `out` was begun with. ValueError in one line where that cannot be read."""
     try:
-        saved = json.loads((out / CONFIG_NAME).read_text())["options"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"--resume: {out} holds no interrupted run ({CONFIG_NAME} unreadable)") from error
-    for name, value in flags.items():
-        if name in saved and value != saved[name]:
-            raise ValueError(f"--resume: {name} is {value!r}, the interrupted run has {saved[name]!r}")
-    return build((DistillConfig,), saved | {"out": str(out), "resume": True}, {})[0]
+        saved = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8"))
+        if not isinstance(saved, dict) or not isinstance(saved.get("options"), dict):
+            raise ValueError("expected an object with the options of a run")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"--resume: {out} holds no interrupted run ({CONFIG_NAME}: {str(error).splitlines()[0]})") from error
+    return saved
 
 
-def _finished(part: Path) -> Iterator[dict[str, Any]]:
-    """Whole rows of the part file."""
-    for line in part.read_text(encoding="utf-8").split("\n"):
+def resumed_config(file_values: dict[str, Any], flags: dict[str, Any]) -> DistillConfig:
+    """The options an interrupted run was started with; given ones that say otherwise are refused."""
+    given = read_values((DistillConfig,), file_values, flags)
+    out = Path(given.get("out", DistillConfig.out))
+    saved = build((DistillConfig,), read_settings(out)["options"] | {"out": str(out), "resume": True, "overwrite": False}, {})[
+        0
+    ]
+    for name, value in given.items():
+        if name not in ("out", "resume", "overwrite") and value != getattr(saved, name):
+            raise ValueError(f"--resume: {name} is {value!r}, the interrupted run has {getattr(saved, name)!r}")
+    return saved
+
+
+def _finished(part: Path, prompts: list[list[int]]) -> Iterator[dict[str, Any]]:
+    """The rows of the part file; the half line that a killed run may leave is left out. ValueError where a row is not one, or
+    continues another prompt than is asked for now."""
+    try:
+        lines = part.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{part}: damaged: not UTF-8 text (byte {error.start})") from error
+    for number, line in enumerate(lines, start=1):
         try:
-            yield json.loads(line)
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        if not _is_row(row, len(prompts)):
+            raise ValueError(f"{part}:{number}: damaged: not a row of distill-data; remove the line to make the row again")
+        if row["tokens"][: row["prompt_tokens"]] != prompts[row["row"]]:
+            raise ValueError(f"{part}:{number}: continues another prompt than --prompts has as number {row['row'] + 1}")
+        yield row
+
+
+def _is_row(row: Any, count: int) -> bool:
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("prompt", "completion")):
+        return False
+    number, tokens, prompt = row.get("row"), row.get("tokens"), row.get("prompt_tokens")
+    if type(number) is not int or not 0 <= number < count or type(prompt) is not int:
+        return False
+    return isinstance(tokens, list) and all(type(t) is int and t >= 0 for t in tokens)
 
 
 def _write_split(file: Path, rows: Iterator[dict[str, Any]]) -> int:

@@ -7,14 +7,16 @@ from typing import Any
 
 from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
-from mtpd_mlx.checkpoint_format import CheckpointConfig, check_num_heads
+from mtpd_mlx.checkpoint_format import CheckpointConfig, check_num_heads, read_config
 from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache
+from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.options import TrainOptions
-from mtpd_mlx.resume import latest_resume_point
+from mtpd_mlx.options import ON_RESUME, TrainOptions, taken_up
+from mtpd_mlx.resume import Progress, latest_resume_point
+from mtpd_mlx.run_folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run
+from mtpd_mlx.schema import flag, read_values
 from mtpd_mlx.train_step import compute_dtype
-from mtpd_mlx.training import Outcome, claim_folder, reference_base, train
+from mtpd_mlx.training import Outcome, digest_of, reference_base, train
 
 
 def stages(num_heads: int, to: int) -> list[int]:
@@ -46,10 +48,9 @@ def loop_heads(base: Base, heads: MTPHeads, to: int) -> MTPHeads:
 
 def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model: str | None = None) -> None:
     """The training-free extension: copies only."""
+    check_folder(out, overwrite)
     base, heads, config = load_checkpoint(checkpoint, model)
-    counts = stages(heads.num_heads, to)
-    claim_folder(out, overwrite)
-    for count in counts:
+    for count in stages(heads.num_heads, to):
         heads = loop_heads(base, heads, count)
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
@@ -57,32 +58,78 @@ def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model
     save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
 
 
+def stage_folder(out: Path, count: int, to: int) -> Path:
+    return out if count == to else out / STAGES_NAME / str(count)
+
+
+def extend_options(file_values: dict[str, Any], flags: dict[str, Any], num_heads: int, to: int) -> TrainOptions:
+    """The options of an extension, or of the interrupted one in --out. ValueError for what an extension does not do."""
+    given = read_values(TrainOptions.classes(), file_values, flags)
+    for name in ("train", "model_config", "init_heads"):
+        if given.get(name) not in (None, "heads"):
+            raise ValueError(f"{flag(name)} {given[name]}: not for mtpd extend, which trains new heads on a frozen base")
+    options = TrainOptions.build({}, given)
+    if not options.run.resume:
+        return options
+    out, overwrite = options.run.out, options.run.overwrite
+    named = {name: value for name, value in given.items() if name not in ("num_heads", "hidden_source")}
+    for count in stages(num_heads, to):
+        folder = stage_folder(Path(out), count, to)
+        if (folder / OPTIONS_NAME).is_file():
+            options = taken_up(folder, named, finished=True)
+            overwrite = overwrite or read_run(folder).options.get("overwrite") is True
+    # A stage names the base that the checkpoint does, which says more (an adapter).
+    model = replace(options.model, model=given.get("model"))
+    return replace(options, model=model, run=replace(options.run, out=out, resume=True, overwrite=overwrite))
+
+
 def extend_checkpoint(
     checkpoint: Path, to: int, options: TrainOptions, show: Callable[[int], Callable[[dict[str, Any]], None]]
 ) -> list[tuple[int, Outcome]]:
-    """Trains each stage; `show(count)` gives the reporter of a stage. The last stage is written to `out`."""
-    out = Path(options.run.out)
-    cached = options.model.cache is not None
-    cfg = options.model
+    """Trains each stage; `show(count)` gives the reporter of a stage. The last stage is written to `out`. On --resume stages
+    that had come to their end are taken as they are."""
+    out, cfg = Path(options.run.out), options.model
+    planned = stages(read_config(checkpoint).num_heads, to)
+    if not options.run.resume:
+        check_folder(out, options.run.overwrite)
+    cached = cfg.cache is not None
     base, heads, config = load_checkpoint(checkpoint, cfg.model, cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg))
-    if options.model.cache is not None:
-        check_cache(Path(options.model.cache).expanduser(), config.base.fingerprint, str(checkpoint))
+    if cfg.cache is not None:
+        check_cache(Path(cfg.cache).expanduser(), config.base.fingerprint, str(checkpoint))
     base.model.set_dtype(compute_dtype(options.optim))
-    name = options.model.model or config.base.locate(checkpoint)
+    name = cfg.model or config.base.locate(checkpoint)
+    assert base.path is not None
+    tokenizer = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else base.path
     outcomes = []
-    for count in stages(heads.num_heads, to):
-        folder = out if count == to else out / "stages" / str(count)
-        resume = options.run.resume and latest_resume_point(folder) is not None
-        stage_run = replace(options.run, out=str(folder), resume=resume, overwrite=options.run.overwrite)
+    for count in planned:
+        folder = stage_folder(out, count, to)
+        run = replace(options.run, out=str(folder), overwrite=options.run.overwrite or folder != out)
         stage = replace(
-            options,
-            run=stage_run,
+            rows_as_cached(options),
+            run=replace(run, resume=options.run.resume and latest_resume_point(folder) is not None),
             heads=replace(options.heads, num_heads=count, hidden_source=heads.hidden_source),
             model=replace(options.model, model=name, train="heads"),
         )
-        longer = loop_heads(base, heads, count)
-        assert base.path is not None
-        ingredients = Ingredients(base, longer, base.path, name, first_trained=heads.num_heads)
-        outcomes.append((count, train(stage, ingredients, show(count))))
+        if options.run.resume and is_finished(folder, stage, heads):
+            outcomes.append((count, earlier_outcome(folder)))
+        else:
+            ingredients = Ingredients(base, loop_heads(base, heads, count), tokenizer, name, first_trained=heads.num_heads)
+            outcomes.append((count, train(stage, ingredients, show(count))))
         heads, _ = load_heads(folder, base)
     return outcomes
+
+
+def is_finished(folder: Path, stage: TrainOptions, heads: MTPHeads) -> bool:
+    """Whether this very stage, with these options and from these heads, has come to its end in `folder`."""
+    if not (folder / OPTIONS_NAME).is_file() or not (saved := read_run(folder)).finished:
+        return False
+    same = {k: v for k, v in saved.options.items() if k not in ON_RESUME}
+    wanted = {k: v for k, v in stage.to_dict().items() if k not in ON_RESUME}
+    return same == wanted and saved.identity.get("heads_to_extend") == digest_of(heads.heads)
+
+
+def earlier_outcome(folder: Path) -> Outcome:
+    """What a stage that had come to its end found."""
+    evaluation = read_config(folder).record["eval"]
+    progress = Progress(best_iteration=evaluation["iteration"], best_eval=evaluation["validation"], start=evaluation["start"])
+    return Outcome(progress, [], evaluation["iteration"] != 0)

@@ -1,13 +1,14 @@
 """What a training run is made of, as its options say: base and heads, data, draft vocabulary, stored teacher."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtpd_mlx.base import Base, load_base, new_base, resolve_model
+from mtpd_mlx.cache.format import CacheIndex
 from mtpd_mlx.cache.reader import CachedDataset, open_cache
 from mtpd_mlx.checkpoint import load_heads
 from mtpd_mlx.config import ModelConfig
@@ -16,6 +17,7 @@ from mtpd_mlx.data.order import add_counts
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.options import TrainOptions
+from mtpd_mlx.schema import flag
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import compute_dtype
 
@@ -48,8 +50,8 @@ def gather(options: TrainOptions) -> Ingredients:
         if cfg.tokenizer is None:
             raise ValueError("--model-config needs --tokenizer, the folder with the tokenizer to use")
         try:
-            config = json.loads(Path(cfg.model_config).read_text())
-        except (OSError, ValueError) as error:
+            config = json.loads(Path(cfg.model_config).read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"--model-config {cfg.model_config}: {str(error).splitlines()[0]}") from error
         base, folder, name = new_base(config, options.run.seed), resolve_tokenizer(cfg.tokenizer), ""
     else:
@@ -74,8 +76,6 @@ def gather(options: TrainOptions) -> Ingredients:
 def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]:
     """Embedding, final norm and output head of the base that a cache was made with; its folder and name."""
     folder = Path(str(cfg.cache)).expanduser()
-    if cfg.train == "joint":
-        raise ValueError("--cache: holds the states of a frozen base, and --train joint would change it")
     name = cfg.model or open_cache(folder).base.locate(folder)
     base = load_base(name, dequantize=cfg.dequantize, ends_only=True, adapter=adapter_of(cfg))
     assert base.path is not None
@@ -95,6 +95,23 @@ def check_cache(folder: Path, fingerprint: str, name: str) -> None:
         raise ValueError(f"--cache {folder}: made with another base ({made_with[:19]}..., {name}: {fingerprint[:19]}...)")
 
 
+def rows_as_cached(options: TrainOptions) -> TrainOptions:
+    """The options with what --cache says about its rows. ValueError where a user asked for other ones."""
+    if options.model.cache is None:
+        return options
+    made_with = cache_index(options).data
+    stored = {name: made_with[name] for name in ("max_seq_length", "mask_prompt", "pack", "valid_share") if name in made_with}
+    for name, value in stored.items():
+        if name in options.given and getattr(options.data, name) != value:
+            got = getattr(options.data, name)
+            raise ValueError(f"{flag(name)}: got {got}, expected {value}, as {options.model.cache} was made with")
+    return replace(options, data=replace(options.data, **stored))
+
+
+def cache_index(options: TrainOptions) -> CacheIndex:
+    return open_cache(Path(str(options.model.cache)).expanduser())
+
+
 def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
     """Training and validation rows, of text or of a cache."""
     if options.model.cache is not None:
@@ -107,7 +124,10 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
         splits = load_dataset(options.data, tokenizer, options.run.seed)
         train_set, valid_set = splits.train, splits.valid  # type: ignore[assignment]
     if valid_set is None or valid_set.num_rows == 0:
-        raise ValueError(f"{named}: no validation text (valid.jsonl), which chooses the heads that are kept")
+        raise ValueError(
+            f"{named}: no validation text, which chooses the heads that are kept: give a valid.jsonl that is not empty, or "
+            "none (then --valid-share of the rows is held out)"
+        )
     return train_set, valid_set
 
 
@@ -126,14 +146,36 @@ def choose_draft_tokens(heads: MTPHeads, size: int | None, train_set: Any, vocab
 
 
 def stored_teacher_size(options: TrainOptions, heads: MTPHeads) -> int | None:
-    """How many stored teacher logits the loss uses: its top-N where the cache holds as many. Otherwise the teacher is computed
-    from the stored hidden states."""
+    """How many stored teacher logits a position the loss uses, where the cache holds as many as it wants. None: the teacher is
+    computed from the stored hidden states."""
     if options.model.cache is None or (heads.draft_tokens is not None and options.loss.loss != "ce"):
         return None
-    loss, held = options.loss, open_cache(Path(options.model.cache).expanduser()).layout.top_n
-    if loss.loss == "ce":
-        return 1
-    return loss.top_n if loss.loss in ("mtpd", "kl") and loss.top_n <= held else None
+    layout = cache_index(options).layout
+    wanted = teacher_size(options, layout.vocab_size)
+    return wanted if wanted <= layout.top_n else None
+
+
+def teacher_size(options: TrainOptions, vocab_size: int) -> int:
+    """Of how many tokens the loss wants the main head's logits (ce: of its argmax)."""
+    whole = {"ce": 1, "lk": vocab_size, "tv": vocab_size}
+    return whole.get(options.loss.loss, min(options.loss.top_n, vocab_size))
+
+
+def teacher_line(options: TrainOptions) -> str | None:
+    """Where the teacher of a run from a cache comes from, for the user; None where nothing is to choose."""
+    if options.model.cache is None or options.loss.loss == "ce":
+        return None
+    layout = cache_index(options).layout
+    wanted, held = teacher_size(options, layout.vocab_size), layout.top_n
+    computed = "teacher: computed from the hidden states of the cache"
+    if held == 0:
+        return computed
+    if options.heads.draft_vocab is not None:
+        return f"{computed} (--draft-vocab cuts it to other tokens than the {held} it holds)"
+    if wanted <= held:
+        return f"teacher: {wanted} stored logits a position"
+    hint = "" if options.loss.loss in ("lk", "tv") else f"; --top-n {held} would use those, which is faster"
+    return f"{computed}: {wanted} logits a position are wanted, {held} are stored{hint}"
 
 
 def resolve_tokenizer(folder: str) -> Path:

@@ -1,25 +1,28 @@
 """The options of a training run as one object, from flags and YAML or from an interrupted run."""
 
-import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from mtpd_mlx.data import DataConfig
-from mtpd_mlx.schema import as_dict, build
+from mtpd_mlx.run_folder import read_run
+from mtpd_mlx.schema import as_dict, build, flag, read_values
 
-OPTIONS_NAME = "train_options.json"
+ON_RESUME = ("resume", "overwrite", "out")  # may differ from those of the interrupted run
 
 
 @dataclass(frozen=True)
 class TrainOptions:
+    """`given`: names of the options that a user set, as opposed to defaults and to those of an interrupted run."""
+
     model: ModelConfig
     heads: HeadsConfig
     loss: LossConfig
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
+    given: frozenset[str] = frozenset()
 
     @classmethod
     def classes(cls) -> tuple[type, ...]:
@@ -27,25 +30,54 @@ class TrainOptions:
 
     @classmethod
     def build(cls, file_values: dict[str, Any], flags: dict[str, Any]) -> "TrainOptions":
-        return cls(*build(cls.classes(), file_values, flags))
+        given = read_values(cls.classes(), file_values, flags)
+        options = replace(cls(*build(cls.classes(), {}, given)), given=frozenset(given))
+        check_together(options)
+        return options
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainOptions":
+        """Those of `to_dict`, checked again one by one."""
+        return cls(*build(cls.classes(), values, {}))
 
     def to_dict(self) -> dict[str, Any]:
-        return as_dict(*(getattr(self, f.name) for f in fields(self)))
+        return as_dict(self.model, self.heads, self.loss, self.data, self.optim, self.run)
 
 
-def resumed_options(flags: dict[str, Any]) -> TrainOptions:
-    """The options an interrupted run was started with; flags that say otherwise are refused."""
-    out = Path(flags.get("out", RunConfig.out))
-    file = out / OPTIONS_NAME
-    try:
-        saved = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--resume: {out} holds no interrupted run ({OPTIONS_NAME} unreadable)") from error
-    for name, value in flags.items():
-        if name in saved and name not in ("resume", "overwrite", "out") and _plain(value) != saved[name]:
-            raise ValueError(f"--resume: {name} is {_plain(value)!r}, the interrupted run has {saved[name]!r}")
-    saved |= {"out": str(out), "resume": True, "overwrite": False}
-    return TrainOptions.build(saved, {})
+def check_together(options: TrainOptions) -> None:
+    """ValueError in one line where options that are right by themselves exclude each other, or one would have no effect."""
+    model, given = options.model, options.given
+    if model.cache is not None:
+        if model.train == "joint":
+            raise ValueError("--cache: holds the states of a frozen base, and --train joint would change it")
+        for name in ("data_weights", "model_config", "tokenizer"):
+            if name in given:
+                raise ValueError(f"{flag(name)}: not with --cache, whose rows and base are given")
+    if model.model_config is not None:
+        if model.model is not None or model.train != "joint":
+            raise ValueError("--model-config: expected --train joint and no --model: it makes a base from scratch")
+        if model.adapter_path is not None:
+            raise ValueError("--adapter-path: not with --model-config, which makes a base from scratch")
+
+
+def resumed_options(file_values: dict[str, Any], flags: dict[str, Any]) -> TrainOptions:
+    """The options that the interrupted run in --out was started with."""
+    given = read_values(TrainOptions.classes(), file_values, flags)
+    return taken_up(Path(given.get("out", RunConfig.out)), given)
+
+
+def taken_up(folder: Path, given: dict[str, Any], finished: bool = False) -> TrainOptions:
+    """The options of the run in `folder`; values that say otherwise are refused, and so is a run that came to its end, unless
+    `finished`."""
+    saved = read_run(folder)
+    if saved.finished and not finished:
+        raise ValueError(f"--resume: the run in {folder} has come to its end; nothing is left to do")
+    options = TrainOptions.from_dict(saved.options | {"out": str(folder), "resume": True, "overwrite": False})
+    values = options.to_dict()
+    for name, value in given.items():
+        if name not in ON_RESUME and _plain(value) != values[name]:
+            raise ValueError(f"--resume: {name} is {_plain(value)!r}, the interrupted run has {values[name]!r}")
+    return options
 
 
 def _plain(value: Any) -> Any:

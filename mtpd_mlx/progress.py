@@ -1,8 +1,12 @@
 """What a person sees while training: a bar, loss per head, simulated acceptance by depth; one line per validation."""
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
+from mtpd_mlx.interruption import Interrupted
+
+T = TypeVar("T")
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
@@ -12,7 +16,7 @@ class ProgressBar:
     def __init__(self, iters: int, command: str = "train", visible: bool = True):
         from tqdm import tqdm
 
-        self.command = command
+        self.command, self._visible = command, visible
         self._bar = tqdm(total=iters, unit="step", dynamic_ncols=True, disable=not visible)
         two_lines = visible and sys.stderr.isatty()
         self._depths = tqdm(total=0, bar_format="{desc}", position=1, dynamic_ncols=True, disable=not two_lines)
@@ -22,6 +26,16 @@ class ProgressBar:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+    def guard(self, out: str, work: Callable[[], T]) -> T:
+        """What `work` returns; where Ctrl-C ends it, how to continue is said."""
+        try:
+            return work()
+        except Interrupted as stop:
+            self.close()
+            if self._visible and stop.resumable:
+                print(f"interrupted; continue with: mtpd {self.command} --resume --out {out}", flush=True)
+            raise
 
     def close(self) -> None:
         self._depths.close()

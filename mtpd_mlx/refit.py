@@ -29,6 +29,9 @@ def refit_options(checkpoint: Path, options: TrainOptions) -> tuple[TrainOptions
         raise ValueError("mtpd refit: give the new base with --model (heads are trained on a frozen base, without --cache)")
     if Path(options.run.out).resolve() == checkpoint.resolve():
         raise ValueError(f"--out {options.run.out}: is the checkpoint itself; use another folder")
+    begun_with = options.heads.init_heads
+    if options.run.resume and begun_with != str(checkpoint):
+        raise ValueError(f"--resume: the run in {options.run.out} adapts {begun_with}, not {checkpoint}")
     heads = replace(options.heads, num_heads=config.num_heads, hidden_source=config.hidden_source, init_heads=str(checkpoint))
     return replace(options, heads=replace(heads, allow_base_mismatch=True)), config
 

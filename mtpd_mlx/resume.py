@@ -2,21 +2,68 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoint import load_arrays, save_arrays
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.run_folder import RESUME_PREFIX as PREFIX
 
-PREFIX = "resume-"
+
+@dataclass
+class Progress:
+    """What a run knows about itself; stored in resume points."""
+
+    iteration: int = 0
+    best: list[float] | None = None  # what is maximised: tau, then minus the loss; in joint mode minus the main loss
+    best_iteration: int | None = None
+    start: dict[str, Any] | None = None
+    seconds: float = 0.0
+    skipped: int = 0  # steps whose gradient was not finite
+    best_eval: dict[str, Any] = field(default_factory=dict)
+    validated: int = -1  # the iteration of the last validation
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Progress":
+        """ValueError names the first thing that is not as a run would have written it."""
+        if not isinstance(values, dict) or not values.keys() <= vars(cls()).keys():
+            raise ValueError("expected the fields of a run's progress")
+        made = cls(**values)
+        counts = (made.iteration, made.skipped, made.validated + 1, 0 if made.best_iteration is None else made.best_iteration)
+        fits = {
+            "a count": all(type(n) is int and n >= 0 for n in counts),
+            "seconds": _is_number(made.seconds),
+            "best": made.best is None or (isinstance(made.best, list) and bool(made.best) and all(map(_is_number, made.best))),
+            "start": made.start is None or _is_evaluation(made.start),
+            "best_eval": made.best_eval == {} if made.best is None else _is_evaluation(made.best_eval),
+            "best_iteration": (made.best is None) == (made.best_iteration is None) == (made.start is None),
+        }
+        for name, right in fits.items():
+            if not right:
+                raise ValueError(f"{name} is not as a run writes it")
+        return made
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_evaluation(value: Any) -> bool:
+    """What trainer.Evaluation.to_dict gives."""
+    if not isinstance(value, dict) or not all(_is_number(value.get(name)) for name in ("main_loss", "tau")):
+        return False
+    for name in ("head_loss", "car", "ar"):
+        if not isinstance(value.get(name), list) or not all(map(_is_number, value[name])):
+            return False
+    return len(value["car"]) == len(value["ar"])
 
 
 @dataclass
 class ResumePoint:
     params: dict[str, mx.array]
     optimizer: dict[str, mx.array]
-    progress: dict[str, Any]
+    progress: Progress
 
 
 def _points(out: Path) -> list[int]:
@@ -29,13 +76,13 @@ def latest_resume_point(out: Path) -> int | None:
 
 
 def save_resume_point(out: Path, point: ResumePoint) -> None:
-    iteration = point.progress["iteration"]
+    iteration = point.progress.iteration
     final, temporary = out / f"{PREFIX}{iteration}", out / f".{PREFIX}{iteration}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_arrays(temporary / "params.safetensors", point.params)
     save_arrays(temporary / "optimizer.safetensors", point.optimizer)
-    (temporary / "progress.json").write_text(json.dumps(point.progress))
+    (temporary / "progress.json").write_text(json.dumps(vars(point.progress)))
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     for older in _points(out):
@@ -47,7 +94,9 @@ def load_resume_point(out: Path, iteration: int) -> ResumePoint:
     """ValueError in one line when a file of it is missing or damaged."""
     folder = out / f"{PREFIX}{iteration}"
     try:
-        progress = json.loads((folder / "progress.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: damaged resume point ({error})") from error
+        progress = Progress.from_json(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+        if progress.iteration != iteration:
+            raise ValueError(f"iteration is {progress.iteration}, expected {iteration}")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{folder}: damaged resume point (progress.json: {str(error).splitlines()[0]})") from error
     return ResumePoint(load_arrays(folder / "params.safetensors"), load_arrays(folder / "optimizer.safetensors"), progress)

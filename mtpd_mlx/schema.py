@@ -7,6 +7,7 @@ Precedence: default < YAML file < flag. YAML files are flat, as mlx-lm's are.
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -15,9 +16,37 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with the help text and choices that its flag shows."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """What numbers an option takes, each of them where it is a list; `length`: how many of them (None: any number)."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False  # more than `low`, not `low` itself
+    below: bool = False
+    length: int | None = None
+
+    def holds(self, value: float) -> bool:
+        finite = isinstance(value, int) or math.isfinite(value)
+        over = value > self.low if self.above else value >= self.low
+        return finite and over and (value < self.high if self.below else value <= self.high)
+
+    def __str__(self) -> str:
+        parts = [] if self.low == -math.inf else [f"more than {self.low}" if self.above else f"at least {self.low}"]
+        parts += [] if self.high == math.inf else [f"less than {self.high}" if self.below else f"at most {self.high}"]
+        return " and ".join(parts) or "a finite number"
+
+
+FINITE = Range()
+POSITIVE = Range(1)  # counts
+NOT_NEGATIVE = Range(0)
+SHARE = Range(0, 1)
+SEED = Range(0, 2**32 - 1)
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None, takes: Range = FINITE) -> Any:
+    """A dataclass field with the help text and choices that its flag shows, and the numbers it takes."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "takes": takes})
 
 
 def _field_types(cls: type) -> dict[str, Any]:
@@ -39,17 +68,16 @@ def add_arguments(parser: argparse.ArgumentParser, *classes: type) -> None:
         group = parser.add_argument_group(cls.__name__.removesuffix("Config").lower())
         hints = _field_types(cls)
         for field in dataclasses.fields(cls):
-            flag = "--" + field.name.replace("_", "-")
             scalar, is_list = _scalar_type(hints[field.name])
             given = field.default is not dataclasses.MISSING and field.default not in (None, "", ())
             default = f" (default: {_show(field.default)})" if given else ""
             text = field.metadata.get("help", "").replace("%", "%%") + default.replace("%", "%%")
             common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
             if scalar is bool:
-                group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+                group.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **common)
             else:
                 group.add_argument(
-                    flag,
+                    flag(field.name),
                     type=scalar,
                     choices=field.metadata.get("choices"),
                     nargs="+" if is_list else None,
@@ -64,58 +92,87 @@ def _show(value: Any) -> str:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a flat YAML mapping. Raises ValueError naming the file when it is not one."""
-    import yaml
-
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+        import yaml
+    except ImportError as error:
+        raise ImportError(f"reading {path} needs PyYAML ({error}): pip install pyyaml") from error
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read config {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):
         raise ValueError(f"config {path}: expected a mapping of option names to values, got {type(values).__name__}")
     return values
 
 
-def build(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[str, Any]) -> list[Any]:
-    """Builds one instance per dataclass from YAML values and flags; an unknown or ill-typed YAML key is a ValueError."""
+def read_values(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """The values given in a file and by flags, by field name, as their fields hold them; an unknown or ill-typed key of the
+    file is a ValueError."""
     known = {f.name: _field_types(c)[f.name] for c in classes for f in dataclasses.fields(c)}
     values: dict[str, Any] = {}
     for key, value in file_values.items():
-        name = key.replace("-", "_")
+        name = str(key).replace("-", "_")
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             raise ValueError(f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         values[name] = _coerce(name, value, known[name])
-    values |= {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if k in known}
+    return values | {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if k in known}
+
+
+def build(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[str, Any]) -> list[Any]:
+    """Builds one instance per dataclass from YAML values and flags. ValueError, in one line, for a value that an option does
+    not take."""
+    values = read_values(classes, file_values, flags)
     built = []
     for cls in classes:
         own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
         missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in own]
         if missing:
-            raise ValueError(f"missing option --{missing[0].replace('_', '-')}")
+            raise ValueError(f"missing option {flag(missing[0])}")
         instance = cls(**own)
         for f in dataclasses.fields(cls):
-            choices, value = f.metadata.get("choices"), getattr(instance, f.name)
-            if choices and value is not None and value not in choices:
-                raise ValueError(f"{f.name}: got {value!r}, expected one of {', '.join(choices)}")
+            _check(f, getattr(instance, f.name))
         built.append(instance)
     return built
+
+
+def flag(name: str) -> str:
+    """learning_rate -> --learning-rate"""
+    return "--" + name.replace("_", "-")
+
+
+def _check(field: dataclasses.Field, value: Any) -> None:
+    choices, span = field.metadata.get("choices"), field.metadata.get("takes", FINITE)
+    if choices and value is not None and value not in choices:
+        raise ValueError(f"{field.name}: got {value!r}, expected one of {', '.join(choices)}")
+    every = value if isinstance(value, tuple) else (value,)
+    if span.length is not None and len(every) != span.length:
+        raise ValueError(f"{flag(field.name)}: got {len(every)} values, expected {span.length}")
+    for number in every:
+        if isinstance(number, int | float) and not isinstance(number, bool) and not span.holds(number):
+            raise ValueError(f"{flag(field.name)}: got {number}, expected {span}")
 
 
 def _coerce(name: str, value: Any, annotation: Any) -> Any:
     """YAML value -> field type. YAML reads `1e-4` as text and `3` as int where a float is meant."""
     scalar, is_list = _scalar_type(annotation)
-    if value is None:
+    if value is None and type(None) in typing.get_args(annotation):
         return None
     try:
         if is_list:
-            return tuple(scalar(v) for v in (value if isinstance(value, list) else [value]))
-        if scalar is bool and not isinstance(value, bool):
-            raise ValueError
-        if scalar is int and isinstance(value, float) and value != int(value):
-            raise ValueError
-        return scalar(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"config key {name}: got {value!r}, expected {scalar.__name__}") from None
+            return tuple(_scalar(scalar, v) for v in (value if isinstance(value, list) else [value]))
+        return _scalar(scalar, value)
+    except (TypeError, ValueError, OverflowError):
+        shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
+        raise ValueError(f"config key {name}: got {shown}, expected {scalar.__name__}") from None
+
+
+def _scalar(scalar: type, value: Any) -> Any:
+    if isinstance(value, bool) != (scalar is bool) or value is None or isinstance(value, list | dict):
+        raise ValueError
+    if scalar is int and isinstance(value, float) and value != int(value):
+        raise ValueError
+    return scalar(value)
 
 
 def as_dict(*instances: Any) -> dict[str, Any]:

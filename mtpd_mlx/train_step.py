@@ -155,6 +155,7 @@ class Stepper:
             return inputs
         known = {"hidden": to_mlx(batch.hidden[rows], batch.hidden_dtype).astype(self.dtype)}
         if self.stored is not None:
+            assert batch.top_tokens is not None and batch.top_logits is not None and batch.main_loss is not None
             known |= {
                 "tokens": mx.array(batch.top_tokens[rows, :, : self.stored].astype(np.int32)),
                 "logits": mx.array(batch.top_logits[rows, :, : self.stored]),
@@ -187,9 +188,21 @@ class Stepper:
                 held.update(got)
             mx.eval(self.state)
 
-    def restore(self, params: Tree, optimizer_state: Tree) -> None:
-        from mlx.utils import tree_unflatten
+    def restore(self, params: Tree, optimizer_state: Tree, source: str = "resume point") -> None:
+        """Takes over what a resume point holds, by flat names. ValueError where it is not that of this run."""
+        from mlx.utils import tree_flatten, tree_unflatten
 
+        for held, got in ((self.params, params), (self.optimizer.state, optimizer_state)):
+            own: dict[str, mx.array] = dict(tree_flatten(held))
+            for name in sorted(own.keys() ^ got.keys()):
+                word = "missing" if name in own else "unexpected"
+                raise ValueError(f"{source}: damaged resume point: {word} key {name!r}")
+            for name, w in own.items():
+                if (w.shape, w.dtype) != (got[name].shape, got[name].dtype):
+                    raise ValueError(
+                        f"{source}: damaged resume point: {name}: got {got[name].dtype} {got[name].shape}, "
+                        f"expected {w.dtype} {w.shape}"
+                    )
         self.params.update(tree_unflatten(list(params.items())))
         self.optimizer.state.update(tree_unflatten(list(optimizer_state.items())))
         mx.eval(self.state)

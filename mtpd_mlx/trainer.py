@@ -3,7 +3,8 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,11 +12,13 @@ import numpy as np
 
 from mtpd_mlx.config import OptimConfig, RunConfig
 from mtpd_mlx.data.packing import Batch
+from mtpd_mlx.interruption import Interrupted, deferred
 from mtpd_mlx.objective import Model
-from mtpd_mlx.resume import ResumePoint, latest_resume_point, load_resume_point, save_resume_point
+from mtpd_mlx.resume import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
+from mtpd_mlx.run_folder import LOG_NAME
 from mtpd_mlx.train_step import Stepper
 
-LOG_NAME = "train_log.jsonl"
+__all__ = ["LOG_NAME", "Batches", "Evaluation", "Progress", "Run", "evaluate"]
 
 
 class Batches(Protocol):
@@ -50,28 +53,18 @@ class Evaluation:
         }
 
 
-def evaluate(stepper: Stepper, rows: list[Batch]) -> Evaluation:
-    """Averages over all counted positions of `rows`."""
+def evaluate(stepper: Stepper, rows: list[Batch], check: Callable[[], None] = lambda: None) -> Evaluation:
+    """Averages over all counted positions of `rows`; `check` is called between batches."""
     num_heads, first = stepper.model.heads.num_heads, stepper.model.first_trained
-    parts = [stepper.evaluate(batch) for batch in rows]
+    parts = []
+    for batch in rows:
+        check()
+        parts.append(stepper.evaluate(batch))
     sums = np.stack([p[0] for p in parts]).sum(axis=0, dtype=np.float64)
     counts = np.maximum(np.stack([p[1] for p in parts]).sum(axis=0), 1)
     trained = num_heads - first
     head_loss = sums[1 : 1 + trained] / counts[1 + first :]
     return Evaluation(float(sums[0] / counts[0]), head_loss.tolist(), (sums[1 + trained :] / counts[num_heads]).tolist())
-
-
-@dataclass
-class Progress:
-    """What a run knows about itself; stored in resume points."""
-
-    iteration: int = 0
-    best: list[float] | None = None  # what is maximised: tau, then minus the loss; in joint mode minus the main loss
-    best_iteration: int | None = None
-    start: dict[str, Any] | None = None
-    seconds: float = 0.0
-    skipped: int = 0  # steps whose gradient was not finite
-    best_eval: dict[str, Any] = field(default_factory=dict)
 
 
 class Run:
@@ -96,6 +89,8 @@ class Run:
         self.progress = Progress()
         self.save_start = save_start
         self.curve: list[dict[str, Any]] = []
+        self._check: Callable[[], None] = lambda: None  # raises a Ctrl-C that was noted
+        self._stepping = False
 
     def resume(self) -> None:
         """Continues at the newest resume point. Rank 0 reads it; the others need not see its folder."""
@@ -107,54 +102,89 @@ class Run:
                 raise ValueError(f"{self.out}: nothing to resume (no resume-* folder)")
             arrays.append(load_resume_point(self.out, point))
             self._truncate_log(point)
-            return arrays[0].progress
+            return vars(arrays[0].progress)
 
         self.progress = Progress(**self.world.from_lead(read))
         if arrays:
-            self.stepper.restore(arrays[0].params, arrays[0].optimizer)
+            self.stepper.restore(arrays[0].params, arrays[0].optimizer, str(self.out))
         self.stepper.follow_lead()
 
     def run(self, show: Callable[[dict[str, Any]], None] = lambda record: None) -> Progress:
-        """Trains to `iters`. On KeyboardInterrupt a resume point is written before the exception goes on."""
-        progress = self.progress
-        if progress.start is None:
-            self._validate(show)
-            if self.world.size > 1:
-                self._save_point()  # a lost rank leaves no time to write one
-        last_report, tokens, skipped_in_a_row = time.perf_counter(), 0, 0
+        """Trains to `iters`. Ctrl-C comes out as Interrupted; that and faults leave a resume point where the state is known."""
         try:
-            while progress.iteration < self.optim_cfg.iters:
-                started = time.perf_counter()
-                accumulation = self.optim_cfg.grad_accumulation_steps
-                batches = [self.train.batch(progress.iteration * accumulation + j) for j in range(accumulation)]
-                metrics, norm, counted = self.stepper.step(batches)
-                progress.iteration += 1
-                skipped_in_a_row = 0 if counted else skipped_in_a_row + 1
-                progress.skipped += not counted
-                progress.seconds += time.perf_counter() - started
-                tokens += sum(b.tokens.size for b in batches)
-                if self._due(self.cfg.steps_per_report):
-                    now = time.perf_counter()
-                    self._report(np.array(metrics), float(norm), tokens / (now - last_report), show)
-                    last_report, tokens = now, 0
-                if 0 < self.optim_cfg.max_skipped_steps <= skipped_in_a_row:
-                    raise FloatingPointError
-                if self._due(self.cfg.steps_per_eval):
-                    self._validate(show)
-                if self._due(self.cfg.save_every) and progress.iteration < self.optim_cfg.iters:
-                    self._save_point()
-        except KeyboardInterrupt:
-            self._save_point()
-            raise
-        except FloatingPointError:
-            self._save_point()
-            raise ValueError(
-                f"step {progress.iteration}: the gradient was not finite {skipped_in_a_row} times in a row; those steps "
-                "changed nothing and a resume point is saved. Lower --learning-rate or check the data"
-            ) from None
-        self._save_point()
+            with deferred(self.world.size == 1) as self._check:
+                self._loop(show)
+        except KeyboardInterrupt as stop:
+            resumable = self._leave_point()
+            if type(stop) is not KeyboardInterrupt:  # a caller's own kind
+                raise
+            raise Interrupted(resumable) from None
+        except (RuntimeError, ValueError, OSError) as error:
+            if self.world.size > 1:
+                raise
+            if self.progress.iteration > 0 and not self._stepping:  # a step that failed may have left anything
+                self._leave_point()
+            if not isinstance(error, RuntimeError):
+                raise
+            point = latest_resume_point(self.out)
+            how = "no resume point was written yet" if point is None else f"--resume goes on from step {point}"
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]  # MLX's own: memory, devices, kernels
+            raise RuntimeError(f"after step {self.progress.iteration}: {said}; {how}") from error
         self.stepper.sync()
-        return progress
+        return self.progress
+
+    def _loop(self, show: Callable[[dict[str, Any]], None]) -> None:
+        progress = self.progress
+        first = progress.start is None
+        if first or (progress.validated < progress.iteration and self._due(self.cfg.steps_per_eval)):
+            self._validate(show)
+        if first and self.world.size > 1:
+            self._save_point()  # a lost rank leaves no time to write one
+        last_report, tokens, skipped_in_a_row = time.perf_counter(), 0, 0
+        while progress.iteration < self.optim_cfg.iters:
+            self._check()
+            started = time.perf_counter()
+            accumulation = self.optim_cfg.grad_accumulation_steps
+            batches = [self.train.batch(progress.iteration * accumulation + j) for j in range(accumulation)]
+            self._stepping = True
+            metrics, norm, counted = self.stepper.step(batches)
+            progress.iteration += 1
+            progress.skipped += not counted
+            self._stepping = False
+            skipped_in_a_row = 0 if counted else skipped_in_a_row + 1
+            progress.seconds += time.perf_counter() - started
+            tokens += sum(b.tokens.size for b in batches)
+            if self._due(self.cfg.steps_per_report):
+                now = time.perf_counter()
+                self._report(np.array(metrics), float(norm), tokens / (now - last_report), show)
+                last_report, tokens = now, 0
+            if 0 < self.optim_cfg.max_skipped_steps <= skipped_in_a_row:
+                self._save_point()
+                raise ValueError(self._not_finite(skipped_in_a_row))
+            if self._due(self.cfg.steps_per_eval):
+                self._validate(show)
+            if self._due(self.cfg.save_every) and progress.iteration < self.optim_cfg.iters:
+                self._save_point()
+        self._check()
+        self._save_point()
+
+    def _leave_point(self) -> bool:
+        """Saves where the run stands; whether there is a resume point now. A step that was cut short either happened, with
+        its counter, or did not: the optimiser knows."""
+        with suppress(RuntimeError, ValueError, OSError):
+            if self._stepping and self.world.leads:
+                self.progress.iteration = int(self.stepper.optimizer.state["step"].item()) + self.progress.skipped
+            if latest_resume_point(self.out) != self.progress.iteration:
+                self._save_point()
+        return latest_resume_point(self.out) is not None
+
+    def _not_finite(self, times: int) -> str:
+        heads = f" (--init-heads {self.out}: from the heads kept so far)" if self.progress.best_iteration else ""
+        return (
+            f"step {self.progress.iteration}: the gradient was not finite {times} times in a row; those steps changed nothing. "
+            f"--resume goes on with the data after them; where it happens again, check the data or begin anew{heads} with a "
+            "lower --learning-rate"
+        )
 
     def _due(self, every: int) -> bool:
         i = self.progress.iteration
@@ -181,19 +211,19 @@ class Run:
 
     def _validate(self, show: Callable) -> None:
         progress = self.progress
-        result = evaluate(self.stepper, self.valid)
+        result = evaluate(self.stepper, self.valid, self._check)
         score = [-result.main_loss] if self.model.joint else [result.tau, -sum(result.head_loss)]
         record = {"iter": progress.iteration, "valid": result.to_dict()}
-        first = progress.start is None
-        if first:
-            progress.start = result.to_dict()
         if progress.best is None or score > progress.best:
-            progress.best, progress.best_iteration, progress.best_eval = score, progress.iteration, result.to_dict()
-            if not first or self.save_start:
+            start, found = progress.start or result.to_dict(), result.to_dict()
+            better = replace(progress, best=score, best_iteration=progress.iteration, best_eval=found, start=start)
+            if progress.start is not None or self.save_start:
                 self.stepper.sync()
                 if self.world.leads:
-                    self.save_best(progress)
+                    self.save_best(better)
                 record["saved"] = True
+            vars(progress).update(vars(better))  # once it is on disk
+        progress.validated = progress.iteration
         self._tell(record, show)
 
     def _save_point(self) -> None:
@@ -206,7 +236,7 @@ class Run:
             ResumePoint(
                 dict(tree_flatten(self.stepper.params)),
                 dict(tree_flatten(self.stepper.optimizer.state)),
-                dict(vars(self.progress)),
+                self.progress,
             ),
         )
 
@@ -219,15 +249,15 @@ class Run:
 
     def _truncate_log(self, iteration: int) -> None:
         """Drops what an interrupted run logged after its last resume point, half-written lines included."""
-        file = self.out / LOG_NAME
-        kept = []
-        for line in file.read_text().splitlines() if file.is_file() else []:
+        file, kept = self.out / LOG_NAME, []
+        text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        for line in text.splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if record["iter"] <= iteration:
+            if isinstance(record, dict) and type(record.get("iter")) is int and record["iter"] <= iteration:
                 kept.append(line)
                 if "loss" in record:
                     self.curve.append(record)
-        file.write_text("".join(f"{line}\n" for line in kept))
+        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -1,5 +1,6 @@
 """From options to a finished checkpoint: what `mtpd train` and each stage of `mtpd extend` do."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -8,36 +9,24 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import save_base, save_heads, versions
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, write_json
+from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
 from mtpd_mlx.distributed import World
-from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, stored_teacher_size
+from mtpd_mlx.heads import MTPHead
+from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
+from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
-from mtpd_mlx.options import OPTIONS_NAME, TrainOptions
+from mtpd_mlx.options import TrainOptions
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
+from mtpd_mlx.resume import Progress
+from mtpd_mlx.run_folder import BASE_NAME, begin, check_folder, check_identity, finish, own_base
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
-from mtpd_mlx.trainer import LOG_NAME, Progress, Run
-
-
-def claim_folder(out: Path, overwrite: bool) -> None:
-    """Makes the output folder, refusing to touch an existing checkpoint unless told. Fails early where it cannot write."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: exists and is not a folder")
-    if (out / CONFIG_NAME).exists() or any(out.glob("resume-*")):
-        if not overwrite:
-            raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
-        for old in [*out.glob("resume-*"), out / "base", out / "stages"]:
-            shutil.rmtree(old, ignore_errors=True)
-        for name in (CONFIG_NAME, WEIGHTS_NAME):
-            (out / name).unlink(missing_ok=True)
-    (out / LOG_NAME).unlink(missing_ok=True)  # a run killed before its first resume point leaves one
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / f".write-test-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+from mtpd_mlx.trainer import Run
 
 
 def reference_base(base: Base, out: Path, named: str) -> BaseRef:
@@ -63,16 +52,20 @@ class Outcome:
 
 
 def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[str, Any]], None]) -> Outcome:
-    """Runs (or resumes) one training run; the checkpoint in `out` is the best one by validation."""
+    """Runs (or resumes) one training run; the checkpoint in `out` is the best one by validation. Heads that are there already
+    stay until this run writes its own."""
+    world, out, base = World.launched(), Path(options.run.out), ingredients.base
+    if not options.run.resume:
+        world.from_lead(lambda: check_folder(out, options.run.overwrite))
     tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
-    if tokenizer.vocab_size > ingredients.base.vocab_size:
-        raise ValueError(
-            f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {ingredients.base.vocab_size}"
-        )
+    if tokenizer.vocab_size > base.vocab_size:
+        raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")
+    options = rows_as_cached(options)
+    base.check_length(options.data.max_seq_length)
+    world.rows(options.data.batch_size)
     train_set, valid_set = load_data(options, tokenizer)
-    choose_draft_tokens(ingredients.heads, options.heads.draft_vocab, train_set, ingredients.base.vocab_size)
-    world = World.launched()
-    again = f"continue with the same command and --resume (--out {options.run.out})"
+    choose_draft_tokens(ingredients.heads, options.heads.draft_vocab, train_set, base.vocab_size)
+    again = f"continue with the same command and --resume (--out {out})"
     try:
         with stop_clearly(world, again):
             return _train(options, ingredients, world, train_set, valid_set, show)
@@ -90,32 +83,34 @@ def _train(
     valid_set: Any,
     show: Callable[[dict[str, Any]], None],
 ) -> Outcome:
-    out, joint = Path(options.run.out), options.model.train == "joint"
-
-    def claim() -> None:
-        if not options.run.resume:
-            claim_folder(out, options.run.overwrite)
-            write_json(out / OPTIONS_NAME, options.to_dict())
-
-    world.from_lead(claim)
+    out, joint, extends = Path(options.run.out), options.model.train == "joint", ingredients.first_trained > 0
     model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained, options.optim.grad_checkpoint)
     stepper = Stepper(model, options.loss, options.optim, world, stored_teacher_size(options, ingredients.heads))
     record = _record(options, train_set, valid_set) | ingredients.record
     reference = None if joint else reference_base(ingredients.base, out, ingredients.base_name)
+    identity = _identity(record, reference, ingredients.heads.heads[: ingredients.first_trained])
 
     def save_best(progress: Progress) -> None:
         target = reference
         if target is None:
-            save_base(out / "base", ingredients.base, ingredients.tokenizer_folder)
-            target = reference_base(replace(ingredients.base, path=out / "base", adapter=None), out, str(out / "base"))
+            folder = out / BASE_NAME
+            save_base(folder, ingredients.base, ingredients.tokenizer_folder)
+            target = reference_base(replace(ingredients.base, path=folder, adapter=None), out, str(folder))
         evaluation = {"iteration": progress.best_iteration, "validation": progress.best_eval, "start": progress.start}
         heads = ingredients.heads
-        save_heads(
-            out,
-            heads,
-            CheckpointConfig(heads.num_heads, heads.hidden_source, target, None, record | {"eval": evaluation}),
-        )
+        replaced = own_base(out)  # of the heads that are there
+        config = CheckpointConfig(heads.num_heads, heads.hidden_source, target, None, record | {"eval": evaluation})
+        save_heads(out, heads, config)
+        if replaced is not None and not target.id.startswith(f"./{BASE_NAME}"):
+            shutil.rmtree(replaced, ignore_errors=True)
 
+    rows = list(islice(valid_set.iter_batches(options.data.batch_size), _limit(options.run.val_batches)))
+    run = Run(
+        model, stepper, train_set, rows, options.optim, options.run, save_best, save_start=ingredients.keep_start or extends
+    )
+    if options.run.resume:
+        world.from_lead(lambda: check_identity(out, identity))
+        run.resume()
     report = reporter(options) if world.leads else None
 
     def tell(record: dict[str, Any]) -> None:
@@ -123,13 +118,30 @@ def _train(
         if report is not None:
             report(record)
 
-    rows = list(islice(valid_set.iter_batches(options.data.batch_size), _limit(options.run.val_batches)))
-    keep_start = ingredients.keep_start or ingredients.first_trained > 0
-    run = Run(model, stepper, train_set, rows, options.optim, options.run, save_best, save_start=keep_start)
-    if options.run.resume:
-        run.resume()
+    if not options.run.resume:
+        world.from_lead(lambda: begin(out, options.to_dict(), identity))
     progress = run.run(tell)
+    world.from_lead(lambda: finish(out))
     return Outcome(progress, run.curve, progress.best_iteration != 0)
+
+
+def _identity(record: dict[str, Any], reference: BaseRef | None, frozen: list[MTPHead]) -> dict[str, str]:
+    """Digests of what a run stands on and must find unchanged when it is resumed. A base that trains is in the resume point."""
+    known = {f"{name}_rows": record["data"][f"{name}_sha256"] for name in ("train", "valid")}
+    if reference is not None:
+        known["base_weights"] = reference.fingerprint
+    return known | ({"heads_to_extend": digest_of(frozen)} if frozen else {})
+
+
+def digest_of(heads: list[MTPHead]) -> str:
+    from mlx.utils import tree_flatten
+
+    digest = hashlib.sha256()
+    for head in heads:
+        flat: Any = tree_flatten(head.parameters())
+        for _, w in flat:
+            digest.update(np.array(w.astype(mx.float32)).tobytes())
+    return f"sha256:{digest.hexdigest()}"
 
 
 def _limit(val_batches: int) -> int | None:

@@ -12,7 +12,7 @@ MLX = {"mlx", "mlx_lm"}
 ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 LIGHT = ["mtpd_mlx/speculative", "mtpd_mlx/data", "mtpd_mlx/families"]
 LIGHT_FILES = ["__init__", "blas", "fingerprint", "adapter_format", "checkpoint_format", "schema", "tables", "cli"]
-LIGHT_FILES += ["cache/__init__", "cache/options", "cache/format", "cache/reader"]
+LIGHT_FILES += ["run_folder", "cache/__init__", "cache/options", "cache/format", "cache/reader"]
 
 
 def imported(file: Path) -> set[str]:

@@ -24,6 +24,7 @@ def main() -> int:
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "security")]
     from fuzzing import attack, targets
     from mtpd_onnx.export import export_checkpoint
+    from state_files import make_state, state_targets
     from tiny import write_base, write_checkpoint
 
     wrong = 0
@@ -32,7 +33,8 @@ def main() -> int:
         base = write_base(root / "base")
         checkpoint = write_checkpoint(root / "heads", base, num_heads=1, draft_tokens=[1, 5, 9])
         export_checkpoint(checkpoint, root / "onnx")
-        for name, (folder, file, load) in targets(base, checkpoint, root / "onnx").items():
+        every = targets(base, checkpoint, root / "onnx") | state_targets(make_state(root / "state", base))
+        for name, (folder, file, load) in every.items():
             counts: Counter[str] = Counter()
             started = time.perf_counter()
             for seed in range(args.first, args.first + args.count):

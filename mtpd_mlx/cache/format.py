@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.checkpoint_format import BaseRef
+from mtpd_mlx.checkpoint_format import BaseRef, check_base
 
 INDEX_NAME = "cache.json"
 FORMAT, FORMAT_VERSION = "mtpd-cache", 1
 HIDDEN = "prenorm"
+OF_LOGITS = ("main_loss", "logsumexp", "top_logits", "top_tokens")
 SPLITS = ("train", "valid")
 MAX_SHARDS = 100_000  # five digits in a shard's name
 SAFETENSORS_NAMES = {
@@ -70,6 +71,8 @@ class Layout:
             "top_tokens": Tensor("uint16" if self.vocab_size <= 1 << 16 else "int32", (t, n)),
             "loss_mask": Tensor("bool", (t,)),
         }
+        if n == 0:  # what is computed from logits stays out: hidden states serve alone
+            table = {name: tensor for name, tensor in table.items() if name not in OF_LOGITS}
         return dict(sorted(table.items(), key=lambda item: -numpy_dtype(item[1].dtype).itemsize))
 
 
@@ -174,8 +177,8 @@ def read_index(folder: Path) -> CacheIndex:
     if not file.is_file():
         raise ValueError(f"{folder}: not a distillation cache (no {INDEX_NAME})")
     try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{file}: not a distillation cache (expected format {FORMAT!r})")
@@ -183,8 +186,10 @@ def read_index(folder: Path) -> CacheIndex:
         raise ValueError(f"{file}: format_version: got {version!r}, expected {FORMAT_VERSION}")
     try:
         index = _parse(values)
+        check_base(index.base, str(file))
+        _check_types(file, index)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file}: missing, unknown or ill-typed key ({error})") from error
+        raise ValueError(f"{file}: missing, unknown or ill-typed key ({str(error)[:80]!r})") from error
     _check_values(file, values, index)
     return index
 
@@ -207,6 +212,23 @@ def _parse(values: dict[str, Any]) -> CacheIndex:
     return CacheIndex(base, layout, rows_per_shard, data, splits, values["options"], values["versions"])
 
 
+def _check_types(file: Path, index: CacheIndex) -> None:
+    """Of what is neither counted nor one of a few words."""
+    kinds = {"mask_prompt": bool, "pack": bool, "max_seq_length": int, "valid_share": (int, float)}
+    entries: dict[str, tuple[Any, Any]] = {name: (getattr(index, name), dict) for name in ("data", "options", "versions")}
+    if isinstance(index.data, dict):
+        entries |= {f"data.{n}": (index.data[n], kind) for n, kind in kinds.items() if n in index.data}
+    for name, split in index.splits.items():
+        entries |= {f"splits.{name}.sha256": (split.sha256, str), f"splits.{name}.tokens": (split.tokens, int)}
+        for shard in split.shards:
+            entries |= {f"splits.{name}: file": (shard.file, str), f"splits.{name}: sha256": (shard.sha256, str)}
+            if not isinstance(shard.file, str):
+                break
+    for name, (got, kind) in entries.items():
+        if not isinstance(got, kind):
+            raise ValueError(f"{file}: {name}: got {str(got)[:60]!r}, expected {getattr(kind, '__name__', 'a number')}")
+
+
 def _check_values(file: Path, values: dict[str, Any], index: CacheIndex) -> None:
     choices = {
         "hidden": (values.get("hidden"), (HIDDEN,)),
@@ -220,7 +242,6 @@ def _check_values(file: Path, values: dict[str, Any], index: CacheIndex) -> None
         "base.hidden_size": index.base.hidden_size,
         "base.vocab_size": index.base.vocab_size,
         "max_seq_length": index.layout.max_seq_length,
-        "top_n": index.layout.top_n,
         "rows_per_shard": index.rows_per_shard,
     }
     for split, entry in index.splits.items():
@@ -228,16 +249,23 @@ def _check_values(file: Path, values: dict[str, Any], index: CacheIndex) -> None
         for shard in entry.shards:
             counts |= {f"{shard.file}: rows": shard.rows, f"{shard.file}: bytes": shard.bytes}
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
+        if type(count) is not int or count < 1:
             raise ValueError(f"{file}: {name}: got {count!r}, expected a positive integer")
+    if type(index.layout.top_n) is not int or not 0 <= index.layout.top_n <= index.layout.vocab_size:
+        raise ValueError(f"{file}: top_n: got {index.layout.top_n!r}, expected 0..{index.layout.vocab_size}")
     if "train" not in index.splits or not set(index.splits) <= set(SPLITS):
         raise ValueError(f"{file}: splits: got {', '.join(index.splits) or 'none'}, expected train, or train and valid")
     for split, entry in index.splits.items():
-        _check_shards(file, split, entry, index.rows_per_shard)
+        _check_shards(file, split, entry, index)
 
 
-def _check_shards(file: Path, split: str, entry: SplitIndex, rows_per_shard: int) -> None:
-    """Finished shards are some of the planned ones, in order."""
+def _check_shards(file: Path, split: str, entry: SplitIndex, index: CacheIndex) -> None:
+    """Finished shards are some of the planned ones, in order and of the size that their rows take."""
+    rows_per_shard = index.rows_per_shard
+    if entry.rows > MAX_SHARDS * rows_per_shard:
+        raise ValueError(
+            f"{file}: splits.{split}.rows: got {entry.rows}, expected at most {MAX_SHARDS} shards of {rows_per_shard}"
+        )
     planned = {shard_name(split, i): rows for i, rows in enumerate(shard_rows(entry.rows, rows_per_shard))}
     names = [shard.file for shard in entry.shards]
     if names != sorted(set(names)):
@@ -246,6 +274,8 @@ def _check_shards(file: Path, split: str, entry: SplitIndex, rows_per_shard: int
         if planned.get(shard.file) != shard.rows:
             expected = f"{planned[shard.file]} rows" if shard.file in planned else f"no shard after {max(planned)}"
             raise ValueError(f"{file}: {shard.file}: got {shard.rows} rows, expected {expected}")
+        if (size := shard_header(index.layout, shard.rows)[2]) != shard.bytes:
+            raise ValueError(f"{file}: {shard.file}: got {shard.bytes} bytes, expected {size} for {shard.rows} rows")
 
 
 def write_index(folder: Path, index: CacheIndex) -> None:

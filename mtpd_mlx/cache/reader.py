@@ -1,7 +1,7 @@
 """Reading a distillation cache as a data set whose batches are those of PackedDataset, teacher included. numpy only."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -17,21 +17,21 @@ class CachedBatch(Batch):
     """A batch with what the frozen base said about it (offsets: docs/architecture.md).
 
     hidden [B, T, d]: the state before the final norm; its dtype is `hidden_dtype`, bfloat16 being kept as bits in uint16.
+    The rest is None where the cache holds hidden states only (top_n 0).
     top_tokens [B, T, N] (uint16 or int32) and top_logits [B, T, N] (float16 or float32): the base's N largest logits at
     each position, largest first, the lower id first among equals. logsumexp float32 [B, T] over the whole vocabulary.
     main_loss float32 [B, T]: cross-entropy of x_{i+1} at i, 0 in the last column; not masked.
     """
 
     hidden: np.ndarray
-    top_tokens: np.ndarray
-    top_logits: np.ndarray
-    main_loss: np.ndarray
-    logsumexp: np.ndarray
     hidden_dtype: str
+    top_tokens: np.ndarray | None = None
+    top_logits: np.ndarray | None = None
+    main_loss: np.ndarray | None = None
+    logsumexp: np.ndarray | None = None
 
 
 MAX_MAPPED = 64  # a mapped file holds a file descriptor, and macOS gives a process 256
-TENSORS = tuple(f.name for f in fields(CachedBatch) if f.name != "hidden_dtype")
 
 
 def check_size(file: Path, shard: Shard) -> None:
@@ -130,8 +130,8 @@ class CachedDataset:
         for i, row in enumerate(rows):
             number = int(np.searchsorted(self._starts, row, side="right")) - 1
             shard = self._shard(number)
-            for name in TENSORS:
-                arrays[name][i] = shard[name][row - self._starts[number]]
+            for name, array in arrays.items():
+                array[i] = shard[name][row - self._starts[number]]
         return CachedBatch(**arrays, hidden_dtype=layout.dtype)
 
     def _open_shard(self, number: int) -> dict[str, np.ndarray]:

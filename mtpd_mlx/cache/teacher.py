@@ -56,12 +56,17 @@ def _chunk(base: Base, layout: Layout, hidden: mx.array, targets: mx.array) -> d
 
 
 def teacher_rows(base: Base, layout: Layout, tokens: np.ndarray) -> dict[str, np.ndarray]:
-    """tokens int32 [B, T] -> hidden, top_tokens, top_logits, logsumexp, main_loss as Layout.tensors() shapes them.
+    """tokens int32 [B, T] -> hidden and, unless top_n is 0, top_tokens, top_logits, logsumexp, main_loss, as Layout.tensors()
+    shapes them.
 
     ValueError where a stored number is not finite, as float16 makes of large activations.
     """
     rows, length = tokens.shape
     hidden = base.trunk(mx.array(tokens))  # [B, T, d]
+    stored = hidden.astype(getattr(mx, layout.dtype))
+    _check_finite(bool(mx.isfinite(stored).all().item()), "hidden", base, layout)
+    if layout.top_n == 0:
+        return {"hidden": to_numpy(stored)}
     targets = mx.array(np.pad(tokens[:, 1:], ((0, 0), (0, 1)))).reshape(-1)  # [B * T]: x_{i+1} at i
     flat = hidden.reshape(rows * length, -1)
     parts: list[dict[str, Any]] = [_chunk(base, layout, flat[s], targets[s]) for s in _chunks(rows * length, layout.vocab_size)]
@@ -71,8 +76,6 @@ def teacher_rows(base: Base, layout: Layout, tokens: np.ndarray) -> dict[str, np
     arrays["main_loss"][:, -1] = 0.0
     if layout.vocab_size <= 1 << 16:
         arrays["top_tokens"] = arrays["top_tokens"].astype(np.uint16)
-    stored = hidden.astype(getattr(mx, layout.dtype))
-    _check_finite(bool(mx.isfinite(stored).all().item()), "hidden", base, layout)
     logits_finite = np.isfinite(arrays["top_logits"]).all() and np.isfinite(arrays["logsumexp"]).all()
     _check_finite(bool(logits_finite), "top_logits", base, layout)
     return arrays | {"hidden": to_numpy(stored)}

@@ -109,11 +109,13 @@ class Job:
 def prepare(options: CacheOptions) -> Job:
     """Loads base and data and plans the shards. Refuses, in one line, a folder in use and a --resume that would not fit."""
     cfg, out = options.cache, Path(options.cache.out)
-    _check_options(cfg)
+    if cfg.model is None:
+        raise ValueError("missing option --model")
     if not cfg.resume:
         _check_folder(out, cfg.overwrite)
     base = _load(cfg)
-    assert cfg.model is not None and base.path is not None
+    base.check_length(options.data.max_seq_length)
+    assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)
     if tokenizer.vocab_size > base.vocab_size:
         raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")
@@ -134,15 +136,6 @@ def prepare(options: CacheOptions) -> Job:
     )
     job = Job(out, base, splits, index, batch_size)
     return _take_up(job, read_index(out)) if cfg.resume else job
-
-
-def _check_options(cfg: CacheConfig) -> None:
-    if cfg.model is None:
-        raise ValueError("missing option --model")
-    if cfg.top_n < 1:
-        raise ValueError(f"--top-n: got {cfg.top_n}, expected at least 1")
-    if not cfg.shard_mb > 0:
-        raise ValueError(f"--shard-mb: got {cfg.shard_mb}, expected more than 0")
 
 
 def _cache_files(out: Path) -> list[Path]:

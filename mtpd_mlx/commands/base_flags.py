@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.adapter_format import ADAPTER_HELP
+
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--adapter-path", type=Path, metavar="DIR", help="adapter of mlx-lm (LoRA) to apply to the base")
+    parser.add_argument("--adapter-path", type=Path, metavar="DIR", help=ADAPTER_HELP)
     parser.add_argument(
         "--allow-base-mismatch",
         action="store_true",

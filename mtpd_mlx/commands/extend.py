@@ -20,10 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.config import HeadsConfig, RunConfig
-    from mtpd_mlx.extend import extend_checkpoint, loop_checkpoint
+    from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.config import RunConfig
+    from mtpd_mlx.extend import extend_checkpoint, extend_options, loop_checkpoint
     from mtpd_mlx.hub.pull import resolve_folder
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.ingredients import teacher_line
+    from mtpd_mlx.interruption import Interrupted
     from mtpd_mlx.progress import ProgressBar
 
     own = ("command", "config", "checkpoint", "to", "train_free")
@@ -35,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{args.to} heads by copying -> {run_cfg.out}")
         return 0
     file_values = read_yaml(Path(args.config)) if args.config else {}
-    options = TrainOptions.build(file_values, flags | {"num_heads": HeadsConfig.num_heads})
+    options = extend_options(file_values, flags, read_config(checkpoint).num_heads, args.to)
+    if line := teacher_line(options):
+        print(line, flush=True)
     bars: list[ProgressBar] = []
 
     def show(count: int) -> Any:
@@ -44,8 +48,10 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         outcomes = extend_checkpoint(checkpoint, args.to, options, show)
-    except KeyboardInterrupt:
-        print(f"interrupted; continue with the same command and --resume (out: {options.run.out})")
+    except Interrupted as stop:
+        if stop.resumable:
+            bars[-1].close()
+            print(f"interrupted; continue with: mtpd {bars[-1].command} --resume --out {options.run.out}")
         raise
     finally:
         for bar in bars:

@@ -22,16 +22,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.ingredients import gather
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.options import TrainOptions, resumed_options
     from mtpd_mlx.progress import ProgressBar
     from mtpd_mlx.refit import refit, refit_options
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}
-    options = TrainOptions.build(read_yaml(Path(args.config)) if args.config else {}, flags)
     checkpoint = resolve_folder(args.checkpoint)
+    file_values = read_yaml(Path(args.config)) if args.config else {}
+    options = (resumed_options if flags.get("resume") else TrainOptions.build)(file_values, flags)
     ingredients = gather(refit_options(checkpoint, options)[0])
     with ProgressBar(options.optim.iters, f"refit {args.checkpoint}") as bar:
-        result = refit(checkpoint, options, bar.show, ingredients)
+        result = bar.guard(options.run.out, lambda: refit(checkpoint, options, bar.show, ingredients))
     print(f"\nvalidation text (teacher-forced), heads of {args.checkpoint} on {options.model.model}:")
     print(table(result.own, result.before, result.after))
     if not result.improved:

@@ -17,16 +17,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.distributed import World
-    from mtpd_mlx.ingredients import gather
+    from mtpd_mlx.ingredients import gather, teacher_line
     from mtpd_mlx.options import TrainOptions, resumed_options
     from mtpd_mlx.training import train
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
     if flags.get("resume"):
-        file_values, flags = World.launched().from_lead(lambda: resumed_options(flags).to_dict()), {}
-    options = TrainOptions.build(file_values, flags)
-    return report_outcome(options.run.out, train, options, gather(options))
+        saved = World.launched().from_lead(lambda: resumed_options(file_values, flags).to_dict())
+        options = TrainOptions.from_dict(saved)
+    else:
+        options = TrainOptions.build(file_values, flags)
+    ingredients = gather(options)
+    if World.launched().leads and (line := teacher_line(options)):
+        print(line, flush=True)
+    return report_outcome(options.run.out, train, options, ingredients)
 
 
 def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
@@ -36,13 +41,7 @@ def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
 
     leads = World.launched().leads
     with ProgressBar(options.optim.iters, visible=leads) as bar:
-        try:
-            outcome = train(options, ingredients, bar.show)
-        except KeyboardInterrupt:
-            bar.close()
-            if leads:
-                print(f"interrupted; continue with: mtpd {bar.command} --resume --out {out}")
-            raise
+        outcome = bar.guard(out, lambda: train(options, ingredients, bar.show))
     if not leads:
         return 0
     progress = outcome.progress

@@ -11,7 +11,7 @@ import numpy as np
 from mtpd_mlx.data.formats import TextTokenizer, read_rows, tokenize
 from mtpd_mlx.data.order import add_counts, epoch_order
 from mtpd_mlx.data.packing import Batch, pack, pad
-from mtpd_mlx.schema import option
+from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, Range, option
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,14 @@ class DataConfig:
     data: tuple[str, ...] = option(
         ("data",), "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file; or several to mix"
     )
-    data_weights: tuple[float, ...] = option((), "share of each --data in training (default: by size)")
-    max_seq_length: int = option(512, "tokens per row")
-    batch_size: int = option(4, "rows per micro-batch")
+    data_weights: tuple[float, ...] = option((), "share of each --data in training (default: by size)", takes=NOT_NEGATIVE)
+    max_seq_length: int = option(512, "tokens per row (at most the base's context)", takes=Range(3))
+    batch_size: int = option(4, "rows per micro-batch", takes=POSITIVE)
     mask_prompt: bool = option(False, "no loss on prompts (prompt/completion and messages data)")
     pack: bool = option(True, "join documents to fill rows; otherwise one document a row, padded")
-    valid_share: float = option(0.02, "share held out for validation where the data has no valid.jsonl")
+    valid_share: float = option(
+        0.02, "share of the rows held out for validation where a --data has no valid.jsonl", takes=Range(0, 1, below=True)
+    )
 
 
 class PackedDataset:
@@ -72,7 +74,7 @@ class PackedDataset:
             fill = ((0, missing), (0, 0))
             yield Batch(np.pad(batch.tokens, fill), np.pad(batch.segments, fill), np.pad(batch.loss_mask, fill))
 
-    def take(self, rows: np.ndarray) -> Batch:
+    def take(self, rows: np.ndarray | slice) -> Batch:
         return Batch(self.rows.tokens[rows], self.rows.segments[rows], self.rows.loss_mask[rows])
 
 
@@ -157,23 +159,27 @@ def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Sp
 
 def _load_source(name: str, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> Splits:
     path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "train.jsonl").is_file():
-            raise ValueError(f"data {name}: no train.jsonl in it")
-        valid = path / "valid.jsonl"
-        train = _read(path / "train.jsonl", cfg, tokenizer, seed)
-        filled = valid.is_file() and valid.stat().st_size > 0
-        return Splits(train, _read(valid, cfg, tokenizer, seed) if filled else None)
-    if not path.is_file():
-        raise ValueError(f"data {name}: no such file or folder")
-    whole = _read(path, cfg, tokenizer, seed)
-    held = max(1, round(cfg.valid_share * whole.num_rows)) if cfg.valid_share > 0 else 0
-    if held >= whole.num_rows:
-        raise ValueError(f"data {name}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out")
-    cut = whole.num_rows - held
+    if not path.is_dir():
+        if not path.is_file():
+            raise ValueError(f"data {name}: no such file or folder")
+        return _hold_out(name, _read(path, cfg, tokenizer, seed), cfg, seed)
+    if not (path / "train.jsonl").is_file():
+        raise ValueError(f"data {name}: no train.jsonl in it")
+    train, valid = _read(path / "train.jsonl", cfg, tokenizer, seed), path / "valid.jsonl"
+    if not valid.is_file():
+        return _hold_out(name, train, cfg, seed)
+    return Splits(train, _read(valid, cfg, tokenizer, seed) if valid.stat().st_size > 0 else None)
 
-    def part(start: int, end: int) -> Batch:
-        return Batch(whole.rows.tokens[start:end], whole.rows.segments[start:end], whole.rows.loss_mask[start:end])
 
-    valid_set = PackedDataset(part(cut, whole.num_rows), cfg.batch_size, seed) if held else None
-    return Splits(PackedDataset(part(0, cut), cfg.batch_size, seed), valid_set)
+def _hold_out(name: str, whole: PackedDataset, cfg: DataConfig, seed: int) -> Splits:
+    """The last `valid_share` of the rows, at least one of them, is for validation."""
+    if cfg.valid_share <= 0:
+        return Splits(whole, None)
+    cut = whole.num_rows - max(1, round(cfg.valid_share * whole.num_rows))
+    if cut < 1:
+        raise ValueError(
+            f"data {name}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out for validation; "
+            "give more, a lower --max-seq-length, or a valid.jsonl beside train.jsonl"
+        )
+    parts = (whole.take(slice(cut)), whole.take(slice(cut, None)))
+    return Splits(*(PackedDataset(rows, cfg.batch_size, seed) for rows in parts))

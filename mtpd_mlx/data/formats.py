@@ -39,7 +39,7 @@ class Document:
 def read_rows(file: Path) -> list[dict[str, Any]]:
     """Rows of a .jsonl file, or a .txt file as {"text"} rows split at blank lines. Errors name file and line."""
     try:
-        content = file.read_text(encoding="utf-8")
+        content = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
     if file.suffix == ".txt":
@@ -56,7 +56,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}:{number}: not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{file}:{number}: got {type(row).__name__}, expected an object")

@@ -135,6 +135,29 @@ def test_validation_split_and_final_batch(tokenizer: Tokenizer, tmp_path: Path) 
         load_dataset(DataConfig(data=(str(file),), max_seq_length=100000), tokenizer)
 
 
+def test_a_folder_without_valid_jsonl_is_split_as_a_file_is(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    rows = [{"text": f"document number {i:03d}"} for i in range(60)]
+    file = write(tmp_path / "train.jsonl", rows)
+
+    def load(place: Path, share: float = 0.1) -> Any:
+        return load_dataset(DataConfig((str(place),), max_seq_length=16, batch_size=4, valid_share=share), tokenizer)
+
+    for part in ("train", "valid"):
+        assert getattr(load(tmp_path), part).sha256 == getattr(load(file), part).sha256
+    assert load(tmp_path, 0.0).valid is None
+    write(tmp_path / "valid.jsonl", rows[:7])
+    own = load(tmp_path)
+    assert own.train.num_rows == load(tmp_path, 0.0).train.num_rows and own.valid.num_rows < 12
+    (tmp_path / "valid.jsonl").write_text("")
+    assert load(tmp_path).valid is None, "an empty file says that nothing is held out"
+
+
+def test_a_byte_order_mark_is_no_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name, text in (("a.jsonl", '{"text": "abc"}'), ("b.txt", "abc")):
+        (tmp_path / name).write_text(f"\ufeff{text}\n", encoding="utf-8")
+        assert read_rows(tmp_path / name) == [{"text": "abc"}]
+
+
 def test_missing_places(tokenizer: Tokenizer, tmp_path: Path) -> None:
     for data, word in ((tmp_path / "none", "no such file or folder"), (tmp_path, "no train.jsonl")):
         with pytest.raises(ValueError, match=word):

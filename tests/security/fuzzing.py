@@ -144,6 +144,10 @@ def attack(folder: Path, file: str, load: Callable[[Path], Any], seed: int, scra
         bad = damage.safetensors(good)
     elif file == "tokenizer.json" and seed % 2:
         bad = damage.bytes(good)
+    elif file.endswith(".jsonl"):
+        rows = good.splitlines(keepends=True)
+        at = seed % len(rows)
+        bad = b"".join([*rows[:at], damage.text(json.loads(rows[at])), b"\n", *rows[at + 1 :]])
     else:
         bad = damage.text(json.loads(good))
     (scratch / file).write_bytes(bad)

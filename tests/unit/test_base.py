@@ -71,3 +71,16 @@ def test_missing_and_broken_models(tmp_path: Path, tiny_base: Path) -> None:
     with pytest.raises(ValueError, match="broken") as error:
         load_base(str(broken))
     assert "\n" not in str(error.value)
+
+
+def test_missing_parameters_are_named(tiny_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = Path(shutil.copytree(tiny_base, tmp_path / "cut"))
+    weights = mx.load(str(folder / "model.safetensors"))
+    assert isinstance(weights, dict)
+    kept = {name: w for name, w in weights.items() if "mlp" not in name and "input_layernorm" not in name}
+    mx.save_safetensors(str(folder / "model.safetensors"), kept)
+    with pytest.raises(ValueError, match=r"Missing 8 parameters: model\.layers\.0\.input_layernorm\.weight, ") as error:
+        load_base(str(folder))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500

@@ -157,7 +157,7 @@ def test_unpacked_masked_and_held_out_rows(tiny_base: Path, tmp_path: Path) -> N
 
 def test_no_validation_split(tiny_base: Path, tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text(json.dumps({"text": "hello " * 40}) + "\n")
-    index = make(tiny_base, tmp_path, tmp_path / "cache")
+    index = make(tiny_base, tmp_path, tmp_path / "cache", valid_share=0.0)
     assert list(index.splits) == ["train"] and index.data["valid_sha256"] is None
     with pytest.raises(ValueError, match="no split 'valid', expected one of train"):
         CachedDataset(tmp_path / "cache", "valid", 2, 0)

@@ -13,6 +13,8 @@ from cache_helpers import files_of, make
 import mtpd_mlx.cache.reader as reader
 from mtpd_mlx.cache.reader import CachedDataset
 
+BASE = {"id": "x", "fingerprint": "x", "model_type": "llama", "hidden_size": 64, "vocab_size": 97, "revision": None}
+
 
 @pytest.fixture(scope="module")
 def intact(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
@@ -107,7 +109,14 @@ def test_incomplete_cache_is_refused_with_a_hint(cache: Path) -> None:
         ({"format_version": 2}, ["got 2, expected 1"]),
         ({"hidden": "postnorm"}, ["hidden: got 'postnorm'", "prenorm"]),
         ({"dtype": "float64"}, ["dtype: got 'float64'", "bfloat16"]),
-        ({"top_n": 0}, ["top_n: got 0"]),
+        ({"top_n": -1}, ["top_n: got -1, expected 0..97"]),
+        ({"top_n": True}, ["top_n: got True"]),
+        ({"top_n": 8}, ["train-00000.safetensors: got", "bytes, expected"]),
+        ({"base": {**BASE, "id": 5}}, ["base.id: got 5, expected text"]),
+        ({"data": None}, ["data: got 'None', expected dict"]),
+        ({"data": {"pack": "yes"}}, ["data.pack: got 'yes', expected bool"]),
+        ({"versions": []}, ["versions: got '[]'"]),
+        ({"rows_per_shard": 1, "splits": {"train": {"rows": 1 << 60, "tokens": 1, "sha256": "", "shards": []}}}, ["at most"]),
         ({"max_seq_length": "32"}, ["max_seq_length: got '32'"]),
         ({"base": {"id": "x"}}, ["cache.json"]),
         ({"splits": {}}, ["splits: got none"]),

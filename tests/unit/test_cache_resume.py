@@ -250,9 +250,10 @@ def test_ctrl_c_says_how_to_continue(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--top-n", "0"], "--top-n: got 0"),
+        (["--top-n", "-1"], "--top-n: got -1"),
+        (["--max-seq-length", "300"], "--max-seq-length: got 300, expected at most 256"),
         (["--shard-mb", "0"], "--shard-mb: got 0"),
-        (["--batch-size", "0"], "got 0 rows"),
+        (["--batch-size", "0"], "--batch-size: got 0, expected at least 1"),
     ],
 )
 def test_bad_values(

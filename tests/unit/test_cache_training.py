@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,15 @@ FLAGS = ["--iters", "5", "--batch-size", "2", "--num-heads", "2", "--warmup", "1
 FLAGS += ["--steps-per-report", "1", "--steps-per-eval", "2", "--save-every", "2", "--val-batches", "2"]
 
 
-@pytest.fixture
-def cache(tiny_base: Path, text_data: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "cache"
-    args = ["cache", "--model", str(tiny_base), "--data", str(text_data), "--out", str(folder), "--top-n", "9"]
+def make_cache(base: Path, data: Path, folder: Path, top_n: str = "9") -> Path:
+    args = ["cache", "--model", str(base), "--data", str(data), "--out", str(folder), "--top-n", top_n]
     assert main([*args, "--max-seq-length", "24", "--batch-size", "2"]) == 0
     return folder
+
+
+@pytest.fixture
+def cache(tiny_base: Path, text_data: Path, tmp_path: Path) -> Path:
+    return make_cache(tiny_base, text_data, tmp_path / "cache")
 
 
 def figures(out: Path) -> list[list[float]]:
@@ -28,20 +32,52 @@ def figures(out: Path) -> list[list[float]]:
     ]
 
 
+WHOLE, NONE = "97", "0"  # of the vocabulary's logits, in the cache
+COMPUTED = "computed from the hidden states"
+
+
 @pytest.mark.parametrize(
-    "loss", [("mtpd", "9"), ("mtpd", "5"), ("mtpd", "10000"), ("kl", "9"), ("ce", "9"), ("lk", "9"), ("tv", "9")]
+    ("loss", "top_n", "held", "says"),
+    [
+        ("mtpd", "9", "9", "9 stored logits a position"),
+        ("mtpd", "5", "9", "5 stored"),
+        ("mtpd", "10000", "9", f"{COMPUTED} of the cache: 97 logits a position are wanted, 9 are stored; --top-n 9 would use"),
+        ("mtpd", "10000", WHOLE, "97 stored"),
+        ("mtpd", "5", NONE, COMPUTED),
+        ("kl", "9", "9", "9 stored"),
+        ("ce", "9", "9", ""),
+        ("ce", "9", NONE, ""),
+        ("lk", "9", "9", f"{COMPUTED} of the cache: 97 logits a position are wanted, 9 are stored"),
+        ("lk", "9", WHOLE, "97 stored"),
+        ("tv", "9", "9", COMPUTED),
+        ("tv", "9", WHOLE, "97 stored"),
+    ],
 )
 def test_same_losses_as_with_the_base(
-    loss: tuple[str, str], tiny_base: Path, text_data: Path, cache: Path, tmp_path: Path
+    loss: str, top_n: str, held: str, says: str, tiny_base: Path, text_data: Path, tmp_path: Path, capsys: Any
 ) -> None:
-    extra = ["--loss", loss[0], "--top-n", loss[1]]
+    cache = make_cache(tiny_base, text_data, tmp_path / "cache", held)
+    capsys.readouterr()
+    extra = ["--loss", loss, "--top-n", top_n]
     live = ["--model", str(tiny_base), "--data", str(text_data), "--max-seq-length", "24"]
     assert main(["train", *live, "--out", str(tmp_path / "live"), *FLAGS, *extra]) == 0
     assert main(["train", "--cache", str(cache), "--out", str(tmp_path / "cached"), *FLAGS, *extra]) == 0
     for a, b in zip(figures(tmp_path / "live"), figures(tmp_path / "cached"), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("teacher: ")]
+    assert [says in line for line in said] == [True] * bool(says), said
     records = [json.loads((tmp_path / name / "mtp_config.json").read_text()) for name in ("live", "cached")]
-    assert records[0]["data"] == records[1]["data"] and records[0]["base"] == records[1]["base"]
+    assert all(records[0][part] == records[1][part] for part in ("data", "base", "training"))
+
+
+def test_hidden_states_only_take_less(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    from mtpd_mlx.cache.format import bytes_per_token, read_index
+    from mtpd_mlx.cache.reader import CachedDataset
+
+    folder = make_cache(tiny_base, text_data, tmp_path / "cache", "0")
+    assert bytes_per_token(read_index(folder).layout) == 4 + 4 + 1 + 64 * 4
+    batch = CachedDataset(folder, "train", 2, 0).batch(0)
+    assert batch.hidden.shape == (2, 24, 64) and batch.top_logits is batch.main_loss is None
 
 
 def test_interrupted_cached_run_resumes(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +118,13 @@ def test_refusals(tiny_base: Path, cache: Path, tmp_path: Path, capsys: pytest.C
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     assert "--train joint" in error("--train", "joint")
+    for name, value, words in (
+        ("--max-seq-length", "32", "got 32, expected 24"),
+        ("--no-pack", "", "got False, expected True"),
+        ("--data-weights", "1", "not with --cache"),
+        ("--tokenizer", str(tiny_base), "not with --cache"),
+    ):
+        assert words in error(name, *[value] * bool(value))
     other = write_base(tmp_path / "other", LLAMA, seed=5)
     assert "another base" in error("--model", str(other))
     shard = next(cache.glob("train-*.safetensors"))

@@ -132,8 +132,71 @@ def test_bad_input_is_one_line(tiny_base: Path, tmp_path: Path, capsys: pytest.C
     assert "holds train.jsonl already" in error(*arguments(tiny_base, prompts, out))
     assert main(arguments(tiny_base, prompts, out, "--overwrite")) == 0
     (out / PART_NAME).touch()
+    assert "--max-tokens: got 1000, expected at most 255" in error(
+        *arguments(tiny_base, prompts, tmp_path / "o"), "--max-tokens", "1000"
+    )
     assert "the interrupted run has 6" in error("distill-data", "--resume", "--out", str(out), "--max-tokens", "7")
     assert (out / CONFIG_NAME).exists()
+
+
+def begun(base: Path, prompts: Path, out: Path) -> Path:
+    """A run that was killed when two rows were made."""
+    assert main(arguments(base, prompts, out)) == 0
+    rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
+    numbers = [i for i in range(9) if split_of(i, DistillConfig(valid_share=0.3)) == "train.jsonl"]
+    part = [{"row": number} | row for number, row in zip(numbers, rows, strict=True)][:2]
+    (out / PART_NAME).write_text("".join(json.dumps(row) + "\n" for row in part))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        (PART_NAME, "5\n", "part.jsonl:1: damaged"),
+        (PART_NAME, '{"row": 0, "tokens": "x"}\n', "part.jsonl:1: damaged"),
+        (CONFIG_NAME, "[]", "holds no interrupted run"),
+        (CONFIG_NAME, '{"options": {"temp": []}}', "temp: got []"),
+        (CONFIG_NAME, '{"options": {}}', "missing option --model"),
+    ],
+)
+def test_a_damaged_run_is_one_line(
+    file: str, text: str, words: str, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    out = begun(tiny_base, prompts_file(tmp_path), tmp_path / "own")
+    (out / file).write_text(text)
+    capsys.readouterr()
+    assert main(["distill-data", "--resume", "--out", str(out)]) == 1
+    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_changed_prompts_are_not_mixed_in(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    prompts = prompts_file(tmp_path)
+    out = begun(tiny_base, prompts, tmp_path / "own")
+    before = content(out)
+    assert main(["distill-data", "--resume", "--out", str(out)]) == 0
+    assert content(out) == before
+    out = begun(tiny_base, prompts, tmp_path / "other")
+    prompts.write_text(prompts.read_text().replace("say", "tell"))
+    capsys.readouterr()
+    assert main(["distill-data", "--resume", "--out", str(out)]) == 1
+    assert "continues another prompt" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_base_with_an_adapter_writes_its_own_text(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    from test_adapters import write_adapter
+
+    adapter, prompts = tmp_path / "adapter", prompts_file(tmp_path)
+    write_adapter(adapter, tiny_base)
+    outs = [tmp_path / name for name in ("plain", "adapted")]
+    assert main(arguments(tiny_base, prompts, outs[0])) == 0
+    assert main(arguments(tiny_base, prompts, outs[1], "--adapter-path", str(adapter))) == 0
+    base = load_base(str(tiny_base), adapter=adapter)
+    row = json.loads((outs[1] / "train.jsonl").read_text().splitlines()[0])
+    prompt, made = row["tokens"][: row["prompt_tokens"]], row["tokens"][row["prompt_tokens"] :]
+    assert generate_greedy(base, [prompt], 6, frozenset({0}))[0].tokens == made
+    assert content(outs[0]) != content(outs[1])
+    begun_with = json.loads((outs[1] / CONFIG_NAME).read_text())
+    assert begun_with["base"] == base.fingerprint and begun_with["options"]["adapter_path"] == str(adapter)
 
 
 def long(folder: Path) -> Path:

@@ -1,0 +1,95 @@
+"""The folder of a run: what may be begun in it, what goes and when, and what taking a run up again needs.
+
+Heads that lie there stay until the run writes its own: one that fails, or ends no better than it began, leaves them alone.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, read_config, write_json
+
+OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
+BASE_NAME, STAGES_NAME = "base", "stages"
+RESUME_PREFIX = "resume-"
+
+
+def check_folder(out: Path, overwrite: bool) -> None:
+    """Makes the folder. ValueError or OSError where it is in use, and not to be overwritten, or cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: exists and is not a folder")
+    if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
+        raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    probe = out / f".write-test-{os.getpid()}"
+    probe.touch()
+    probe.unlink()
+
+
+def remove_resume_points(out: Path) -> None:
+    for point in out.glob(f"{RESUME_PREFIX}*"):
+        shutil.rmtree(point, ignore_errors=True)
+
+
+def begin(out: Path, options: dict[str, Any], identity: dict[str, str]) -> None:
+    """From here on the folder is that of a new run: the state of an earlier one goes, its heads stay."""
+    remove_resume_points(out)
+    (out / LOG_NAME).unlink(missing_ok=True)  # a run killed before its first resume point leaves one
+    write_json(out / OPTIONS_NAME, options | {"identity": identity})
+
+
+def finish(out: Path) -> None:
+    """The run has come to its end: what only --resume needs goes."""
+    run = read_run(out)
+    write_json(out / OPTIONS_NAME, run.options | {"identity": run.identity, "finished": True})
+    remove_resume_points(out)
+
+
+def own_base(out: Path) -> Path | None:
+    """The folder of the base that belongs to the heads in `out` alone (joint training writes one)."""
+    try:
+        return out / BASE_NAME if read_config(out).base.id == f"./{BASE_NAME}" else None
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """options: by name; identity: of base, rows and frozen heads (older versions left it out); finished: to its end."""
+
+    options: dict[str, Any]
+    identity: dict[str, str]
+    finished: bool
+
+
+def read_run(out: Path) -> SavedRun:
+    """What train_options.json says. ValueError in one line where it is not there or not one."""
+    file = out / OPTIONS_NAME
+    if not file.is_file():
+        raise ValueError(f"--resume: {out} holds no interrupted run ({OPTIONS_NAME} missing)")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"--resume: {out} holds no interrupted run ({OPTIONS_NAME} unreadable)") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file}: damaged: got {type(values).__name__}, expected the options of a run")
+    identity, finished = values.pop("identity", {}), values.pop("finished", False)
+    if not isinstance(identity, dict) or not all(isinstance(v, str) for v in identity.values()):
+        raise ValueError(f"{file}: identity: damaged, expected names of digests")
+    if type(finished) is not bool:
+        raise ValueError(f"{file}: finished: got {str(finished)[:40]!r}, expected true or false")
+    return SavedRun(values, identity, finished)
+
+
+def check_identity(out: Path, identity: dict[str, str]) -> None:
+    """ValueError where the run in `out` was begun with another base, other rows or other heads."""
+    saved = read_run(out).identity
+    for name, now in identity.items():
+        if saved and (then := saved.get(name, "none")) != now:
+            raise ValueError(
+                f"--resume: {name.replace('_', ' ')}: not what the run in {out} was begun with "
+                f"(digest {then[:19]}..., now {now[:19]}...)"
+            )
