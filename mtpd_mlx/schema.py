@@ -32,6 +32,8 @@ class Range:
         return finite and over and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
+        if self.low > -math.inf and self.high < math.inf and not (self.above or self.below):
+            return f"{self.low}..{self.high}"
         parts = [] if self.low == -math.inf else [f"more than {self.low}" if self.above else f"at least {self.low}"]
         parts += [] if self.high == math.inf else [f"less than {self.high}" if self.below else f"at most {self.high}"]
         return " and ".join(parts) or "a finite number"
