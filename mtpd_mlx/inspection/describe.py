@@ -11,12 +11,13 @@ from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.parts import CACHE_INDEX, as_object, describe_adapter, describe_cache
 from mtpd_mlx.inspection.shapes import contradiction
 from mtpd_mlx.inspection.view import View
 from mtpd_mlx.mtp_formats.detect import shipped_heads
 from mtpd_mlx.mtp_formats.names import HEADS_FILES, is_shipped
 
-MANIFEST, CACHE_INDEX = "manifest.json", "cache.json"
+MANIFEST = "manifest.json"
 
 
 def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
@@ -28,10 +29,9 @@ def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
     if MANIFEST in files:
         return {"kind": "onnx", "name": view.name} | size | _onnx(view)
     if CACHE_INDEX in files:
-        return {"kind": "cache", "name": view.name} | size | _cache(view)
+        return {"kind": "cache", "name": view.name} | size | describe_cache(view)
     if ADAPTER_CONFIG in files:
-        settings = view.json(ADAPTER_CONFIG)
-        return {"kind": "adapter", "name": view.name} | size | {"fine_tune_type": settings.get("fine_tune_type", "lora")}
+        return {"kind": "adapter", "name": view.name} | size | describe_adapter(view, files)
     if "config.json" in files:
         return {"kind": "model", "name": view.name} | size | _model(view, files, plan or Plan())
     return {"kind": "unknown", "name": view.name} | size
@@ -113,7 +113,7 @@ def _needs(dims: Dims, counts: Counts, plan: Plan, item: int) -> dict[str, Any]:
 def _heads(view: View) -> dict[str, Any]:
     config = parse_config(view.json(HEADS_CONFIG), f"{view.name}/{HEADS_CONFIG}")
     counts = count(view.table(WEIGHTS_NAME), config.quantization)
-    validation = _object(_object(config.record.get("eval")).get("validation"))
+    validation = as_object(as_object(config.record.get("eval")).get("validation"))
     return {
         "num_heads": config.num_heads,
         "hidden_source": config.hidden_source,
@@ -124,23 +124,19 @@ def _heads(view: View) -> dict[str, Any]:
         "quantization": config.quantization,
         "base": config.base.to_json(),
         "measured": _measured(validation),
-        "loss": _object(config.record.get("loss")),
-        "data": _object(config.record.get("data")),
+        "loss": as_object(config.record.get("loss")),
+        "data": as_object(config.record.get("data")),
     }
 
 
 def _onnx(view: View) -> dict[str, Any]:
     manifest = view.json(MANIFEST)
     names = ("format", "format_version", "layout", "precision", "activations", "num_heads", "capacity", "draft_vocab", "base")
-    validation = _object(_object(_object(manifest.get("record")).get("eval")).get("validation"))
+    validation = as_object(as_object(as_object(manifest.get("record")).get("eval")).get("validation"))
     return {name: manifest.get(name) for name in names} | {
-        "base": _object(manifest.get("base")),
+        "base": as_object(manifest.get("base")),
         "measured": _measured(validation),
     }
-
-
-def _object(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _measured(validation: dict[str, Any]) -> dict[str, Any] | None:
@@ -151,8 +147,3 @@ def _measured(validation: dict[str, Any]) -> dict[str, Any] | None:
         return None
     assert isinstance(car, list)
     return {"car": car, "tau": tau} | ({"ar": ar} if ar in lists and isinstance(ar, list) and len(ar) == len(car) else {})
-
-
-def _cache(view: View) -> dict[str, Any]:
-    index = view.json(CACHE_INDEX)
-    return {name: index.get(name) for name in ("base", "hidden", "dtype", "top_n", "max_seq_length")}

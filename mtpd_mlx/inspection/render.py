@@ -21,19 +21,13 @@ TITLES = {
     "onnx": "an exported folder (mtpd-onnx)",
     "cache": "a distillation cache",
     "model": "a model",
-    "adapter": "an mlx-lm adapter",
+    "adapter": "an adapter",
 }
 
 
 def render(found: dict[str, Any]) -> str:
-    kinds = {"model": _model, "heads": _heads, "onnx": _onnx}
-    titles = {
-        "heads": "MTP heads",
-        "onnx": "an exported folder (mtpd-onnx)",
-        "cache": "a distillation cache",
-        "model": "a model",
-    }
-    title = titles.get(found["kind"], "an mlx-lm adapter" if found["kind"] == "adapter" else "nothing that mtpd knows")
+    kinds = {"model": _model, "heads": _heads, "onnx": _onnx, "cache": _cache, "adapter": _adapter}
+    title = TITLES.get(found["kind"], "nothing that mtpd knows")
     lines = [f"{found['name']}: {title}, {found['files']} files, {size(found['bytes'])}"]
     return "\n".join(lines + ["  " + line for line in kinds.get(found["kind"], lambda f: [])(found)])
 
@@ -95,6 +89,34 @@ def _onnx(found: dict[str, Any]) -> list[str]:
         f"of base {_named(base)} ({base.get('model_type')})",
         _measured(found["measured"]),
     ]
+
+
+def _cache(found: dict[str, Any]) -> list[str]:
+    base = found["base"]
+    lines = [
+        f"of base {_named(base)} ({base.get('model_type')}, {str(base.get('fingerprint'))[:19]}...)",
+        f"per position: hidden state ({found['dtype']}, {found['hidden']}), the {found['top_n']} best logits "
+        f"({found['logits_dtype']}); rows of {found['max_seq_length']} tokens",
+    ]
+    for name, split in found["splits"].items():
+        done = "" if split["rows_done"] == split["rows"] else f", {split['rows_done']} of them finished"
+        lines.append(
+            f"{name}: {split['rows']} rows{done}, {split['tokens']} tokens, {split['shards']} shards, {size(split['bytes'])}"
+        )
+    resume = "not complete: mtpd cache --resume --out " + found["name"]
+    return [*lines, "complete: mtpd train --cache trains from it" if found["complete"] else resume]
+
+
+def _adapter(found: dict[str, Any]) -> list[str]:
+    base = f"made for {found['base']}" if found["base"] else "its base is not recorded"
+    if not found["supported"]:
+        return [base, f"not supported: {found['why_not']}"]
+    kind = found["fine_tune_type"]
+    if kind != "full":
+        where = ", ".join(found["keys"]) if found["keys"] else "mlx-lm's own choice"
+        kind = f"{kind}, rank {found['rank']}, scale {found['scale']}, last {found['num_layers']} layers ({where})"
+    stored = ", ".join(found["dtypes"])
+    return [kind, f"{number(found['parameters'])} parameters, {size(found['weight_bytes'])} ({stored})", base]
 
 
 def _named(base: dict[str, Any]) -> str:

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from cache_helpers import TOP_N, arguments
 from mtpd_onnx.export import export_checkpoint
 from tiny import FAMILIES, LLAMA, write_base, write_quantised
 
 from mtpd_mlx.base import load_base
+from mtpd_mlx.cache.format import read_index
 from mtpd_mlx.checkpoint import flatten
 from mtpd_mlx.cli import main
 from mtpd_mlx.families.config import read_dims
@@ -18,6 +21,7 @@ from mtpd_mlx.inspection.describe import describe
 from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
 from mtpd_mlx.inspection.shapes import contradiction, expected
 from mtpd_mlx.inspection.view import LocalView
+from mtpd_mlx.safetensors_file import Raw, write_raw
 
 GEMMA3 = LLAMA | {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 8}
 MORE = {"gemma3": GEMMA3, "olmo2": LLAMA | {"model_type": "olmo2"}, "phi3": LLAMA | {"model_type": "phi3"}}
@@ -67,6 +71,50 @@ def test_every_kind_of_folder(tiny_checkpoint: Path, tiny_base: Path, tmp_path: 
         assert found(str(folder), capsys)["kind"] == kind
         assert main(["inspect", str(folder)]) == 0
         assert word in capsys.readouterr().out
+
+
+def test_a_cache_says_what_is_in_it(tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments(tiny_base, text_data, tmp_path / "cache")) == 0
+    seen = found(str(tmp_path / "cache"), capsys)
+    index = read_index(tmp_path / "cache")
+    assert seen["kind"] == "cache" and seen["complete"] and seen["base"]["fingerprint"] == index.base.fingerprint
+    shards = [file.stat().st_size for file in (tmp_path / "cache").glob("*.safetensors")]
+    assert sum(split["bytes"] for split in seen["splits"].values()) == sum(shards)
+    assert main(["inspect", str(tmp_path / "cache")]) == 0
+    said = capsys.readouterr().out
+    for word in (f"the {TOP_N} best logits", "rows of 32 tokens", "train: ", "valid: ", "mtpd train --cache", "(llama, sha"):
+        assert word in said, word
+    unfinished = json.loads((tmp_path / "cache" / "cache.json").read_text())
+    unfinished["splits"]["train"]["shards"].pop()
+    (tmp_path / "cache" / "cache.json").write_text(json.dumps(unfinished))
+    assert main(["inspect", str(tmp_path / "cache")]) == 0
+    said = capsys.readouterr().out
+    assert "of them finished" in said and "--resume" in said
+
+
+def test_an_adapter_says_what_is_in_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    lora = {"rank": 4, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]}
+    values = {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": lora, "model": "me/base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+    named = {f"model.layers.0.self_attn.q_proj.{n}": Raw.of_floats(np.ones((64, 4))) for n in ("lora_a", "lora_b")}
+    write_raw(tmp_path / "adapters.safetensors", named)
+    seen = found(str(tmp_path), capsys)
+    assert seen["kind"] == "adapter" and seen["parameters"] == 512 and seen["rank"] == 4 and seen["weight_bytes"] == 2048
+    assert main(["inspect", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    for word in ("lora, rank 4, scale 2.0, last 2 layers (self_attn.q_proj)", "2.05 kB (float32)", "made for me/base"):
+        assert word in said, word
+    (tmp_path / "adapters.safetensors").rename(tmp_path / "adapter_model.safetensors")
+    assert "adapter of peft" in found(str(tmp_path), capsys)["why_not"]
+
+
+@pytest.mark.parametrize("file", ["cache.json", "adapter_config.json"])
+def test_odd_values_are_no_traceback(file: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for values in ({}, {"base": 3, "splits": [1]}, {"splits": {"train": {"rows": "x", "shards": [4]}}}, {"model": 3}):
+        (tmp_path / file).write_text(json.dumps(values))
+        assert main(["inspect", str(tmp_path)]) == 0
+        assert main(["inspect", str(tmp_path), "--json"]) == 0
+    capsys.readouterr()
 
 
 def test_why_not(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
