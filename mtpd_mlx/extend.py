@@ -48,9 +48,10 @@ def loop_heads(base: Base, heads: MTPHeads, to: int) -> MTPHeads:
 
 def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model: str | None = None) -> None:
     """The training-free extension: copies only."""
+    counts = stages(read_config(checkpoint).num_heads, to)
     check_folder(out, overwrite)
     base, heads, config = load_checkpoint(checkpoint, model)
-    for count in stages(heads.num_heads, to):
+    for count in counts:
         heads = loop_heads(base, heads, count)
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}

@@ -50,7 +50,15 @@ as the oracle. A cell says what the test of that name found:
 FOOT = """
 MTP heads attend to all positions whatever the windows of the base, and rotate as its full-attention layers do. What is not in
 the table is refused in one line: other `model_type`s, other activations, biases and rope scalings that the family's code in
-transformers does not have. A model with code of its own (`model_file`, `auto_map`) is never run.
+transformers does not have. Code that a model brings is never run: one with `model_file`, or with `auto_map` and no
+`architectures`, is refused; `auto_map` beside `architectures` is passed over, and `model_type` decides.
+
+The stored logits are what `make test`, and with it CI, compares with. Two test files ask the transformers that is installed
+instead, and are skipped where it or torch is missing: whether it still gives the stored logits, and its own MTP decoding with
+what `mtpd export-heads` writes. To run them:
+
+    pip install torch transformers
+    pytest -m families tests/families/test_families_live.py tests/families/test_transformers_mtp.py
 """
 
 

@@ -10,7 +10,7 @@ from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
-from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.memory import DEVICES, Plan, decode_bytes, train_bytes
 from mtpd_mlx.inspection.parts import CACHE_INDEX, as_object, describe_adapter, describe_cache
 from mtpd_mlx.inspection.shapes import contradiction
 from mtpd_mlx.inspection.view import View
@@ -105,7 +105,7 @@ def _needs(dims: Dims, counts: Counts, plan: Plan, item: int) -> dict[str, Any]:
         "plan": vars(plan),
         "head_parameters": head_parameters(dims),
         "block_parameters": block_parameters(dims, dims.head_layer.experts),
-        "train_heads_bytes": train_bytes(dims, counts.stored, plan, item),
+        "train_heads_bytes": {name: train_bytes(dims, counts, plan, device) for name, device in DEVICES.items()},
         "decode_bytes": decode_bytes(dims, counts.stored, plan, item),
     }
 

@@ -1,12 +1,12 @@
-"""What training heads and decoding need, estimated from above by the formulas that docs/log.md's measurements agree with."""
+"""What training heads and decoding need. Of training an estimate from above: no less than was measured on CUDA and on CPUs, and
+at most half more (docs/log.md, tests/unit/test_memory.py). Metal was never measured."""
 
 from dataclasses import dataclass
 
 from mtpd_mlx.families.dims import Dims
-from mtpd_mlx.inspection.counts import cache_bytes, head_parameters
+from mtpd_mlx.inspection.counts import Counts, cache_bytes, head_parameters
 
-LOGITS_BYTES = 4 * (160 << 20)  # blocks of logits in flight (fused_loss.CHUNK_BYTES and what its chain keeps)
-RUNTIME_BYTES = 400 << 20
+RUNTIME_BYTES = 400 << 20  # of decoding
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,65 @@ class Plan:
     positions: int = 4096
 
 
-def train_bytes(dims: Dims, weights: int, plan: Plan, item: int) -> int:
-    """A frozen base of `weights` bytes; heads in float32 with gradients and two AdamW moments; activations of the heads."""
-    heads = plan.num_heads * head_parameters(dims)
-    rows = plan.batch_size * plan.tokens
-    width = 12 * dims.hidden_size + 4 * dims.intermediate_size  # kept per row and head for the backward pass
-    return weights + 16 * heads + item * heads + rows * plan.num_heads * width * item + LOGITS_BYTES + RUNTIME_BYTES
+@dataclass(frozen=True)
+class Device:
+    """item: bytes of the compute type (--compute-dtype auto). chunk: fused_loss.CHUNK_BYTES. in_flight: what of queued work's
+    buffers lives at once; on CUDA 6.8 GB were measured, whatever K and the chunk. fused: attention's backward pass keeps no
+    scores (cuDNN); MLX has no such kernel for Metal and CPUs. unpacks: products with a quantised output head make it whole
+    first (assumed: it is about what the run with 4 bits took beyond the rest)."""
+
+    item: int
+    chunk: int
+    in_flight: float
+    runtime: float
+    fused: bool = False
+    unpacks: bool = False
+
+
+DEVICES = {
+    "cuda": Device(2, 160 << 20, 7e9, 0.8e9, fused=True, unpacks=True),
+    "metal": Device(2, 64 << 20, 7e9, 0.4e9),
+    "cpu": Device(4, 1 << 20, 8 << 20, 0.3e9),
+}
+QUEUED = 0.75  # share of all blocks of a short step that live at once: 4.1 of 6.2 GB were measured
+
+
+def train_bytes(dims: Dims, counts: Counts, plan: Plan, device: Device) -> int:
+    """Heads of a frozen base, MTP-D over the whole vocabulary, without --grad-checkpoint."""
+    heads, rows = plan.num_heads * head_parameters(dims), plan.batch_size * plan.tokens
+    base = counts.stored if counts.quantised else counts.parameters * device.item  # held in the compute type
+    # float32: weights and two moments, the new ones beside the old while a step ends, gradients; and a cast for computing.
+    states = heads * (12 + 12 + 4 + (device.item if device.item < 4 else 0))
+    kept = rows * plan.num_heads * device.item * _kept_per_row(dims) + _scores(dims, plan, device)
+    total = base + states + kept + _logits(dims, counts, plan, device) + device.runtime
+    return int(max(total, counts.stored + device.runtime))  # the second: while it is loaded
+
+
+def _kept_per_row(dims: Dims) -> int:
+    """Numbers that one head keeps of one position for its backward pass, as measured on the CPU (d 256, MLP 768: 10,400)."""
+    q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+    size = dims.intermediate_size
+    if dims.head_layer.experts and dims.experts is not None:
+        size = dims.experts.chosen * dims.experts.size
+    return 16 * dims.hidden_size + 4 * q + 4 * kv + 6 * size
+
+
+def _scores(dims: Dims, plan: Plan, device: Device) -> int:
+    """Attention scores [B, heads, T, T], one of each head of the cascade and three more at work."""
+    if device.fused and dims.head_dim <= 128 and dims.head_dim % 8 == 0:
+        return 0
+    return (plan.num_heads + 3) * plan.batch_size * dims.num_heads * plan.tokens**2 * device.item
+
+
+def _logits(dims: Dims, counts: Counts, plan: Plan, device: Device) -> float:
+    """Blocks of logits and of their gradients, for the main head and each head, and what is unpacked for their products."""
+    rows, width = plan.batch_size * plan.tokens, dims.vocab_size * device.item
+    blocks = 2 * (plan.num_heads + 1) * -(-rows // max(32, device.chunk // width))
+    most = max(device.in_flight, 8.0 * 32 * width)
+    live = min(QUEUED * 2 * (plan.num_heads + 1) * rows * width, most)
+    if counts.quantised and device.unpacks:
+        live += min(QUEUED * blocks * width * dims.hidden_size, most)
+    return live
 
 
 def decode_bytes(dims: Dims, weights: int, plan: Plan, item: int) -> int:

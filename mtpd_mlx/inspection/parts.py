@@ -1,5 +1,5 @@
-"""What belongs to a model without being one: distillation caches and adapters, as dictionaries. This only repeats what files
-say; the commands that use them check them."""
+"""What belongs to a model without being one: caches and adapters, as dictionaries. This only repeats what files say; commands
+that use them check them."""
 
 from typing import Any
 

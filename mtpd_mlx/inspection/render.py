@@ -55,10 +55,16 @@ def _model(found: dict[str, Any]) -> list[str]:
     lines.append(f"caches: {size(caches['bytes_per_position'])} a position, all rewind{windowed}")
     plan = needs["plan"]
     lines.append(f"one MTP head: {number(needs['head_parameters'])} parameters")
+    train = {name: size(count) for name, count in needs["train_heads_bytes"].items()}
+    steps = f"steps of {plan['batch_size']} x {plan['tokens']} tokens"
+    lines.append(f"to train {plan['num_heads']} heads of the frozen base with MTP-D, {steps}, at most about:")
     lines.append(
-        f"to train {plan['num_heads']} heads ({plan['batch_size']} x {plan['tokens']} tokens a step): about "
-        f"{size(needs['train_heads_bytes'])}; to decode {plan['positions']} positions: about {size(needs['decode_bytes'])}"
+        f"  {train['cuda']} on an NVIDIA GPU, {train['metal']} on a Mac (never measured), both in bfloat16; {train['cpu']} on "
+        "a CPU in float32"
     )
+    decode = size(needs["decode_bytes"])
+    positions = min(plan["positions"], d["context_length"])
+    lines.append(f"to decode {positions} positions with these heads, weights as stored: about {decode}")
     return lines
 
 

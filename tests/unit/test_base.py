@@ -60,6 +60,25 @@ def test_unsupported_is_refused_in_one_line(change: dict, word: str) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_code_that_a_model_brings_is_not_run(tmp_path: Path) -> None:
+    """Refused, or loaded as the family that its model_type names."""
+    folder = write_base(tmp_path / "base")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    config, code = json.loads((folder / "config.json").read_text()), {"AutoModelForCausalLM": "evil.Model"}
+    for brought, loads in (
+        ({"auto_map": code}, False),
+        ({"model_file": "evil.py", "architectures": ["LlamaForCausalLM"]}, False),
+        ({"auto_map": code, "architectures": ["LlamaForCausalLM"]}, True),
+    ):
+        (folder / "config.json").write_text(json.dumps(config | brought))
+        if loads:
+            load_base(str(folder))
+        else:
+            with pytest.raises(ValueError, match="code of its own, which is never run"):
+                load_base(str(folder))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_missing_and_broken_models(tmp_path: Path, tiny_base: Path) -> None:
     for name in ("./nowhere", "/nowhere/at/all", str(tmp_path)):
         with pytest.raises(ValueError, match=name):

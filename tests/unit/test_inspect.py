@@ -18,7 +18,6 @@ from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.inspection.counts import head_parameters
 from mtpd_mlx.inspection.describe import describe
-from mtpd_mlx.inspection.memory import Plan, decode_bytes, train_bytes
 from mtpd_mlx.inspection.shapes import contradiction, expected
 from mtpd_mlx.inspection.view import LocalView
 from mtpd_mlx.safetensors_file import Raw, write_raw
@@ -172,13 +171,6 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name, more in (("./nowhere", ()), (str(tmp_path), ("--num-heads", "0"))):
         assert main(["inspect", name, *more]) == 1
         assert len(capsys.readouterr().err.strip().splitlines()) == 1
-
-
-def test_memory_grows_with_what_is_planned() -> None:
-    dims = read_dims(LLAMA)
-    small, large = Plan(1, 1, 64, 64), Plan(4, 8, 512, 256)
-    assert train_bytes(dims, 0, small, 4) < train_bytes(dims, 0, large, 4) < train_bytes(dims, 1 << 30, large, 4)
-    assert decode_bytes(dims, 0, small, 2) < decode_bytes(dims, 0, large, 2) < decode_bytes(dims, 0, large, 4)
 
 
 def test_damage_is_a_value_error(tiny_base: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mtpd_mlx.schema import Range, build, read_yaml
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ("train --seed -1", "--seed: got -1, expected at least 0"),
+        ("train --seed -1", "--seed: got -1, expected 0.."),
         ("train --grad-accumulation-steps 0", "--grad-accumulation-steps: got 0, expected at least 1"),
         ("train --learning-rate nan", "--learning-rate: got nan, expected at least 0"),
         ("train --learning-rate -1", "--learning-rate: got -1.0"),
