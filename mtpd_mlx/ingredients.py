@@ -174,7 +174,7 @@ def teacher_line(options: TrainOptions) -> str | None:
         return f"{computed} (--draft-vocab cuts it to other tokens than the {held} it holds)"
     if wanted <= held:
         return f"teacher: {wanted} stored logits a position"
-    hint = "" if options.loss.loss in ("lk", "tv") else f"; --top-n {held} would use those, which is faster"
+    hint = "" if options.loss.loss in ("lk", "tv") else f"; --top-n {held} would use those"
     return f"{computed}: {wanted} logits a position are wanted, {held} are stored{hint}"
 
 

@@ -3,8 +3,10 @@
     python tools/bench_train.py --quick --json                    # CPU, the bundled model, under 2 minutes
     python tools/bench_train.py --dims qwen3-0.6b --json          # a GPU: random weights, d1024, V151936, K=4, T=2048, B=4
 
-Arms run interleaved in one process; times are medians. `naive` is the loss by automatic differentiation over whole [B, T, V]
-logits of every head (mtpd_mlx/losses.py), in the same compiled step. Loss memory is the peak over the loss's own inputs.
+Arms run interleaved in one process; times are medians, ratios medians over rounds. `naive` is the loss by automatic
+differentiation over whole [B, T, V] logits of every head (mtpd_mlx/losses.py), in the same compiled step. Loss memory is the
+peak over the loss's own inputs. In a whole step base and heads cost the same in every arm and dilute the ratios: those of the
+loss alone stand beside them, and `speedup_bound`, what a loss that takes no time would gain over naive.
 """
 
 import argparse
@@ -12,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,7 @@ DIMS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 40960,
     }
 }
+Go = Callable[[], tuple[int, float]]  # peak memory [bytes] and time [s] of one go
 PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}  # dense bf16, data sheets
 
 
@@ -93,10 +97,12 @@ def new_stepper(base: Base, args: argparse.Namespace, loss: str, kind: type[Step
     return kind(model, LossConfig(loss=loss, top_n=args.top_n), OptimConfig(iters=1000, warmup=0))
 
 
-def time_steps(steppers: dict[str, Stepper], args: argparse.Namespace, rows: int) -> dict[str, Any]:
-    """Interleaved medians [s] and peak memory [bytes] of one step of each arm; an arm that does not fit says why."""
+def time_steps(steppers: dict[str, Stepper], args: argparse.Namespace, rows: int, loss: Go | None = None) -> dict[str, Any]:
+    """Interleaved medians [s] and peak memory [bytes] of one step of each arm; an arm that does not fit says why. `loss`: the
+    loss alone, once a round too (`loss_times_s`)."""
     vocab = next(iter(steppers.values())).model.base.vocab_size
     times: dict[str, list[float]] = {name: [] for name in steppers}
+    alone: list[float] = []
     peaks: dict[str, int] = {}
     failed: dict[str, str] = {}
     for i in range(-args.warmup, args.repeats):
@@ -117,10 +123,14 @@ def time_steps(steppers: dict[str, Stepper], args: argparse.Namespace, rows: int
                 times[name].append(seconds)
                 peaks[name] = mx.get_peak_memory()
             print(f"  {name} {seconds:.3f} s", file=sys.stderr)
-    return {
+        if loss is not None:
+            alone.append(loss()[1])
+    figures: dict[str, Any] = {"loss_times_s": alone[args.warmup :]} if loss is not None else {}
+    return figures | {
         name: {"failed": failed[name]}
         if name in failed
         else {
+            "times_s": times[name],
             "step_s": statistics.median(times[name]),
             "tokens_per_s": rows * args.length / statistics.median(times[name]),
             "peak_gb": peaks[name] / 1e9,
@@ -129,10 +139,15 @@ def time_steps(steppers: dict[str, Stepper], args: argparse.Namespace, rows: int
     }
 
 
-def loss_alone(base: Base, args: argparse.Namespace, rows: int, num_heads: int, kind: str) -> dict[str, float]:
-    """Peak memory over its inputs [MB] and time [s] of value and gradient of the loss; kind: fused or naive."""
+def ratio(over: dict[str, Any], under: dict[str, Any]) -> float:
+    """Of two arms of one interleaved run: the median over rounds, so that a machine that others use counts less."""
+    return statistics.median(a / b for a, b in zip(over["times_s"], under["times_s"], strict=True))
+
+
+def loss_alone(base: Base, args: argparse.Namespace, rows: int, num_heads: int, kind: str, loss: str) -> Go:
+    """One go: peak memory over its inputs [bytes] and time [s] of value and gradient of the loss; kind: fused or naive."""
     model = Model(base, init_heads(base, num_heads, "postnorm", 0), joint=False)
-    cfg, n = LossConfig(top_n=args.top_n), rows * args.length
+    cfg, n = LossConfig(loss=loss, top_n=args.top_n), rows * args.length
     fused = model.fused_loss(cfg)
     hidden = [mx.random.normal((rows, args.length, base.hidden_size)).astype(base.dtype) for _ in range(num_heads + 1)]
     tokens = mx.array(text(base.vocab_size, rows, args.length, 0).tokens)
@@ -149,33 +164,43 @@ def loss_alone(base: Base, args: argparse.Namespace, rows: int, num_heads: int, 
         return heads_objective(cfg, logits, base.logits(hidden[0]), tokens, masks, scale)[0]
 
     step = mx.compile(mx.value_and_grad(ours if kind == "fused" else naive))
-    highest, times = 0, []
-    for _ in range(1 + min(args.repeats, 3)):
+
+    def go() -> tuple[int, float]:
         mx.eval(hidden, tokens, masks, scale)
         mx.clear_cache()
         before = mx.get_active_memory()
         mx.reset_peak_memory()
         start = time.perf_counter()
         mx.eval(step(hidden[1:]))
-        times.append(time.perf_counter() - start)
-        highest = max(highest, mx.get_peak_memory() - before)
-    return {"peak_mb": highest / 1e6, "seconds": statistics.median(times[1:])}
+        return mx.get_peak_memory() - before, time.perf_counter() - start
+
+    return go
 
 
-def losses_alone(base: Base, args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """At --naive-rows of both, and of the fused loss at the whole batch, with K heads and with twice as many."""
+def losses_alone(base: Base, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """At --naive-rows of fused (MTP-D and CE) and naive; of the fused loss at the whole batch, with K heads and with twice as
+    many. Interleaved."""
     cases = {
-        "fused": (args.naive_rows, args.num_heads, "fused"),
-        "naive": (args.naive_rows, args.num_heads, "naive"),
-        "fused_whole_batch": (args.batch_size, args.num_heads, "fused"),
-        "fused_whole_batch_2k": (args.batch_size, 2 * args.num_heads, "fused"),
+        "fused": (args.naive_rows, args.num_heads, "fused", "mtpd"),
+        "fused_ce": (args.naive_rows, args.num_heads, "fused", "ce"),
+        "naive": (args.naive_rows, args.num_heads, "naive", "mtpd"),
+        "fused_whole_batch": (args.batch_size, args.num_heads, "fused", "mtpd"),
+        "fused_whole_batch_2k": (args.batch_size, 2 * args.num_heads, "fused", "mtpd"),
     }
+    arms = {name: loss_alone(base, args, *case) for name, case in cases.items()}
+    found: dict[str, list[tuple[int, float]]] = {name: [] for name in cases}
+    for _ in range(1 + args.repeats):
+        for name in list(arms):
+            try:
+                found[name].append(arms[name]())
+            except RuntimeError as error:  # out of memory
+                print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+                del arms[name], found[name]
     figures = {}
-    for name, case in cases.items():
-        try:
-            figures[name] = loss_alone(base, args, *case)
-        except RuntimeError as error:  # out of memory
-            print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
+    for name, goes in found.items():
+        times = [seconds for _, seconds in goes[1:]]  # the first one compiles
+        peak = max(peak for peak, _ in goes)
+        figures[name] = {"peak_mb": peak / 1e6, "seconds": statistics.median(times), "times_s": times}
     return figures
 
 
@@ -235,17 +260,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     arms = {"ce": new_stepper(base, args, "ce"), "mtpd": new_stepper(base, args, "mtpd")}
     result["steps"] = time_steps(arms, args, args.batch_size)
     mtpd, ce = result["steps"]["mtpd"], result["steps"]["ce"]
-    result["step_ratio_mtpd_ce"] = mtpd["step_s"] / ce["step_s"]
+    result["step_ratio_mtpd_ce"] = ratio(mtpd, ce)
     if args.steps_only:
         return result
     small = {"mtpd": arms["mtpd"], "naive": new_stepper(base, args, "mtpd", NaiveStepper)}
-    result["against_naive"] = time_steps(small, args, args.naive_rows) | {"rows": args.naive_rows}
-    naive = result["against_naive"]["naive"]
+    loss = loss_alone(base, args, args.naive_rows, args.num_heads, "fused", "mtpd")
+    result["against_naive"] = time_steps(small, args, args.naive_rows, loss) | {"rows": args.naive_rows}
+    naive, ours = result["against_naive"]["naive"], result["against_naive"]["mtpd"]
+    result["loss_ratio_mtpd_ce"] = ratio(alone["fused"], alone["fused_ce"])
+    losses = result["against_naive"]["loss_times_s"]
+    result["loss_share_of_step"] = statistics.median(a / b for a, b in zip(losses, ours["times_s"], strict=True))
     if "failed" not in naive:
-        result["speedup_over_naive"] = naive["step_s"] / result["against_naive"]["mtpd"]["step_s"]
+        result["speedup_over_naive"] = ratio(naive, ours)
+        rounds = zip(naive["times_s"], ours["times_s"], losses, strict=True)
+        result["speedup_bound"] = statistics.median(n / max(o - part, 1e-9) for n, o, part in rounds)
     if "naive" in alone:
         result["memory_ratio_naive"] = alone["naive"]["peak_mb"] / alone["fused"]["peak_mb"]
-        result["loss_speedup_over_naive"] = alone["naive"]["seconds"] / alone["fused"]["seconds"]
+        result["loss_speedup_over_naive"] = ratio(alone["naive"], alone["fused"])
     flops = flops_per_token(base, args.num_heads, base.vocab_size) * mtpd["tokens_per_s"]
     result["model_tflops"] = flops / 1e12
     for name, peak in PEAK_FLOPS.items():
@@ -277,7 +308,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the bundled model, few repeats")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    args.repeats = 3 if args.quick else args.repeats
+    args.repeats = 5 if args.quick else args.repeats
     args.batch_size = args.batch_size or 4
     args.length = args.length or (2048 if args.dims else 128)
     args.naive_rows = args.naive_rows or args.batch_size
@@ -287,7 +318,8 @@ def main() -> None:
     if args.json:
         print(json.dumps(result, indent=2))
         return
-    for name in ("step_ratio_mtpd_ce", "speedup_over_naive", "memory_ratio_naive", "heads_over_lora"):
+    ratios = ["step_ratio_mtpd_ce", "loss_ratio_mtpd_ce", "speedup_over_naive", "loss_speedup_over_naive", "speedup_bound"]
+    for name in (*ratios, "loss_share_of_step", "memory_ratio_naive", "heads_over_lora"):
         if name in result:
             print(f"{name}: {result[name]:.2f}")
     for name, arm in result["steps"].items():
