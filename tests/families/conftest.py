@@ -1,23 +1,45 @@
 """Every test of this folder runs once per reference model (tools/family_references.py)."""
 
+import fcntl
 from pathlib import Path
 
 import pytest
 from family_models import NAMES, Reference, build, train_checkpoint
 
 
+@pytest.fixture(scope="session")
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this run see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "families"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(scope="module", params=NAMES)
-def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
-    return build(request.param, tmp_path_factory.mktemp(request.param))
+def reference(request: pytest.FixtureRequest, shared: Path) -> Reference:
+    with (shared / f"{request.param}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return build(request.param, shared / request.param / "base")
 
 
 @pytest.fixture(scope="module")
-def checkpoint(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two heads that have seen some of the base's own text: rounds of several lengths occur."""
-    return train_checkpoint(reference, tmp_path_factory.mktemp("heads"))
+def checkpoint(reference: Reference, shared: Path) -> Path:
+    """Two heads that have seen some of the base's own text: rounds of several lengths occur. Trained once a run, by the worker
+    that needs them first."""
+    folder = shared / reference.name / "heads"
+    with (shared / f"{reference.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder if (folder / "mtp_config.json").exists() else train_checkpoint(reference, folder)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.families)
+    """Marks; and one file works from the other end, so that two workers do not want the same heads at the same time."""
+    ours = [item for item in items if Path(__file__).parent in item.path.parents]
+    for item in ours:
+        item.add_marker(pytest.mark.families)
+    places = [i for i, item in enumerate(items) if item.path.name == "test_families_onnx.py" and item in ours]
+    names = [str(items[i].callspec.params["reference"]) for i in places]  # type: ignore[attr-defined]
+    order = sorted(range(len(places)), key=lambda at: names[at], reverse=True)  # stable: tests of a reference as they were
+    for place, item in zip(places, [items[places[at]] for at in order], strict=True):
+        items[place] = item

@@ -29,9 +29,10 @@ def build(name: str, folder: Path) -> Reference:
 
     record = json.loads((REFERENCES / f"{name}.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(record["config"]))
-    write_weights(folder / "model.safetensors", record["shapes"], record["norm_center"])
-    write_tokenizer(folder)
+    if not (folder / "tokenizer_config.json").exists():  # written last: another worker has been here
+        (folder / "config.json").write_text(json.dumps(record["config"]))
+        write_weights(folder / "model.safetensors", record["shapes"], record["norm_center"])
+        write_tokenizer(folder)
     return Reference(name, folder, record["config"], record["tokens"], np.load(REFERENCES / f"{name}.npz")["logits"])
 
 

@@ -24,4 +24,4 @@ def test_mlx_decoder_in_every_plan(reference: Reference, checkpoint: Path) -> No
 
 
 def decode(backend: Backend, prompt: list[int]) -> list[int]:
-    return [t for chunk in generate(backend, prompt, max_tokens=30) for t in chunk.tokens]
+    return [t for chunk in generate(backend, prompt, max_tokens=20) for t in chunk.tokens]
