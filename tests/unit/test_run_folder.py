@@ -230,7 +230,11 @@ def test_interrupts_by_signal_lose_nothing(tiny_base: Path, text_data: Path, tmp
     command, stops = train_args(tiny_base, text_data, out, *longer), 0
     for _ in range(3):
         process = subprocess.Popen(
-            [sys.executable, "-m", "mtpd_mlx.cli", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "mtpd_mlx.cli", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
         assert process.stderr is not None
         while (line := process.stderr.readline()) and not ("tok/s" in line or "step/s, main" in line):
