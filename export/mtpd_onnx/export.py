@@ -102,7 +102,7 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         "--draft-head-bits",
         type=int,
         choices=DRAFT_HEAD_BITS,
-        help="an output head for the drafts alone, rounded to so many bits: quicker drafts, the same text",
+        help="an output head for the drafts alone, rounded to so many bits: quicker drafts, verified as ever",
     )
     parser.add_argument("--num-draft-tokens", type=int, help="export only the first heads (default: all)")
     parser.add_argument(
@@ -191,7 +191,7 @@ def export_checkpoint(
     ids = read_draft_tokens(checkpoint, config)
     drafts = None if ids is None else tuple(ids.tolist())
     if draft_head_bits is not None and dims.hidden_size % group_size:
-        raise ValueError(f"--draft-head-bits: the hidden size {dims.hidden_size} does not divide by --group-size {group_size}")
+        raise ValueError(f"--draft-head-bits: hidden size {dims.hidden_size} is not a multiple of --group-size {group_size}")
     spec = Spec(
         dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts, config.post_norms, draft_head_bits
     )

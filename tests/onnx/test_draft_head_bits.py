@@ -67,7 +67,7 @@ def test_integers_of_the_base_are_not_touched(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("more", "said"),
-    [(["--layout", "split"], "the split layout has standard operators only"), (["--group-size", "128"], "does not divide")],
+    [(["--layout", "split"], "the split layout has standard operators only"), (["--group-size", "128"], "is not a multiple")],
 )
 def test_what_cannot_be_is_refused(more: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--out", str(tmp_path / "out"), "--draft-head-bits", "4", *more]
