@@ -5,6 +5,7 @@ are whole caches behind a mask: mlx-lm's rotating ones cannot rewind.
 """
 
 from collections.abc import Callable
+from functools import cache as memoised
 from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
@@ -38,6 +39,7 @@ def make_rope(dims: Dims, layer: Layer) -> nn.Module:
     return rope
 
 
+@memoised  # asked for every block of every pass
 def needs_arrays(block_type: Any) -> bool:
     """Gemma 2's attention (soft-capped) takes masks as arrays alone."""
     return str(getattr(block_type, "__module__", "")).endswith(".gemma2")

@@ -4,7 +4,7 @@ On MLX CUDA a cache that grows makes a new attention plan for every length (abou
 know the length has to wait for it. A fixed buffer has neither fault; rows from `offset` on hold leftovers that the mask hides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtpd_mlx.mlx_runtime import mx, on_cuda
@@ -14,13 +14,52 @@ Rows = tuple[mx.array, mx.array]  # keys, values [1, kv heads, capacity, head_di
 WRITES = ("slice", "scatter")
 
 
-class FixedCache:
-    """One block's cache inside a graph: written at `offset` (int32 []), read whole. `write`: one of WRITES, same values."""
+class Span:
+    """The new positions of a pass, from `offset` (int32 []) on. Masks and places are made once for all its caches."""
 
-    def __init__(self, rows: Rows, offset: mx.array, write: str = "slice"):
-        self.keys, self.values = rows
+    def __init__(self, offset: mx.array):
         self.offset = offset
+        self._made: dict[tuple, mx.array] = {}
+
+    def _once(self, key: tuple, make: Callable[[], mx.array]) -> mx.array:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def mask(self, count: int, capacity: int, window: int | None, dtype: mx.Dtype) -> mx.array:
+        """[count, capacity]: row i sees positions 0..offset+i, of these the last `window` where that is given."""
+
+        def make() -> mx.array:
+            places, rows = mx.arange(capacity)[None], (self.offset + mx.arange(count))[:, None]
+            seen = places <= rows
+            if window is not None:
+                seen = seen & (rows < places + window)
+            if not on_cuda():
+                return seen
+            # CUDA's kernels add masks: converted once here instead of once per block
+            return mx.where(seen, mx.array(0, dtype), mx.array(mx.finfo(dtype).min, dtype))
+
+        return self._once(("mask", count, capacity, window, dtype), make)
+
+    def places(self, shape: tuple[int, ...]) -> mx.array:
+        """[1, kv heads, n, head_dim]: the position of each new element."""
+        return self._once(
+            ("places", *shape),
+            lambda: mx.broadcast_to((self.offset + mx.arange(shape[2]))[None, None, :, None], shape),
+        )
+
+
+class FixedCache:
+    """One block's cache inside a graph: written where `span` says, read whole. `write`: one of WRITES, same values."""
+
+    def __init__(self, rows: Rows, span: Span, write: str = "slice"):
+        self.keys, self.values = rows
+        self._span = span
         self._write = _by_slice if write == "slice" else _by_scatter
+
+    @property
+    def offset(self) -> mx.array:
+        return self._span.offset
 
     @property
     def rows(self) -> Rows:
@@ -28,29 +67,21 @@ class FixedCache:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Rows:
         """keys, values [1, kv heads, n, head_dim] of positions offset..offset+n-1; returns the whole buffers."""
-        self.keys = self._write(self.keys, keys, self.offset)
-        self.values = self._write(self.values, values, self.offset)
+        self.keys = self._write(self.keys, keys, self._span)
+        self.values = self._write(self.values, values, self._span)
         return self.rows
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> mx.array:
-        """[N, capacity]: row i sees positions 0..offset+i, of these the last `window_size` where that is given."""
-        places, rows = mx.arange(self.keys.shape[2])[None], (self.offset + mx.arange(N))[:, None]
-        seen = places <= rows
-        if window_size is not None:
-            seen = seen & (rows < places + window_size)
-        if not on_cuda():
-            return seen
-        dtype = self.keys.dtype  # CUDA's kernels add masks: converted once here instead of once per block
-        return mx.where(seen, mx.array(0, dtype), mx.array(mx.finfo(dtype).min, dtype))
+        """[N, capacity]"""
+        return self._span.mask(N, self.keys.shape[2], window_size, self.keys.dtype)
 
 
-def _by_slice(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
-    return mx.slice_update(buffer, rows.astype(buffer.dtype), offset[None], (2,))
+def _by_slice(buffer: mx.array, rows: mx.array, span: Span) -> mx.array:
+    return mx.slice_update(buffer, rows.astype(buffer.dtype), span.offset[None], (2,))
 
 
-def _by_scatter(buffer: mx.array, rows: mx.array, offset: mx.array) -> mx.array:
-    places = (offset + mx.arange(rows.shape[2]))[None, None, :, None]
-    return mx.put_along_axis(buffer, mx.broadcast_to(places, rows.shape), rows.astype(buffer.dtype), axis=2)
+def _by_scatter(buffer: mx.array, rows: mx.array, span: Span) -> mx.array:
+    return mx.put_along_axis(buffer, span.places(rows.shape), rows.astype(buffer.dtype), axis=2)
 
 
 def bucket(positions: int) -> int:

@@ -5,7 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from mtpd_mlx.decoding.caches import WRITES
 from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.decoding.products import PRODUCTS
 from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.speculative.protocol import Backend
 
@@ -19,7 +21,8 @@ MARGIN = 0.97  # another plan must be faster than mlx-lm's own caches by so much
 def candidates(num_draft_tokens: int) -> tuple[Plan, ...]:
     """What is worth measuring on this device. Plain decoding grows mlx-lm's caches everywhere but on CUDA."""
     if on_cuda():
-        return (GROWING, Plan("fixed"), Plan("fixed", True), Plan("fixed", True, "scatter"))
+        products = PRODUCTS if num_draft_tokens else PRODUCTS[:1]
+        return (GROWING, *(Plan("fixed", True, write, how) for write in WRITES for how in products))
     if not num_draft_tokens:
         return (GROWING,)
     return (GROWING, Plan("fixed")) if on_cpu() else (GROWING, Plan("fixed"), Plan("fixed", True))

@@ -3,10 +3,11 @@
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from mtpd_mlx.base import Base
-from mtpd_mlx.decoding.caches import FixedCache, bucket, to_fixed, trim_to
+from mtpd_mlx.decoding.caches import FixedCache, Span, bucket, to_fixed, trim_to
 from mtpd_mlx.decoding.calibrate import advance, lead_in
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.host import HostState, Model
@@ -15,6 +16,7 @@ from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.plan import Plan
 from mtpd_mlx.decoding.prediction import Costs
+from mtpd_mlx.decoding.products import RowProducts
 from mtpd_mlx.decoding.rules import Greedy
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
@@ -75,12 +77,16 @@ def verify_costs(base: Base, prompt: list[int], options: DecodingConfig, plan: P
     caches = host.caches
     buffers = [to_fixed(c, length, bucket(length + WIDEST)) for c in caches] if plan.cache == "fixed" else []
 
+    products = RowProducts(base.model) if plan.products == "rows" else nullcontext()
+
     def run(width: int) -> None:
         nonlocal buffers
         tokens = mx.array([prompt[-width:]])
-        fixed = [FixedCache(rows, mx.array(length, mx.int32), plan.write) for rows in buffers]
+        span = Span(mx.array(length, mx.int32))
+        fixed = [FixedCache(rows, span, plan.write) for rows in buffers]
         buffers = []
-        best = mx.argmax(model.verify_pass(tokens, fixed or caches)[2], axis=-1)
+        with products:
+            best = mx.argmax(model.verify_pass(tokens, fixed or caches)[2], axis=-1)
         buffers = [c.rows for c in fixed]
         del fixed
         mx.eval(best, buffers)

@@ -27,7 +27,7 @@ class Decoder:
         self._next: int | None = None
         self._stale: int | None = None  # the length to which the text was cut
         if plan.cache == "fixed":
-            graph = round_graph(model, plan.write)
+            graph = round_graph(model, plan.write, plan.products)
             self._graph = mx.compile(graph) if plan.compiled else graph
 
     @property

@@ -7,11 +7,10 @@ this one are read, and all shapes repeat: a round can be compiled.
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from mtpd_mlx.decoding.caches import FixedCache, Rows, bucket, padded, to_fixed, to_growing
+from mtpd_mlx.decoding.caches import FixedCache, Rows, Span, bucket, padded, to_fixed, to_growing
 from mtpd_mlx.decoding.cascade import draft_chain
-from mtpd_mlx.decoding.host import HostState, Model, read_token
+from mtpd_mlx.decoding.host import HostState, Model, read_token, read_tokens
+from mtpd_mlx.decoding.products import RowProducts
 from mtpd_mlx.decoding.rules import contexts_of, rows_from
 from mtpd_mlx.mlx_runtime import mx
 
@@ -22,14 +21,15 @@ Round = Callable[[Small, list[Rows]], tuple[mx.array, Small, list[Rows]]]
 """-> result [K+2] (accepted count a, then tokens of which a + 1 are the text), state and caches after the round."""
 
 
-def round_graph(model: Model, write: str) -> Round:
+def round_graph(model: Model, write: str, products: str = "matrix") -> Round:
     """docs/architecture.md, "A decoding round", with t = P + a."""
     base, heads, k, rule = model.base, model.heads, model.num_draft_tokens, model.rule
     layers = len(base.layers)
 
     def run(state: Small, buffers: list[Rows]) -> tuple[mx.array, Small, list[Rows]]:
         tokens, length, table = state["tokens"], state["length"], state.get("table")
-        caches = [FixedCache(rows, length, write) for rows in buffers[:layers]]
+        span = Span(length)
+        caches = [FixedCache(rows, span, write) for rows in buffers[:layers]]
         hidden, normed, logits = model.verify_pass(tokens[None], caches)
         contexts = contexts_of(state["recent"], tokens, rule.context) if rule.context else None
         text, count = rule.verify(logits, tokens[1:], length + 1, contexts, table, state.get("kept"))
@@ -46,14 +46,24 @@ def round_graph(model: Model, write: str) -> Round:
         known = mx.concatenate([state["past"], tokens[:1], text])  # [2K+2]: x_{P-K}.., true up to x_{t+1}
         window = rows_from(rows, count, k + 1)  # positions t-K..t
         following = rows_from(known, count + 1, k + 1)  # x_{s+1} there
-        head_caches = [FixedCache(rows, length + count - k, write) for rows in buffers[layers:]]
+        span = Span(length + count - k)
+        head_caches = [FixedCache(rows, span, write) for rows in buffers[layers:]]
         drafts, kept = _draft(model, window, following, after, new, head_caches)
         new |= {"tokens": mx.concatenate([after, drafts.astype(mx.uint32)]), "tail": window[1:], "past": following[:-1]}
         if kept is not None:
             new["kept"] = kept
         return result, new, [c.rows for c in (*caches, *head_caches)]
 
-    return run
+    if products == "matrix":
+        return run
+
+    by_rows = RowProducts(base.model, *([] if heads is None else [heads]))
+
+    def run_by_rows(state: Small, buffers: list[Rows]) -> tuple[mx.array, Small, list[Rows]]:
+        with by_rows:
+            return run(state, buffers)
+
+    return run_by_rows
 
 
 def _draft(
@@ -107,7 +117,7 @@ class FixedRounds:
         result, small = self._ahead or self._launch(self._small, host.length)
         furthest = host.length + 1 + k  # where the next round begins at most
         ahead = self._launch(small, furthest) if furthest + 1 + k <= self._limit else None
-        accepted, *emitted = np.array(result).tolist()
+        accepted, *emitted = read_tokens(result)
         emitted = emitted[: accepted + 1]
         assert host.next is not None
         token = read_token(host.next) if self._token is None else self._token

@@ -1,10 +1,8 @@
 """Rounds over mlx-lm's own caches. The host knows all lengths, so it reads a round before it builds the next one; draft chain
 and verify pass are one graph and one evaluation, enqueued before the caller sees the tokens of the round before."""
 
-import numpy as np
-
 from mtpd_mlx.decoding.caches import trim_to
-from mtpd_mlx.decoding.host import HostState, read_token
+from mtpd_mlx.decoding.host import HostState, read_token, read_tokens
 from mtpd_mlx.decoding.rules import contexts_of
 from mtpd_mlx.mlx_runtime import mx
 
@@ -22,7 +20,7 @@ class GrowingRounds:
         assert host.next is not None
         result, rows = self._ahead or self._launch()
         token = read_token(host.next)
-        accepted, *emitted = np.array(result).tolist()
+        accepted, *emitted = read_tokens(result)
         emitted = emitted[: accepted + 1]
         before = rows.shape[0] - (k + 1)
         host.tokens += [token, *emitted[:-1]]

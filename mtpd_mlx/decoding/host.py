@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.caches import check_trimmable, trim_to
 from mtpd_mlx.decoding.cascade import draft_chain, fill_chain, head_logits
@@ -202,4 +200,10 @@ class HostState:
 
 def read_token(token: mx.array) -> int:
     """The id in an array [1]: waits for it."""
-    return int(np.array(token)[0])
+    return read_tokens(token)[0]
+
+
+def read_tokens(tokens: mx.array) -> list[int]:
+    """The ids in an array [n]: waits for it."""
+    values: Any = tokens.tolist()
+    return values

@@ -8,7 +8,7 @@ from mtpd_mlx.schema import option
 @dataclass(frozen=True)
 class DecodingConfig:
     plan: str = option(
-        "auto", "how rounds run: auto (measured at load, or as mtpd tune stored), growing, fixed, fixed+compiled"
+        "auto", "how rounds run: auto (measured at load, or as mtpd tune stored), growing, fixed, fixed+compiled, ..."
     )
     exact: bool = option(False, "verify with the kernels of single-token passes: bit for bit plain decoding; slower")
     kv_bits: int | None = option(None, "quantise the base's KV cache to so many bits (default: not)")

@@ -1,29 +1,34 @@
 """How rounds are run on this machine: a choice of caches and compilation, made by measurement."""
 
 from dataclasses import dataclass
+from itertools import product
 
 from mtpd_mlx.decoding.caches import WRITES
+from mtpd_mlx.decoding.products import PRODUCTS
 
 CACHES = ("growing", "fixed")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """cache: mlx-lm's own (growing), or fixed buffers; compiled and write (caches.WRITES) are those of fixed buffers."""
+    """cache: mlx-lm's own (growing), or fixed buffers; compiled, write (caches.WRITES) and products (products.PRODUCTS) are
+    those of fixed buffers."""
 
     cache: str = "growing"
     compiled: bool = False
     write: str = "slice"
+    products: str = "matrix"
 
     def __post_init__(self) -> None:
-        for name, value, known in (("cache", self.cache, CACHES), ("write", self.write, WRITES)):
-            if value not in known:
+        for name, known in (("cache", CACHES), ("write", WRITES), ("products", PRODUCTS)):
+            if (value := getattr(self, name)) not in known:
                 raise ValueError(f"plan: {name}: got {value!r}, expected one of {', '.join(known)}")
 
     def __str__(self) -> str:
         if self.cache == "growing":
             return "growing"
-        return "fixed" + ("+compiled" if self.compiled else "") + ("+scatter" if self.write == "scatter" else "")
+        options = (("compiled", self.compiled), ("scatter", self.write == "scatter"), ("rows", self.products == "rows"))
+        return "fixed" + "".join(f"+{name}" for name, on in options if on)
 
     @staticmethod
     def parse(text: str) -> "Plan":
@@ -34,10 +39,4 @@ class Plan:
         raise ValueError(f"plan: got {text!r}, expected one of {', '.join(map(str, PLANS))}")
 
 
-PLANS = (
-    Plan(),
-    Plan("fixed"),
-    Plan("fixed", compiled=True),
-    Plan("fixed", write="scatter"),
-    Plan("fixed", compiled=True, write="scatter"),
-)
+PLANS = (Plan(), *(Plan("fixed", *options) for options in product((False, True), WRITES, PRODUCTS)))

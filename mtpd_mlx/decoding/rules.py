@@ -85,7 +85,7 @@ def leading(matches: mx.array) -> mx.array:
     """bool [m] -> length of the leading run of True, int32 []."""
     if matches.size == 0:
         return mx.array(0, mx.int32)
-    return mx.cumprod(matches.astype(mx.int32)).sum().astype(mx.int32)
+    return mx.where(matches, matches.size, mx.arange(matches.size)).min().astype(mx.int32)
 
 
 def contexts_of(recent: mx.array, tokens: mx.array, size: int) -> mx.array | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtpd_mlx.decoding.rules import Position, leading, rows_from, spread
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.mlx_runtime import mx, on_cpu
 from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, KINDS, LARGEST, REPLACE, Sampling, uniforms
 
 EXCLUDE = KINDS  # the column of the table that decides where XTC applies
@@ -35,6 +35,8 @@ class Sampled:
         self._vocab, self._positions, self._ids = vocab_size, positions, draft_tokens
         self._special = tuple(xtc_special_tokens)
         self._rng = np.random.default_rng(options.seed)
+        # one graph of many small operations; on a CPU it would need a compiler
+        self._pick = self._pick_from if on_cpu() else mx.compile(self._pick_from)
 
     def new_table(self) -> mx.array | None:
         """float32 [positions, 4]: the three columns of sampling.uniforms, and EXCLUDE."""
@@ -43,7 +45,9 @@ class Sampled:
 
     def first(self, logits: mx.array, position: Position, context: mx.array | None, table: mx.array | None) -> mx.array:
         assert table is not None
-        row = rows_from(table, position, 1)
+        return self._pick(logits, rows_from(table, position, 1), *(() if context is None else (context,)))
+
+    def _pick_from(self, logits: mx.array, row: mx.array, context: mx.array | None = None) -> mx.array:
         return draw(self._weights(logits, context, row)[0], row[0, REPLACE])[None]
 
     def verify(

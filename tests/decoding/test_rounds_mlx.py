@@ -197,7 +197,7 @@ def test_masks_of_fixed_buffers_are_mlx_lms(window: int | None) -> None:
 
     rows = mx.zeros((1, 1, 32, 4)), mx.zeros((1, 1, 32, 4))
     for offset, count in ((0, 3), (7, 1), (20, 12)):
-        mask = caches.FixedCache(rows, mx.array(offset)).make_mask(count, window_size=window)
+        mask = caches.FixedCache(rows, caches.Span(mx.array(offset))).make_mask(count, window_size=window)
         visible = mask if mask.dtype == mx.bool_ else mask == 0
         expected = create_causal_mask(count, offset, window)
         assert mx.array_equal(visible[:, : offset + count], expected).item()
