@@ -8,6 +8,7 @@ from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, option
 
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
+KL_START_FROM_SCRATCH = 0.5  # of --kl-start where the base is trained from scratch: docs/results.md, part "late"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class LossConfig:
     detach_teacher: bool = option(True, "no gradient of mtpd's and kl's KL to the main head (off: an ablation, joint training)")
     kl_start: float = option(
         0.0,
-        "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once)",
+        "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once, the default; "
+        f"of a base from scratch {KL_START_FROM_SCRATCH:g}, since a bad teacher slows all it reaches)",
         takes=NOT_NEGATIVE,
     )
     eta: float = option(3.0, "sharpness of the lk mixture: lambda = exp(-eta (1 - TV))", takes=NOT_NEGATIVE)

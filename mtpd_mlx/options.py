@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from mtpd_mlx.config import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from mtpd_mlx.data import DataConfig
 from mtpd_mlx.run_folder import read_run
 from mtpd_mlx.schema import as_dict, build, flag, read_values
@@ -33,6 +33,9 @@ class TrainOptions:
         given = read_values(cls.classes(), file_values, flags)
         options = replace(cls(*build(cls.classes(), {}, given)), given=frozenset(given))
         check_together(options)
+        scratch = options.model.model_config is not None and options.loss.loss == "mtpd"
+        if scratch and "kl_start" not in given:
+            options = replace(options, loss=replace(options.loss, kl_start=KL_START_FROM_SCRATCH))
         return options
 
     @classmethod

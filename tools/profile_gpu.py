@@ -107,6 +107,7 @@ def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
 
 def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
     """host_ms: build (calls of the round's graph, compiled or not), enqueue (async_eval), wait (reading results), other."""
+    from mtpd_mlx.decoding import fixed, growing, host
     from mtpd_mlx.mlx_runtime import mx
 
     spent: dict[str, float] = defaultdict(float)
@@ -129,16 +130,21 @@ def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
             token = decoder.round(token).emitted[-1] if decoder.num_draft_tokens else decoder.step(token)
         mx.synchronize()
 
-    enqueue, array = mx.async_eval, np.array
+    readers = [module for module in (fixed, growing, host) if hasattr(module, "read_tokens")]
+    enqueue, read = mx.async_eval, host.read_tokens
     if hasattr(decoder, "_graph"):
         decoder._graph = timed("build", decoder._graph)
     try:
-        mx.async_eval, np.array = timed("enqueue", enqueue), timed("wait", array)
+        mx.async_eval = timed("enqueue", enqueue)
+        for module in readers:
+            module.read_tokens = timed("wait", read)
         result = measured(work, args.steps, False)
         host = {name: 1e3 * seconds / args.steps for name, seconds in spent.items()}
         result["host_ms"] = host | {"other": result["wall_ms"] - sum(host.values())}
     finally:
-        mx.async_eval, np.array = enqueue, array
+        mx.async_eval = enqueue
+        for module in readers:
+            module.read_tokens = read
     return result | (kernels(work, args.steps) if args.kernels else {})
 
 

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from mtpd_mlx.base import Base
-from mtpd_mlx.decoding.caches import FixedCache, Span, bucket, to_fixed, trim_to
+from mtpd_mlx.decoding.caches import FixedCache, Rows, Span, bucket, to_fixed, trim_to
 from mtpd_mlx.decoding.calibrate import advance, lead_in
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.host import HostState, Model
@@ -79,16 +79,20 @@ def verify_costs(base: Base, prompt: list[int], options: DecodingConfig, plan: P
 
     products = RowProducts(base.model) if plan.products == "rows" else nullcontext()
 
-    def run(width: int) -> None:
-        nonlocal buffers
-        tokens = mx.array([prompt[-width:]])
-        span = Span(mx.array(length, mx.int32))
-        fixed = [FixedCache(rows, span, plan.write) for rows in buffers]
-        buffers = []
+    def graph(tokens: mx.array, start: mx.array, held: list[Rows]) -> tuple[mx.array, list[Rows]]:
+        span = Span(start)
+        fixed = [FixedCache(rows, span, plan.write) for rows in held]
         with products:
             best = mx.argmax(model.verify_pass(tokens, fixed or caches)[2], axis=-1)
-        buffers = [c.rows for c in fixed]
-        del fixed
+        return best, [c.rows for c in fixed]
+
+    verify = mx.compile(graph) if plan.compiled else graph
+
+    def run(width: int) -> None:
+        nonlocal buffers
+        held, buffers = buffers, []  # a second reference would make every cache update a copy
+        best, buffers = verify(mx.array([prompt[-width:]]), mx.array(length, mx.int32), held)
+        del held
         mx.eval(best, buffers)
         trim_to(caches, length)
 

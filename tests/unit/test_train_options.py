@@ -14,11 +14,12 @@ from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.base import new_base
 from mtpd_mlx.cli import main
-from mtpd_mlx.config import LossConfig, OptimConfig
+from mtpd_mlx.config import KL_START_FROM_SCRATCH, LossConfig, OptimConfig
 from mtpd_mlx.distributed import World
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model, objective
+from mtpd_mlx.options import TrainOptions
 from mtpd_mlx.progress import depths
 from mtpd_mlx.train_step import Stepper, compute_dtype
 from mtpd_mlx.trainer import LOG_NAME
@@ -212,3 +213,12 @@ def test_every_rank_stops_on_bad_input(blocked: str, tiny_base: Path, text_data:
         process = launch(*train_args(tiny_base, text_data, out, "--batch-size", "3"))
     output = process.communicate(timeout=60)[0]
     assert ("holds a checkpoint already" if blocked == "taken" else "expected a multiple of 2") in output
+
+
+def test_distillation_begins_late_from_scratch_alone() -> None:
+    """--kl-start where it is not given: a base from scratch has no teacher yet."""
+    scratch = {"train": "joint", "model_config": "config.json", "tokenizer": "folder"}
+    given = {"model": "m", "train": "joint"}, scratch, scratch | {"kl_start": 0.0}, scratch | {"loss": "ce"}
+    options = [TrainOptions.build({}, flags) for flags in given]
+    assert [o.loss.kl_start for o in options] == [0.0, KL_START_FROM_SCRATCH, 0.0, 0.0]
+    assert TrainOptions.from_dict(options[1].to_dict()).loss == options[1].loss  # a resumed run keeps its own

@@ -16,6 +16,7 @@ AIMS = {
     "recipe_percent": 5.0,
 }
 PAPER_RECIPE = "frozen-mtpd"
+LATE = "mtpd-late"  # arms whose distillation begins at half of the steps
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ def greedy(entry: dict[str, Any]) -> dict[str, Any]:
     return entry["greedy"]["all"]
 
 
-def joint_effect(run: Run, heads: int) -> list[dict[str, Any]]:
-    """MTP-D against MTP, both joint, by seed: points of CAR at the last depth (all sets, each set), main loss in percent."""
+def joint_effect(run: Run, heads: int, of: str = "mtpd") -> list[dict[str, Any]]:
+    """MTP-D (`of`: its arm) against MTP, both joint, by seed: points of CAR at the last depth (all sets, each set), percent of
+    main loss."""
     effects = []
-    for seed in run.seeds(f"joint{heads}-ce", f"joint{heads}-mtpd"):
-        ce, mtpd = run.get(f"joint{heads}-ce", seed), run.get(f"joint{heads}-mtpd", seed)
+    for seed in run.seeds(f"joint{heads}-ce", f"joint{heads}-{of}"):
+        ce, mtpd = run.get(f"joint{heads}-ce", seed), run.get(f"joint{heads}-{of}", seed)
         assert ce is not None and mtpd is not None
         by_set = {
             name: 100 * (mtpd["greedy"]["sets"][name]["car"][-1] - figures["car"][-1])
@@ -158,7 +160,7 @@ def summary_of(run: Run) -> dict[str, Any]:
             for key, e in run.arms.items()
             if e["steps"]
         },
-        "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)},
+        "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)} | {"4, late": joint_effect(run, 4, LATE)},
         "loop_car_5_to_8": loop_depths(run),
         "extension": extension(run),
         "best_recipe": best_recipe(run),

@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 
 from tools.experiments.figures import save_plot, series_of
-from tools.experiments.findings import Run, greedy, read_runs, summary
+from tools.experiments.findings import LATE, Run, greedy, read_runs, summary
 from tools.experiments.pages import PARTS, aims_table, arms_table, domains_table, paper_table, sets_table, speed_table
 
 SUMMARY_NAME, SPEED_NAME = "summary.json", "speed.json"
-JOINT = ("joint4-ce", "joint4-mtpd")
+JOINT = ("joint4-ce", "joint4-mtpd", f"joint4-{LATE}")
 FIGURES = {
     "heads": ("CAR by depth, four heads", lambda e: e["num_heads"] == 4 and e["seed"] == 0 and e["part"] != "ablations"),
     "loops": ("CAR by depth, looped and from scratch", lambda e: e["num_heads"] > 4),
