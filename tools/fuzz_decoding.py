@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 512,
     "rope_theta": 10000.0,
 }
-PLANS = ("growing", "growing", "fixed", "fixed", "exact", "fixed+compiled")
+PLANS = ("growing", "growing", "fixed", "fixed", "exact", "fixed+compiled", "fixed+scatter+rows")
 SCALES = (3.0, 5.0, 8.0, 10.0)  # of the weights: from text that repeats itself to text that heads seldom guess
 
 
