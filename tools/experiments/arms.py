@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mtpd_mlx.config import HeadsConfig, LossConfig
+from mtpd_mlx.config import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig
 from tools.experiments.settings import Setting
 
 MTPD = LossConfig()  # the paper's for four heads: alpha 0.3, beta 0.5
@@ -46,9 +46,15 @@ def joint(s: Setting) -> list[Arm]:
 
 
 def late(s: Setting) -> list[Arm]:
-    """MTP-D whose distillation begins when the base has settled: at half of the steps."""
-    loss = replace(MTPD, kl_start=0.5)
-    return [Arm("late", "joint4-mtpd-late", "joint", loss, 4, s.joint_steps, seed) for seed in range(s.seeds)]
+    """MTP-D whose distillation begins when the base has settled, at half of the steps; its loops, one head, and other ways to
+    begin late."""
+    loss = replace(MTPD, kl_start=KL_START_FROM_SCRATCH)
+    arms = [Arm("late", "joint4-mtpd-late", "joint", loss, 4, s.joint_steps, seed) for seed in range(s.seeds)]
+    arms += loops("late-loops", arms[0].name, MTPD, s)
+    one = replace(MTPD_1, kl_start=KL_START_FROM_SCRATCH)
+    arms.append(Arm("late-ways", "joint1-mtpd-late", "joint", one, 1, s.joint_steps))
+    ways = {"beta1": replace(loss, beta=(1.0,)), "quarter": replace(loss, kl_start=0.25), "last": replace(loss, kl_start=0.75)}
+    return arms + [Arm("late-ways", f"joint4-mtpd-late-{name}", "joint", way, 4, s.joint_steps) for name, way in ways.items()]
 
 
 def loops(part: str, of: str, loss: LossConfig, s: Setting, seed: int = 0, text: str = "corpus") -> list[Arm]:

@@ -79,9 +79,9 @@ def joint_effect(run: Run, heads: int, of: str = "mtpd") -> list[dict[str, Any]]
     return effects
 
 
-def loop_depths(run: Run, of: str = "joint4") -> list[tuple[float, float]] | None:
-    """(CAR of the loop from MTP-D heads, from CE heads) at depths 5..8, both trained."""
-    mtpd, ce = run.get(f"{of}-mtpd-loop8"), run.get(f"{of}-ce-loop8")
+def loop_depths(run: Run, of: str = "mtpd") -> list[tuple[float, float]] | None:
+    """(CAR of the loop from MTP-D heads (`of`: their arm), from CE heads) at depths 5..8, both trained."""
+    mtpd, ce = run.get(f"joint4-{of}-loop8"), run.get("joint4-ce-loop8")
     if mtpd is None or ce is None:
         return None
     return list(zip(greedy(mtpd)["car"][4:], greedy(ce)["car"][4:], strict=True))
@@ -162,6 +162,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         },
         "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)} | {"4, late": joint_effect(run, 4, LATE)},
         "loop_car_5_to_8": loop_depths(run),
+        "loop_car_5_to_8, late": loop_depths(run, LATE),
         "extension": extension(run),
         "best_recipe": best_recipe(run),
     }

@@ -23,6 +23,8 @@ PARTS = {
     "joint4": "Base and four heads from scratch",
     "joint1": "Base and one head from scratch",
     "late": "Four heads from scratch, distillation from half of the steps on",
+    "late-loops": "Looped extension of those heads",
+    "late-ways": "Other ways to begin distillation late",
     "loops": "Looped extension of jointly trained heads",
     "copies": "One head looped by copies alone",
     "scratch": "8 and 16 heads from scratch",
@@ -64,15 +66,17 @@ def joint_aims(title: str, effects: list[dict[str, Any]]) -> list[tuple[str, tup
 
 
 def aims_table(run: Run) -> str:
-    depths, ratios, one = loop_depths(run), tau_ratios(run), one_head_tau(run)
+    ratios, one = tau_ratios(run), one_head_tau(run)
     longer, best = extension(run), best_recipe(run)
     rows = joint_aims("joint, K = 4", joint_effect(run, 4))
     if late := joint_effect(run, 4, LATE):
         rows += joint_aims("the same, distilled from half of the steps on", late)
-    said = depths and ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)
-    rows.append(
-        ("CAR_5..8 looped from MTP-D heads above looped from CE heads", aim(said or None, all(a > b for a, b in depths or [])))
-    )
+    for of, note in (("mtpd", ""), (LATE, " (distilled from half of the steps on)")):
+        depths = loop_depths(run, of) or []
+        said = ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)
+        if said or not note:
+            wanted = f"CAR_5..8 looped from MTP-D heads{note} above looped from CE heads"
+            rows.append((wanted, aim(said or None, all(a > b for a, b in depths))))
     for count in (8, 16):
         value = ratios.get(f"joint4-mtpd-loop{count}.s0")
         want = AIMS[f"tau_ratio_{count}"]
