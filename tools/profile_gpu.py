@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Where the time of a plain step and of a round goes on an NVIDIA GPU: every kernel, those of captured CUDA graphs too.
+"""Where the time of a plain step, of a round or of a training step goes on an NVIDIA GPU: every kernel, those of captured CUDA
+graphs too.
 
     python -m tools.profile_gpu onnx FOLDER                  # an exported folder
     python -m tools.profile_gpu genai PEER                   # onnxruntime-genai, in a process of its own
     python -m tools.profile_gpu mlx CHECKPOINT --plan fixed+compiled        # and what the host does meanwhile
+    python -m tools.profile_gpu train llama-30m --steps 8            # dims of tools/experiments, random weights
 
 Needs torch, whose profiler reads CUDA's own records (CUPTI); they slow launches down a little, so kernel times are for shares.
-`mlx --no-kernels` needs neither torch nor a GPU. Run it from the repository root.
+`mlx` and `train` with --no-kernels need neither torch nor a GPU. Run it from the repository root.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 
 LONGEST_NAME = 72
+VOCABULARY = 8192  # of `train`
 PROMPT = np.random.default_rng(0).integers(2, 250, 64).tolist()
 Result = dict[str, Any]
 """per pass: wall_ms, the prompt included; with kernels busy_ms and kernels [[name, calls, microseconds]]; host_ms: by what the
@@ -105,22 +108,66 @@ def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
     return results
 
 
+def of_train(args: argparse.Namespace) -> dict[str, Result]:
+    """host_ms: call (of the compiled step), evaluate (until the device is done: busy less, it waits for the host)."""
+    from mtpd_mlx.config import LossConfig, OptimConfig
+    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.train_step import Stepper
+    from tools.bench_train import text
+    from tools.experiments.settings import BASES, setting
+    from tools.scaling.worker import Spec, make_model
+
+    name, results = str(args.path), {}
+    if name not in BASES:
+        raise SystemExit(f"profile_gpu: error: train: got {name}, expected one of {', '.join(BASES)}")
+    s = setting(name, [])
+    for mode in ("heads", "joint"):
+        spec = Spec("", name, VOCABULARY, 4, s.length, [mode], {}, args.steps)
+        stepper = Stepper(make_model(spec, mode), LossConfig(), OptimConfig(iters=1000, warmup=0))
+        batch, spent = text(VOCABULARY, s.batch_size, s.length, 0), defaultdict(float)
+        whole, evaluate = timed(spent, "call", stepper._whole), mx.eval
+        stepper._whole = whole
+
+        def work(stepper: Any = stepper, batch: Any = batch, spent: Any = spent) -> None:
+            spent.clear()
+            for _ in range(args.steps):
+                stepper.step([batch])
+
+        try:
+            mx.eval = timed(spent, "evaluate", evaluate)
+            result = with_host(measured(work, args.steps, False), spent, args.steps)
+        finally:
+            mx.eval = evaluate
+        results[mode] = result | (kernels(work, args.steps) if args.kernels else {})
+        del stepper, work
+        mx.clear_cache()
+    return results
+
+
+def timed(spent: dict[str, float], name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """`call`, its seconds added to spent[name]."""
+
+    def run(*values: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return call(*values)
+        finally:
+            spent[name] += time.perf_counter() - began
+
+    return run
+
+
+def with_host(result: Result, spent: dict[str, float], passes: int) -> Result:
+    host = {name: 1e3 * seconds / passes for name, seconds in spent.items()}
+    return result | {"host_ms": host | {"other": result["wall_ms"] - sum(host.values())}}
+
+
 def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
     """host_ms: build (calls of the round's graph, compiled or not), enqueue (async_eval), wait (reading results), other."""
     from mtpd_mlx.decoding import fixed, growing, host
     from mtpd_mlx.mlx_runtime import mx
 
     spent: dict[str, float] = defaultdict(float)
-
-    def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*values: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return call(*values)
-            finally:
-                spent[name] += time.perf_counter() - began
-
-        return run
 
     def work() -> None:
         decoder.rewind_to(0)
@@ -133,14 +180,12 @@ def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
     readers = [module for module in (fixed, growing, host) if hasattr(module, "read_tokens")]
     enqueue, read = mx.async_eval, host.read_tokens
     if hasattr(decoder, "_graph"):
-        decoder._graph = timed("build", decoder._graph)
+        decoder._graph = timed(spent, "build", decoder._graph)
     try:
-        mx.async_eval = timed("enqueue", enqueue)
+        mx.async_eval = timed(spent, "enqueue", enqueue)
         for module in readers:
-            module.read_tokens = timed("wait", read)
-        result = measured(work, args.steps, False)
-        host = {name: 1e3 * seconds / args.steps for name, seconds in spent.items()}
-        result["host_ms"] = host | {"other": result["wall_ms"] - sum(host.values())}
+            module.read_tokens = timed(spent, "wait", read)
+        result = with_host(measured(work, args.steps, False), spent, args.steps)
     finally:
         mx.async_eval = enqueue
         for module in readers:
@@ -162,8 +207,8 @@ def show(title: str, result: Result, rows: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runtime", choices=("onnx", "genai", "mlx"))
-    parser.add_argument("path", type=Path, help="exported folder, genai folder, or heads checkpoint")
+    parser.add_argument("runtime", choices=("onnx", "genai", "mlx", "train"))
+    parser.add_argument("path", type=Path, help="exported folder, genai folder, heads checkpoint, or dims")
     parser.add_argument("--steps", type=int, default=64, help="passes per measurement (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=24, help="kernels that are listed (default: %(default)s)")
     parser.add_argument("--kernels", action=argparse.BooleanOptionalAction, default=True)
@@ -172,7 +217,7 @@ def main() -> int:
     parser.add_argument("--temp", type=float, default=0.0, help="mlx: sample")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    results = {"onnx": of_onnx, "genai": of_genai, "mlx": of_mlx}[args.runtime](args)
+    results = {"onnx": of_onnx, "genai": of_genai, "mlx": of_mlx, "train": of_train}[args.runtime](args)
     if args.json:
         print(json.dumps(results))
     else:
