@@ -9,6 +9,7 @@ from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.decoding.calibrate import candidates
 from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.decoding.options import DecodingConfig
+from mtpd_mlx.decoding.plan import Plan
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -16,7 +17,8 @@ from mtpd_mlx.speculative.rounds import StepBackend
 
 def test_mlx_decoder_in_every_plan(reference: Reference, checkpoint: Path) -> None:
     base, heads, _ = load_checkpoint(checkpoint)
-    options = [DecodingConfig(plan=str(plan)) for plan in candidates(2)] + [DecodingConfig(exact=True)]
+    plans = [*candidates(2), Plan("fixed", write="scatter", products="rows")]  # the last one is CUDA's
+    options = [DecodingConfig(plan=str(plan)) for plan in plans] + [DecodingConfig(exact=True)]
     for prompt in prompts(reference):
         expected = decode(StepBackend(MLXModel(base, None)), prompt)
         for option in options:
