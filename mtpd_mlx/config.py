@@ -8,6 +8,7 @@ from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, option
 
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
+KL_REACHES = ("all", "heads")
 KL_START_FROM_SCRATCH = 0.5  # of --kl-start where the base is trained from scratch: docs/results.md, part "late"
 
 
@@ -58,6 +59,11 @@ class LossConfig:
         "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once, the default; "
         f"of a base from scratch {KL_START_FROM_SCRATCH:g}, since a bad teacher slows all it reaches)",
         takes=NOT_NEGATIVE,
+    )
+    kl_reaches: str = option(
+        "all",
+        "joint training: what mtpd's KL teaches, base and heads (all, the paper) or heads alone (a second pass through them)",
+        KL_REACHES,
     )
     eta: float = option(3.0, "sharpness of the lk mixture: lambda = exp(-eta (1 - TV))", takes=NOT_NEGATIVE)
 

@@ -30,6 +30,13 @@ class OutputHead:
     def detached(self) -> "OutputHead":
         return self if self.weight is None else replace(self, weight=mx.stop_gradient(self.weight))
 
+    def frozen(self) -> "OutputHead":
+        """The same, its matrix not trained."""
+        if self.weight is None:
+            return self
+        weight = mx.stop_gradient(self.weight)
+        return replace(self, logits=lambda hidden, _: self.logits(hidden, weight), weight=None)
+
     def backward(self, hidden: mx.array, gradient: mx.array) -> tuple[mx.array, mx.array | None]:
         """Gradients with respect to hidden [R, d] and weight (None where it is frozen), from one of the logits [R, V]."""
         inputs = [hidden] if self.weight is None else [hidden, self.weight]
@@ -75,10 +82,16 @@ class Outcome:
     values: mx.array
     best: mx.array
 
+    def with_values_of(self, other: "Outcome") -> "Outcome":
+        """Both losses, those of the main head once."""
+        values = mx.concatenate([self.values[:1], self.values[1:] + other.values[1:]])
+        return Outcome(self.loss + other.loss, values, self.best)
+
 
 @dataclass(frozen=True)
 class FusedLoss:
-    """What is fixed during a run. Heads 1..first are frozen: only their argmax is wanted."""
+    """What is fixed during a run. Heads 1..first are frozen: only their argmax is wanted. `apart`: a further loss, from states
+    of which no gradient reaches the base."""
 
     cfg: LossConfig
     alphas: list[float]
@@ -86,6 +99,7 @@ class FusedLoss:
     first: int
     train_main: bool
     chunk: int | None = None  # positions; None: by CHUNK_BYTES
+    apart: "FusedLoss | None" = None
 
     def __call__(self, head: OutputHead, draft: Draft | None, rows: Rows) -> Outcome:
         """The loss, differentiable with respect to the states, and in joint mode to main and the output head's weight."""

@@ -53,6 +53,17 @@ class Model:
             hidden = mx.stop_gradient(hidden)
         return self.base.norm(hidden), self.heads.cascade(self.base, hidden, tokens)
 
+    def apart(self, tokens: mx.array, hidden: mx.array) -> tuple[mx.array, list[mx.array]]:
+        """`states` from which no gradient reaches the base, only the heads."""
+        from mlx.utils import tree_map
+
+        live = self.base.model.parameters()
+        self.base.model.update(tree_map(mx.stop_gradient, live))
+        try:
+            return self.states(tokens, mx.stop_gradient(hidden))
+        finally:
+            self.base.model.update(live)
+
     def output_head(self) -> OutputHead:
         weight = self.base.output_module.weight if self.joint else None
         return OutputHead(self.base.logits, weight, self.base.vocab_size)
@@ -77,9 +88,15 @@ class Model:
             raise ValueError("detach_teacher off: expected joint training with loss mtpd or kl and the whole vocabulary")
         if not 0 <= cfg.kl_start < 1 or (cfg.kl_start and cfg.loss != "mtpd"):
             raise ValueError(f"kl_start: got {cfg.kl_start} with loss {cfg.loss}, expected 0, or with loss mtpd less than 1")
+        heads_alone = cfg.kl_reaches == "heads"
+        if heads_alone and (not self.joint or cfg.loss != "mtpd" or not cfg.detach_teacher):
+            raise ValueError("kl_reaches heads: expected joint training with loss mtpd and a detached teacher")
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
-        return FusedLoss(cfg, alphas, betas, self.first_trained, self.joint)
+        if not heads_alone:
+            return FusedLoss(cfg, alphas, betas, self.first_trained, self.joint)
+        apart = FusedLoss(replace(cfg, loss="kl"), alphas, betas, self.first_trained, train_main=False)
+        return FusedLoss(replace(cfg, loss="ce"), alphas, betas, self.first_trained, True, apart=apart)
 
 
 def objective(
@@ -100,13 +117,14 @@ def objective(
     [B, T, N] and main_loss [B, T]. kl_share []: of beta. Simulated CAR: the share of positions where heads 1..k all guess
     the main head's argmax, over positions where depth K is defined.
     """
-    main, states = model.states(tokens, known["hidden"] if known else None)
+    hidden = known["hidden"] if known else model.base.trunk(tokens)
+    main, states = model.states(tokens, hidden)
     weights = mx.stack([shift_right(masks[k].astype(mx.float32), k) * scale[k] for k in range(len(states) + 1)])  # [K+1, B, T]
     rows = Rows(
         shift_left(tokens, 1).reshape(-1),
         _flat(mx.concatenate([weights[:1] * float(model.joint), weights[1:]])),
         _flat(main[None])[0],
-        [_flat(shift_right(s, k)[None])[0] for k, s in enumerate(states, start=1)],
+        _placed(states),
         _stored(known),
         kl_share,
     )
@@ -117,12 +135,37 @@ def objective(
             rows, weights=_end_to_end_weights(fused.values(head, draft, rows), rows.weights, masks, scale, fused.first)
         )
     outcome = fused(head, draft, rows) if with_gradient else fused.values(head, draft, rows)
+    if fused.apart is not None:
+        outcome = outcome.with_values_of(_apart(model, fused.apart, head, draft, rows, tokens, hidden, with_gradient))
     counted = (outcome.values * _flat(weights)).sum(axis=1)  # [K + 1]
     if not states:  # a base alone
         return outcome.loss, mx.stop_gradient(counted)
     accepted = simulated_acceptance(outcome.best.reshape(weights.shape), masks[-1]) * scale[-1]
     metrics = mx.concatenate([counted[:1], counted[1 + model.first_trained :], accepted])
     return outcome.loss, mx.stop_gradient(metrics)
+
+
+def _apart(
+    model: Model,
+    fused: FusedLoss,
+    head: OutputHead,
+    draft: Draft | None,
+    rows: Rows,
+    tokens: mx.array,
+    hidden: mx.array,
+    with_gradient: bool,
+) -> Outcome:
+    """The distillation term where it reaches the heads alone."""
+    main, states = model.apart(tokens, hidden)
+    weights = mx.concatenate([mx.zeros_like(rows.weights[:1]), rows.weights[1:]])
+    rows = replace(rows, weights=weights, main=_flat(main[None])[0], states=_placed(states))
+    head, draft = head.frozen(), draft and Draft(draft.tokens, draft.head.frozen())
+    return fused(head, draft, rows) if with_gradient else fused.values(head, draft, rows)
+
+
+def _placed(states: list[mx.array]) -> list[mx.array]:
+    """K x [B, T, d] by their own positions -> K x [B T, d] by target position."""
+    return [_flat(shift_right(s, k)[None])[0] for k, s in enumerate(states, start=1)]
 
 
 def _stored(known: dict[str, mx.array] | None) -> StoredTeacher | None:

@@ -62,6 +62,7 @@ class Stepper:
     ):
         """`stored`: how many of a cache's teacher logits per position serve the loss (None: the teacher is computed)."""
         self.model, self.cfg, self.world, self.stored = model, cfg, world or World.alone(), stored
+        self.loss_cfg = loss_cfg
         self.fused = model.fused_loss(loss_cfg)
         self.optimizer = make_optimizer(cfg)
         self.dtype = compute_dtype(cfg)
@@ -74,7 +75,7 @@ class Stepper:
 
     def _kl_share(self) -> mx.array | None:
         """Of the distillation term: 0 up to the step of `kl_start`, then rising to 1 over RISE of all steps; None: always 1."""
-        start = self.fused.cfg.kl_start
+        start = self.loss_cfg.kl_start
         if start == 0:
             return None
         done = self.optimizer.state["step"].astype(mx.float32) / self.cfg.iters

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from mlx.utils import tree_flatten
 from tiny import LLAMA, VOCAB, cycle_batch
 
 from mtpd_mlx.base import Base, new_base
@@ -256,3 +257,46 @@ def test_distillation_begins_where_it_is_told_to() -> None:
     assert usual == curve(LossConfig(kl_start=0.0)) and usual[2] != pytest.approx(ce[2], rel=1e-6)
     with pytest.raises(ValueError, match=r"kl_start: got 0.5 with loss ce, expected 0"):
         curve(LossConfig(loss="ce", kl_start=0.5))
+
+
+@pytest.mark.parametrize("drafts", [None, 9])
+def test_distillation_that_reaches_the_heads_alone(drafts: int | None) -> None:
+    """The base learns what it learns from CE alone, the heads what they learn from CE and KL; values are those of both."""
+    base = new_base(LLAMA, 0)
+    heads = init_heads(base, K, "postnorm", 1)
+    if drafts is not None:
+        heads.draft_among(mx.arange(0, VOCAB, drafts))
+    batch, cfg = cycle_batch(3, 19), LossConfig(kl_reaches="heads", top_n=7)
+    masks = target_masks(batch, K)
+    inputs = mx.array(batch.tokens), mx.array(masks), mx.array(1.0 / masks.sum(axis=(1, 2)))
+    model = Model(base, heads, True)
+    params, share = model.trainable(), mx.array(0.6)
+
+    def part(cfg: LossConfig, share: mx.array | None) -> tuple[mx.array, dict]:
+        def loss(values: dict) -> mx.array:
+            model.bind(values)
+            return objective(model, model.fused_loss(cfg), *inputs, kl_share=share)[0]
+
+        return mx.value_and_grad(loss)(params)
+
+    got, of_both = mx.compile(lambda: part(cfg, share))()
+    (ce, of_ce), (both, of_all) = part(LossConfig(loss="ce"), None), part(LossConfig(top_n=7), share)
+    assert got.item() == pytest.approx(both.item(), rel=1e-5) and both.item() > ce.item()
+    for name, tree in of_both.items():
+        for (key, a), (_, b) in zip(tree_flatten(tree), tree_flatten((of_ce if name == "base" else of_all)[name]), strict=True):
+            np.testing.assert_allclose(np.array(a), np.array(b), atol=2e-6, rtol=1e-4, err_msg=key)
+    assert any(
+        not mx.allclose(a, b).item() for (_, a), (_, b) in zip(*map(tree_flatten, (of_ce["base"], of_all["base"])), strict=True)
+    )
+    metrics = [
+        objective(model, model.fused_loss(c), *inputs, kl_share=share, with_gradient=False)[1]
+        for c in (cfg, LossConfig(top_n=7))
+    ]
+    np.testing.assert_allclose(np.array(metrics[0]), np.array(metrics[1]), rtol=1e-5)
+
+
+def test_what_distillation_of_the_heads_alone_needs() -> None:
+    base = new_base(LLAMA, 0)
+    for joint, loss in ((False, "mtpd"), (True, "ce"), (True, "kl")):
+        with pytest.raises(ValueError, match="kl_reaches heads: expected joint training with loss mtpd"):
+            Model(base, init_heads(base, 1, "postnorm", 0), joint).fused_loss(LossConfig(loss=loss, kl_reaches="heads"))

@@ -53,7 +53,9 @@ def late(s: Setting) -> list[Arm]:
     arms += loops("late-loops", arms[0].name, MTPD, s)
     one = replace(MTPD_1, kl_start=KL_START_FROM_SCRATCH)
     arms.append(Arm("late-ways", "joint1-mtpd-late", "joint", one, 1, s.joint_steps))
-    ways = {"beta1": replace(loss, beta=(1.0,)), "quarter": replace(loss, kl_start=0.25), "last": replace(loss, kl_start=0.75)}
+    alone = replace(loss, kl_reaches="heads")
+    ways = {"heads": alone, "heads-beta1": replace(alone, beta=(1.0,)), "heads-quarter": replace(alone, kl_start=0.25)}
+    ways |= {"beta1": replace(loss, beta=(1.0,)), "quarter": replace(loss, kl_start=0.25), "last": replace(loss, kl_start=0.75)}
     return arms + [Arm("late-ways", f"joint4-mtpd-late-{name}", "joint", way, 4, s.joint_steps) for name, way in ways.items()]
 
 
