@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import FAMILIES, LLAMA, VOCAB, write_base
 
-from mtpd_mlx.base import check_supported, load_base
+from mtpd_mlx.base import check_supported, load_base, new_base
 from mtpd_mlx.mlx_runtime import mx
 
 
@@ -103,3 +103,13 @@ def test_missing_parameters_are_named(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Missing 8 parameters: model\.layers\.0\.input_layernorm\.weight, ") as error:
         load_base(str(folder))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama-bias"])
+def test_a_new_base_is_what_its_seed_says(family: str) -> None:
+    """Every rank makes its own: all tensors must be alike, biases among them."""
+    from mlx.utils import tree_flatten
+
+    first, again = (dict(tree_flatten(new_base(FAMILIES[family], 3).model.parameters())) for _ in range(2))
+    assert any(name.endswith("bias") for name in first)
+    assert [name for name, w in first.items() if not mx.array_equal(w, again[name])] == []
