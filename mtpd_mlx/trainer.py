@@ -260,4 +260,6 @@ class Run:
                 kept.append(line)
                 if "loss" in record:
                     self.curve.append(record)
-        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary = file.with_name(f".{LOG_NAME}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(file)

@@ -23,7 +23,6 @@ from mtpd_mlx.cache.format import (
     SplitIndex,
     bytes_per_token,
     file_sha256,
-    fsync_folder,
     numpy_dtype,
     read_index,
     row_bytes,
@@ -36,6 +35,7 @@ from mtpd_mlx.cache.options import AUTO, CacheConfig
 from mtpd_mlx.cache.reader import check_sha256, check_size
 from mtpd_mlx.cache.teacher import teacher_rows
 from mtpd_mlx.checkpoint import versions
+from mtpd_mlx.checkpoint_format import sync
 from mtpd_mlx.data import Batch, DataConfig, PackedDataset, Splits, load_dataset
 from mtpd_mlx.mlx_runtime import mx, on_cpu
 from mtpd_mlx.schema import as_dict, build
@@ -332,5 +332,5 @@ class ShardFile:
         self._file.close()
         shard = Shard(self.final.name, self.rows, self._size, file_sha256(self.temporary))
         self.temporary.replace(self.final)
-        fsync_folder(self.final.parent)
+        sync(self.final.parent)
         return shard
