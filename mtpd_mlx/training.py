@@ -111,12 +111,12 @@ def _train(
     if options.run.resume:
         world.from_lead(lambda: take_up(out, identity))
         run.resume()
-    report = reporter(options) if world.leads else None
+    services: list[Callable[[dict[str, Any]], None]] = []  # of rank 0; where it is refused, all ranks hear of it
+    world.from_lead(lambda: services.extend(filter(None, [reporter(options)])))
 
     def tell(record: dict[str, Any]) -> None:
-        show(record)
-        if report is not None:
-            report(record)
+        for told in (show, *services):
+            told(record)
 
     if not options.run.resume:
         world.from_lead(lambda: begin(out, options.to_dict(), identity))
