@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from mtpd_mlx.hub.messages import HubError, explain, offline, reason, unreachable
+from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
 
 # Nothing that is code or pickled is ever asked for.
@@ -32,6 +32,7 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str | N
 def pull(name: str, revision: str | None = None, out: Path | None = None) -> Path:
     """The snapshot of a hub id in the local cache, or in `out`; interrupted downloads go on. Where the hub cannot be reached,
     what the cache holds. HubError (a ValueError) in one line."""
+    need_package(name)
     from huggingface_hub import HfApi, snapshot_download
 
     name, revision = split_revision(name, revision)
