@@ -125,7 +125,10 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
     ids = read_draft_tokens(folder, config)
     arrays.pop(DRAFT_TOKENS, None)
     if config.quantization:
-        arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
+        try:
+            arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{folder / WEIGHTS_NAME}: cannot be unpacked ({str(error).splitlines()[0]})") from error
     heads = MTPHeads(base, config.num_heads, config.hidden_source, config.post_norms)
     load_weights(heads, {name: w.astype(mx.float32) for name, w in arrays.items()}, folder / WEIGHTS_NAME)
     heads.draft_among(None if ids is None else mx.array(ids))
