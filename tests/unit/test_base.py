@@ -52,6 +52,12 @@ def test_quantised_base_dequantises(tmp_path: Path) -> None:
         ({"sliding_window": 32}, "sliding"),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}, "sliding"),
         ({"model_type": None}, "None"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 4},
+            "num_experts_per_tok: got '4', expected 1..3",
+        ),
+        ({"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": "2"}, "num_experts_per_tok"),
+        ({"model_type": "qwen3_moe", "num_experts": 9, "moe_intermediate_size": 1.5}, "moe_intermediate_size: got '1.5'"),
     ],
 )
 def test_unsupported_is_refused_in_one_line(change: dict, word: str) -> None:
