@@ -51,7 +51,7 @@ def read_adapter(folder: Path) -> Adapter:
         if kind != "full":
             parameters = settings["lora_parameters"]
             float(parameters["scale"]), int(parameters["rank"]), int(settings["num_layers"])
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: missing or ill-typed key {error}") from error

@@ -237,7 +237,7 @@ def _in_one_line(error: Exception, most: int = 300) -> str:
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:
-    """A randomly initialised base (GPT-2 style: normal 0.02, residual outputs scaled by 1/sqrt(2 L))."""
+    """A randomly initialised base (GPT-2 style: normal 0.02, residual outputs scaled by 1/sqrt(2 L), biases 0)."""
     from mlx.utils import tree_flatten, tree_unflatten
     from mlx_lm.utils import _get_classes
 
@@ -255,6 +255,8 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
         if w.ndim >= 2:
             scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
             w = mx.random.normal(w.shape, scale=scale)
+        elif name.endswith("bias"):  # the module drew it before the seed was set: every rank another one
+            w = mx.zeros(w.shape)
         elif offset := dims.offset_of(name):
             w = mx.full(w.shape, 1.0 - offset)
         weights.append((name, w))

@@ -11,12 +11,14 @@ import numpy as np
 from mtpd_mlx import __version__
 from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoint_format import (
+    CONFIG_NAME,
     DRAFT_TOKENS,
     WEIGHTS_NAME,
     CheckpointConfig,
     check_draft_tokens,
     read_config,
     read_draft_tokens,
+    sync,
     write_json,
 )
 from mtpd_mlx.fingerprint import read_header
@@ -44,6 +46,7 @@ def save_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
     temporary = file.with_name(f".{os.getpid()}.{file.name}.safetensors")
     try:
         mx.save_safetensors(str(temporary), arrays, metadata={"format": "mlx"})
+        sync(temporary)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -94,8 +97,21 @@ def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: in
         arrays[DRAFT_TOKENS] = tokens.astype(mx.int32)
     drafted = None if tokens is None else tokens.size
     config = replace(config, quantization=quantization, draft_vocab=drafted, post_norms=heads.post_norms)
-    save_arrays(folder / WEIGHTS_NAME, arrays)
-    write_json(folder / "mtp_config.json", config.to_json())
+    written = folder / f".new.{WEIGHTS_NAME}"
+    save_arrays(written, arrays)
+    if not _describes(folder, config):  # killed in between, the folder holds no heads, not new ones that pass for the old
+        (folder / CONFIG_NAME).unlink(missing_ok=True)
+    written.replace(folder / WEIGHTS_NAME)
+    write_json(folder / CONFIG_NAME, config.to_json())
+    sync(folder)
+
+
+def _describes(folder: Path, config: CheckpointConfig) -> bool:
+    """Whether the description in `folder` is that of heads as `config` describes, whatever it says of their making."""
+    try:
+        return replace(read_config(folder), record={}) == replace(config, record={})
+    except ValueError:
+        return False
 
 
 def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
@@ -109,7 +125,10 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
     ids = read_draft_tokens(folder, config)
     arrays.pop(DRAFT_TOKENS, None)
     if config.quantization:
-        arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
+        try:
+            arrays = _dequantize(arrays, config.quantization["group_size"], config.quantization["bits"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{folder / WEIGHTS_NAME}: cannot be unpacked ({str(error).splitlines()[0]})") from error
     heads = MTPHeads(base, config.num_heads, config.hidden_source, config.post_norms)
     load_weights(heads, {name: w.astype(mx.float32) for name, w in arrays.items()}, folder / WEIGHTS_NAME)
     heads.draft_among(None if ids is None else mx.array(ids))
@@ -167,9 +186,12 @@ def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
     save_model(temporary, base.model)
     save_config(dict(base.config), temporary / "config.json")
     copy_tokenizer(tokenizer_folder, temporary)
+    for written in (*temporary.iterdir(), temporary):
+        sync(written)
     if folder.exists():
         folder.rename(previous)
     temporary.rename(folder)
+    sync(folder.parent)
     shutil.rmtree(previous, ignore_errors=True)
 
 

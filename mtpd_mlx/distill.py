@@ -15,7 +15,7 @@ from typing import Any
 from mtpd_mlx.adapter_format import ADAPTER_HELP
 from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoint import versions
-from mtpd_mlx.checkpoint_format import write_json
+from mtpd_mlx.checkpoint_format import sync, write_json
 from mtpd_mlx.data.formats import read_rows
 from mtpd_mlx.generation import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.mlx_runtime import mx
@@ -142,7 +142,9 @@ def distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
             os.fsync(f.fileno())
             show(len(chunk), sum(len(row["tokens"]) - row["prompt_tokens"] for row in rows))
     finished = sorted(_finished(part, work.prompts), key=lambda row: row["row"])
-    counts = {name: _write_split(out / name, (r for r in finished if split_of(r["row"], cfg) == name)) for name in SPLITS}
+    sides = [split_of(row, cfg) for row in first_of_like(work.prompts)]
+    counts = {name: _write_split(out / name, (r for r in finished if sides[r["row"]] == name)) for name in SPLITS}
+    sync(out)  # before the rows they were made of go
     part.unlink()
     return counts
 
@@ -160,6 +162,12 @@ def _batch_rows(work: Work, number: int, chunk: list[int]) -> Iterator[dict[str,
             "tokens": prompt + tokens,
             "prompt_tokens": len(prompt),
         }
+
+
+def first_of_like(prompts: list[list[int]]) -> list[int]:
+    """For each prompt the row where it stands first: continuations of one prompt are all for training or all for validation."""
+    first: dict[tuple[int, ...], int] = {}
+    return [first.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]
 
 
 def split_of(row: int, cfg: DistillConfig) -> str:
@@ -181,6 +189,7 @@ def claim(work: Work) -> set[int]:
         rows = list(_finished(out / PART_NAME, work.prompts))
         temporary = out / f".{PART_NAME}.tmp"  # without the half line of a killed run
         temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+        sync(temporary)
         temporary.replace(out / PART_NAME)
         return {r["row"] for r in rows}
     if existing and not cfg.overwrite:
@@ -251,5 +260,6 @@ def _write_split(file: Path, rows: Iterator[dict[str, Any]]) -> int:
         for row in rows:
             f.write(json.dumps({k: v for k, v in row.items() if k != "row"}, ensure_ascii=False) + "\n")
             count += 1
+    sync(temporary)
     temporary.replace(file)
     return count

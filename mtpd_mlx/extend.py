@@ -10,6 +10,7 @@ from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, version
 from mtpd_mlx.checkpoint_format import CheckpointConfig, check_num_heads, read_config
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
+from mtpd_mlx.losses import per_head_weights
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.options import ON_RESUME, TrainOptions, taken_up
 from mtpd_mlx.resume import Progress, latest_resume_point
@@ -90,7 +91,12 @@ def extend_checkpoint(
     """Trains each stage; `show(count)` gives the reporter of a stage. The last stage is written to `out`. On --resume stages
     that had come to their end are taken as they are."""
     out, cfg = Path(options.run.out), options.model
-    planned = stages(read_config(checkpoint).num_heads, to)
+    if out.resolve() == checkpoint.resolve():  # its copies would replace the heads that --resume begins with
+        raise ValueError(f"--out {out}: is the checkpoint itself; use another folder")
+    planned = stages(num_heads := read_config(checkpoint).num_heads, to)
+    for before, count in zip([num_heads, *planned], planned, strict=False):  # now, not when a later stage begins
+        per_head_weights(options.loss.alpha, count - before, f"--alpha (new heads of stage {count})")
+        per_head_weights(options.loss.beta, count - before, f"--beta (new heads of stage {count})")
     if not options.run.resume:
         check_folder(out, options.run.overwrite)
     cached = cfg.cache is not None

@@ -60,7 +60,7 @@ def gather(options: TrainOptions) -> Ingredients:
         heads, held = load_heads(Path(options.heads.init_heads), base)
         if not options.heads.allow_base_mismatch and (base.path is None or base.fingerprint != held.base.fingerprint):
             raise ValueError(
-                f"--init-heads {options.heads.init_heads}: belong to another base ({held.base.id}); adapt them with "
+                f"--init-heads {options.heads.init_heads}: belong to another base ({held.base.named}); adapt them with "
                 "mtpd refit, or pass --allow-base-mismatch"
             )
         if heads.num_heads != options.heads.num_heads or heads.hidden_source != options.heads.hidden_source:

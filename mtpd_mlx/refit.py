@@ -41,7 +41,7 @@ def refit(checkpoint: Path, options: TrainOptions, show: Callable[[dict[str, Any
     among them: never worse heads than those that came in, by tau on the held-out rows. `ingredients`: gathered from
     refit_options."""
     options, config = refit_options(checkpoint, options)
-    origin = {"refit": {"from_fingerprint": config.base.fingerprint, "from_base": config.base.id}}
+    origin = {"refit": {"from_fingerprint": config.base.fingerprint, "from_base": config.base.named}}
     outcome: Outcome = train(options, replace(ingredients, keep_start=True, record=origin), show)
     progress = outcome.progress
     own = config.record.get("eval", {}).get("validation")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoint import load_arrays, save_arrays
+from mtpd_mlx.checkpoint_format import sync, write_json
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.run_folder import RESUME_PREFIX as PREFIX
 
@@ -82,9 +83,11 @@ def save_resume_point(out: Path, point: ResumePoint) -> None:
     temporary.mkdir(parents=True)
     save_arrays(temporary / "params.safetensors", point.params)
     save_arrays(temporary / "optimizer.safetensors", point.optimizer)
-    (temporary / "progress.json").write_text(json.dumps(vars(point.progress)))
+    write_json(temporary / "progress.json", vars(point.progress))
+    sync(temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
+    sync(out)  # before the older ones go
     for older in _points(out):
         if older != iteration:
             shutil.rmtree(out / f"{PREFIX}{older}", ignore_errors=True)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, read_config, write_json
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, read_config, write_json
 
 OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
 BASE_NAME, STAGES_NAME = "base", "stages"
 RESUME_PREFIX = "resume-"
+TEMPORARY = (f".{RESUME_PREFIX}*.tmp", f".*{WEIGHTS_NAME}*", ".*.json*.tmp", f".{BASE_NAME}.new", f".{BASE_NAME}.old")
 
 
 def check_folder(out: Path, overwrite: bool) -> None:
@@ -34,9 +35,22 @@ def remove_resume_points(out: Path) -> None:
         shutil.rmtree(point, ignore_errors=True)
 
 
+def tidy(out: Path) -> None:
+    """Removes what a killed run was writing; a base that it had moved away, and not yet replaced, is put back."""
+    previous, base = out / f".{BASE_NAME}.old", out / BASE_NAME
+    if previous.is_dir() and not base.exists():
+        previous.rename(base)
+    for leftover in [path for pattern in TEMPORARY for path in out.glob(pattern)]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
 def begin(out: Path, options: dict[str, Any], identity: dict[str, str]) -> None:
     """From here on the folder is that of a new run: the state of an earlier one goes, its heads stay."""
     remove_resume_points(out)
+    tidy(out)
     (out / LOG_NAME).unlink(missing_ok=True)  # a run killed before its first resume point leaves one
     write_json(out / OPTIONS_NAME, options | {"identity": identity})
 
@@ -93,3 +107,9 @@ def check_identity(out: Path, identity: dict[str, str]) -> None:
                 f"--resume: {name.replace('_', ' ')}: not what the run in {out} was begun with "
                 f"(digest {then[:19]}..., now {now[:19]}...)"
             )
+
+
+def take_up(out: Path, identity: dict[str, str]) -> None:
+    """The run in `out` goes on: checks that it stands on the same, and removes what its killed process was writing."""
+    check_identity(out, identity)
+    tidy(out)

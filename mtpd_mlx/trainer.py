@@ -94,19 +94,17 @@ class Run:
 
     def resume(self) -> None:
         """Continues at the newest resume point. Rank 0 reads it; the others need not see its folder."""
-        arrays: list[ResumePoint] = []
 
         def read() -> dict[str, Any]:
             point = latest_resume_point(self.out)
             if point is None:
                 raise ValueError(f"{self.out}: nothing to resume (no resume-* folder)")
-            arrays.append(load_resume_point(self.out, point))
+            held = load_resume_point(self.out, point)
+            self.stepper.restore(held.params, held.optimizer, str(self.out))  # here, so that all ranks hear of damage
             self._truncate_log(point)
-            return vars(arrays[0].progress)
+            return vars(held.progress)
 
         self.progress = Progress(**self.world.from_lead(read))
-        if arrays:
-            self.stepper.restore(arrays[0].params, arrays[0].optimizer, str(self.out))
         self.stepper.follow_lead()
 
     def run(self, show: Callable[[dict[str, Any]], None] = lambda record: None) -> Progress:
@@ -260,4 +258,6 @@ class Run:
                 kept.append(line)
                 if "loss" in record:
                     self.curve.append(record)
-        file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary = file.with_name(f".{LOG_NAME}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        temporary.replace(file)

@@ -23,7 +23,7 @@ from mtpd_mlx.options import TrainOptions
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.resume import Progress
-from mtpd_mlx.run_folder import BASE_NAME, begin, check_folder, check_identity, finish, own_base
+from mtpd_mlx.run_folder import BASE_NAME, begin, check_folder, finish, own_base, take_up
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import Run
@@ -109,14 +109,14 @@ def _train(
         model, stepper, train_set, rows, options.optim, options.run, save_best, save_start=ingredients.keep_start or extends
     )
     if options.run.resume:
-        world.from_lead(lambda: check_identity(out, identity))
+        world.from_lead(lambda: take_up(out, identity))
         run.resume()
-    report = reporter(options) if world.leads else None
+    services: list[Callable[[dict[str, Any]], None]] = []  # of rank 0; where it is refused, all ranks hear of it
+    world.from_lead(lambda: services.extend(filter(None, [reporter(options)])))
 
     def tell(record: dict[str, Any]) -> None:
-        show(record)
-        if report is not None:
-            report(record)
+        for told in (show, *services):
+            told(record)
 
     if not options.run.resume:
         world.from_lead(lambda: begin(out, options.to_dict(), identity))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.checkpoint_format import BaseRef, check_base
+from mtpd_mlx.checkpoint_format import BaseRef, check_base, sync
 
 INDEX_NAME = "cache.json"
 FORMAT, FORMAT_VERSION = "mtpd-cache", 1
@@ -286,13 +286,4 @@ def write_index(folder: Path, index: CacheIndex) -> None:
         f.flush()
         os.fsync(f.fileno())
     temporary.replace(folder / INDEX_NAME)
-    fsync_folder(folder)
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes renames in `folder` last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(folder)

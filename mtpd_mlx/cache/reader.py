@@ -47,6 +47,14 @@ def check_sha256(file: Path, shard: Shard) -> None:
         raise ValueError(f"{file}: altered shard: got sha256 {got[:12]}..., expected {shard.sha256[:12]}...")
 
 
+def check_tokens(file: Path, layout: Layout, views: dict[str, np.ndarray]) -> None:
+    """ValueError where a token is outside the base's vocabulary: MLX reads and writes at such ids unchecked."""
+    for name in ("tokens", "top_tokens"):
+        ids = views.get(name)
+        if ids is not None and (ids.min() < 0 or ids.max() >= layout.vocab_size):
+            raise ValueError(f"{file}: {name}: got ids {ids.min()}..{ids.max()}, expected 0..{layout.vocab_size - 1}")
+
+
 def map_shard(file: Path, layout: Layout, shard: Shard) -> dict[str, np.ndarray]:
     """Views [R, ...] of each tensor in the memory-mapped file; nothing is read until rows are taken."""
     header, offsets, size = shard_header(layout, shard.rows)
@@ -138,7 +146,10 @@ class CachedDataset:
         shard = self._entry.shards[number]
         file = self.folder / shard.file
         check_size(file, shard)
-        if number not in self._verified:
-            check_sha256(file, shard)
-            self._verified.add(number)
-        return map_shard(file, self.index.layout, shard)
+        if number in self._verified:
+            return map_shard(file, self.index.layout, shard)
+        check_sha256(file, shard)
+        views = map_shard(file, self.index.layout, shard)
+        check_tokens(file, self.index.layout, views)
+        self._verified.add(number)
+        return views

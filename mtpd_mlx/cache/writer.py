@@ -23,7 +23,6 @@ from mtpd_mlx.cache.format import (
     SplitIndex,
     bytes_per_token,
     file_sha256,
-    fsync_folder,
     numpy_dtype,
     read_index,
     row_bytes,
@@ -36,9 +35,10 @@ from mtpd_mlx.cache.options import AUTO, CacheConfig
 from mtpd_mlx.cache.reader import check_sha256, check_size
 from mtpd_mlx.cache.teacher import teacher_rows
 from mtpd_mlx.checkpoint import versions
+from mtpd_mlx.checkpoint_format import sync
 from mtpd_mlx.data import Batch, DataConfig, PackedDataset, Splits, load_dataset
 from mtpd_mlx.mlx_runtime import mx, on_cpu
-from mtpd_mlx.schema import as_dict, build
+from mtpd_mlx.schema import as_dict, build, read_values
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.training import reference_base
 
@@ -62,14 +62,16 @@ class CacheOptions:
         return as_dict(self.cache, self.data)
 
 
-def resumed_options(values: dict[str, Any]) -> CacheOptions:
+def resumed_options(file_values: dict[str, Any], flags: dict[str, Any]) -> CacheOptions:
     """The options an interrupted cache was started with; given ones that say otherwise are refused."""
-    out = Path(values.get("out", CacheConfig.out))
+    read = read_values(CacheOptions.classes(), file_values, flags)
+    given: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in read.items()}
+    out = Path(given.get("out", CacheConfig.out))
     saved = read_index(out).options
-    for name, value in values.items():
+    for name, value in given.items():
         if name in saved and name not in LOCATIONS and value != saved[name]:
             raise ValueError(f"--resume: {name} is {value!r}, the interrupted cache has {saved[name]!r}")
-    located = {name: values[name] for name in ("model", "data") if name in values}
+    located = {name: given[name] for name in ("model", "data") if name in given}
     return CacheOptions.build(saved | located | {"out": str(out), "resume": True, "overwrite": False}, {})
 
 
@@ -332,5 +334,5 @@ class ShardFile:
         self._file.close()
         shard = Shard(self.final.name, self.rows, self._size, file_sha256(self.temporary))
         self.temporary.replace(self.final)
-        fsync_folder(self.final.parent)
+        sync(self.final.parent)
         return shard

@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> int:
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
     resume = (file_values | flags).get("resume")
-    options = resumed_options(file_values | flags) if resume else CacheOptions.build(file_values, flags)
+    options = resumed_options(file_values, flags) if resume else CacheOptions.build(file_values, flags)
     out = options.cache.out
     job = prepare(options)
     for problem in job.damaged:

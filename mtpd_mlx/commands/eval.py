@@ -64,7 +64,8 @@ def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
     from mtpd_mlx.mlx_runtime import mx
 
     total, count = 0.0, 0
-    for batch in load_text(str(file), DataConfig(), tokenizer).iter_batches(DataConfig.batch_size):
+    cfg = DataConfig(max_seq_length=min(DataConfig.max_seq_length, base.context_length))
+    for batch in load_text(str(file), cfg, tokenizer).iter_batches(cfg.batch_size):
         tokens, mask = mx.array(batch.tokens), target_masks(batch, 0)[0]
         loss = cross_entropy(base.logits(base.norm(base.trunk(tokens))), shift_left(tokens, 1)) * mx.array(mask)
         total, count = total + float(np.array(loss.sum())), count + int(mask.sum())

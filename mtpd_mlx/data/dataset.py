@@ -119,6 +119,13 @@ def concatenate(batches: list[Batch]) -> Batch:
     return Batch(*(np.concatenate([getattr(b, f) for b in batches]) for f in ("tokens", "segments", "loss_mask")))
 
 
+def interleave(sources: list[Batch]) -> Batch:
+    """All rows, those of every source evenly spread: the first --val-batches of them are a sample of all sources."""
+    places = np.concatenate([(np.arange(len(b.tokens)) + 0.5) / len(b.tokens) for b in sources])
+    order, whole = np.argsort(places, kind="stable"), concatenate(sources)
+    return Batch(whole.tokens[order], whole.segments[order], whole.loss_mask[order])
+
+
 @dataclass(frozen=True)
 class Splits:
     train: PackedDataset | MixedDataset
@@ -150,7 +157,7 @@ def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Sp
         raise ValueError(f"data_weights: got {list(weights)}, expected {len(cfg.data)} shares of at least 0, one per --data")
     parts = [_load_source(name, cfg, tokenizer, seed) for name in cfg.data]
     held = [part.valid.rows for part in parts if part.valid is not None]
-    valid = PackedDataset(concatenate(held), cfg.batch_size, seed) if held else None
+    valid = PackedDataset(interleave(held), cfg.batch_size, seed) if held else None
     trains = [p.train for p in parts if isinstance(p.train, PackedDataset)]
     if weights:
         return Splits(MixedDataset(trains, weights), valid)

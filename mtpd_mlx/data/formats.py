@@ -102,10 +102,12 @@ def _key(row: dict[str, Any], key: str) -> Any:
 def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bool) -> Document:
     if "messages" in row:
         messages = row["messages"]
+        if not messages or not all(isinstance(m, dict) for m in messages):
+            raise ValueError('data "messages": expected a non-empty list of objects with "role" and "content"')
     else:
         messages = [
             {"role": "user", "content": _key(row, "prompt")},
-            {"role": "assistant", "content": row["completion"]},
+            {"role": "assistant", "content": _key(row, "completion")},
         ]
     if not tokenizer.has_chat_template:
         if "messages" in row:

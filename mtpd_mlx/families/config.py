@@ -142,6 +142,8 @@ def _check_switches(config: dict[str, Any], family: Family) -> None:
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name) and name not in family.biases:
             raise ValueError(f"{name} is not supported in {config['model_type']}")
+    if not isinstance(config.get("quantization"), dict | None):
+        raise ValueError(f"quantization: got {str(config['quantization'])[:40]!r}, expected an object")
     for name in ("rope_traditional", "use_bidirectional_attention"):
         if config.get(name):
             raise ValueError(f"{name} is not supported")

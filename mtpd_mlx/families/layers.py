@@ -22,13 +22,23 @@ def read_layers(config: dict[str, Any], family: Family, count: int, local: bool)
 
 def read_experts(config: dict[str, Any]) -> Experts | None:
     if config["model_type"] == "mixtral":
-        size, path, names = config["intermediate_size"], "block_sparse_moe", ("w1", "w3", "w2")
-        return Experts(_count(config), config.get("num_experts_per_tok", 2), size, True, path, names)
+        sizes, path, names = (_count(config), 2, "intermediate_size"), "block_sparse_moe", ("w1", "w3", "w2")
+        return Experts(*_checked(config, *sizes), True, path, names)
     if config["model_type"] == "qwen3_moe":
-        size, normalized = config["moe_intermediate_size"], bool(config.get("norm_topk_prob", False))
+        sizes, normalized = (_count(config), 8, "moe_intermediate_size"), bool(config.get("norm_topk_prob", False))
         names = ("gate_proj", "up_proj", "down_proj")
-        return Experts(_count(config), config.get("num_experts_per_tok", 8), size, normalized, "mlp", names)
+        return Experts(*_checked(config, *sizes), normalized, "mlp", names)
     return None
+
+
+def _checked(config: dict[str, Any], count: int, chosen: int, size_name: str) -> tuple[int, int, int]:
+    """count, how many work on a token (where config.json does not say: `chosen`), size."""
+    told, size = config.get("num_experts_per_tok", chosen), config[size_name]
+    if type(told) is not int or not 1 <= told <= count:
+        raise ValueError(f"num_experts_per_tok: got {str(told)[:40]!r}, expected 1..{count}")
+    if type(size) is not int or not 1 <= size < 1 << 31:
+        raise ValueError(f"{size_name}: got {str(size)[:40]!r}, expected a positive integer")
+    return count, told, size
 
 
 def _count(config: dict[str, Any]) -> int:

@@ -15,6 +15,15 @@ class HubError(ValueError):
         self.name, self.reason = name, reason
 
 
+def need_package(name: str) -> None:
+    """HubError about the repository `name` where the client, which only commands that use the hub need, is not installed."""
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise HubError(name, f"the hub needs its client ({why}): pip install huggingface_hub") from None
+
+
 def without_tokens(text: str) -> str:
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if secret := os.environ.get(name):

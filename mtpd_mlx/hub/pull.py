@@ -6,18 +6,19 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from mtpd_mlx.hub.messages import HubError, explain, offline, reason, unreachable
+from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
 
 # Nothing that is code or pickled is ever asked for.
-PATTERNS = ("*.json", "*.safetensors", "tokenizer*", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
-NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.py", "*.gguf", "*/*")
+PATTERNS = ("*.json", "*.safetensors", "tokenizer*.model", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
+NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.py", "*.gguf", "*/*")
 INDEX = "model.safetensors.index.json"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form owner/name or owner/name@revision."""
-    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and all(name.split("/"))
+    """Whether `name` has the form owner/name or owner/name@revision (a revision may hold a slash: refs/pr/1)."""
+    plain = name.partition("@")[0]
+    return not plain.startswith((".", "/", "~")) and plain.count("/") == 1 and all(plain.split("/"))
 
 
 def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
@@ -32,6 +33,7 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str | N
 def pull(name: str, revision: str | None = None, out: Path | None = None) -> Path:
     """The snapshot of a hub id in the local cache, or in `out`; interrupted downloads go on. Where the hub cannot be reached,
     what the cache holds. HubError (a ValueError) in one line."""
+    need_package(name)
     from huggingface_hub import HfApi, snapshot_download
 
     name, revision = split_revision(name, revision)
@@ -42,7 +44,7 @@ def pull(name: str, revision: str | None = None, out: Path | None = None) -> Pat
             raise explain(error, name, revision) from None
         return cached(name, revision, error)
     try:
-        fetch_large(info, name, out, PATTERNS)
+        fetch_large(info, name, out, PATTERNS, NEVER)
         wanted, never = list(PATTERNS), list(NEVER)
         return Path(snapshot_download(name, revision=revision, local_dir=out, allow_patterns=wanted, ignore_patterns=never))
     except Exception as error:

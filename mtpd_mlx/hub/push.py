@@ -8,7 +8,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, read_config
 from mtpd_mlx.hub.card import card
-from mtpd_mlx.hub.messages import explain
+from mtpd_mlx.hub.messages import explain, need_package
 from mtpd_mlx.hub.pull import is_hub_id, split_revision
 from mtpd_mlx.inspection.describe import MANIFEST, describe
 from mtpd_mlx.inspection.view import LocalView
@@ -79,6 +79,7 @@ def _is_local(text: str, of_folders: bool = False) -> bool:
 
 def push(files: dict[str, bytes | Path], repository: str, private: bool, overwrite: bool) -> str:
     """Uploads in one commit; the address of the repository. ValueError where it holds files already, unless `overwrite`."""
+    need_package(repository)
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()

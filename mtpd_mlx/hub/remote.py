@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.hub.messages import explain, unreachable
+from mtpd_mlx.hub.messages import explain, need_package, unreachable
 from mtpd_mlx.hub.pull import cached, split_revision
 from mtpd_mlx.inspection.view import MAX_JSON_BYTES, LocalView, View, parse_object
 
 
 def look(name: str, revision: str | None = None) -> View:
     """What the hub has under an id, or, where it cannot be reached, what the local cache holds. ValueError in one line."""
+    need_package(name)
     from huggingface_hub import HfApi
 
     name, revision = split_revision(name, revision)

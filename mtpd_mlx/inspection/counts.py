@@ -36,12 +36,19 @@ def count(table: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> C
         if name.endswith(".weight") and f"{stem}.scales" in table:
             own = (quantization or {}).get(stem)
             settings = own if isinstance(own, dict) else quantization or {}
-            parameters += math.prod(table[f"{stem}.scales"]["shape"]) * int(settings.get("group_size", 64))
+            parameters += math.prod(table[f"{stem}.scales"]["shape"]) * _group_size(settings)
             quantised += 1
             continue
         parameters += size
         kinds[NAMES.get(entry["dtype"], entry["dtype"])] += size
     return Counts(parameters, stored, [kind for kind, _ in kinds.most_common()], quantised)
+
+
+def _group_size(settings: Mapping[str, Any]) -> int:
+    size = settings.get("group_size", 64)
+    if type(size) is not int or size < 1:
+        raise ValueError(f"quantization: group_size: got {str(size)[:40]!r}, expected a positive integer")
+    return size
 
 
 def block_parameters(dims: Dims, experts: bool) -> int:

@@ -77,9 +77,11 @@ def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
 def _bits(quantization: Any, counts: Counts) -> dict[str, Any] | None:
     if not isinstance(quantization, dict):
         return None
-    own = {v["bits"] for v in quantization.values() if isinstance(v, dict) and "bits" in v}
-    bits = sorted(own | ({quantization["bits"]} if "bits" in quantization else set()))
-    return {"bits": bits, "group_size": quantization.get("group_size"), "matrices": counts.quantised}
+    told = [v["bits"] for v in (quantization, *quantization.values()) if isinstance(v, dict) and "bits" in v]
+    for bits in told:
+        if type(bits) is not int:
+            raise ValueError(f"quantization: bits: got {str(bits)[:40]!r}, expected a number of bits")
+    return {"bits": sorted(set(told)), "group_size": quantization.get("group_size"), "matrices": counts.quantised}
 
 
 def _dims(dims: Dims) -> dict[str, Any]:

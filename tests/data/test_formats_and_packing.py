@@ -83,6 +83,16 @@ def test_bad_rows_are_one_line(content: bytes, words: tuple[str, ...], tmp_path:
 def test_mixed_formats_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="mixed data formats"):
         tokenize([{"text": "a"}, {"prompt": "a", "completion": "b"}], tokenizer, mask_prompt=False)
+    for first in ({"prompt": "a", "completion": "b"}, {"text": "a", "prompt": "b"}):
+        with pytest.raises(ValueError, match=r"mixed data formats: got a row with keys .*'completion'"):
+            tokenize([first, {"text": "a", "prompt": "b"}], tokenizer, mask_prompt=False)
+
+
+@pytest.mark.parametrize("messages", [[], ["hi"], [None]])
+def test_conversations_without_messages_are_refused(messages: list[Any], chat_tokenizer: Tokenizer) -> None:
+    for mask_prompt in (False, True):
+        with pytest.raises(ValueError, match="non-empty list of objects"):
+            tokenize([{"messages": messages}], chat_tokenizer, mask_prompt)
 
 
 def documents(*lengths: int) -> list[Document]:

@@ -57,6 +57,20 @@ def test_folders_mix_by_size_or_by_weight(tmp_path: Path) -> None:
             load_dataset(DataConfig(folders, weights), tokenizer)
 
 
+def test_the_first_validation_rows_are_of_every_source(tmp_path: Path) -> None:
+    """--val-batches takes a beginning of them to choose the heads that are kept."""
+    write_tokenizer(tmp_path / "tokenizer")
+    tokenizer = Tokenizer.from_folder(tmp_path / "tokenizer")
+    folders = (str(write(tmp_path / "a", "a", 30)), str(write(tmp_path / "b", "b", 10)))
+    valid = load_dataset(DataConfig(folders, max_seq_length=21, batch_size=4), tokenizer).valid
+    assert valid is not None
+    marks = [tokenizer.encode(letter)[0] for letter in "ab"]
+    for start in range(0, 40, 8):
+        assert [int((valid.rows.tokens[start : start + 8, 0] == mark).sum()) for mark in marks] == [6, 2]
+    alone = load_dataset(DataConfig(folders[:1], max_seq_length=21, batch_size=4), tokenizer).valid
+    assert alone is not None and alone.num_rows == 30
+
+
 def test_given_ids_are_checked(tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "tokenizer")
     tokenizer = Tokenizer.from_folder(tmp_path / "tokenizer")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -32,6 +33,7 @@ class Hub:
     broken: bool = False
     failing: int | None = None  # the status that downloads of large files get
     down: bool = False  # nothing works
+    pause: float = 0.0  # seconds in the middle of a large file
     url: str = ""
 
 
@@ -134,7 +136,10 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
                 self.wfile.flush()
                 self.close_connection, hub.cut, hub.failing = True, None, 500
                 return None
-            self.wfile.write(part)
+            half = len(part) // 2 if large else 0
+            self.wfile.write(part[:half])
+            time.sleep(hub.pause if large else 0)
+            self.wfile.write(part[half:])
             return None
 
         def create(self, body: bytes = b"") -> None:

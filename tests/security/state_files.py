@@ -109,7 +109,7 @@ def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable
         "run, optimiser": (state["run"], "resume-2/optimizer.safetensors", resume),
         "run, log": (state["run"], "train_log.jsonl", resume),
         "cache, read": (state["cache"], "cache.json", rows),
-        "cache, resumed": (state["cache"], "cache.json", lambda folder: resumed_cache({"out": str(folder)})),
+        "cache, resumed": (state["cache"], "cache.json", lambda folder: resumed_cache({}, {"out": str(folder)})),
         "distilled, options": (state["own"], "distill_config.json", lambda folder: resumed_config({}, {"out": str(folder)})),
         "distilled, rows": (state["own"], PART_NAME, lambda folder: list(_finished(folder / PART_NAME, prompts))),
     }

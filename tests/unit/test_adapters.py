@@ -11,7 +11,7 @@ from mtpd_onnx.open import open_folder
 from mtpd_onnx.plain_backend import PlainBackend
 from tiny import VOCAB, write_base, write_quantised
 
-from mtpd_mlx.adapter_format import fingerprint_model
+from mtpd_mlx.adapter_format import fingerprint_model, read_adapter
 from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoint import load_checkpoint, save_heads
 from mtpd_mlx.checkpoint_format import CheckpointConfig
@@ -133,3 +133,11 @@ def test_bad_adapters_are_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=word) as error:
             load_base(str(folder), adapter=adapter)
         assert "\n" not in str(error.value)
+
+
+def test_a_rank_that_is_no_number_is_one_line(tmp_path: Path) -> None:
+    folder = write_adapter(tmp_path / "adapter", write_base(tmp_path / "base"))
+    text = (folder / "adapter_config.json").read_text()
+    (folder / "adapter_config.json").write_text(text.replace('"rank": 4', '"rank": Infinity'))
+    with pytest.raises(ValueError, match=r"adapter_config\.json: cannot convert float infinity"):
+        read_adapter(folder)

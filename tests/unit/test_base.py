@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tiny import FAMILIES, LLAMA, VOCAB, write_base
 
-from mtpd_mlx.base import check_supported, load_base
+from mtpd_mlx.base import check_supported, load_base, new_base
 from mtpd_mlx.mlx_runtime import mx
 
 
@@ -52,6 +52,12 @@ def test_quantised_base_dequantises(tmp_path: Path) -> None:
         ({"sliding_window": 32}, "sliding"),
         ({"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 8}, "sliding"),
         ({"model_type": None}, "None"),
+        (
+            {"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 4},
+            "num_experts_per_tok: got '4', expected 1..3",
+        ),
+        ({"model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": "2"}, "num_experts_per_tok"),
+        ({"model_type": "qwen3_moe", "num_experts": 9, "moe_intermediate_size": 1.5}, "moe_intermediate_size: got '1.5'"),
     ],
 )
 def test_unsupported_is_refused_in_one_line(change: dict, word: str) -> None:
@@ -103,3 +109,13 @@ def test_missing_parameters_are_named(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Missing 8 parameters: model\.layers\.0\.input_layernorm\.weight, ") as error:
         load_base(str(folder))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize("family", ["qwen2", "llama-bias"])
+def test_a_new_base_is_what_its_seed_says(family: str) -> None:
+    """Every rank makes its own: all tensors must be alike, biases among them."""
+    from mlx.utils import tree_flatten
+
+    first, again = (dict(tree_flatten(new_base(FAMILIES[family], 3).model.parameters())) for _ in range(2))
+    assert any(name.endswith("bias") for name in first)
+    assert [name for name, w in first.items() if not mx.array_equal(w, again[name])] == []

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cache_helpers import files_of, make
 
@@ -81,6 +82,23 @@ def test_shard_of_another_layout_is_refused(cache: Path) -> None:
     values["splits"]["train"]["shards"][0]["sha256"] = file_sha256(shard)
     (cache / "cache.json").write_text(json.dumps(values))
     refusal(lambda: read_all(cache), str(shard), "header")
+
+
+@pytest.mark.parametrize(("name", "bad"), [("tokens", 97), ("tokens", -1), ("top_tokens", 97)])
+def test_tokens_outside_the_vocabulary_are_refused(name: str, bad: int, cache: Path) -> None:
+    """Right size and checksum; MLX would read, or write, wherever such an id points to."""
+    from mtpd_mlx.cache.format import file_sha256, read_index, shard_header
+
+    index, shard = read_index(cache), cache / "train-00000.safetensors"
+    values = json.loads((cache / "cache.json").read_text())
+    entry = values["splits"]["train"]["shards"][0]
+    at, kind = shard_header(index.layout, entry["rows"])[1][name], index.layout.tensors()[name].dtype
+    content = bytearray(shard.read_bytes())
+    content[at : at + np.dtype(kind).itemsize] = np.array([bad]).astype(kind).tobytes()
+    shard.write_bytes(content)
+    entry["sha256"] = file_sha256(shard)
+    (cache / "cache.json").write_text(json.dumps(values))
+    refusal(lambda: read_all(cache), str(shard), f"{name}: got ids", "expected 0..96")
 
 
 def test_sha256_is_checked_once_a_shard(cache: Path, monkeypatch: Any) -> None:

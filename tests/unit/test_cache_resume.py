@@ -279,6 +279,22 @@ def test_yaml_gives_options(tiny_base: Path, long_data: Path, whole: Path, tmp_p
     assert files_of(out) == files_of(whole)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("top-n: 9\n", "top_n is 9, the interrupted cache has 7"),
+        ("topn: 7\n", "unknown config key 'topn'"),
+        ("shard_mb: 5e-2\n", ""),
+    ],
+)
+def test_yaml_is_compared_on_resume(text: str, words: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Keys with a dash are the same options; 5e-2, which YAML reads as text, is the number."""
+    (tmp_path / "c.yaml").write_text(text)
+    code = main(["cache", "--resume", "--out", str(copy), "-c", str(tmp_path / "c.yaml")])
+    assert code == (1 if words else 0)
+    assert not words or words in error_line(capsys)
+
+
 def test_shard_is_checked_while_written(tmp_path: Path, whole: Path) -> None:
     layout = read_index(whole).layout
     with ShardFile(tmp_path / "train-00000.safetensors", layout, 2) as file:

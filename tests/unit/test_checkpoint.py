@@ -11,6 +11,7 @@ from tiny import write_base
 from mtpd_mlx.checkpoint import flatten, load_arrays, load_checkpoint, save_arrays, save_heads
 from mtpd_mlx.checkpoint_format import read_config
 from mtpd_mlx.fingerprint import fingerprint_base
+from mtpd_mlx.mlx_runtime import mx
 
 
 @pytest.fixture
@@ -81,4 +82,12 @@ def test_quantised_heads_load_close_to_their_values(tiny_checkpoint: Path, tmp_p
     _, packed, _ = load_checkpoint(tmp_path)
     whole, read = flatten(heads), flatten(packed)
     assert all(np.abs(np.array(whole[n] - read[n])).max() < 0.02 for n in whole)
+    arrays = load_arrays(tmp_path / "heads.safetensors")
+    whole_file = (tmp_path / "heads.safetensors").read_bytes()
+    for name in ("heads.0.eh_proj.biases", "heads.0.eh_proj.scales"):
+        save_arrays(tmp_path / "heads.safetensors", {n: w for n, w in arrays.items() if n != name})
+        refused(tmp_path, "heads.safetensors", "heads.0.eh_proj")
+    save_arrays(tmp_path / "heads.safetensors", arrays | {"heads.0.eh_proj.scales": mx.zeros((1, 1))})
+    refused(tmp_path, "heads.safetensors: cannot be unpacked")
+    (tmp_path / "heads.safetensors").write_bytes(whole_file)
     assert (tmp_path / "heads.safetensors").stat().st_size < 0.5 * (tiny_checkpoint / "heads.safetensors").stat().st_size

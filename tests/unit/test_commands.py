@@ -53,6 +53,18 @@ def test_eval_prints_all_three_figures(tiny_checkpoint: Path, prompts: Path, tex
     assert figures["tau"] == pytest.approx(1 + sum(figures["car"])) and figures["prompts"] == 6
 
 
+def test_the_loss_on_a_text_is_within_the_context(tiny_base: Path, text_data: Path) -> None:
+    from mtpd_mlx.base import Base, load_base
+    from mtpd_mlx.commands.eval import base_loss
+    from mtpd_mlx.speculative.tokenizer import Tokenizer
+
+    base, trunk = load_base(str(tiny_base)), Base.trunk
+    seen: list[int] = []
+    base.trunk = lambda tokens: seen.append(tokens.shape[1]) or trunk(base, tokens)  # type: ignore[method-assign]
+    base_loss(base, text_data / "train.jsonl", Tokenizer.from_folder(tiny_base))
+    assert set(seen) == {base.context_length} == {256}
+
+
 def test_generate_speculative_equals_plain(tiny_checkpoint: Path, prompts: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     outputs = []
     for extra in ([], ["--plain"], ["--num-draft-tokens", "1"]):

@@ -88,6 +88,17 @@ def test_output_is_training_data_with_exact_ids(tiny_base: Path, tmp_path: Path)
         assert masked.train.rows.loss_mask[i].sum() == n - row["prompt_tokens"]  # type: ignore[union-attr]
 
 
+def test_continuations_of_one_prompt_are_on_one_side(tiny_base: Path, tmp_path: Path) -> None:
+    """A prompt may stand in the file many times, to sample many continuations: none of them validates the others."""
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"say {i % 4}"}) + "\n" for i in range(32)))
+    out, cfg = tmp_path / "own", DistillConfig(valid_share=0.3)
+    assert len({split_of(i, cfg) for i in range(4, 32)}) == 2
+    assert main(arguments(tiny_base, file, out, "--temp", "1.3")) == 0
+    train, valid = ({json.loads(line)["prompt"] for line in text.splitlines()} for text in content(out).values())
+    assert train and not train & valid and len(train | valid) == 4
+
+
 @pytest.mark.parametrize("extra", [(), ("--temp", "1.3", "--top-p", "0.9")])
 def test_killed_run_resumes_to_the_same_bytes(extra: tuple[str, ...], tiny_base: Path, tmp_path: Path) -> None:
     prompts, whole, out = prompts_file(tmp_path, 60), tmp_path / "whole", tmp_path / "killed"

@@ -51,6 +51,27 @@ def test_counts_are_mlx_s(family: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert seen["caches"]["bytes_per_position"] == used
 
 
+@pytest.mark.parametrize(
+    ("quantization", "word"),
+    [
+        ({"bits": 4, "group_size": [32]}, "group_size: got '[32]'"),
+        ({"bits": 4, "group_size": float("inf")}, "group_size: got 'inf'"),
+        ({"bits": 4, "group_size": 32, "model.layers.0.mlp.up_proj": {"group_size": None}}, "group_size: got 'None'"),
+        ({"bits": "4", "group_size": 32}, "bits: got '4'"),
+        ({"bits": 4, "group_size": 32, "model.embed_tokens": {"bits": {}}}, "bits: got '{}'"),
+    ],
+)
+def test_quantisation_that_says_nothing(quantization: dict, word: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folder = write_quantised(tmp_path / "q", write_base(tmp_path / "plain"), 4)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization": quantization}))
+    assert main(["inspect", str(folder)]) == 1
+    assert f"error: quantization: {word}" in capsys.readouterr().err
+    (folder / "config.json").write_text(json.dumps(config | {"quantization": "4 bits"}))
+    assert main(["inspect", str(folder)]) == 0
+    assert "not supported: config.json: quantization: got '4 bits', expected an object" in capsys.readouterr().out
+
+
 def test_quantised_models_count_what_they_stand_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     plain = write_base(tmp_path / "plain")
     whole = found(str(plain), capsys)["parameters"]

@@ -1,5 +1,7 @@
 """mtpd refit: worse heads are never written, better ones are, and the table says which."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,16 @@ def test_better_heads_are_kept_for_the_new_base(
     evaluation = config.record["eval"]
     assert heads.num_heads == 3
     assert evaluation["iteration"] > 0 and evaluation["validation"]["tau"] > evaluation["start"]["tau"]
+
+
+def test_the_revision_of_the_old_base_is_recorded(tiny_checkpoint: Path, text_data: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(tiny_checkpoint, tmp_path / "old"))
+    values = json.loads((old / "mtp_config.json").read_text())
+    base = values["base"]["id"]
+    values["base"] |= {"id": "owner/base", "revision": "v1"}
+    (old / "mtp_config.json").write_text(json.dumps(values))
+    assert refit(old, Path(base), text_data, tmp_path / "out", "--iters", "0") == 0
+    assert read_config(tmp_path / "out").record["refit"]["from_base"] == "owner/base@v1"
 
 
 def test_worse_heads_are_never_written(

@@ -15,8 +15,12 @@ from typing import Any
 import pytest
 
 from mtpd_mlx import distributed
+from mtpd_mlx.checkpoint import save_arrays
 from mtpd_mlx.distributed import World
+from mtpd_mlx.ingredients import gather
 from mtpd_mlx.mlx_runtime import kernel_cache, mx
+from mtpd_mlx.options import TrainOptions
+from mtpd_mlx.training import train
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
@@ -108,6 +112,37 @@ def test_sums_do_not_depend_on_the_order_of_a_tree(monkeypatch: pytest.MonkeyPat
         assert {k: v.tolist() for k, v in total.items()} == {"a": [2, 4], "b": [[6]], "c": [8]}
     halves = world.sum({"a": a + 0.001}, mx.bfloat16)
     assert halves["a"].dtype == mx.float32 and halves["a"].tolist() == [2, 4]
+
+
+def test_what_rank_0_refuses_alone_all_ranks_hear(tmp_path: Path, tiny_base: Path, text_data: Path) -> None:
+    """A damaged resume point, a missing service: within from_lead, else the other ranks would wait for a rank that has gone."""
+    out, heard = tmp_path / "out", []
+    options = {"model": str(tiny_base), "data": [str(text_data)], "out": str(out), "num_heads": 1, "iters": 2, "warmup": 0}
+    options |= {"max_seq_length": 24, "val_batches": 1, "save_every": 1}
+
+    class Lead(World):
+        def from_lead(self, make: Any) -> Any:
+            try:
+                return make()
+            except ValueError as error:
+                heard.append(str(error))
+                raise
+
+    def run(**more: Any) -> None:
+        chosen = TrainOptions.build(options | more, {})
+        train(chosen, gather(chosen), lambda record: None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtpd_mlx.training.World.launched", lambda: Lead(0, 1))
+        with pytest.raises(ValueError, match="report-to"):
+            run(report_to="nobody")
+        assert len(heard) == 1 and "report-to" in heard[0]
+        patch.setattr("mtpd_mlx.training.finish", lambda out: None)
+        run(overwrite=True)
+        save_arrays(out / "resume-2" / "params.safetensors", {"a": mx.zeros(1)})
+        with pytest.raises(ValueError, match="damaged resume point"):
+            run(resume=True)
+        assert len(heard) == 2 and "damaged resume point" in heard[1]
 
 
 def program(*arguments: str) -> subprocess.CompletedProcess:
