@@ -56,6 +56,23 @@ def test_ragged_prompts_until_the_caches_are_full(folder: Path) -> None:
     assert together(folder, PROMPTS, 200) == expected
 
 
+@pytest.mark.parametrize("longest", [126, 127])
+def test_prompts_that_leave_no_room_beside_texts_that_rest(longest: int, folder: Path) -> None:
+    """A text that rests is padded as far as the longest prompt, in the heads' caches too."""
+    prompts = [[5] * longest, [7, 8, 9]]
+    decoder = open_batched(folder, 4, provider="cpu", num_threads=1)
+    texts = [(t.tokens, t.accepted, t.finish_reason) for t in decoder.generate(prompts, 30)]
+    assert texts == alone(folder, prompts, 30)
+
+
+def test_texts_rest_in_a_cache_of_one_round(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", FAMILIES["llama-tied"], scale=2.0)
+    heads = write_checkpoint(tmp_path / "heads", base, 3, noise=0.02)
+    export_checkpoint(heads, tmp_path / "onnx", capacity=5)
+    prompts = [[5], [7, 8, 9, 10], [1, 2, 3]]
+    assert together(tmp_path / "onnx", prompts, 9) == alone(tmp_path / "onnx", prompts, 9)
+
+
 def test_texts_that_end_early_rest_while_others_go_on(folder: Path) -> None:
     tokens = [text for text, *_ in alone(folder, PROMPTS, 30)]
     eos = frozenset({tokens[0][4], tokens[3][0]})
