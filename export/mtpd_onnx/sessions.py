@@ -89,7 +89,7 @@ def open_session(
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"--num-threads: got {num_threads}, expected at least 1")
     options = ort.SessionOptions()
-    options.log_severity_level = ERROR
+    options.log_severity_level = FATAL  # errors are raised
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     names: list[Any] = ["CPUExecutionProvider"]
