@@ -82,6 +82,16 @@ def test_generate_samples_repeatably(folder: Path, capsys: pytest.CaptureFixture
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize("temp", ["1e-30", "1e-40", "5e-324"])
+def test_the_smallest_temperatures_are_greedy(temp: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(folder), "--provider", "cpu", "-p", "hello there", "-m", "24", "--json"]
+    texts = []
+    for options in ([], ["--temp", temp]):
+        assert main([*arguments, *options]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,9 +106,17 @@ def test_generate_samples_repeatably(folder: Path, capsys: pytest.CaptureFixture
         (["bench", "--prompts", "PROMPTS", "--genai", "nowhere"], "nowhere: not a genai folder"),
         (["bench", "--prompts", "PROMPTS", "--limit", "-2"], "--limit: got -2, expected at least 1"),
         (["verify", "--prompts", "PROMPTS", "--limit", "0"], "--limit: got 0, expected at least 1"),
-        (["generate", "-p", "x", "--num-threads", "-1"], "--num-threads: got -1, expected at least 1"),
-        (["generate", "-p", "x", "--num-threads", "0", "--batch-size", "2"], "--num-threads: got 0, expected at least 1"),
+        (["generate", "-p", "x", "--num-threads", "-1"], "--num-threads: got -1, expected 1.."),
+        (["generate", "-p", "x", "--num-threads", "0", "--batch-size", "2"], "--num-threads: got 0, expected 1.."),
         (["generate", "-p", "x", "--temp", "1", "--xtc-probability", "0.5"], "exported graphs sample without XTC"),
+        (["generate", "-p", "x", "--num-threads", "99999999999"], "--num-threads: got 99999999999, expected 1.."),
+        (["generate", "-p", "x", "--temp", "1", "--seed", "-1"], "--seed: got -1, expected at least 0"),
+        (
+            ["bench", "--prompts", "PROMPTS", "-m", "2", "--cool-down", "1e30"],
+            "--cool-down: got 1e+30, expected 0..3600 seconds",
+        ),
+        (["bench", "--prompts", "PROMPTS", "-m", "2", "--cool-down", "nan"], "--cool-down: got nan, expected 0..3600 seconds"),
+        (["verify", "--prompts", "PROMPTS", "--tolerance", "nan"], "--tolerance: got nan, expected at least 0"),
         (["chat", "-m", "0"], "--max-tokens: got 0"),
     ],
 )
