@@ -25,15 +25,17 @@ def alone(folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int
         backend.rewind_to(0)
         chunks = list(generate(backend, prompt, max_tokens=count, eos_token_ids=eos))
         accepted = [c.round.accepted for c in chunks if c.round is not None and c.round.proposed]
-        found.append(([t for c in chunks for t in c.tokens], accepted, chunks[-1].finish_reason))
+        short = sum(c.round is not None and not c.round.proposed for c in chunks)
+        steps = sum(c.round is None for c in chunks[1:])
+        found.append(([t for c in chunks for t in c.tokens], accepted, (short, steps), chunks[-1].finish_reason))
     return found
 
 
 def together(
     folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int] = frozenset(), size: int = 0
 ) -> list[tuple]:
-    texts = open_batched(folder, len(prompts), provider="cpu", num_threads=1).generate(prompts, count, eos)
-    return [(t.tokens, t.accepted, t.finish_reason) for t in texts]
+    texts = open_batched(folder, size or len(prompts), provider="cpu", num_threads=1).generate(prompts, count, eos)
+    return [(t.tokens, t.accepted, (t.short_rounds, t.plain_steps), t.finish_reason) for t in texts]
 
 
 PROMPTS = [list(range(5, 25)), [9], [7, 8], list(range(90, 40, -1)), [1, 2, 3, 4], list(range(10, 80))]
@@ -60,9 +62,7 @@ def test_ragged_prompts_until_the_caches_are_full(folder: Path) -> None:
 def test_prompts_that_leave_no_room_beside_texts_that_rest(longest: int, folder: Path) -> None:
     """A text that rests is padded as far as the longest prompt, in the heads' caches too."""
     prompts = [[5] * longest, [7, 8, 9]]
-    decoder = open_batched(folder, 4, provider="cpu", num_threads=1)
-    texts = [(t.tokens, t.accepted, t.finish_reason) for t in decoder.generate(prompts, 30)]
-    assert texts == alone(folder, prompts, 30)
+    assert together(folder, prompts, 30, size=4) == alone(folder, prompts, 30)
 
 
 def test_texts_rest_in_a_cache_of_one_round(tmp_path: Path) -> None:

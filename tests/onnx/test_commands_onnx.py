@@ -5,9 +5,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mtpd_onnx import memory
+from mtpd_onnx.batched_backend import BatchedDecoder
 from mtpd_onnx.cli import main
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.fused_backend import FusedBackend
@@ -213,10 +215,39 @@ def test_batches_write_what_single_texts_are(folder: Path, prompts: Path, capsys
         arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--stop", "q"]
         assert main([*arguments, "--json", "--batch-size", size]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        texts.append([(row["id"], row["text"], row["tokens"], row["finish_reason"]) for row in rows])
+        counts = [[row["stats"][k] for k in ("rounds", "short_rounds", "plain_steps", "tokens_per_pass")] for row in rows]
+        texts.append(([(row["id"], row["text"], row["tokens"], row["finish_reason"]) for row in rows], counts))
     assert texts[0] == texts[1]
     assert main(["generate", str(folder), "--prompts", str(prompts), "--batch-size", "2", "--temp", "1"]) == 1
     assert "batches are decoded greedily" in capsys.readouterr().err
+
+
+def test_interrupted_batches_show_what_there_is(
+    folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--batch-size", "2"]
+    assert main([*arguments, "--json"]) == 0
+    whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    right, runs = BatchedDecoder._run, []
+
+    def run(self: BatchedDecoder, *args: Any) -> list[list[int]]:
+        runs.append(args)
+        if len(runs) == stop:
+            raise KeyboardInterrupt
+        return right(self, *args)
+
+    monkeypatch.setattr(BatchedDecoder, "_run", run)
+    for stop in (1, 4):
+        runs.clear()
+        assert main([*arguments, "--json"]) == 130
+        parts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [part["finish_reason"] for part in parts] == ["interrupted"] * 2
+        for part, row in zip(parts, whole, strict=False):
+            assert part["tokens"] == row["tokens"][: len(part["tokens"])] and bool(part["tokens"]) == (stop > 1)
+            assert part["stats"]["tokens_per_second"] >= 0
+    runs.clear()
+    assert main([*arguments, "--quiet"]) == 130
+    assert "[" not in capsys.readouterr().out  # the text alone
 
 
 def test_batches_check_the_files_and_refuse_bf16(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
