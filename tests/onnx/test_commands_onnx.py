@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mtpd_onnx import memory
+from mtpd_onnx import manifest, memory
 from mtpd_onnx.batched_backend import BatchedDecoder
 from mtpd_onnx.cli import main
 from mtpd_onnx.export import export_checkpoint
@@ -129,6 +129,18 @@ def test_what_cannot_be_is_said_in_one_line(
     assert main([command, str(folder), *rest]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"mtpd-onnx {command}: error: ") and message in error
+
+
+@pytest.mark.parametrize(("error", "words"), [(MemoryError(), "MemoryError"), (RuntimeError("no device\nmore"), "no device")])
+def test_faults_of_the_system_are_one_line(
+    error: Exception, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(manifest, "read_manifest", fail)
+    assert main(["info", str(folder)]) == 1
+    assert capsys.readouterr().err == f"mtpd-onnx info: error: {words}\n"
 
 
 def test_memory_is_checked_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
