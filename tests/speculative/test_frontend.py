@@ -132,6 +132,9 @@ def test_read_prompts_of_all_kinds(tmp_path):
         ("p.jsonl", b'{"messages": [{"content": "x"}]}', 'p.jsonl:1: "messages"'),
         ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', 'p.jsonl:1: "messages"'),
         ("p.jsonl", b'{"prompt": "a", "reference": 1}', 'p.jsonl:1: "reference"'),
+        ("p.jsonl", b'{"messages": [{"role": "user"}]}', 'p.jsonl:1: "messages": got no "content" in one of role \'user\''),
+        ("p.jsonl", b'{"prompt": "a", "id": "b\\ud800"}', r"p.jsonl:1: got \\ud800 alone, half of a character"),
+        ("p.jsonl", b"[" * 99999, "p.jsonl:1: not valid JSON"),
         ("p.txt", b"a\n\xff\n", r"not UTF-8 text \(byte 2\)"),
         ("p.csv", b"a", "expected .jsonl or .txt"),
     ],
@@ -264,9 +267,8 @@ def test_faults_of_any_prompt_are_told_before_the_first_text(tmp_path):
         run(backend_for("Hello"), prompt="")
     with pytest.raises(ValueError, match="--num-draft-tokens: got 2, expected 4"):
         run(backend_for("Hello"), num_draft_tokens=2)
-    file.write_text('{"prompt": "abc"}\n{"id": "half", "prompt": "a\\ud800"}\n')
-    with pytest.raises(ValueError, match=r"prompt half: text: got U\+D800 at character 1"):
-        run(backend_for("Hello"), prompt=None, prompts=str(file))
+    with pytest.raises(ValueError, match=r"^prompt 1: text: got U\+DCFF at character 1"):
+        run(backend_for("Hello"), prompt="a\udcff")
     with pytest.raises(ValueError, match="got a context of 1 positions, expected at least 2"):
         run(backend_for("Hello", capacity=1))
 
