@@ -21,13 +21,16 @@ def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: got {limit}, expected at least 1")
     if longest < 1:
-        raise ValueError(f"no room for a prompt: the context leaves {longest} positions")
+        raise ValueError(f"no room for a prompt: the context leaves {longest} positions, expected at least 1")
     encoded = []
     for prompt in read_prompts(file)[:limit]:
         text = prompt.text
-        if prompt.messages is not None:
-            text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)
-        tokens = tokenizer.encode(text, add_special_tokens=prompt.messages is None)
+        try:
+            if prompt.messages is not None:
+                text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)
+            tokens = tokenizer.encode(text, add_special_tokens=prompt.messages is None)
+        except ValueError as error:
+            raise ValueError(f"{file}: prompt {prompt.id}: {error}") from error
         if tokens:
             encoded.append(EncodedPrompt(prompt.id, tokens[-longest:]))
     if not encoded:

@@ -26,11 +26,13 @@ def check_batches(version: str) -> None:
 
 @dataclass
 class Text:
-    """One text of a batch. `accepted`: one count per full round."""
+    """One text of a batch. `accepted`: one count per full round; short_rounds, plain_steps: as DecodeStats counts them."""
 
     prompt: list[int]
     tokens: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    short_rounds: int = 0
+    plain_steps: int = 0
     finish_reason: str | None = None
 
 
@@ -41,6 +43,8 @@ class BatchedDecoder:
         self.num_draft_tokens, self.capacity, self.batch_size = manifest.num_heads, manifest.capacity, batch_size
         state = cache_state(manifest, provider, manifest.num_heads, batch_size)
         self.runner = Runner(session, provider, state, {}, {}, False)
+        self.texts: list[Text] = []  # of the last call of generate, after an interrupt too
+        self.prefill_seconds = 0.0
         shape = (batch_size, manifest.num_heads, manifest.dims["hidden_size"])
         self._hidden_tail: np.ndarray = np.zeros(shape, float_type(manifest))
 
@@ -57,7 +61,7 @@ class BatchedDecoder:
         for prompt in prompts:
             if not 1 <= len(prompt) < self.capacity:
                 raise ValueError(f"prompt: got {len(prompt)} tokens, expected 1..{self.capacity - 1}")
-        self._texts = [Text(list(prompt)) for prompt in prompts]
+        self.texts, self.prefill_seconds = [Text(list(prompt)) for prompt in prompts], 0.0
         self._max_tokens, self._eos, self._stops = max_tokens, eos, stops
         self._past: np.ndarray = np.zeros(self.batch_size, np.int32)
         self._token_tail: np.ndarray = np.zeros((self.batch_size, self.num_draft_tokens), np.int64)
@@ -70,9 +74,9 @@ class BatchedDecoder:
                 if part and start + len(part) == len(prompts[i]):
                     self._emit(i, new)
         self.prefill_seconds = time.perf_counter() - began
-        while any(text.finish_reason is None for text in self._texts):
+        while any(text.finish_reason is None for text in self.texts):
             self._advance()
-        return self._texts
+        return self.texts
 
     def _advance(self) -> None:
         """A round for texts that can have one, then a step for those too short or nearly full; the others rest meanwhile.
@@ -80,21 +84,24 @@ class BatchedDecoder:
         Two runs, because a padded row counts as a position: a nearly full text has none to spare.
         """
         k = self.num_draft_tokens
-        active = [text.finish_reason is None for text in self._texts]
-        alone = [bool(past < k or past + 1 + k > self.capacity) for past in self._past[: len(active)]]
+        active = [text.finish_reason is None for text in self.texts]
+        full = [bool(past + 1 + k > self.capacity) for past in self._past[: len(active)]]
+        alone = [bool(past < k) or none for past, none in zip(self._past, full, strict=False)]
         for forced in (False, True):
             rows: list[list[int]] = []
-            for i, text in enumerate(self._texts):
+            for i, text in enumerate(self.texts):
                 row = [text.tokens[-1]] if forced else [text.tokens[-1], *self._drafts[i].tolist()]
                 rows.append(row if active[i] and alone[i] == forced else [])
             if any(rows):
                 for i, new in enumerate(self._run(rows, [forced] * len(rows))[: len(rows)]):
                     if rows[i]:
-                        self._texts[i].accepted += [] if forced else [len(new) - 1]
+                        self.texts[i].accepted += [] if forced else [len(new) - 1]
+                        self.texts[i].short_rounds += forced and not full[i]
+                        self.texts[i].plain_steps += forced and full[i]
                         self._emit(i, new)
 
     def _emit(self, i: int, new: list[int]) -> None:
-        text = self._texts[i]
+        text = self.texts[i]
         for token in new[: self._max_tokens - len(text.tokens)]:
             text.tokens.append(token)
             if token in self._eos or (self._stops is not None and self._stops[i](token)):
@@ -119,6 +126,9 @@ class BatchedDecoder:
         count = max([1] + [len(r) for r, known in zip(rows, forced, strict=True) if not known])
         first = np.where(forced, last, 0)
         checked = np.minimum(first[:, None] + np.arange(count), last[:, None])  # [B, R]
+        checked[
+            lengths == 0
+        ] = -1  # one row less than the first: the heads of a resting text see one position, as the base does
         following = np.concatenate([tokens, np.zeros((size, 1), np.int64)], axis=1)
         after = np.where(checked < last[:, None], np.take_along_axis(following, checked + 1, axis=1), -1)
         real = np.where(forced, np.minimum(k, self._past) + lengths, np.minimum(k + 1, lengths))  # rows of each window

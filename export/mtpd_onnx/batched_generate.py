@@ -5,42 +5,56 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.speculative.frontend import GenerateOptions, Stream, describe, encode_all, eos_tokens, record
+from mtpd_mlx.speculative.frontend import INTERRUPTED, GenerateOptions, Stream, describe, encode_all, eos_tokens, record
 from mtpd_mlx.speculative.stats import DecodeStats
 from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_onnx.batched_backend import Text
 from mtpd_onnx.open import open_batched
 
 
 def run_batches(folder: Path, batch_size: int, options: GenerateOptions, runtime: dict[str, Any]) -> int:
     """Prints every text when its batch is done. The seconds of one text are those of its whole batch. runtime: keywords of
-    open_batched."""
+    open_batched. Returns the exit status: 130 when interrupted, after the texts so far and their statistics."""
     decoder = open_batched(folder, batch_size, **runtime)
     tokenizer = Tokenizer.from_folder(folder)
     jobs = encode_all(tokenizer, options, decoder.capacity, decoder.num_draft_tokens)
     eos, total, texts = eos_tokens(tokenizer, options.extra_eos_token), DecodeStats(decoder.num_draft_tokens), list[Stream]()
+    finished = True
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         streams = [Stream(tokenizer, options, eos, None) for _ in batch]
-        seen = [stream.see for stream in streams]
         began = time.perf_counter()
-        done = decoder.generate([tokens for _, tokens in batch], options.max_tokens, eos, seen)
+        try:
+            decoder.generate([tokens for _, tokens in batch], options.max_tokens, eos, [stream.see for stream in streams])
+        except KeyboardInterrupt:
+            finished = False
         seconds = time.perf_counter() - began - decoder.prefill_seconds
-        for (prompt, tokens), stream, text in zip(batch, streams, done, strict=True):
+        for (prompt, tokens), stream, text in zip(batch, streams, decoder.texts, strict=True):
             stream.tokens = text.tokens
-            stream.end(text.finish_reason or "length")
+            stream.end(text.finish_reason or "interrupted")
             stats = DecodeStats(decoder.num_draft_tokens)
             for each, part in ((stats, 1), (total, len(batch))):
-                each.accepted += text.accepted
-                each.tokens += len(text.tokens)
-                each.prompts += 1
-                each.prompt_tokens += len(tokens)
-                each.prompt_seconds += decoder.prefill_seconds / part
-                each.decode_seconds += seconds / part
+                count(each, text, len(tokens), decoder.prefill_seconds / part, seconds / part)
             texts.append(stream)
             if options.json:
                 print(json.dumps(record(prompt, stream, stats, options), ensure_ascii=False), flush=True)
             else:
-                print(f"[{prompt.id}]\n{stream.text}", flush=True)
+                print(stream.text if options.quiet or len(jobs) == 1 else f"[{prompt.id}]\n{stream.text}", flush=True)
+        if not finished:
+            break
     if not options.json and not options.quiet:
         print(describe(total, texts), flush=True)
-    return 0
+    return 0 if finished else INTERRUPTED
+
+
+def count(stats: DecodeStats, text: Text, prompt_tokens: int, prefill_seconds: float, seconds: float) -> None:
+    if not text.tokens:  # interrupted before the first one
+        return
+    stats.accepted += text.accepted
+    stats.short_rounds += text.short_rounds
+    stats.plain_steps += text.plain_steps
+    stats.tokens += len(text.tokens)
+    stats.prompts += 1
+    stats.prompt_tokens += prompt_tokens
+    stats.prompt_seconds += prefill_seconds
+    stats.decode_seconds += seconds

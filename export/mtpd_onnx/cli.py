@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtpd_mlx import __version__
+from mtpd_onnx.messages import first_line
 
 COMMANDS = {
     "generate": "generate text from an exported folder",
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
     except (ValueError, OSError, ImportError) as error:
         print(f"mtpd-onnx {arguments[0]}: error: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:  # of onnx, numpy or the system
+        print(f"mtpd-onnx {arguments[0]}: error: {first_line(error)}", file=sys.stderr)
         return 1
 
 

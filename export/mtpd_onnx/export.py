@@ -36,7 +36,7 @@ from mtpd_onnx.precision import (
     describe,
 )
 from mtpd_onnx.round_graph import build_round
-from mtpd_onnx.save import WeightsFile, save_graph
+from mtpd_onnx.save import WeightsFile, put_in_place, save_graph
 from mtpd_onnx.split_graphs import build_heads, build_main
 from mtpd_onnx.weights import Tensors
 
@@ -207,9 +207,7 @@ def export_checkpoint(
         copy_tokenizer(base_folder, temporary)
         kinds = (layout, precision, activations)
         manifest = describe_folder(temporary, spec, kinds, config, graphs, parameters.report())
-        if out.exists():
-            shutil.rmtree(out)
-        temporary.rename(out)
+        put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
@@ -224,6 +222,10 @@ def check_layout(layout: str, precision: str, draft_head_bits: int | None) -> No
 
 def check_target(out: Path, overwrite: bool) -> None:
     """A new or empty folder, or with `overwrite` an earlier export: never somebody's checkpoint or model."""
+    if out.is_symlink() or out.name in ("", ".."):
+        raise ValueError(
+            f"--out {out}: got {'a symbolic link' if out.is_symlink() else 'no name'}, expected a folder's own name"
+        )
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:

@@ -96,11 +96,10 @@ class FusedBackend:
         if self.ahead and self.length + 2 * (1 + k) <= self.capacity:
             self.runner.start()
         (result,) = self.runner.wait()
-        self._stale = 0
         accepted, *emitted = result.tolist()
         emitted = emitted[: accepted + 1]
         self._tokens += [token, *emitted[:-1]]
-        self._next = emitted[-1]
+        self._next, self._stale = emitted[-1], 0
         return Round(emitted, accepted, k)
 
     def rewind_to(self, length: int) -> None:
@@ -108,11 +107,11 @@ class FusedBackend:
         if length == self.length:
             return
         del self._tokens[length:]
-        self.runner.drain()
         if length == 0:
             self._clear()
         else:
             self._stale = min(self.num_draft_tokens, length)
+        self.runner.drain()
 
     def _refresh(self) -> None:
         """After a rewind, and where the device is ahead: runs the last K kept tokens again, which restores the tails, the
@@ -120,17 +119,15 @@ class FusedBackend:
         if self.runner.drain():
             self._stale = min(self.num_draft_tokens, self.length)
         if self._stale:
-            again, self._stale = self._tokens[-self._stale :], 0
-            del self._tokens[-len(again) :]
-            self._force(again, window=len(again))
+            self._force(self._tokens[-self._stale :], again=True)
 
-    def _force(self, tokens: Sequence[int], window: int | None = None) -> None:
-        """Runs tokens that are all known, whatever the model thinks of them; `window`: rows of the heads' window."""
-        k, past, size = self.num_draft_tokens, self.length, len(tokens)
+    def _force(self, tokens: Sequence[int], again: bool = False) -> None:
+        """Runs tokens that are all known, whatever the model thinks of them: new ones, or the last ones `again`."""
+        k, size = self.num_draft_tokens, len(tokens)
+        past = self.length - size if again else self.length
+        window = size if again else min(k, past) + size  # rows of the heads' window
         if not self._begun and self._sampling is not None:
             self._sampling.begin(self.runner)
-        if window is None:
-            window = min(k, past) + size
         inputs: dict[str, np.ndarray] = {
             "tokens": np.asarray(tokens, dtype=np.int64),
             "checked": np.array([size - 1], dtype=np.int64),
@@ -139,8 +136,9 @@ class FusedBackend:
             "window": np.arange(k - window + 1, k + 1, dtype=np.int64),
         }
         if self._sampling is not None:
-            inputs |= self._sampling.inputs(self._tokens, int(tokens[0]))
+            inputs |= self._sampling.inputs(self._tokens[:past], int(tokens[0]))
+        self._next, self._stale = -1, min(k, self.length)  # should the run be interrupted, as in `round`
         (result,) = self.runner.free(inputs, ("result",))
         self._begun = True
-        self._tokens += [int(t) for t in tokens]
-        self._next = int(result[-1])
+        self._tokens[past:] = [int(t) for t in tokens]
+        self._next, self._stale = int(result[-1]), 0

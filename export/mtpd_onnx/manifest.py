@@ -10,8 +10,9 @@ from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.precision import check_precision
 
-NAME, MAX_BYTES = "manifest.json", 16 << 20
+NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
 FORMAT, FORMAT_VERSION = "mtpd-onnx", 4
+WEIGHTS_NAME = "weights.bin"
 LAYOUTS = {
     "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx", "batched_round.onnx"),
     "split": ("main.onnx", "mtp_heads.onnx"),
@@ -95,8 +96,11 @@ def _check_values(manifest: Manifest) -> None:
     check_precision(manifest.precision, manifest.activations)
     numbers = {"num_heads": manifest.num_heads, "capacity": manifest.capacity} | manifest.dims
     for name in ("num_heads", "capacity", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"):
-        if not isinstance(numbers[name], int) or numbers[name] < 1:
-            raise ValueError(f"{name}: got {numbers[name]!r}, expected a positive integer")
+        if type(numbers[name]) is not int or not 1 <= numbers[name] < MAX_NUMBER:
+            raise ValueError(f"{name}: got {numbers[name]!r:.40}, expected a positive integer")
+    read = manifest.weights_read
+    if not isinstance(read, dict) or not all(type(read.get(graph)) is int for graph in LAYOUTS[manifest.layout]):
+        raise ValueError(f"weights_read: got {read!r:.80}, expected bytes for each graph")
     drafted, vocabulary = manifest.draft_vocab, manifest.dims["vocab_size"]
     if drafted is not None and not (type(drafted) is int and 0 < drafted <= vocabulary):
         raise ValueError(f"draft_vocab: got {drafted!r}, expected 1..{vocabulary} or null")
@@ -108,7 +112,7 @@ def _check_values(manifest: Manifest) -> None:
 
 
 def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
-    for name in (*LAYOUTS[manifest.layout], "tokenizer.json"):
+    for name in (*LAYOUTS[manifest.layout], WEIGHTS_NAME, "tokenizer.json"):
         if name not in manifest.files:
             raise ValueError(f"files: {name} is not listed")
     for name, entry in manifest.files.items():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mtpd_onnx.cuda_runtime import free_bytes
 from mtpd_onnx.limits import PREFILL_CHUNK
-from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.manifest import WEIGHTS_NAME, Manifest
 from mtpd_onnx.precision import ACTIVATION_BYTES
 
 WORKSPACE = {"cuda": 600e6, "cpu": 50e6}  # CUDA's context and cuBLAS, onnxruntime's own
@@ -20,7 +20,7 @@ def needed_bytes(folder: Path, manifest: Manifest, provider: str, plain: bool, s
     logits = rows * dims["vocab_size"] * (item + 4)
     sampling = 8 * rows * dims["vocab_size"] * 4 if sampled else 0
     activations = 16 * PREFILL_CHUNK * dims["hidden_size"] * item
-    weights, read = (folder / "weights.bin").stat().st_size, max(manifest.weights_read.values())
+    weights, read = (folder / WEIGHTS_NAME).stat().st_size, max(manifest.weights_read.values())
     weights += read if read > weights else 0  # unpacked when the session opens
     return int(weights + batch_size * (caches + logits + sampling + activations) + WORKSPACE[provider])
 

@@ -4,7 +4,9 @@ The child reads one JSON object per line, {"prompt": [ids], "max_tokens": n}, an
 """
 
 import atexit
+import contextlib
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,8 @@ def genai_arm(folder: Path, capacity: int, num_threads: int | None) -> Arm:
 
     def decode(prompt: list[int], max_tokens: int) -> Run:
         assert child.stdin is not None
-        print(json.dumps({"prompt": prompt, "max_tokens": max_tokens}), file=child.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended: _read says so
+            print(json.dumps({"prompt": prompt, "max_tokens": max_tokens}), file=child.stdin, flush=True)
         answer = _read(child)
         return Run(answer["tokens"], answer["prefill_seconds"], answer["decode_seconds"])
 
@@ -42,6 +45,7 @@ def _read(child: subprocess.Popen[str]) -> dict[str, Any]:
 def serve(folder: Path, capacity: int, num_threads: int) -> None:
     from mtpd_onnx.peer_genai import GenaiPeer
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent says it and ends this one
     try:
         peer = GenaiPeer(folder, capacity, num_threads or None)
         peer.warm_up()

@@ -88,6 +88,7 @@ class PlainBackend:
         }
         if self._sampling is not None:
             inputs |= self._sampling.inputs(self._tokens, int(tokens[0]))
+        self._next = -1  # as in `step`
         results = self.runner.free(inputs, outputs)
         self._tokens += [int(t) for t in tokens]
         self._next = int(self.runner.get("tokens")[0])
@@ -100,5 +101,5 @@ class PlainBackend:
         check_rewind(self, length)
         if length < self.length:
             del self._tokens[length:]
-            self.runner.drain()
             self._next = -1
+            self.runner.drain()

@@ -1,5 +1,7 @@
 """Graphs and weights to disk: one weights file for all graphs of a folder, written tensor by tensor."""
 
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-WEIGHTS_NAME = "weights.bin"
+from mtpd_onnx.manifest import WEIGHTS_NAME
+
 ALIGNMENT = 4096
 INLINE_BYTES = 1024
 
@@ -66,6 +69,19 @@ def _bytes_read(value: ir.Value) -> int:
 
 def _gathered(value: ir.Value) -> bool:
     return all(use.node.op_type.startswith("Gather") and use.idx == 0 for use in value.uses())
+
+
+def put_in_place(folder: Path, out: Path) -> None:
+    """Renames `folder` to `out`. What was there before goes last: one of the two is always whole."""
+    previous = out.with_name(f".{out.name}.{os.getpid()}.old")
+    try:
+        if out.exists():
+            out.rename(previous)
+        folder.rename(out)
+    finally:
+        if previous.exists() and not out.exists():
+            previous.rename(out)
+        shutil.rmtree(previous, ignore_errors=True)
 
 
 def check_graph(file: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mtpd_onnx.precision import describe, export_options
 
 PROVIDERS = ("auto", "cuda", "cpu")
 INSTALL_CUDA = 'install it with: pip install "mtpd-mlx[onnx-gpu]"'
+MOST_THREADS = 64  # where there are fewer CPUs: each one more slows the others down
 ERROR, FATAL = 3, 4  # severities of onnxruntime's own log
 
 
@@ -86,10 +88,11 @@ def open_session(
     stream: what it runs on (None: one of its own).
     """
     ort = import_onnxruntime()
-    if num_threads is not None and num_threads < 1:
-        raise ValueError(f"--num-threads: got {num_threads}, expected at least 1")
+    most = max(os.cpu_count() or 1, MOST_THREADS)
+    if num_threads is not None and not 1 <= num_threads <= most:
+        raise ValueError(f"--num-threads: got {num_threads}, expected 1..{most}")
     options = ort.SessionOptions()
-    options.log_severity_level = ERROR
+    options.log_severity_level = FATAL  # errors are raised
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     names: list[Any] = ["CPUExecutionProvider"]

@@ -44,8 +44,8 @@ class SplitModel:
         inputs = self._inputs(np.asarray(tokens, dtype=np.int64), self.length, self._cache)
         with one_line("onnxruntime"):
             predicted, logits, hidden, *self._cache = self._main.run(None, inputs)
-        self._tokens += [int(t) for t in tokens]
         self._states = np.concatenate([self._states, hidden])
+        self._tokens += [int(t) for t in tokens]  # last: should it be interrupted before, rewind_to cuts the others
         return predicted, logits
 
     def _inputs(self, tokens: np.ndarray, start: int, caches: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -29,9 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.tokenizer import Tokenizer
-    from mtpd_mlx.speculative.verify import describe
+    from mtpd_mlx.speculative.verify import check_tolerance, describe
 
     sampling = sampling_from(args)
+    check_tolerance(args.tolerance)
     if sampling.greedy and not args.greedy_only:
         raise ValueError("verify: --temp 0 leaves nothing to draw; give a temperature, or --greedy-only")
     base, heads = load_model(args)

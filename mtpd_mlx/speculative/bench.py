@@ -10,6 +10,8 @@ from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats
 
+LONGEST_REST = 3600
+
 
 @dataclass(frozen=True)
 class Run:
@@ -82,6 +84,8 @@ def interleave(
 ) -> None:
     """Every arm decodes a prompt before the next prompt begins; the order of the arms turns by one each time. One run of each
     arm on the first prompt goes before and is not counted."""
+    if not 0 <= cool_down <= LONGEST_REST:
+        raise ValueError(f"--cool-down: got {cool_down}, expected 0..{LONGEST_REST} seconds")
     for arm in arms:
         arm.decode(prompts[0], max_tokens)
         if arm.stats is not None:

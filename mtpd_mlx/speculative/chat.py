@@ -44,17 +44,19 @@ class Chat:
         self._backend.rewind_to(0)
 
     def answer(self, text: str, out: TextIO) -> DecodeStats:
-        """Streams the answer to `text`. ValueError where the conversation no longer fits the context."""
-        self._messages.append({"role": "user", "content": text})
-        tokens = self._encode()
-        common = min(_common(tokens, self._cached), len(tokens) - 1)
+        """Streams the answer to `text`. ValueError where the conversation no longer fits the context, or cannot be encoded with
+        this text; it is then as it was before."""
+        messages: Messages = [*self._messages, {"role": "user", "content": text}]
+        tokens = self._encode(messages)
+        if not tokens:
+            raise ValueError("got a text of no tokens, expected at least one")
         if len(tokens) >= self._backend.capacity:
-            self._messages.pop()
             raise ValueError(f"the conversation has {len(tokens)} tokens, the context {self._backend.capacity}: r starts again")
-        self._backend.rewind_to(common)
+        common = min(_common(tokens, self._cached), len(tokens) - 1)
         stats, said = DecodeStats(self._backend.num_draft_tokens), list(tokens)
         answer = ""
         try:
+            self._backend.rewind_to(common)
             for piece, drafted, new in self._stream(tokens[common:], stats):
                 said += new
                 answer += piece
@@ -62,14 +64,14 @@ class Chat:
                 print(coloured, end="", file=out, flush=True)
         finally:  # also when interrupted: what was said stays in the conversation
             self._cached = said[: self._backend.length]
-            self._messages.append({"role": "assistant", "content": answer})
+            self._messages = [*messages, {"role": "assistant", "content": answer}]
         print(file=out, flush=True)
         return stats
 
-    def _encode(self) -> list[int]:
+    def _encode(self, messages: Messages) -> list[int]:
         if self._tokenizer.has_chat_template:
-            return self._tokenizer.encode(self._tokenizer.apply_chat_template(self._messages, True), False)
-        return self._tokenizer.encode("\n".join(m["content"] for m in self._messages))
+            return self._tokenizer.encode(self._tokenizer.apply_chat_template(messages, True), False)
+        return self._tokenizer.encode("\n".join(m["content"] for m in messages))
 
     def _stream(self, prompt: list[int], stats: DecodeStats) -> Iterator[tuple[str, bool, list[int]]]:
         """(text, was it drafted, tokens) piece by piece."""
@@ -115,6 +117,9 @@ def run_chat(
         except (EOFError, KeyboardInterrupt):
             print(file=out)
             return 0
+        except UnicodeDecodeError as error:
+            print(f"error: not UTF-8 text (byte {error.start})", file=out)
+            continue
         if text.strip() == "q":
             return 0
         if text.strip() in ("h", ""):

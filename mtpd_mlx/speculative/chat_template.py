@@ -24,7 +24,7 @@ def render(template: str, messages: Messages, add_generation_prompt: bool, speci
             add_generation_prompt=add_generation_prompt,
             **special_tokens,
         )
-    except (TemplateError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except (TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"chat template: {reason}") from error
 

@@ -83,7 +83,7 @@ def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOption
     eos = eos_tokens(tokenizer, options.extra_eos_token)
     try:
         finished = _run(backend, tokenizer, options, jobs, eos, out)
-        out.flush()
+        print(end="", file=out, flush=True)  # nothing where there is no stdout
     except BrokenPipeError:
         _discard(out)
         return BROKEN_PIPE
@@ -133,7 +133,7 @@ def record(prompt: Prompt, stream: "Stream", stats: DecodeStats, options: Genera
         **reference,
         "finish_reason": stream.finish_reason,
         "tokens": stream.tokens,
-        "plain": options.plain,
+        "plain": options.plain or options.num_draft_tokens == 0,
         "distinct4": distinct_n(stream.tokens),
         "stats": stats.to_dict(),
     }
@@ -155,7 +155,10 @@ def collect_prompts(options: GenerateOptions) -> list[Prompt]:
         return read_prompts(Path(options.prompts))
     assert options.prompt is not None
     if options.prompt == "-":
-        return [Prompt("1", sys.stdin.read())]
+        try:
+            return [Prompt("1", sys.stdin.read())]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"standard input: not UTF-8 text (byte {error.start})") from error
     return [Prompt("1", options.prompt.replace("\\n", "\n").replace("\\t", "\t"))]  # as mlx_lm.generate does
 
 
@@ -185,10 +188,17 @@ def encode_all(
     wanted = options.num_draft_tokens
     if not options.plain and wanted is not None and wanted not in (0, num_draft_tokens):
         raise ValueError(f"--num-draft-tokens: got {wanted}, expected {num_draft_tokens} (what this model was opened with)")
-    jobs = [(prompt, encode_prompt(prompt, tokenizer, options)) for prompt in collect_prompts(options)]
-    for prompt, tokens in jobs:
+    if capacity < 2:
+        raise ValueError(f"no room for a prompt and a token: got a context of {capacity} positions, expected at least 2")
+    jobs = []
+    for prompt in collect_prompts(options):
+        try:
+            tokens = encode_prompt(prompt, tokenizer, options)
+        except ValueError as error:
+            raise ValueError(f"prompt {prompt.id}: {error}") from error
         if not 1 <= len(tokens) < capacity:
             raise ValueError(f"prompt {prompt.id}: got {len(tokens)} tokens, expected 1..{capacity - 1}")
+        jobs.append((prompt, tokens))
     return jobs
 
 

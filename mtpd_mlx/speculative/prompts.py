@@ -42,7 +42,11 @@ def read_prompts(file: Path | str) -> list[Prompt]:
 def _row(place: str, number: int, line: str) -> Prompt:
     try:
         row = json.loads(line)
-    except ValueError as error:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise ValueError(f"{place}: got \\u{half:04x} alone, half of a character, expected Unicode text") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place}: not valid JSON ({str(error).splitlines()[0]})") from error
     if not isinstance(row, dict):
         raise ValueError(f"{place}: got {type(row).__name__}, expected an object")
@@ -67,4 +71,7 @@ def _messages(place: str, value: Any) -> Messages:
     fits = isinstance(value, list) and value
     if not fits or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
         raise ValueError(f'{place}: "messages": expected a non-empty list of objects with "role" and "content"')
+    for m in value:
+        if m.get("content") is None and m["role"] in ("system", "user"):  # templates would write nothing, or "None"
+            raise ValueError(f'{place}: "messages": got no "content" in one of role {m["role"]!r}, expected a text')
     return value

@@ -13,6 +13,7 @@ import numpy as np
 
 ACCEPT, REPLACE, DRAFT = range(3)  # columns of a table of uniforms
 KINDS = 3
+COLDEST = 1e30  # largest 1 / temperature: in float32 all but the most probable tokens are gone long before
 LARGEST = 1 - 2**-23  # uniforms are multiples of 2^-23: in float32 u * total < total always
 
 
@@ -45,6 +46,8 @@ class Sampling:
             raise ValueError(f"--top-k: got {self.top_k}, expected at least 0")
         if self.repetition_context_size < 1:
             raise ValueError(f"--repetition-context-size: got {self.repetition_context_size}, expected at least 1")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"--seed: got {self.seed}, expected at least 0")
 
     @property
     def greedy(self) -> bool:
@@ -53,7 +56,7 @@ class Sampling:
 
     @property
     def inverse_temperature(self) -> float:
-        return 1.0 / self.temp if self.temp > 0 else 1.0
+        return min(1.0 / self.temp, COLDEST) if self.temp > 0 else 1.0
 
     @property
     def kept(self) -> int:

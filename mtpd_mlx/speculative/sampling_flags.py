@@ -12,7 +12,7 @@ HELP = {
     "top_p": "draw from the most probable tokens that together reach this probability; 0: off",
     "min_p": "draw only tokens at least this probable, relative to the most probable one; 0: off",
     "top_k": "draw from this many most probable tokens; 0: off",
-    "repetition_penalty": "divide the odds of recent tokens by this; 1: off",
+    "repetition_penalty": "divide the logits of recent tokens by this (multiply those below 0); 1: off",
     "repetition_context_size": "recent tokens that the penalty looks at",
     "xtc_probability": "how often XTC leaves out all likely tokens but the least probable of them; 0: never",
     "xtc_threshold": "from which probability on XTC calls a token likely",

@@ -56,9 +56,15 @@ class Tokenizer:
         return self._template is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """ValueError where `text` holds what is no character: half of a surrogate pair, which a byte that is not UTF-8 (on the
+        command line, say) and a lone \\ud800 in JSON become."""
+        _check_characters(text)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """As encode."""
+        for text in texts:
+            _check_characters(text)
         return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
@@ -72,6 +78,14 @@ class Tokenizer:
         if self._template is None:
             raise ValueError("the tokenizer has no chat template")
         return render(self._template, messages, add_generation_prompt, self._special_tokens)
+
+
+def _check_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        got = f"U+{ord(text[error.start]):04X} at character {error.start}"
+        raise ValueError(f"text: got {got}, which is no character (not UTF-8?), expected Unicode text") from error
 
 
 def _read_backend(folder: Path) -> tokenizers.Tokenizer:

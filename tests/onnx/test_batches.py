@@ -25,15 +25,17 @@ def alone(folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int
         backend.rewind_to(0)
         chunks = list(generate(backend, prompt, max_tokens=count, eos_token_ids=eos))
         accepted = [c.round.accepted for c in chunks if c.round is not None and c.round.proposed]
-        found.append(([t for c in chunks for t in c.tokens], accepted, chunks[-1].finish_reason))
+        short = sum(c.round is not None and not c.round.proposed for c in chunks)
+        steps = sum(c.round is None for c in chunks[1:])
+        found.append(([t for c in chunks for t in c.tokens], accepted, (short, steps), chunks[-1].finish_reason))
     return found
 
 
 def together(
     folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int] = frozenset(), size: int = 0
 ) -> list[tuple]:
-    texts = open_batched(folder, len(prompts), provider="cpu", num_threads=1).generate(prompts, count, eos)
-    return [(t.tokens, t.accepted, t.finish_reason) for t in texts]
+    texts = open_batched(folder, size or len(prompts), provider="cpu", num_threads=1).generate(prompts, count, eos)
+    return [(t.tokens, t.accepted, (t.short_rounds, t.plain_steps), t.finish_reason) for t in texts]
 
 
 PROMPTS = [list(range(5, 25)), [9], [7, 8], list(range(90, 40, -1)), [1, 2, 3, 4], list(range(10, 80))]
@@ -54,6 +56,21 @@ def test_ragged_prompts_until_the_caches_are_full(folder: Path) -> None:
     expected = alone(folder, PROMPTS, 200)
     assert {reason for *_, reason in expected} == {"context"}
     assert together(folder, PROMPTS, 200) == expected
+
+
+@pytest.mark.parametrize("longest", [126, 127])
+def test_prompts_that_leave_no_room_beside_texts_that_rest(longest: int, folder: Path) -> None:
+    """A text that rests is padded as far as the longest prompt, in the heads' caches too."""
+    prompts = [[5] * longest, [7, 8, 9]]
+    assert together(folder, prompts, 30, size=4) == alone(folder, prompts, 30)
+
+
+def test_texts_rest_in_a_cache_of_one_round(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", FAMILIES["llama-tied"], scale=2.0)
+    heads = write_checkpoint(tmp_path / "heads", base, 3, noise=0.02)
+    export_checkpoint(heads, tmp_path / "onnx", capacity=5)
+    prompts = [[5], [7, 8, 9, 10], [1, 2, 3]]
+    assert together(tmp_path / "onnx", prompts, 9) == alone(tmp_path / "onnx", prompts, 9)
 
 
 def test_texts_that_end_early_rest_while_others_go_on(folder: Path) -> None:

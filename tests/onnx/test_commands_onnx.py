@@ -5,9 +5,11 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from mtpd_onnx import memory
+from mtpd_onnx import manifest, memory
+from mtpd_onnx.batched_backend import BatchedDecoder
 from mtpd_onnx.cli import main
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.fused_backend import FusedBackend
@@ -82,6 +84,16 @@ def test_generate_samples_repeatably(folder: Path, capsys: pytest.CaptureFixture
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.parametrize("temp", ["1e-30", "1e-40", "5e-324"])
+def test_the_smallest_temperatures_are_greedy(temp: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", str(folder), "--provider", "cpu", "-p", "hello there", "-m", "24", "--json"]
+    texts = []
+    for options in ([], ["--temp", temp]):
+        assert main([*arguments, *options]) == 0
+        texts.append(json.loads(capsys.readouterr().out)["tokens"])
+    assert texts[0] == texts[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -96,9 +108,17 @@ def test_generate_samples_repeatably(folder: Path, capsys: pytest.CaptureFixture
         (["bench", "--prompts", "PROMPTS", "--genai", "nowhere"], "nowhere: not a genai folder"),
         (["bench", "--prompts", "PROMPTS", "--limit", "-2"], "--limit: got -2, expected at least 1"),
         (["verify", "--prompts", "PROMPTS", "--limit", "0"], "--limit: got 0, expected at least 1"),
-        (["generate", "-p", "x", "--num-threads", "-1"], "--num-threads: got -1, expected at least 1"),
-        (["generate", "-p", "x", "--num-threads", "0", "--batch-size", "2"], "--num-threads: got 0, expected at least 1"),
+        (["generate", "-p", "x", "--num-threads", "-1"], "--num-threads: got -1, expected 1.."),
+        (["generate", "-p", "x", "--num-threads", "0", "--batch-size", "2"], "--num-threads: got 0, expected 1.."),
         (["generate", "-p", "x", "--temp", "1", "--xtc-probability", "0.5"], "exported graphs sample without XTC"),
+        (["generate", "-p", "x", "--num-threads", "99999999999"], "--num-threads: got 99999999999, expected 1.."),
+        (["generate", "-p", "x", "--temp", "1", "--seed", "-1"], "--seed: got -1, expected at least 0"),
+        (
+            ["bench", "--prompts", "PROMPTS", "-m", "2", "--cool-down", "1e30"],
+            "--cool-down: got 1e+30, expected 0..3600 seconds",
+        ),
+        (["bench", "--prompts", "PROMPTS", "-m", "2", "--cool-down", "nan"], "--cool-down: got nan, expected 0..3600 seconds"),
+        (["verify", "--prompts", "PROMPTS", "--tolerance", "nan"], "--tolerance: got nan, expected at least 0"),
         (["chat", "-m", "0"], "--max-tokens: got 0"),
     ],
 )
@@ -109,6 +129,18 @@ def test_what_cannot_be_is_said_in_one_line(
     assert main([command, str(folder), *rest]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"mtpd-onnx {command}: error: ") and message in error
+
+
+@pytest.mark.parametrize(("error", "words"), [(MemoryError(), "MemoryError"), (RuntimeError("no device\nmore"), "no device")])
+def test_faults_of_the_system_are_one_line(
+    error: Exception, words: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(manifest, "read_manifest", fail)
+    assert main(["info", str(folder)]) == 1
+    assert capsys.readouterr().err == f"mtpd-onnx info: error: {words}\n"
 
 
 def test_memory_is_checked_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,10 +227,39 @@ def test_batches_write_what_single_texts_are(folder: Path, prompts: Path, capsys
         arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--stop", "q"]
         assert main([*arguments, "--json", "--batch-size", size]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-        texts.append([(row["id"], row["text"], row["tokens"], row["finish_reason"]) for row in rows])
+        counts = [[row["stats"][k] for k in ("rounds", "short_rounds", "plain_steps", "tokens_per_pass")] for row in rows]
+        texts.append(([(row["id"], row["text"], row["tokens"], row["finish_reason"]) for row in rows], counts))
     assert texts[0] == texts[1]
     assert main(["generate", str(folder), "--prompts", str(prompts), "--batch-size", "2", "--temp", "1"]) == 1
     assert "batches are decoded greedily" in capsys.readouterr().err
+
+
+def test_interrupted_batches_show_what_there_is(
+    folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--batch-size", "2"]
+    assert main([*arguments, "--json"]) == 0
+    whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    right, runs = BatchedDecoder._run, []
+
+    def run(self: BatchedDecoder, *args: Any) -> list[list[int]]:
+        runs.append(args)
+        if len(runs) == stop:
+            raise KeyboardInterrupt
+        return right(self, *args)
+
+    monkeypatch.setattr(BatchedDecoder, "_run", run)
+    for stop in (1, 4):
+        runs.clear()
+        assert main([*arguments, "--json"]) == 130
+        parts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [part["finish_reason"] for part in parts] == ["interrupted"] * 2
+        for part, row in zip(parts, whole, strict=False):
+            assert part["tokens"] == row["tokens"][: len(part["tokens"])] and bool(part["tokens"]) == (stop > 1)
+            assert part["stats"]["tokens_per_second"] >= 0
+    runs.clear()
+    assert main([*arguments, "--quiet"]) == 130
+    assert "[" not in capsys.readouterr().out  # the text alone
 
 
 def test_batches_check_the_files_and_refuse_bf16(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

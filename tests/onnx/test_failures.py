@@ -166,3 +166,75 @@ def test_a_failed_capture_says_how_to_do_without(folders: dict[str, Path]) -> No
 def test_state_of_every_type_can_be_zeroed(activations: str) -> None:
     value = device_zeros((2, 3), Manifest("fused", activations, activations, K, "postnorm", 8, {}, {}, {}, {}, {}, {}), "cpu")
     value.update_inplace(np.zeros((2, 3), NUMPY_TYPES[value.data_type()]))
+
+
+class Interrupted(Failing):
+    """Ctrl-C after the n-th run, which the device has done and the host has not seen."""
+
+    def _count(self) -> None:
+        pass
+
+    def run_with_iobinding(self, *args: Any) -> None:
+        super().run_with_iobinding(*args)
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("action", ["prefill", "step", "round", "rewind"])
+def test_an_interrupted_run_leaves_rounds_as_they_were(action: str, folders: dict[str, Path]) -> None:
+    manifest, prompt = read_manifest(folders["fused"]), [5, 6, 7, 8, 9, 10, 11, 12]
+    session = open_session(folders["fused"] / graph_name(False, False), "cpu", 1)
+    expected = FusedBackend(session, manifest, "cpu")
+    token = expected.prefill(prompt)
+    rounds = [expected.round(token).emitted]
+    rounds += [expected.round(rounds[0][-1]).emitted]
+    backend = FusedBackend(Interrupted(session, 2), manifest, "cpu")
+    backend.prefill([*prompt, 1, 2] if action == "rewind" else prompt)
+    backend.rewind_to(len(prompt))
+    act: dict[str, Any] = {"prefill": lambda: backend.prefill([3, 4]), "step": lambda: backend.step(1)}
+    with pytest.raises(KeyboardInterrupt):
+        act.get(action, lambda: backend.round(token))()
+    assert backend.length == len(prompt)
+    assert [backend.round(token).emitted, backend.round(rounds[0][-1]).emitted] == rounds
+
+
+def test_an_interrupted_run_leaves_steps_as_they_were(folders: dict[str, Path]) -> None:
+    manifest = read_manifest(folders["fused"])
+    session = open_session(folders["fused"] / graph_name(True, False), "cpu", 1)
+    expected = PlainBackend(session, manifest, "cpu")
+    token = expected.prefill([5, 6, 7])
+    backend = PlainBackend(Interrupted(session, 2), manifest, "cpu")
+    assert backend.prefill([5, 6, 7]) == token
+    with pytest.raises(KeyboardInterrupt):
+        backend.prefill([token, 8, 9])
+    assert backend.step(token) == expected.step(token)
+
+
+def test_an_interrupted_verification_is_forgotten(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The split layout, stopped between the parts of its state."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    seen = []
+    for interrupted in (False, True):
+        backend: Any = opening.open_folder(folders["split"], provider="cpu", num_threads=1)
+        token = backend.prefill([5, 6, 7, 8])
+        if interrupted:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(np, "concatenate", interrupt)
+                backend.model.verify([1, 2])
+            assert backend.length == 4
+            backend.rewind_to(4)
+        first = backend.round(token)
+        seen.append((first.emitted, backend.round(first.emitted[-1]).emitted, backend.model.draft(9)))
+    assert seen[0] == seen[1]
+
+
+def test_onnxruntime_does_not_say_it_as_well(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
+    decoder = opening.open_batched(folders["fused"], 2, provider="cpu", num_threads=1)
+    decoder.capacity = 1000
+    with pytest.raises(ValueError, match=r"^onnxruntime: [^\n]*$"):
+        decoder.generate([[1] * 300, [1]], 5)
+    assert capfd.readouterr().err == ""

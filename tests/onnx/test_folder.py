@@ -70,11 +70,19 @@ def test_damaged_manifest(folder: Path, capsys: pytest.CaptureFixture) -> None:
         ({"layout": "odd"}, "odd"),
         ({"surprise": 1}, "surprise"),
         ({"dims": {}}, "missing"),
+        ({"capacity": True}, "capacity: got True, expected a positive integer"),
+        ({"capacity": 10**400}, "capacity: got 1000"),
+        ({"weights_read": []}, "weights_read: got [], expected bytes for each graph"),
+        ({"weights_read": {"round.onnx": "x"}}, "weights_read: got {'round.onnx': 'x'}"),
         ({"files": {"../../etc/passwd": {"bytes": 1, "sha256": ""}}}, "not listed"),
     ):
         (folder / "manifest.json").write_text(good)
         change(folder, **values)
         refused(capsys, folder, word)
+    files = {k: v for k, v in json.loads(good)["files"].items() if k != "weights.bin"}
+    (folder / "manifest.json").write_text(good)
+    change(folder, files=files)
+    refused(capsys, folder, "weights.bin is not listed")
     files = json.loads(good)["files"] | {"../x": {"bytes": 1, "sha256": ""}}
     (folder / "manifest.json").write_text(good)
     change(folder, files=files)
@@ -106,6 +114,35 @@ def test_export_refuses_in_one_line_and_leaves_nothing(tiny_checkpoint: Path, tm
     with pytest.raises(ValueError, match="truncated"):
         export_checkpoint(damaged, tmp_path / "never")
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith((".", "never"))] == []
+
+
+def test_an_export_that_cannot_take_its_place_loses_nothing(
+    folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "notes.txt").write_text("mine")
+    right = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.suffix == ".tmp":  # the new folder, on its way to its place
+            raise KeyboardInterrupt
+        return right(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", rename)
+        export_checkpoint(tiny_checkpoint, folder, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine" and read_manifest(folder, verify=True).num_heads == 3
+    export_checkpoint(tiny_checkpoint, folder, num_draft_tokens=1, overwrite=True)
+    assert not (folder / "notes.txt").exists() and read_manifest(folder).num_heads == 1
+    assert [p for p in folder.parent.iterdir() if p.name.endswith(".old")] == []
+
+
+def test_out_is_a_folder_of_its_own(exported: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("link", "dangling"):
+        (tmp_path / name).symlink_to(exported if name == "link" else tmp_path / "nowhere")
+        with pytest.raises(ValueError, match=rf"--out .*{name}: got a symbolic link, expected"):
+            export_checkpoint(tiny_checkpoint, tmp_path / name, overwrite=True)
+    with pytest.raises(ValueError, match=r"--out \.: got no name, expected"):
+        export_checkpoint(tiny_checkpoint, Path())
 
 
 def test_the_page_names_every_file_command_input_and_output(exported: Path) -> None:

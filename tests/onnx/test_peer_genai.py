@@ -1,6 +1,8 @@
 """The peer, onnxruntime-genai, behind a fake module: what is asked of it, what is counted, what is refused in one line."""
 
 import json
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -8,6 +10,7 @@ from typing import Any
 
 import pytest
 from mtpd_onnx.peer_genai import GenaiPeer, time_genai
+from mtpd_onnx.peer_process import genai_arm
 
 EOS = 9  # the last token of the fake vocabulary
 CONFIG: dict[str, Any] = {
@@ -150,3 +153,46 @@ def test_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
     with pytest.raises(ImportError, match="pip install onnxruntime-genai"):
         GenaiPeer(folder, capacity=32)
+
+
+PEER = """
+from pathlib import Path
+from mtpd_onnx import peer_genai, peer_process
+
+class Peer:
+    def __init__(self, *args): pass
+    def warm_up(self): pass
+    def generate(self, prompt, max_tokens): return prompt[:max_tokens], 0.25, 0.5
+
+peer_genai.GenaiPeer = Peer
+peer_process.serve(Path(), 32, 0)
+"""
+
+
+def test_the_child_leaves_ctrl_c_to_its_parent() -> None:
+    with subprocess.Popen([sys.executable, "-c", PEER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None and child.stdout is not None
+        assert json.loads(child.stdout.readline()) == {"ready": True}
+        child.send_signal(signal.SIGINT)
+        print(json.dumps({"prompt": [1, 2, 3], "max_tokens": 2}), file=child.stdin, flush=True)
+        assert json.loads(child.stdout.readline())["tokens"] == [1, 2]
+        child.stdin.close()
+        assert child.wait(30) == 0
+
+
+def test_a_child_that_ended_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = tmp_path / "child"
+    child.write_text("#!/bin/sh\necho '{\"ready\": true}'\nexec 0<&-\necho '{\"ready\": true}'\nexit 3\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(child))
+    children, popen = [], subprocess.Popen
+
+    def start(*args: Any, **options: Any) -> Any:
+        children.append(popen(*args, **options))
+        return children[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    arm = genai_arm(tmp_path, 32, None)
+    children[0].stdout.readline()  # its end of the pipe is closed
+    with pytest.raises(ValueError, match=r"^--genai: it ended with status 3$"):
+        arm.decode([1], 2)

@@ -34,6 +34,12 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("temp", [1e-20, 1e-40, 5e-324])
+def test_the_smallest_temperatures_take_the_most_probable_token(temp: float) -> None:
+    logits = logits_of(4)
+    assert np.array_equal(probabilities(logits, Sampling(temp=temp)), np.eye(VOCAB, dtype=np.float32)[logits.argmax(-1)])
+
+
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_probabilities_are_those_of_mlx_lm(options: Sampling) -> None:
     from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p

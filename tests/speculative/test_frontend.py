@@ -132,6 +132,9 @@ def test_read_prompts_of_all_kinds(tmp_path):
         ("p.jsonl", b'{"messages": [{"content": "x"}]}', 'p.jsonl:1: "messages"'),
         ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', 'p.jsonl:1: "messages"'),
         ("p.jsonl", b'{"prompt": "a", "reference": 1}', 'p.jsonl:1: "reference"'),
+        ("p.jsonl", b'{"messages": [{"role": "user"}]}', 'p.jsonl:1: "messages": got no "content" in one of role \'user\''),
+        ("p.jsonl", b'{"prompt": "a", "id": "b\\ud800"}', r"p.jsonl:1: got \\ud800 alone, half of a character"),
+        ("p.jsonl", b"[" * 99999, "p.jsonl:1: not valid JSON"),
         ("p.txt", b"a\n\xff\n", r"not UTF-8 text \(byte 2\)"),
         ("p.csv", b"a", "expected .jsonl or .txt"),
     ],
@@ -264,12 +267,32 @@ def test_faults_of_any_prompt_are_told_before_the_first_text(tmp_path):
         run(backend_for("Hello"), prompt="")
     with pytest.raises(ValueError, match="--num-draft-tokens: got 2, expected 4"):
         run(backend_for("Hello"), num_draft_tokens=2)
+    with pytest.raises(ValueError, match=r"^prompt 1: text: got U\+DCFF at character 1"):
+        run(backend_for("Hello"), prompt="a\udcff")
+    with pytest.raises(ValueError, match="got a context of 1 positions, expected at least 2"):
+        run(backend_for("Hello", capacity=1))
 
 
 def test_prompt_from_standard_input_and_escapes(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("abc"))
     assert run(backend_for("Hi"), prompt="-", quiet=True)[1] == "Hi\n"
     assert run(backend_for("Hi", prompt="a\nb\tc"), prompt="a\\nb\\tc", quiet=True)[1] == "Hi\n"
+
+
+def test_standard_input_that_is_not_utf8(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff"), encoding="utf-8"))
+    with pytest.raises(ValueError, match=r"^standard input: not UTF-8 text \(byte 2\)$"):
+        run(backend_for("Hi"), prompt="-")
+
+
+def test_no_standard_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as after `>&-`
+    assert run_generate(backend_for("Hi"), TOKENIZER, GenerateOptions(prompt=PROMPT)) == 0
+
+
+def test_plain_decoding_is_said_in_json():
+    for options in ({"plain": True}, {"num_draft_tokens": 0}, {}):
+        assert json.loads(run(backend_for("Hi"), json=True, **options)[1])["plain"] is bool(options)
 
 
 def test_a_full_context_is_said():

@@ -175,3 +175,19 @@ def test_unreadable_folders_give_one_line(folder, tmp_path_factory):
     assert "empty vocabulary" in message()
     file.unlink()
     assert "no tokenizer.json in it" in message()
+
+
+def test_what_is_no_character_is_refused_in_one_line(folder):
+    tokenizer = Tokenizer.from_folder(folder)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["fine", text])):
+        with pytest.raises(
+            ValueError, match=r"^text: got U\+DCFF at character 3, which is no character \(not UTF-8\?\), expected"
+        ):
+            encode("Hi \udcff there")
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"])
+def test_templates_that_fail_at_sums_are_broken_too(folder, template):
+    write(folder, chat_template=template)
+    with pytest.raises(ValueError, match=r"^chat template: [^\n]+$"):
+        Tokenizer.from_folder(folder).apply_chat_template(CHATS[0])

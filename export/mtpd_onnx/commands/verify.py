@@ -28,9 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.tokenizer import Tokenizer
-    from mtpd_mlx.speculative.verify import describe
+    from mtpd_mlx.speculative.verify import check_tolerance, describe
     from mtpd_onnx.manifest import read_manifest
 
+    check_tolerance(args.tolerance)
     manifest, sampling = read_manifest(args.folder, args.verify), sampling_from(args)
     if manifest.layout != "fused":
         raise ValueError(f"verify: got a {manifest.layout} folder, expected fused")
