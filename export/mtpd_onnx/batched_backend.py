@@ -126,9 +126,8 @@ class BatchedDecoder:
         count = max([1] + [len(r) for r, known in zip(rows, forced, strict=True) if not known])
         first = np.where(forced, last, 0)
         checked = np.minimum(first[:, None] + np.arange(count), last[:, None])  # [B, R]
-        checked[
-            lengths == 0
-        ] = -1  # one row less than the first: the heads of a resting text see one position, as the base does
+        # of a resting text one row less than the first: its heads see one position, as the base does
+        checked[lengths == 0] = -1
         following = np.concatenate([tokens, np.zeros((size, 1), np.int64)], axis=1)
         after = np.where(checked < last[:, None], np.take_along_axis(following, checked + 1, axis=1), -1)
         real = np.where(forced, np.minimum(k, self._past) + lengths, np.minimum(k + 1, lengths))  # rows of each window
