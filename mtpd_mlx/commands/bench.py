@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.decoding.flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
-from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
 
 
@@ -62,7 +61,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     special = xtc_special_tokens(tokenizer)
     drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
     quick = replace(options, exact=False)
-    plain = open_decoder(base, None, replace(quick, plan=args_plan(args)), **drawing)
+    plain = open_decoder(base, None, quick.of_plain(), **drawing)
     ours = open_decoder(base, heads if drafts != 0 else None, quick, drafts, **drawing)
     arms = [stock_arm(base, sampling, special), our_arm("plain", plain, plain=True), our_arm("mtpd", ours)]
     if args.draft_model is not None:
@@ -93,11 +92,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found = compare(MLXModel(base, None), named, pairs["stock"], pairs["mtpd"])
         values["first_divergences"] = [vars(d) for d in found]
     return values
-
-
-def args_plan(args: argparse.Namespace) -> str:
-    """The plan that was asked for; a tuned one is that of rounds, not of plain decoding."""
-    return getattr(args, "plan", DecodingConfig.plan)
 
 
 def first_runs(results: Any, arm: Any, sets: dict[str, Any]) -> list[list[int]]:

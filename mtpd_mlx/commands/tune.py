@@ -56,7 +56,7 @@ def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, 
     prompts = [p.tokens for p in encode_prompts(args.prompts, tokenizer, room, args.limit)]
     counts = sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
     decoders = {k: open_decoder(base, heads, options, k) for k in counts}
-    plain = our_arm("plain", open_decoder(base, None, options), plain=True)
+    plain = our_arm("plain", open_decoder(base, None, options.of_plain()), plain=True)
     arms = {k: our_arm(f"K={k}", decoder) for k, decoder in decoders.items()}
     stock = stock_arm(base, Sampling())  # greedy
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731

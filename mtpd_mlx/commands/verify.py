@@ -58,7 +58,7 @@ def examine(args: argparse.Namespace, base: Any, heads: Any, prompts: list, samp
     options, drafts, length = decoding_options(args), args.num_draft_tokens, args.max_tokens
     reference = MLXModel(base, None)
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
-    plain, _ = decode(open_decoder(base, None, options), prompts, length, dots)
+    plain, _ = decode(open_decoder(base, None, options.of_plain()), prompts, length, dots)
     ours = open_decoder(base, heads, options, drafts)
     speculative, tau = decode(ours, prompts, length, dots)
     report = Report(len(prompts), sum(map(len, plain)), compare(reference, prompts, plain, speculative))

@@ -69,6 +69,29 @@ def test_bench(checkpoint: Path, prompts: list[str], tmp_path: Path, capsys: pyt
     assert "mtpd plain" in text and "tau" in text and "identical" not in text
 
 
+def test_plain_decoding_beside_rounds_chooses_its_own_plan(
+    checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtpd_mlx.decoding import open as opening
+
+    opened, with_plan = [], opening.with_plan
+    monkeypatch.setattr(
+        opening,
+        "with_plan",
+        lambda m, plan, capacity: opened.append((m.num_draft_tokens, plan)) or with_plan(m, plan, capacity),
+    )
+    asked, short = ["--plan", "fixed+scatter+rows"], ["-m", "4", "--limit", "1"]
+    bench = ["bench", str(checkpoint), "--prompts", prompts[0], *asked, *short, "--repeats", "1", "--json"]
+    values = json.loads(output(capsys, bench))
+    assert (values["plan"], values["plain_plan"]) == ("fixed+scatter+rows", "growing")
+    output(capsys, ["tune", str(checkpoint), "--prompts", prompts[0], *asked, *short, "--repeats", "1", "--dry-run"])
+    output(capsys, ["verify", str(checkpoint), "--prompts", prompts[0], *asked, *short, "--greedy-only"])
+    text = output(capsys, ["probe", str(checkpoint), "--contexts", "24", *asked])
+    assert "context 24, plan fixed+scatter+rows" in text
+    assert {plan for drafts, plan in opened if not drafts} == {"auto"}
+    assert {plan for drafts, plan in opened if drafts} == {"fixed+scatter+rows"}
+
+
 def test_sets_of_one_stem_are_kept_apart(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [tmp_path / folder / "x.txt" for folder in ("a", "b")]
     for file in files:
