@@ -27,16 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.max_tokens < 2 or args.repeats < 1:
-        raise ValueError(f"bench: got --max-tokens {args.max_tokens} --repeats {args.repeats}, expected at least 2 and 1")
-    values = measure(args)
-    if args.svg is not None:
-        from mtpd_mlx.decoding.picture import draw
-
-        args.svg.write_text(draw(values))
     from mtpd_mlx.decoding.benchmark import describe
+    from mtpd_mlx.decoding.picture import draw
+    from mtpd_mlx.speculative.bench import check_runs
 
+    check_runs(args.max_tokens, args.repeats, args.cool_down)
+    if args.svg is not None and (args.svg.is_dir() or not args.svg.parent.is_dir()):
+        raise ValueError(f"--svg {args.svg}: expected a file in a folder that is there")
+    values = measure(args)
     print(json.dumps(values, indent=2) if args.json else describe(values))
+    if args.svg is not None:
+        args.svg.write_text(draw(values))
     return 0
 
 

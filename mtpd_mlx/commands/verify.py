@@ -32,8 +32,10 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.speculative.verify import describe
 
     sampling = sampling_from(args)
+    if args.tolerance is not None and not args.tolerance >= 0:
+        raise ValueError(f"--tolerance: got {args.tolerance}, expected at least 0")
     if sampling.greedy and not args.greedy_only:
-        raise ValueError("verify: --temp 0 leaves nothing to draw; give a temperature, or --greedy-only")
+        raise ValueError("--temp 0 leaves nothing to draw; give a temperature, or --greedy-only")
     base, heads = load_model(args)
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - args.max_tokens - heads.num_heads - 1

@@ -45,6 +45,8 @@ class Sampling:
             raise ValueError(f"--top-k: got {self.top_k}, expected at least 0")
         if self.repetition_context_size < 1:
             raise ValueError(f"--repetition-context-size: got {self.repetition_context_size}, expected at least 1")
+        if self.seed is not None and self.seed < 0:
+            raise ValueError(f"--seed: got {self.seed}, expected at least 0")
 
     @property
     def greedy(self) -> bool:

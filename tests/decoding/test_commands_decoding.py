@@ -92,6 +92,25 @@ def test_plain_decoding_beside_rounds_chooses_its_own_plan(
     assert {plan for drafts, plan in opened if drafts} == {"fixed+scatter+rows"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--svg", "nowhere/b.svg"], "--svg nowhere/b.svg: expected a file in a folder that is there"),
+        (["bench", "--cool-down", "-1"], "--cool-down: got -1.0, expected 0..3600"),
+        (["tune", "--cool-down", "nan"], "--cool-down: got nan, expected 0..3600"),
+        (["tune", "--repeats", "0"], "--repeats: got 0, expected at least 1"),
+        (["verify", "--tolerance", "nan"], "--tolerance: got nan, expected at least 0"),
+        (["bench", "--temp", "1", "--seed", "-1"], "--seed: got -1, expected at least 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(
+    checkpoint: Path, prompts: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    command, *options = arguments
+    assert main([command, str(checkpoint), "--prompts", prompts[0], *QUICK, *options]) == 1
+    assert capsys.readouterr().err == f"mtpd {command}: error: {message}\n"
+
+
 def test_sets_of_one_stem_are_kept_apart(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [tmp_path / folder / "x.txt" for folder in ("a", "b")]
     for file in files:
