@@ -46,11 +46,14 @@ class Chat:
     def answer(self, text: str, out: TextIO) -> DecodeStats:
         """Streams the answer to `text`. ValueError where the conversation no longer fits the context."""
         self._messages.append({"role": "user", "content": text})
-        tokens = self._encode()
+        try:
+            tokens = self._encode()
+            if len(tokens) >= (capacity := self._backend.capacity):
+                raise ValueError(f"the conversation has {len(tokens)} tokens, the context {capacity}: r starts again")
+        except ValueError:
+            self._messages.pop()  # what cannot be answered is no part of the conversation
+            raise
         common = min(_common(tokens, self._cached), len(tokens) - 1)
-        if len(tokens) >= self._backend.capacity:
-            self._messages.pop()
-            raise ValueError(f"the conversation has {len(tokens)} tokens, the context {self._backend.capacity}: r starts again")
         self._backend.rewind_to(common)
         stats, said = DecodeStats(self._backend.num_draft_tokens), list(tokens)
         answer = ""

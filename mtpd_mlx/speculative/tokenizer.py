@@ -56,9 +56,13 @@ class Tokenizer:
         return self._template is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """ValueError for a text that is not Unicode (bytes that were no UTF-8, half a surrogate pair of JSON)."""
+        check_unicode(text)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
+        for text in texts:
+            check_unicode(text)
         return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
@@ -72,6 +76,14 @@ class Tokenizer:
         if self._template is None:
             raise ValueError("the tokenizer has no chat template")
         return render(self._template, messages, add_generation_prompt, self._special_tokens)
+
+
+def check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        around = ascii(text[max(0, error.start - 10) : error.start + 10])
+        raise ValueError(f"text that is not UTF-8: got {around}, expected no {text[error.start]!a}") from None
 
 
 def _read_backend(folder: Path) -> tokenizers.Tokenizer:

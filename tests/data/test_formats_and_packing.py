@@ -70,6 +70,8 @@ def test_prompts_are_masked_as_in_mlx_lm(chat_tokenizer: Tokenizer, tokenizer: T
         (b'{"other": "a"}\n', (":1", "other", '"text"')),
         (b'{"text": null}\n', (":1", "NoneType", "str")),
         (b"\xff\xfe", ("UTF-8",)),
+        (b'{"messages": []}\n', (":1", "messages", "at least one")),
+        (b'{"messages": [1]}\n', (":1", "messages", "objects")),
     ],
 )
 def test_bad_rows_are_one_line(content: bytes, words: tuple[str, ...], tmp_path: Path) -> None:
@@ -83,6 +85,15 @@ def test_bad_rows_are_one_line(content: bytes, words: tuple[str, ...], tmp_path:
 def test_mixed_formats_are_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(ValueError, match="mixed data formats"):
         tokenize([{"text": "a"}, {"prompt": "a", "completion": "b"}], tokenizer, mask_prompt=False)
+    with pytest.raises(ValueError, match=r"mixed data formats: .* expected 'completion'"):
+        tokenize([{"prompt": "a", "completion": "b"}, {"text": "a", "prompt": "b"}], tokenizer, mask_prompt=False)
+
+
+def test_a_text_that_is_not_unicode_is_said_with_its_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "fine"}\n{"text": "half a \\ud83d pair"}\n')  # JSON's escapes can say what is no text
+    with pytest.raises(ValueError, match=r"a\.jsonl: text that is not UTF-8: got 'half a .ud83d pair'"):
+        load_text(str(file), DataConfig(), tokenizer)
 
 
 def documents(*lengths: int) -> list[Document]:

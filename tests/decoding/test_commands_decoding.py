@@ -269,6 +269,14 @@ def test_chat_keeps_the_cache_and_shows_drafts(
     assert "\033[32m" not in shown[1][0]
 
 
+def test_chat_forgets_what_it_could_not_answer(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\udcffb\nabc\nq\n"))
+    text = output(capsys, ["chat", str(checkpoint), "-m", "4", "--plan", "growing"])
+    assert text.count("error: text that is not UTF-8") == 1 and text.count("[4 tokens") == 1
+
+
 def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     from mtpd_mlx.commands import doctor
 

@@ -142,6 +142,14 @@ def test_no_eos_at_all(folder):
     assert tokenizer.eos_token_ids == frozenset() and tokenizer.eos_token_id is None
 
 
+def test_what_is_not_unicode_is_one_line(folder):
+    """What a shell or a pipe hands over where its bytes are no UTF-8."""
+    tokenizer = Tokenizer.from_folder(folder)
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch(["fine", text])):
+        with pytest.raises(ValueError, match=r"text that is not UTF-8: got 'a.udcffb', expected no '.udcff'"):
+            encode("a\udcffb")
+
+
 def test_special_token_ids(folder):
     tokenizer = Tokenizer.from_folder(folder)
     assert tokenizer.special_token_ids == {0, 1, 2} and tokenizer.token_id("</s>") == 1
