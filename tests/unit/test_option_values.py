@@ -49,6 +49,15 @@ def test_values_are_checked_before_anything_is_loaded(arguments: str, words: str
     assert len(lines) == 1 and words in lines[0], lines
 
 
+@pytest.mark.parametrize(
+    "arguments", [["train", "--out", ""], ["train", "--data", "a", ""], ["cache", "--model", ""], ["distill-data", "--out", ""]]
+)
+def test_an_empty_text_is_no_name(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    """It would be the folder one is in: what a shell makes of a variable that is not set."""
+    assert main(arguments) == 1
+    assert f"{arguments[1]}: got an empty text" in capsys.readouterr().err
+
+
 def test_defaults_are_values_that_options_take() -> None:
     build((*TrainOptions.classes(), CacheConfig, DistillConfig), {}, {})
 
