@@ -134,12 +134,12 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
 def choose_draft_tokens(heads: MTPHeads, size: int | None, train_set: Any, vocab_size: int) -> None:
     """Gives heads that have none the `size` most frequent tokens of the training rows (lower ids first among equals)."""
     held = heads.draft_tokens
+    if size is not None and not 1 <= size <= vocab_size:
+        raise ValueError(f"--draft-vocab: got {size}, expected 1..{vocab_size} (the base's vocabulary)")
     if held is not None and size not in (None, held.size):
         raise ValueError(f"--draft-vocab: got {size}, the heads have a draft vocabulary of {held.size} already")
-    if size is None or held is not None or size >= vocab_size:
+    if size is None or held is not None or size == vocab_size:
         return
-    if size < 1:
-        raise ValueError(f"--draft-vocab: got {size}, expected at least 1")
     counts = add_counts([np.zeros(vocab_size, np.int64), train_set.token_counts()])
     best = np.argsort(-counts, kind="stable")[:size]
     heads.draft_among(mx.array(np.sort(best).astype(np.int32)))
