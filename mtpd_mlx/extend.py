@@ -7,7 +7,7 @@ from typing import Any
 
 from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
-from mtpd_mlx.checkpoint_format import CheckpointConfig, check_num_heads, read_config
+from mtpd_mlx.checkpoint_format import TUNED, CheckpointConfig, check_num_heads, read_config
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.mlx_runtime import mx
@@ -55,7 +55,8 @@ def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model
         heads = loop_heads(base, heads, count)
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
-    record.pop("eval", None)  # measured on the shorter cascade
+    for measured in ("eval", TUNED):  # on the shorter cascade
+        record.pop(measured, None)
     save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
 
 
@@ -74,11 +75,13 @@ def extend_options(file_values: dict[str, Any], flags: dict[str, Any], num_heads
         return options
     out, overwrite = options.run.out, options.run.overwrite
     named = {name: value for name, value in given.items() if name not in ("num_heads", "hidden_source")}
-    for count in stages(num_heads, to):
-        folder = stage_folder(Path(out), count, to)
-        if (folder / OPTIONS_NAME).is_file():
-            options = taken_up(folder, named, finished=True)
-            overwrite = overwrite or read_run(folder).options.get("overwrite") is True
+    folders = [stage_folder(Path(out), count, to) for count in stages(num_heads, to)]
+    begun = [folder for folder in folders if (folder / OPTIONS_NAME).is_file()]
+    if not begun:
+        raise ValueError(f"--resume: {out} holds no interrupted extension to {to} heads ({OPTIONS_NAME} missing)")
+    for folder in begun:
+        options = taken_up(folder, named, finished=True)
+        overwrite = overwrite or read_run(folder).options.get("overwrite") is True
     # A stage names the base that the checkpoint does, which says more (an adapter).
     model = replace(options.model, model=given.get("model"))
     return replace(options, model=model, run=replace(options.run, out=out, resume=True, overwrite=overwrite))
