@@ -1,5 +1,6 @@
 """Looped extension (MTP-D, arXiv 2603.23911): m trained heads initialise the next m; base and old heads stay frozen."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,13 +76,19 @@ def extend_options(file_values: dict[str, Any], flags: dict[str, Any], num_heads
         return options
     out, overwrite = options.run.out, options.run.overwrite
     named = {name: value for name, value in given.items() if name not in ("num_heads", "hidden_source")}
-    folders = [stage_folder(Path(out), count, to) for count in stages(num_heads, to)]
-    begun = [folder for folder in folders if (folder / OPTIONS_NAME).is_file()]
+    folders = {count: stage_folder(Path(out), count, to) for count in stages(num_heads, to)}
+    begun = {count: folder for count, folder in folders.items() if (folder / OPTIONS_NAME).is_file()}
     if not begun:
         raise ValueError(f"--resume: {out} holds no interrupted extension to {to} heads ({OPTIONS_NAME} missing)")
-    for folder in begun:
+    for count, folder in begun.items():
+        saved = read_run(folder)
+        if (held := saved.options.get("num_heads")) != count:
+            raise ValueError(f"--resume: the run in {folder} trains {held} heads, not {count}")
         options = taken_up(folder, named, finished=True)
-        overwrite = overwrite or read_run(folder).options.get("overwrite") is True
+        # Heads of a run that came to its end are there to stay.
+        overwrite = overwrite or (saved.options.get("overwrite") is True and not (saved.finished and count == to))
+        if not saved.finished:
+            break  # what later folders hold is an earlier run's
     # A stage names the base that the checkpoint does, which says more (an adapter).
     model = replace(options.model, model=given.get("model"))
     return replace(options, model=model, run=replace(options.run, out=out, resume=True, overwrite=overwrite))
@@ -107,16 +114,18 @@ def extend_checkpoint(
     outcomes = []
     for count in planned:
         folder = stage_folder(out, count, to)
-        run = replace(options.run, out=str(folder), overwrite=options.run.overwrite or folder != out)
+        resumed = options.run.resume and latest_resume_point(folder) is not None
         stage = replace(
             rows_as_cached(options),
-            run=replace(run, resume=options.run.resume and latest_resume_point(folder) is not None),
+            run=replace(options.run, out=str(folder), resume=resumed),
             heads=replace(options.heads, num_heads=count, hidden_source=heads.hidden_source),
             model=replace(options.model, model=name, train="heads"),
         )
         if options.run.resume and is_finished(folder, stage, heads):
             outcomes.append((count, earlier_outcome(folder)))
         else:
+            if folder != out and not resumed:
+                shutil.rmtree(folder, ignore_errors=True)  # of an earlier extension
             ingredients = Ingredients(base, loop_heads(base, heads, count), tokenizer, name, first_trained=heads.num_heads)
             outcomes.append((count, train(stage, ingredients, show(count))))
         heads, _ = load_heads(folder, base)

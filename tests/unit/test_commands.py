@@ -110,8 +110,9 @@ def test_bad_arguments_are_one_line(
         assert len(lines) == 1 and word in lines[0], (arguments, lines)
 
 
+@pytest.mark.parametrize("stop", [3, 10])  # in the first stage, in the second
 def test_interrupted_extension_resumes(
-    tiny_checkpoint: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, tiny_checkpoint: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mtpd_mlx.train_step import Stepper
 
@@ -126,7 +127,7 @@ def test_interrupted_extension_resumes(
 
     def interrupted(self: Stepper, batches: list) -> tuple:
         calls.append(1)
-        if len(calls) == 10:  # in the second stage
+        if len(calls) == stop:
             raise KeyboardInterrupt
         return step(self, batches)
 
@@ -136,6 +137,11 @@ def test_interrupted_extension_resumes(
     assert extend(tmp_path / "broken", "--resume") == 0
     whole, resumed = (load_arrays(tmp_path / name / "heads.safetensors") for name in ("whole", "broken"))
     assert all(np.allclose(np.array(whole[n]), np.array(resumed[n]), atol=1e-6) for n in whole)
+    before = (tmp_path / "broken" / "heads.safetensors").read_bytes()
+    for other in (["--to", "6"], ["--to", "12", "--seed", "1"]):  # after its end, other extensions replace nothing unasked
+        arguments = ["extend", str(tiny_checkpoint), *other, "--out", str(tmp_path / "broken")]
+        assert main([*arguments, "--resume"]) == 1 and main([*arguments, "--data", str(text_data), *SMALL]) == 1
+    assert (tmp_path / "broken" / "heads.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(
