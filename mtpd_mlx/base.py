@@ -241,6 +241,7 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
     from mlx.utils import tree_flatten, tree_unflatten
     from mlx_lm.utils import _get_classes
 
+    config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}  # trained in float32
     dims = read_dims(config)
     arguments = config | mlx_arguments(config, dims)
     model_class, args_class = _get_classes(arguments)
@@ -260,4 +261,4 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
         weights.append((name, w))
     network.update(tree_unflatten(weights))
     mx.eval(network.parameters())
-    return Base(network, dict(config), None)
+    return Base(network, config, None)

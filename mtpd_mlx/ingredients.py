@@ -53,6 +53,8 @@ def gather(options: TrainOptions) -> Ingredients:
             config = json.loads(Path(cfg.model_config).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"--model-config {cfg.model_config}: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"--model-config {cfg.model_config}: got {type(config).__name__}, expected an object")
         base, folder, name = new_base(config, options.run.seed), resolve_tokenizer(cfg.tokenizer), ""
     else:
         raise ValueError("no base: give --model, or --model-config with --train joint to train one from scratch")

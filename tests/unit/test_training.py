@@ -103,17 +103,12 @@ def test_run_killed_before_its_first_resume_point_leaves_no_log(tiny_base: Path,
 
 
 def test_joint_from_scratch_writes_its_base(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "joint"
-    args = [
-        "train",
-        "--train",
-        "joint",
-        "--model-config",
-        str(tiny_base / "config.json"),
-        "--tokenizer",
-        str(tiny_base),
-    ]
-    assert main([*args, "--data", str(text_data), "--out", str(out), *SMALL]) == 0
+    out, like = tmp_path / "joint", tmp_path / "config.json"
+    args = ["train", "--train", "joint", "--model-config", str(like), "--tokenizer", str(tiny_base), "--data", str(text_data)]
+    quantised = {"quantization": {"bits": 4, "group_size": 32}}  # of the model that the config was taken from
+    like.write_text(json.dumps(json.loads((tiny_base / "config.json").read_text()) | quantised))
+    assert main([*args, "--out", str(out), *SMALL]) == 0
+    assert "quantization" not in json.loads((out / "base" / "config.json").read_text())
     _, _, config = load_checkpoint(out)
     assert config.base.id == "./base"
     evaluation = config.record["eval"]
@@ -169,6 +164,10 @@ def test_bad_input_is_one_line(tiny_base: Path, text_data: Path, tmp_path: Path,
     write_tokenizer(tmp_path / "large", 120)
     assert main(train_args(tiny_base, text_data, out, "--tokenizer", str(tmp_path / "large"))) == 1
     one_line(capsys, "120 tokens", "97")
+    (tmp_path / "list.json").write_text("[]")
+    scratch = ["--train", "joint", "--model-config", str(tmp_path / "list.json"), "--tokenizer", str(tiny_base)]
+    assert main(["train", *scratch, "--data", str(text_data), "--out", str(out)]) == 1
+    one_line(capsys, "list.json: got list, expected an object")
     (tmp_path / "c.yaml").write_text("learning_rat: 1\n")
     assert main(train_args(tiny_base, text_data, out, "-c", str(tmp_path / "c.yaml"))) == 1
     one_line(capsys, "learning_rat", "did you mean 'learning_rate'")
