@@ -4,6 +4,7 @@ Everything else sees a `Base`: embedding, trunk (hidden state before the final n
 the decoder-block type. A family is added in families/table.py, once tests/families covers it.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims,
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import text_name
 from mtpd_mlx.hub.pull import resolve_model
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.mlx_runtime import mx, nn, on_cpu
 from mtpd_mlx.mtp_formats.names import is_shipped
 
 
@@ -234,6 +235,12 @@ def _in_one_line(error: Exception, most: int = 300) -> str:
     """MLX lists the parameters that a model lacks one a line: as many of them as there is room for."""
     text = " ".join((str(error).strip() or repr(error)).replace(",\n", ", ").split())
     return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]} ..."
+
+
+def say_if_slow(base: Base) -> None:
+    """One line where a base will run packed on a CPU: said, not changed, since floating point takes 4 to 8 times the memory."""
+    if base.is_quantized and on_cpu():
+        print("mtpd: this base is quantised, which CPUs compute slowly: --dequantize is several times as fast", file=sys.stderr)
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.base import Base
+from mtpd_mlx.base import Base, say_if_slow
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
 from mtpd_mlx.checkpoint_format import TUNED, CheckpointConfig, check_num_heads, read_config
 from mtpd_mlx.heads import MTPHeads
@@ -107,6 +107,8 @@ def extend_checkpoint(
     base, heads, config = load_checkpoint(checkpoint, cfg.model, cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg))
     if cfg.cache is not None:
         check_cache(Path(cfg.cache).expanduser(), config.base.fingerprint, str(checkpoint))
+    if not cached:
+        say_if_slow(base)
     base.model.set_dtype(compute_dtype(options.optim))
     name = cfg.model or config.base.locate(checkpoint)
     assert base.path is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.base import Base, load_base, new_base, resolve_model
+from mtpd_mlx.base import Base, load_base, new_base, resolve_model, say_if_slow
 from mtpd_mlx.cache.format import CacheIndex
 from mtpd_mlx.cache.reader import CachedDataset, open_cache
 from mtpd_mlx.checkpoint import load_heads
@@ -43,6 +43,7 @@ def gather(options: TrainOptions) -> Ingredients:
         # A frozen base is held in the compute dtype (of a quantised one the scales: other types would promote every
         # product to float32); a base that trains keeps float32 master weights.
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint", adapter=adapter_of(cfg))
+        say_if_slow(base)
         base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
         folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
         name = cfg.model
