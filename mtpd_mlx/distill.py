@@ -186,6 +186,8 @@ def claim(work: Work) -> set[int]:
         return {r["row"] for r in rows}
     if existing and not cfg.overwrite:
         raise ValueError(f"--out {out}: holds {existing[0]} already; use --resume, --overwrite or another folder")
+    if any((out / name).samefile(Path(cfg.prompts).expanduser()) for name in existing):
+        raise ValueError(f"--out {out}: --overwrite would replace {cfg.prompts}, the --prompts themselves; use another folder")
     out.mkdir(parents=True, exist_ok=True)
     for name in existing:
         (out / name).unlink()

@@ -126,7 +126,7 @@ def extend_checkpoint(
         if options.run.resume and is_finished(folder, stage, heads):
             outcomes.append((count, earlier_outcome(folder)))
         else:
-            if folder != out and not resumed:
+            if folder != out and not resumed and (folder / OPTIONS_NAME).is_file():
                 shutil.rmtree(folder, ignore_errors=True)  # of an earlier extension
             ingredients = Ingredients(base, loop_heads(base, heads, count), tokenizer, name, first_trained=heads.num_heads)
             outcomes.append((count, train(stage, ingredients, show(count))))

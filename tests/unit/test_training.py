@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,6 +135,16 @@ def test_existing_checkpoint_is_not_overwritten(tiny_base: Path, text_data: Path
     assert (out / "heads.safetensors").read_bytes() == before
     assert main(train_args(tiny_base, text_data, out, "--overwrite", "--seed", "5")) == 0
     assert (out / "heads.safetensors").read_bytes() != before
+
+
+def test_a_folder_where_the_trained_base_would_go_is_not_replaced_unasked(
+    tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    before = (base / "model.safetensors").read_bytes()
+    assert main(train_args(base, text_data, tmp_path, "--train", "joint")) == 1
+    one_line(capsys, "holds a folder 'base', where the trained base goes")
+    assert (base / "model.safetensors").read_bytes() == before
 
 
 def one_line(capsys: pytest.CaptureFixture, *words: str) -> None:
