@@ -4,6 +4,7 @@ Everything else sees a `Base`: embedding, trunk (hidden state before the final n
 the decoder-block type. A family is added in families/table.py, once tests/families covers it.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims,
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import text_name
 from mtpd_mlx.hub.pull import resolve_model
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.mlx_runtime import mx, nn, on_cpu
 from mtpd_mlx.mtp_formats.names import is_shipped
 
 
@@ -236,11 +237,18 @@ def _in_one_line(error: Exception, most: int = 300) -> str:
     return text if len(text) <= most else f"{text[:most].rpartition(' ')[0]} ..."
 
 
+def say_if_slow(base: Base) -> None:
+    """One line where a base will run packed on a CPU: said, not changed, since floating point takes 4 to 8 times the memory."""
+    if base.is_quantized and on_cpu():
+        print("mtpd: this base is quantised, which CPUs compute slowly: --dequantize is several times as fast", file=sys.stderr)
+
+
 def new_base(config: dict[str, Any], seed: int) -> Base:
     """A randomly initialised base (GPT-2 style: normal 0.02, residual outputs scaled by 1/sqrt(2 L), biases 0)."""
     from mlx.utils import tree_flatten, tree_unflatten
     from mlx_lm.utils import _get_classes
 
+    config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}  # trained in float32
     dims = read_dims(config)
     arguments = config | mlx_arguments(config, dims)
     model_class, args_class = _get_classes(arguments)
@@ -262,4 +270,4 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
         weights.append((name, w))
     network.update(tree_unflatten(weights))
     mx.eval(network.parameters())
-    return Base(network, dict(config), None)
+    return Base(network, config, None)

@@ -12,6 +12,7 @@ from mtpd_mlx.fingerprint import read_header
 from mtpd_mlx.hub.pull import is_hub_id, split_revision
 
 CONFIG_NAME = "mtp_config.json"
+TUNED = "tuned"  # key of the record: what `mtpd tune` found
 DRAFT_TOKENS = "draft_tokens"  # int32 [D] in the weights file, where draft_vocab is set
 WEIGHTS_NAME = "heads.safetensors"
 FORMAT, FORMAT_VERSION = "mtpd-heads", 1
@@ -88,7 +89,8 @@ def read_config(checkpoint: Path) -> CheckpointConfig:
     """Reads and validates `checkpoint`/mtp_config.json. ValueError in one line names what was got and expected."""
     file = checkpoint / CONFIG_NAME
     if not checkpoint.is_dir() or not file.is_file():
-        raise ValueError(f"{checkpoint}: not a heads checkpoint (no {CONFIG_NAME})")
+        other = "; it is a model, which mtpd generate --plain decodes" if (checkpoint / "config.json").is_file() else ""
+        raise ValueError(f"{checkpoint}: not a heads checkpoint (no {CONFIG_NAME}){other}")
     try:
         if file.stat().st_size > MAX_CONFIG_BYTES:
             raise ValueError(f"{file.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}")

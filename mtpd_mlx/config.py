@@ -58,7 +58,7 @@ class LossConfig:
         0.0,
         "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once, the default; "
         f"of a base from scratch {KL_START_FROM_SCRATCH:g}, since a bad teacher slows all it reaches)",
-        takes=NOT_NEGATIVE,
+        takes=Range(0, 1, below=True),
     )
     kl_reaches: str = option(
         "all",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.adapter_format import ADAPTER_HELP
-from mtpd_mlx.base import Base, load_base
+from mtpd_mlx.base import Base, load_base, say_if_slow
 from mtpd_mlx.checkpoint import versions
 from mtpd_mlx.checkpoint_format import sync, write_json
 from mtpd_mlx.data.formats import read_rows
@@ -78,6 +78,7 @@ def load_work(cfg: DistillConfig) -> Work:
         if not 0 < len(tokens) <= longest:
             room = f"1..{longest}: its context of {base.context_length} less --max-tokens {cfg.max_tokens}"
             raise ValueError(f"{cfg.prompts}: prompt {number} has {len(tokens)} tokens, expected {room}")
+    say_if_slow(base)
     return Work(cfg, base, tokenizer, prompts)
 
 
@@ -194,6 +195,8 @@ def claim(work: Work) -> set[int]:
         return {r["row"] for r in rows}
     if existing and not cfg.overwrite:
         raise ValueError(f"--out {out}: holds {existing[0]} already; use --resume, --overwrite or another folder")
+    if any((out / name).samefile(Path(cfg.prompts).expanduser()) for name in existing):
+        raise ValueError(f"--out {out}: --overwrite would replace {cfg.prompts}, the --prompts themselves; use another folder")
     out.mkdir(parents=True, exist_ok=True)
     for name in existing:
         (out / name).unlink()

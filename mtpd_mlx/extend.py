@@ -1,13 +1,14 @@
 """Looped extension (MTP-D, arXiv 2603.23911): m trained heads initialise the next m; base and old heads stay frozen."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.base import Base
+from mtpd_mlx.base import Base, say_if_slow
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
-from mtpd_mlx.checkpoint_format import CheckpointConfig, check_num_heads, read_config
+from mtpd_mlx.checkpoint_format import TUNED, CheckpointConfig, check_num_heads, read_config
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.losses import per_head_weights
@@ -56,7 +57,8 @@ def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model
         heads = loop_heads(base, heads, count)
     target = reference_base(base, out, model or config.base.locate(checkpoint))
     record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
-    record.pop("eval", None)  # measured on the shorter cascade
+    for measured in ("eval", TUNED):  # on the shorter cascade
+        record.pop(measured, None)
     save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
 
 
@@ -75,11 +77,19 @@ def extend_options(file_values: dict[str, Any], flags: dict[str, Any], num_heads
         return options
     out, overwrite = options.run.out, options.run.overwrite
     named = {name: value for name, value in given.items() if name not in ("num_heads", "hidden_source")}
-    for count in stages(num_heads, to):
-        folder = stage_folder(Path(out), count, to)
-        if (folder / OPTIONS_NAME).is_file():
-            options = taken_up(folder, named, finished=True)
-            overwrite = overwrite or read_run(folder).options.get("overwrite") is True
+    folders = {count: stage_folder(Path(out), count, to) for count in stages(num_heads, to)}
+    begun = {count: folder for count, folder in folders.items() if (folder / OPTIONS_NAME).is_file()}
+    if not begun:
+        raise ValueError(f"--resume: {out} holds no interrupted extension to {to} heads ({OPTIONS_NAME} missing)")
+    for count, folder in begun.items():
+        saved = read_run(folder)
+        if (held := saved.options.get("num_heads")) != count:
+            raise ValueError(f"--resume: the run in {folder} trains {held} heads, not {count}")
+        options = taken_up(folder, named, finished=True)
+        # Heads of a run that came to its end are there to stay.
+        overwrite = overwrite or (saved.options.get("overwrite") is True and not (saved.finished and count == to))
+        if not saved.finished:
+            break  # what later folders hold is an earlier run's
     # A stage names the base that the checkpoint does, which says more (an adapter).
     model = replace(options.model, model=given.get("model"))
     return replace(options, model=model, run=replace(options.run, out=out, resume=True, overwrite=overwrite))
@@ -103,6 +113,8 @@ def extend_checkpoint(
     base, heads, config = load_checkpoint(checkpoint, cfg.model, cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg))
     if cfg.cache is not None:
         check_cache(Path(cfg.cache).expanduser(), config.base.fingerprint, str(checkpoint))
+    if not cached:
+        say_if_slow(base)
     base.model.set_dtype(compute_dtype(options.optim))
     name = cfg.model or config.base.locate(checkpoint)
     assert base.path is not None
@@ -110,16 +122,18 @@ def extend_checkpoint(
     outcomes = []
     for count in planned:
         folder = stage_folder(out, count, to)
-        run = replace(options.run, out=str(folder), overwrite=options.run.overwrite or folder != out)
+        resumed = options.run.resume and latest_resume_point(folder) is not None
         stage = replace(
             rows_as_cached(options),
-            run=replace(run, resume=options.run.resume and latest_resume_point(folder) is not None),
+            run=replace(options.run, out=str(folder), resume=resumed),
             heads=replace(options.heads, num_heads=count, hidden_source=heads.hidden_source),
             model=replace(options.model, model=name, train="heads"),
         )
         if options.run.resume and is_finished(folder, stage, heads):
             outcomes.append((count, earlier_outcome(folder)))
         else:
+            if folder != out and not resumed and (folder / OPTIONS_NAME).is_file():
+                shutil.rmtree(folder, ignore_errors=True)  # of an earlier extension
             ingredients = Ingredients(base, loop_heads(base, heads, count), tokenizer, name, first_trained=heads.num_heads)
             outcomes.append((count, train(stage, ingredients, show(count))))
         heads, _ = load_heads(folder, base)

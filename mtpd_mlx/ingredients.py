@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.base import Base, load_base, new_base, resolve_model
+from mtpd_mlx.base import Base, load_base, new_base, resolve_model, say_if_slow
 from mtpd_mlx.cache.format import CacheIndex
 from mtpd_mlx.cache.reader import CachedDataset, open_cache
 from mtpd_mlx.checkpoint import load_heads
@@ -43,6 +43,7 @@ def gather(options: TrainOptions) -> Ingredients:
         # A frozen base is held in the compute dtype (of a quantised one the scales: other types would promote every
         # product to float32); a base that trains keeps float32 master weights.
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint", adapter=adapter_of(cfg))
+        say_if_slow(base)
         base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
         folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
         name = cfg.model
@@ -53,6 +54,8 @@ def gather(options: TrainOptions) -> Ingredients:
             config = json.loads(Path(cfg.model_config).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"--model-config {cfg.model_config}: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, dict):
+            raise ValueError(f"--model-config {cfg.model_config}: got {type(config).__name__}, expected an object")
         base, folder, name = new_base(config, options.run.seed), resolve_tokenizer(cfg.tokenizer), ""
     else:
         raise ValueError("no base: give --model, or --model-config with --train joint to train one from scratch")
@@ -134,12 +137,12 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
 def choose_draft_tokens(heads: MTPHeads, size: int | None, train_set: Any, vocab_size: int) -> None:
     """Gives heads that have none the `size` most frequent tokens of the training rows (lower ids first among equals)."""
     held = heads.draft_tokens
+    if size is not None and not 1 <= size <= vocab_size:
+        raise ValueError(f"--draft-vocab: got {size}, expected 1..{vocab_size} (the base's vocabulary)")
     if held is not None and size not in (None, held.size):
         raise ValueError(f"--draft-vocab: got {size}, the heads have a draft vocabulary of {held.size} already")
-    if size is None or held is not None or size >= vocab_size:
+    if size is None or held is not None or size == vocab_size:
         return
-    if size < 1:
-        raise ValueError(f"--draft-vocab: got {size}, expected at least 1")
     counts = add_counts([np.zeros(vocab_size, np.int64), train_set.token_counts()])
     best = np.argsort(-counts, kind="stable")[:size]
     heads.draft_among(mx.array(np.sort(best).astype(np.int32)))

@@ -86,11 +86,11 @@ class Model:
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
         if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl") or self.heads.draft_tokens is not None):
             raise ValueError("detach_teacher off: expected joint training with loss mtpd or kl and the whole vocabulary")
-        if not 0 <= cfg.kl_start < 1 or (cfg.kl_start and cfg.loss != "mtpd"):
-            raise ValueError(f"kl_start: got {cfg.kl_start} with loss {cfg.loss}, expected 0, or with loss mtpd less than 1")
+        if cfg.kl_start and cfg.loss != "mtpd":
+            raise ValueError(f"--kl-start: got {cfg.kl_start} with --loss {cfg.loss}, which has no such start (expected 0)")
         heads_alone = cfg.kl_reaches == "heads"
         if heads_alone and (not self.joint or cfg.loss != "mtpd" or not cfg.detach_teacher):
-            raise ValueError("kl_reaches heads: expected joint training with loss mtpd and a detached teacher")
+            raise ValueError("--kl-reaches heads: expected --train joint, --loss mtpd and a detached teacher")
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
         if not heads_alone:

@@ -18,12 +18,17 @@ RESUME_PREFIX = "resume-"
 TEMPORARY = (f".{RESUME_PREFIX}*.tmp", f".*{WEIGHTS_NAME}*", ".*.json*.tmp", f".{BASE_NAME}.new", f".{BASE_NAME}.old")
 
 
-def check_folder(out: Path, overwrite: bool) -> None:
-    """Makes the folder. ValueError or OSError where it is in use, and not to be overwritten, or cannot be written."""
+def check_folder(out: Path, overwrite: bool, joint: bool = False) -> None:
+    """Makes the folder. ValueError or OSError where it is in use, and not to be overwritten, or cannot be written. `joint`: a
+    base will be written too."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
     if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
         raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
+    if joint and not overwrite and (out / BASE_NAME).exists():
+        raise ValueError(
+            f"--out {out}: holds a folder {BASE_NAME!r}, where the trained base goes; use --overwrite or another one"
+        )
     out.mkdir(parents=True, exist_ok=True)
     probe = out / f".write-test-{os.getpid()}"
     probe.touch()

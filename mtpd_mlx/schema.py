@@ -131,6 +131,9 @@ def build(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[st
         missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in own]
         if missing:
             raise ValueError(f"missing option {flag(missing[0])}")
+        for name, value in own.items():
+            if "" in (value if isinstance(value, tuple) else (value,)):  # of a shell variable that is not set, for one
+                raise ValueError(f"{flag(name)}: got an empty text")
         instance = cls(**own)
         for f in dataclasses.fields(cls):
             _check(f, getattr(instance, f.name))

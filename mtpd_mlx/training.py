@@ -56,7 +56,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     stay until this run writes its own."""
     world, out, base = World.launched(), Path(options.run.out), ingredients.base
     if not options.run.resume:
-        world.from_lead(lambda: check_folder(out, options.run.overwrite))
+        world.from_lead(lambda: check_folder(out, options.run.overwrite, options.model.train == "joint"))
     tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
     if tokenizer.vocab_size > base.vocab_size:
         raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.base import Base, load_base
+from mtpd_mlx.base import Base, load_base, say_if_slow
 from mtpd_mlx.cache.format import (
     INDEX_NAME,
     SPLITS,
@@ -162,6 +162,7 @@ def _load(cfg: CacheConfig) -> Base:
     assert cfg.model is not None
     adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
     base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
+    say_if_slow(base)
     if not base.is_quantized:
         base.model.set_dtype(getattr(mx, _resolve(cfg.compute_dtype)))
         mx.eval(base.model.parameters())

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.decoding.flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
-from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
 
 
@@ -28,16 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.max_tokens < 2 or args.repeats < 1:
-        raise ValueError(f"bench: got --max-tokens {args.max_tokens} --repeats {args.repeats}, expected at least 2 and 1")
-    values = measure(args)
-    if args.svg is not None:
-        from mtpd_mlx.decoding.picture import draw
-
-        args.svg.write_text(draw(values))
     from mtpd_mlx.decoding.benchmark import describe
+    from mtpd_mlx.decoding.picture import draw
+    from mtpd_mlx.speculative.bench import check_runs
 
+    check_runs(args.max_tokens, args.repeats, args.cool_down)
+    if args.svg is not None and (args.svg.is_dir() or not args.svg.parent.is_dir()):
+        raise ValueError(f"--svg {args.svg}: expected a file in a folder that is there")
+    values = measure(args)
     print(json.dumps(values, indent=2) if args.json else describe(values))
+    if args.svg is not None:
+        args.svg.write_text(draw(values))
     return 0
 
 
@@ -62,7 +62,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     special = xtc_special_tokens(tokenizer)
     drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
     quick = replace(options, exact=False)
-    plain = open_decoder(base, None, replace(quick, plan=args_plan(args)), **drawing)
+    plain = open_decoder(base, None, quick.of_plain(), **drawing)
     ours = open_decoder(base, heads if drafts != 0 else None, quick, drafts, **drawing)
     arms = [stock_arm(base, sampling, special), our_arm("plain", plain, plain=True), our_arm("mtpd", ours)]
     if args.draft_model is not None:
@@ -93,11 +93,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         found = compare(MLXModel(base, None), named, pairs["stock"], pairs["mtpd"])
         values["first_divergences"] = [vars(d) for d in found]
     return values
-
-
-def args_plan(args: argparse.Namespace) -> str:
-    """The plan that was asked for; a tuned one is that of rounds, not of plain decoding."""
-    return getattr(args, "plan", DecodingConfig.plan)
 
 
 def first_runs(results: Any, arm: Any, sets: dict[str, Any]) -> list[list[int]]:

@@ -21,7 +21,8 @@ def run(args: argparse.Namespace) -> int:
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
-    cfg = resumed_config(file_values, flags) if flags.get("resume") else build((DistillConfig,), file_values, flags)[0]
+    resume = (file_values | flags).get("resume")
+    cfg = resumed_config(file_values, flags) if resume else build((DistillConfig,), file_values, flags)[0]
     work = load_work(cfg)
     with tqdm(total=len(work.prompts), unit="prompt", dynamic_ncols=True) as bar:
         made = 0

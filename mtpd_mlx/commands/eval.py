@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")
+    if args.valid and not Path(args.valid).expanduser().is_file():
+        raise ValueError(f"--valid {args.valid}: no such file")
     paths = [Path(name) for name in args.prompts]
     files = list(zip(set_names(paths), paths, strict=True))
     base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, on_cpu(), **base_options(args))

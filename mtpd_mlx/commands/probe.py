@@ -49,6 +49,8 @@ def say(text: str) -> None:
 def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[int]:
     """Those behind which `room` positions are free; what is left out is said. ValueError where none is left."""
     longest = context_length - room
+    if longest < 1:
+        raise ValueError(f"this model's context is {context_length}, of which measuring takes {room}: too short to probe")
     usable = [n for n in wanted if 1 <= n <= longest]
     if not usable or min(wanted) < 1:
         raise ValueError(f"--contexts: got {wanted}, expected some in 1..{longest}")
@@ -89,6 +91,7 @@ def summary(costs: list[Any], car: list[float] | None) -> dict[str, Any]:
         depth = max(c.rounds)
         row: dict[str, Any] = {
             "context": c.context,
+            "plan": c.plan,
             "plain_ms": 1000 * c.plain,
             "verify_ms": {m: 1000 * s for m, s in c.verify.items()},
             "verify_ratio": {m: s / c.verify[1] for m, s in c.verify.items()},
@@ -111,7 +114,9 @@ def describe(v: dict[str, Any]) -> str:
     lines = [f"{v['device']} ({v['backend']}){how}"]
     for row in v["contexts"]:
         ratio = " ".join(f"{m}:{r:.2f}" for m, r in row["verify_ratio"].items())
-        lines.append(f"\ncontext {row['context']}: a token {row['plain_ms']:.2f} ms, a head {row['head_ms']:.2f} ms")
+        lines.append(
+            f"\ncontext {row['context']}, plan {row['plan']}: a token {row['plain_ms']:.2f} ms, a head {row['head_ms']:.2f} ms"
+        )
         lines.append(f"T(m)/T(1)  {ratio}")
         table = []
         for k, ms in row["round_ms"].items():

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
-    options = (resumed_options if flags.get("resume") else TrainOptions.build)(file_values, flags)
+    options = (resumed_options if (file_values | flags).get("resume") else TrainOptions.build)(file_values, flags)
     checkpoint = resolve_folder(args.checkpoint)
     ingredients = gather(refit_options(checkpoint, options)[0])
     with ProgressBar(options.optim.iters, f"refit {args.checkpoint}") as bar:

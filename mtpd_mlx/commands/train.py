@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
-    if flags.get("resume"):
+    if (file_values | flags).get("resume"):
         saved = World.launched().from_lead(lambda: resumed_options(file_values, flags).to_dict())
         options = TrainOptions.from_dict(saved)
     else:

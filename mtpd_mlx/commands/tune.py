@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.decoding.machine import machine_key
     from mtpd_mlx.decoding.tuned import write_tuned
     from mtpd_mlx.hub.pull import resolve_folder
+    from mtpd_mlx.speculative.bench import check_runs
 
-    if args.max_tokens < 2 or args.repeats < 1:
-        raise ValueError(f"tune: got --max-tokens {args.max_tokens} --repeats {args.repeats}, expected at least 2 and 1")
+    check_runs(args.max_tokens, args.repeats, args.cool_down)
     folder = resolve_folder(args.checkpoint)
+    if not args.dry_run and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: cannot be written, so nothing can be stored; --dry-run measures only")
     base, heads = load_model(args)
     speeds, tuned = measure(args, base, heads)
     machine = machine_key(base.dtype)
@@ -56,7 +59,7 @@ def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, 
     prompts = [p.tokens for p in encode_prompts(args.prompts, tokenizer, room, args.limit)]
     counts = sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
     decoders = {k: open_decoder(base, heads, options, k) for k in counts}
-    plain = our_arm("plain", open_decoder(base, None, options), plain=True)
+    plain = our_arm("plain", open_decoder(base, None, options.of_plain()), plain=True)
     arms = {k: our_arm(f"K={k}", decoder) for k, decoder in decoders.items()}
     stock = stock_arm(base, Sampling())  # greedy
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731

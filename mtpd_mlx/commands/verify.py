@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     sampling = sampling_from(args)
     check_tolerance(args.tolerance)
     if sampling.greedy and not args.greedy_only:
-        raise ValueError("verify: --temp 0 leaves nothing to draw; give a temperature, or --greedy-only")
+        raise ValueError("--temp 0 leaves nothing to draw; give a temperature, or --greedy-only")
     base, heads = load_model(args)
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - args.max_tokens - heads.num_heads - 1
@@ -59,7 +59,7 @@ def examine(args: argparse.Namespace, base: Any, heads: Any, prompts: list, samp
     options, drafts, length = decoding_options(args), args.num_draft_tokens, args.max_tokens
     reference = MLXModel(base, None)
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
-    plain, _ = decode(open_decoder(base, None, options), prompts, length, dots)
+    plain, _ = decode(open_decoder(base, None, options.of_plain()), prompts, length, dots)
     ours = open_decoder(base, heads, options, drafts)
     speculative, tau = decode(ours, prompts, length, dots)
     report = Report(len(prompts), sum(map(len, plain)), compare(reference, prompts, plain, speculative))

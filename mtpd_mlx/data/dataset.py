@@ -133,11 +133,14 @@ class Splits:
 
 
 def _read(file: Path, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> PackedDataset:
-    documents = tokenize(read_rows(file), tokenizer, cfg.mask_prompt)
+    rows = read_rows(file)
+    try:
+        documents = tokenize(rows, tokenizer, cfg.mask_prompt)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     if not documents:
         raise ValueError(f"{file}: no text in it")
-    rows = (pack if cfg.pack else pad)(documents, cfg.max_seq_length)
-    return PackedDataset(rows, cfg.batch_size, seed)
+    return PackedDataset((pack if cfg.pack else pad)(documents, cfg.max_seq_length), cfg.batch_size, seed)
 
 
 def load_text(name: str, cfg: DataConfig, tokenizer: TextTokenizer) -> PackedDataset:

@@ -64,6 +64,8 @@ def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
     for key, kind in kinds.items():
         if key in row and not isinstance(row[key], kind):
             raise ValueError(f"{file}:{number}: {key!r} is {type(row[key]).__name__}, expected {kind.__name__}")
+    if "messages" in row and not (row["messages"] and all(isinstance(m, dict) for m in row["messages"])):
+        raise ValueError(f"{file}:{number}: 'messages': expected a list of objects, at least one")
     if "text" not in row and "messages" not in row and not {"prompt", "completion"} <= row.keys():
         raise ValueError(
             f'{file}:{number}: got keys {sorted(row)}, expected "text", or "prompt" and "completion", or "messages"'
@@ -102,8 +104,6 @@ def _key(row: dict[str, Any], key: str) -> Any:
 def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bool) -> Document:
     if "messages" in row:
         messages = row["messages"]
-        if not messages or not all(isinstance(m, dict) for m in messages):
-            raise ValueError('data "messages": expected a non-empty list of objects with "role" and "content"')
     else:
         messages = [
             {"role": "user", "content": _key(row, "prompt")},
@@ -112,8 +112,8 @@ def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bo
     if not tokenizer.has_chat_template:
         if "messages" in row:
             raise ValueError('data has "messages" but the tokenizer has no chat template')
-        prompt = tokenizer.encode(row["prompt"])
-        completion = tokenizer.encode(row["completion"], add_special_tokens=False)
+        prompt = tokenizer.encode(_key(row, "prompt"))
+        completion = tokenizer.encode(_key(row, "completion"), add_special_tokens=False)
         return _document(_with_eos(prompt + completion, tokenizer), len(prompt) if mask_prompt else 0)
     ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
     offset = 0

@@ -29,7 +29,7 @@ def candidates(num_draft_tokens: int) -> tuple[Plan, ...]:
 
 def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_size: int) -> dict[Plan, float]:
     """Least seconds of a round (without drafts: of a step) of each plan, interleaved: what other programs add is no plan's own.
-    What fails is left out, and said."""
+    What fails is left out, and said; RuntimeError where that is every one."""
     running: dict[Plan, tuple[Backend, int]] = {}
     times: dict[Plan, list[float]] = {plan: [] for plan in plans}
     prompt = [(7 * i + 3) % vocab_size for i in range(PROMPT)]
@@ -54,7 +54,14 @@ def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_siz
             if turn >= WARM_UP:
                 times[plan].append(seconds)
             running[plan] = backend, token
+    if not running:
+        raise RuntimeError(f"no plan runs here, of {', '.join(map(str, plans))}")
     return {plan: min(times[plan]) for plan in running}
+
+
+def room(num_draft_tokens: int) -> int:
+    """How many positions the measurement takes at most."""
+    return PROMPT + 2 * (WARM_UP + ROUNDS) * (1 + num_draft_tokens)
 
 
 def advance(backend: Backend, token: int) -> int:

@@ -46,7 +46,7 @@ def measure_costs(
     Every figure is that of decoding with these options: row by row with `exact`, over quantised caches with `kv_bits`."""
     prompt = [(7 * i + 3) % base.vocab_size for i in range(context)]
     cascade = repeated_heads(base, max(drafts)) if heads is None else heads
-    plain = open_decoder(base, None, options)
+    plain = open_decoder(base, None, options.of_plain())
     chosen = open_decoder(base, cascade, options, min(4, max(drafts))).plan
     running: list[tuple[int, Decoder | PlainDecoder]] = [(0, plain)]
     running += [(k, open_decoder(base, cascade, replace(options, plan=str(chosen)), k)) for k in drafts]
@@ -66,7 +66,7 @@ def measure_costs(
                 seconds[k].append((time.perf_counter() - began) / count)
             see()
     medians = {k: statistics.median(times) for k, times in seconds.items()}
-    return Costs(context, medians.pop(0), verify_costs(base, prompt, options, chosen), medians)
+    return Costs(context, medians.pop(0), verify_costs(base, prompt, options, chosen), medians, str(chosen))
 
 
 def verify_costs(base: Base, prompt: list[int], options: DecodingConfig, plan: Plan) -> dict[int, float]:

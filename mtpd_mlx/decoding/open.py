@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mtpd_mlx.base import Base
-from mtpd_mlx.decoding.calibrate import candidates, choose, time_plans
+from mtpd_mlx.decoding.calibrate import candidates, choose, room, time_plans
 from mtpd_mlx.decoding.decoder import Decoder, needs_growing
 from mtpd_mlx.decoding.host import KVOptions, LogitsProcessor, Model
 from mtpd_mlx.decoding.options import DecodingConfig
@@ -42,7 +42,8 @@ def open_decoder(
 
 
 def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder | PlainDecoder:
-    """`plan`: a name, or auto: the only one possible, or else the fastest of a few rounds."""
+    """`plan`: a name, or auto: the only one possible, or else the fastest of a few rounds; mlx-lm's own caches where the
+    model's context is too short to measure any."""
 
     def make(chosen: Plan, capacity: int | None = capacity) -> Decoder | PlainDecoder:
         if chosen.cache == "growing" and not model.num_draft_tokens:
@@ -52,7 +53,8 @@ def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder |
     if plan != "auto":
         return make(Plan.parse(plan))
     plans = candidates(model.num_draft_tokens)
-    if len(plans) == 1 or needs_growing(model):
+    short = model.base.context_length < room(model.num_draft_tokens)
+    if len(plans) == 1 or short or needs_growing(model):
         return make(Plan())
     times = time_plans(lambda p: make(p, None), plans, model.base.vocab_size)
     decoder = make(choose(times))

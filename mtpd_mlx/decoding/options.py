@@ -1,6 +1,6 @@
 """The options of MLX decoding; every default is here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mtpd_mlx.schema import option
 
@@ -8,7 +8,9 @@ from mtpd_mlx.schema import option
 @dataclass(frozen=True)
 class DecodingConfig:
     plan: str = option(
-        "auto", "how rounds run: auto (measured at load, or as mtpd tune stored), growing, fixed, fixed+compiled, ..."
+        "auto",
+        "how rounds run: auto (measured at load, or as mtpd tune stored), growing, or fixed with any of +compiled, +scatter, "
+        "+rows in this order",
     )
     exact: bool = option(False, "verify with the kernels of single-token passes: bit for bit plain decoding; slower")
     kv_bits: int | None = option(None, "quantise the base's KV cache to so many bits (default: not)")
@@ -22,3 +24,7 @@ class DecodingConfig:
             raise ValueError(f"--kv-group-size: got {self.kv_group_size}, expected 32, 64 or 128")
         if self.quantized_kv_start < 0:
             raise ValueError(f"--quantized-kv-start: got {self.quantized_kv_start}, expected at least 0")
+
+    def of_plain(self) -> "DecodingConfig":
+        """For plain decoding beside rounds: it chooses its own plan, whatever is asked for rounds."""
+        return replace(self, plan="auto")

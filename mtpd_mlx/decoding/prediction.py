@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds at one context length: a plain step, a verify pass over m tokens, a whole round with K drafts."""
+    """Seconds at one context length: a plain step, a verify pass over m tokens, a whole round with K drafts; the plan of rounds
+    and passes."""
 
     context: int
     plain: float
     verify: dict[int, float]
     rounds: dict[int, float]
+    plan: str = "growing"
 
     def round(self, drafts: int) -> float:
         """R(K); between measured numbers of drafts on a straight line, beyond them along the last one. K = 0: a plain step."""

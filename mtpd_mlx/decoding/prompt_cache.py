@@ -11,7 +11,7 @@ from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.mlx_runtime import mx
 
-TOKENS = "tokens"
+TOKENS, FINGERPRINT = "tokens", "base_fingerprint"  # uint8 [n]: of the base's weights and adapter
 
 
 def save_cache(decoder: Decoder | PlainDecoder, file: Path) -> None:
@@ -19,7 +19,7 @@ def save_cache(decoder: Decoder | PlainDecoder, file: Path) -> None:
     host = decoder.settled()
     if not host.tokens:
         raise ValueError(f"{file}: nothing to save: the cache is empty")
-    arrays = {TOKENS: mx.array(host.tokens, mx.uint32)}
+    arrays = {TOKENS: mx.array(host.tokens, mx.uint32), FINGERPRINT: fingerprint_of(decoder)}
     for kind, caches in (("base", host.caches), ("heads", host.head_caches)):
         check_fixable(caches)
         for i, cache in enumerate(caches):
@@ -45,8 +45,15 @@ def load_cache(decoder: Decoder | PlainDecoder, file: Path) -> list[int]:
                 raise ValueError(f"{file}: missing key {name!r}: saved with fewer heads, or by another model")
             check_rows(file, name, arrays[name], decoder)
         groups.append([to_growing((arrays[k], arrays[v]), len(tokens)) for k, v in names])
+    if not mx.array_equal(arrays.get(FINGERPRINT, mx.zeros(0)), fingerprint_of(decoder)).item():
+        raise ValueError(f"{file}: saved with another base, or by an older version; give another file or remove it")
     decoder.resume(tokens, *groups)
     return tokens
+
+
+def fingerprint_of(decoder: Decoder | PlainDecoder) -> mx.array:
+    """Rows of another base of the same shape would go on as another text than the model's own."""
+    return mx.array(list(decoder.model.base.fingerprint.encode()), mx.uint8)
 
 
 def check_rows(file: Path, name: str, rows: mx.array, decoder: Decoder | PlainDecoder) -> None:

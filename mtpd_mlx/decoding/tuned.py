@@ -4,10 +4,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, read_config, write_json
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, TUNED, read_config, write_json
 from mtpd_mlx.decoding.plan import PLANS
-
-KEY = "tuned"
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,12 @@ class Tuned:
 def read_tuned(folder: Path, machine: str) -> Tuned | None:
     """ValueError where the entry is not what `mtpd tune` writes."""
     config = read_config(folder)
-    entries: Any = config.record.get(KEY, {})
+    entries: Any = config.record.get(TUNED, {})
     entry = entries.get(machine) if isinstance(entries, dict) else entries
     if entry is None:
         return None
     if why := _fault(entry, config.num_heads):
-        raise ValueError(f"{folder / CONFIG_NAME}: {KEY}: {why}; run mtpd tune again, or give --num-draft-tokens")
+        raise ValueError(f"{folder / CONFIG_NAME}: {TUNED}: {why}; run mtpd tune again, or give --num-draft-tokens")
     return Tuned(**{f.name: entry[f.name] for f in fields(Tuned)})
 
 
@@ -54,6 +52,6 @@ def _fault(entry: Any, num_heads: int) -> str | None:
 def write_tuned(folder: Path, machine: str, tuned: Tuned) -> None:
     """Adds or replaces this machine's entry; a damaged table is replaced whole."""
     config = read_config(folder)
-    known = config.record.get(KEY)
+    known = config.record.get(TUNED)
     entries = {**(known if isinstance(known, dict) else {}), machine: asdict(tuned)}
-    write_json(folder / CONFIG_NAME, replace(config, record={**config.record, KEY: entries}).to_json())
+    write_json(folder / CONFIG_NAME, replace(config, record={**config.record, TUNED: entries}).to_json())

@@ -119,7 +119,8 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     except ValueError as error:
         raise ValueError(f"model {error}") from None
     if not (path / "config.json").is_file():
-        raise ValueError(f"model folder {model}: no config.json in it")
+        other = ", but heads: the model is the base they belong to" if (path / "mtp_config.json").is_file() else ""
+        raise ValueError(f"model folder {model}: no config.json in it{other}")
     if not any(path.glob("model*.safetensors")) and any(path.glob("*.bin")):
         raise ValueError(f"model folder {model}: its weights are pickled, which are never loaded; convert them to safetensors")
     return path

@@ -10,7 +10,7 @@ from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats
 
-LONGEST_REST = 3600
+LONGEST_REST = 3600  # seconds
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,15 @@ def backend_arm(name: str, backend: Backend, plain: bool = False) -> Arm:
         return Run(tokens, own.prompt_seconds, own.decode_seconds, passes)
 
     return Arm(name, decode, stats)
+
+
+def check_runs(max_tokens: int, repeats: int, cool_down: float) -> None:
+    """ValueError, before anything is loaded, for what cannot be measured."""
+    for name, value, least in (("--max-tokens", max_tokens, 2), ("--repeats", repeats, 1)):
+        if value < least:
+            raise ValueError(f"{name}: got {value}, expected at least {least}")
+    if not 0 <= cool_down <= LONGEST_REST:
+        raise ValueError(f"--cool-down: got {cool_down}, expected 0..{LONGEST_REST}")
 
 
 def interleave(

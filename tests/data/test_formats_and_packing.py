@@ -70,6 +70,8 @@ def test_prompts_are_masked_as_in_mlx_lm(chat_tokenizer: Tokenizer, tokenizer: T
         (b'{"other": "a"}\n', (":1", "other", '"text"')),
         (b'{"text": null}\n', (":1", "NoneType", "str")),
         (b"\xff\xfe", ("UTF-8",)),
+        (b'{"messages": []}\n', (":1", "messages", "at least one")),
+        (b'{"messages": [1]}\n', (":1", "messages", "objects")),
     ],
 )
 def test_bad_rows_are_one_line(content: bytes, words: tuple[str, ...], tmp_path: Path) -> None:
@@ -88,11 +90,11 @@ def test_mixed_formats_are_refused(tokenizer: Tokenizer) -> None:
             tokenize([first, {"text": "a", "prompt": "b"}], tokenizer, mask_prompt=False)
 
 
-@pytest.mark.parametrize("messages", [[], ["hi"], [None]])
-def test_conversations_without_messages_are_refused(messages: list[Any], chat_tokenizer: Tokenizer) -> None:
-    for mask_prompt in (False, True):
-        with pytest.raises(ValueError, match="non-empty list of objects"):
-            tokenize([{"messages": messages}], chat_tokenizer, mask_prompt)
+def test_a_text_that_is_not_unicode_is_said_with_its_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "fine"}\n{"text": "half a \\ud83d pair"}\n')  # JSON's escapes can say what is no text
+    with pytest.raises(ValueError, match=r"a\.jsonl: text: got U\+D83D at character 7"):
+        load_text(str(file), DataConfig(), tokenizer)
 
 
 def documents(*lengths: int) -> list[Document]:

@@ -69,6 +69,48 @@ def test_bench(checkpoint: Path, prompts: list[str], tmp_path: Path, capsys: pyt
     assert "mtpd plain" in text and "tau" in text and "identical" not in text
 
 
+def test_plain_decoding_beside_rounds_chooses_its_own_plan(
+    checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtpd_mlx.decoding import open as opening
+
+    opened, with_plan = [], opening.with_plan
+    monkeypatch.setattr(
+        opening,
+        "with_plan",
+        lambda m, plan, capacity: opened.append((m.num_draft_tokens, plan)) or with_plan(m, plan, capacity),
+    )
+    asked, short = ["--plan", "fixed+scatter+rows"], ["-m", "4", "--limit", "1"]
+    bench = ["bench", str(checkpoint), "--prompts", prompts[0], *asked, *short, "--repeats", "1", "--json"]
+    values = json.loads(output(capsys, bench))
+    assert (values["plan"], values["plain_plan"]) == ("fixed+scatter+rows", "growing")
+    output(capsys, ["tune", str(checkpoint), "--prompts", prompts[0], *asked, *short, "--repeats", "1", "--dry-run"])
+    output(capsys, ["verify", str(checkpoint), "--prompts", prompts[0], *asked, *short, "--greedy-only"])
+    text = output(capsys, ["probe", str(checkpoint), "--contexts", "24", *asked])
+    assert "context 24, plan fixed+scatter+rows" in text
+    assert {plan for drafts, plan in opened if not drafts} == {"auto"}
+    assert {plan for drafts, plan in opened if drafts} == {"fixed+scatter+rows"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["bench", "--svg", "nowhere/b.svg"], "--svg nowhere/b.svg: expected a file in a folder that is there"),
+        (["bench", "--cool-down", "-1"], "--cool-down: got -1.0, expected 0..3600"),
+        (["tune", "--cool-down", "nan"], "--cool-down: got nan, expected 0..3600"),
+        (["tune", "--repeats", "0"], "--repeats: got 0, expected at least 1"),
+        (["verify", "--tolerance", "nan"], "--tolerance: got nan, expected at least 0"),
+        (["bench", "--temp", "1", "--seed", "-1"], "--seed: got -1, expected at least 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_before_anything_is(
+    checkpoint: Path, prompts: list[str], arguments: list[str], message: str, capsys: pytest.CaptureFixture
+) -> None:
+    command, *options = arguments
+    assert main([command, str(checkpoint), "--prompts", prompts[0], *QUICK, *options]) == 1
+    assert capsys.readouterr().err == f"mtpd {command}: error: {message}\n"
+
+
 def test_sets_of_one_stem_are_kept_apart(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [tmp_path / folder / "x.txt" for folder in ("a", "b")]
     for file in files:
@@ -225,6 +267,14 @@ def test_chat_keeps_the_cache_and_shows_drafts(
         shown.append((text, answers[1:]))
     assert shown[0][1] == shown[1][1] and "\033[32m" in shown[0][0] and "tau" in shown[0][0]
     assert "\033[32m" not in shown[1][0]
+
+
+def test_chat_forgets_what_it_could_not_answer(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\udcffb\nabc\nq\n"))
+    text = output(capsys, ["chat", str(checkpoint), "-m", "4", "--plan", "growing"])
+    assert text.count("error: text: got U+DCFF") == 1 and text.count("[4 tokens") == 1
 
 
 def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,11 @@ def test_a_plan_that_fails_is_left_out_and_said(capsys: pytest.CaptureFixture) -
     assert capsys.readouterr().err == "mtpd: plan fixed+compiled fails here and is left out: no such kernel\n"
 
 
+def test_where_every_plan_fails_that_is_said() -> None:
+    with pytest.raises(RuntimeError, match=r"no plan runs here, of fixed\+compiled"):
+        calibrate.time_plans(lambda plan: Fake(plan.compiled), [Plan("fixed", True)], 10)
+
+
 class Device:
     """A host and a device that works in order, in made-up seconds."""
 

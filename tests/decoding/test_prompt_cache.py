@@ -61,6 +61,9 @@ def test_what_does_not_fit_is_said(checkpoint: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match=r"base\.0\.keys: got mlx.core.float32 \[1, 2, "):
         load_cache(open_decoder(other, None), file)
+    tuned, drafts, _ = load_for_decoding(write_checkpoint(tmp_path / "t", write_base(tmp_path / "c", scale=7.0), 4))
+    with pytest.raises(ValueError, match="saved with another base"):  # of the same shape
+        load_cache(open_decoder(tuned, drafts, DecodingConfig(plan="growing"), 2), file)
 
 
 def test_chat_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -122,6 +122,14 @@ def test_the_context_is_filled_to_the_last_position(model: tuple) -> None:
             backend.step(1)
 
 
+def test_a_context_too_short_to_measure_plans_decodes(model: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    for length in (24, 60):
+        monkeypatch.setattr(Base, "context_length", length)
+        decoder = open_decoder(*model)
+        assert str(decoder.plan) == "growing" and decoder.plan_milliseconds == {}
+        assert text(decoder, PROMPTS[2], 100) == oracle(model[0], PROMPTS[2], length - 14)
+
+
 def test_prefill_in_chunks(model: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text and acceptance are the same: the heads' caches are whole across chunks."""
     seen = []

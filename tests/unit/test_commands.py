@@ -1,6 +1,7 @@
 """extend, eval, generate, export and parity as a user calls them, on tiny models."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
 from mtpd_mlx.cli import main
+from mtpd_mlx.decoding.tuned import Tuned, read_tuned, write_tuned
 
 SMALL = ["--iters", "6", "--batch-size", "2", "--max-seq-length", "32", "--warmup", "0", "--steps-per-eval", "3"]
 SMALL += ["--val-batches", "2", "--learning-rate", "1e-3"]
@@ -35,8 +37,10 @@ def test_extend_trains_only_new_heads(tiny_checkpoint: Path, text_data: Path, tm
 
 
 def test_extend_train_free_copies(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    out = tmp_path / "copies"
-    assert main(["extend", str(tiny_checkpoint), "--to", "12", "--train-free", "--out", str(out)]) == 0
+    out, tuned = tmp_path / "copies", Path(shutil.copytree(tiny_checkpoint, tmp_path / "tuned"))
+    write_tuned(tuned, "here", Tuned(1, "growing", 1.5))
+    assert main(["extend", str(tuned), "--to", "12", "--train-free", "--out", str(out)]) == 0
+    assert read_tuned(out, "here") is None, "measured with the shorter cascade"
     new = load_arrays(out / "heads.safetensors")
     for k in range(12):
         for name in (n for n in new if n.startswith(f"heads.{k}.")):
@@ -97,7 +101,9 @@ def test_parity_notices_a_difference(tiny_checkpoint: Path, prompts: Path, tmp_p
     assert "first difference" in capsys.readouterr().out
 
 
-def test_bad_arguments_are_one_line(tiny_checkpoint: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_bad_arguments_are_one_line(
+    tiny_base: Path, tiny_checkpoint: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     (tmp_path / "empty.txt").write_text("\n")
     for arguments, word in (
         (["eval", str(tiny_checkpoint), "--prompts", str(tmp_path / "empty.txt")], "no prompts"),
@@ -106,6 +112,9 @@ def test_bad_arguments_are_one_line(tiny_checkpoint: Path, tmp_path: Path, capsy
         (["generate", str(tiny_checkpoint), "-p", "abc", "--num-draft-tokens", "9"], "expected 0..3"),
         (["generate", str(tiny_checkpoint), "-p", "a" * 500], "prompt"),
         (["generate", str(tmp_path), "-p", "a"], "not a heads checkpoint"),
+        (["generate", str(tiny_base), "-p", "a"], "not a heads checkpoint (no mtp_config.json); it is a model"),
+        (["train", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "o")], "no config.json in it, but heads"),
+        (["eval", str(tiny_checkpoint), "--prompts", str(prompts), "--valid", "none.txt"], "--valid none.txt: no such file"),
         (["parity", str(tiny_checkpoint), str(tmp_path), "--prompts", str(tmp_path / "empty.txt")], "manifest.json"),
     ):
         assert main(arguments) == 1, arguments
@@ -113,8 +122,9 @@ def test_bad_arguments_are_one_line(tiny_checkpoint: Path, tmp_path: Path, capsy
         assert len(lines) == 1 and word in lines[0], (arguments, lines)
 
 
+@pytest.mark.parametrize("stop", [3, 10])  # in the first stage, in the second
 def test_interrupted_extension_resumes(
-    tiny_checkpoint: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stop: int, tiny_checkpoint: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mtpd_mlx.train_step import Stepper
 
@@ -122,12 +132,14 @@ def test_interrupted_extension_resumes(
         arguments = ["extend", str(tiny_checkpoint), "--to", "12", "--data", str(text_data), "--out", str(out), *SMALL]
         return main([*arguments, "--save-every", "2", *extra])
 
+    assert extend(tmp_path / "broken", "--resume") == 1, "nothing is there to go on from"
+    assert not (tmp_path / "broken").exists()
     assert extend(tmp_path / "whole") == 0
     step, calls = Stepper.step, []
 
     def interrupted(self: Stepper, batches: list) -> tuple:
         calls.append(1)
-        if len(calls) == 10:  # in the second stage
+        if len(calls) == stop:
             raise KeyboardInterrupt
         return step(self, batches)
 
@@ -137,6 +149,11 @@ def test_interrupted_extension_resumes(
     assert extend(tmp_path / "broken", "--resume") == 0
     whole, resumed = (load_arrays(tmp_path / name / "heads.safetensors") for name in ("whole", "broken"))
     assert all(np.allclose(np.array(whole[n]), np.array(resumed[n]), atol=1e-6) for n in whole)
+    before = (tmp_path / "broken" / "heads.safetensors").read_bytes()
+    for other in (["--to", "6"], ["--to", "12", "--seed", "1"]):  # after its end, other extensions replace nothing unasked
+        arguments = ["extend", str(tiny_checkpoint), *other, "--out", str(tmp_path / "broken")]
+        assert main([*arguments, "--resume"]) == 1 and main([*arguments, "--data", str(text_data), *SMALL]) == 1
+    assert (tmp_path / "broken" / "heads.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(

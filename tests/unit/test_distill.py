@@ -142,6 +142,8 @@ def test_bad_input_is_one_line(tiny_base: Path, tmp_path: Path, capsys: pytest.C
     assert main(arguments(tiny_base, prompts, out)) == 0
     assert "holds train.jsonl already" in error(*arguments(tiny_base, prompts, out))
     assert main(arguments(tiny_base, prompts, out, "--overwrite")) == 0
+    assert "the --prompts themselves" in error(*arguments(tiny_base, out / "train.jsonl", out, "--overwrite"))
+    assert (out / "train.jsonl").is_file()
     (out / PART_NAME).touch()
     assert "--max-tokens: got 1000, expected at most 255" in error(
         *arguments(tiny_base, prompts, tmp_path / "o"), "--max-tokens", "1000"

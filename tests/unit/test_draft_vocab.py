@@ -170,6 +170,8 @@ def test_size_of_the_draft_vocabulary() -> None:
     choose_draft_tokens(heads, None, rows, VOCAB)
     with pytest.raises(ValueError, match="got 30, the heads have a draft vocabulary of 20 already"):
         choose_draft_tokens(heads, 30, rows, VOCAB)
+    with pytest.raises(ValueError, match=rf"--draft-vocab: got {VOCAB + 1}, expected 1\.\.{VOCAB}"):
+        choose_draft_tokens(init_heads(new_base(LLAMA, 0), 1, "postnorm", 0), VOCAB + 1, rows, VOCAB)
 
 
 def test_trained_on_the_most_frequent_tokens_and_kept_by_looping(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:

@@ -255,7 +255,7 @@ def test_distillation_begins_where_it_is_told_to() -> None:
     same = [a == pytest.approx(b, rel=1e-6) for a, b in zip(ce, late, strict=True)]
     assert same == [True] * 6 + [False] * 2  # the loss after step 4 is the first to see a KL, the one after step 5 its share
     assert usual == curve(LossConfig(kl_start=0.0)) and usual[2] != pytest.approx(ce[2], rel=1e-6)
-    with pytest.raises(ValueError, match=r"kl_start: got 0.5 with loss ce, expected 0"):
+    with pytest.raises(ValueError, match=r"--kl-start: got 0.5 with --loss ce"):
         curve(LossConfig(loss="ce", kl_start=0.5))
 
 
@@ -298,5 +298,5 @@ def test_distillation_that_reaches_the_heads_alone(drafts: int | None) -> None:
 def test_what_distillation_of_the_heads_alone_needs() -> None:
     base = new_base(LLAMA, 0)
     for joint, loss in ((False, "mtpd"), (True, "ce"), (True, "kl")):
-        with pytest.raises(ValueError, match="kl_reaches heads: expected joint training with loss mtpd"):
+        with pytest.raises(ValueError, match="--kl-reaches heads: expected --train joint, --loss mtpd"):
             Model(base, init_heads(base, 1, "postnorm", 0), joint).fused_loss(LossConfig(loss=loss, kl_reaches="heads"))

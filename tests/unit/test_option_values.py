@@ -27,6 +27,7 @@ from mtpd_mlx.schema import Range, build, read_yaml
         ("train --alpha 1 -1", "--alpha: got -1.0"),
         ("train --adam-betas 0.9", "--adam-betas: got 1 values, expected 2"),
         ("train --adam-betas 0.9 1", "--adam-betas: got 1.0, expected at least 0 and less than 1"),
+        ("train --kl-start 1", "--kl-start: got 1.0, expected at least 0 and less than 1"),
         ("train --num-heads 0", "--num-heads: got 0, expected 1..64"),
         ("train --draft-vocab 0", "--draft-vocab: got 0"),
         ("train --batch-size 0", "--batch-size: got 0"),
@@ -47,6 +48,15 @@ def test_values_are_checked_before_anything_is_loaded(arguments: str, words: str
     assert main(arguments.split()) == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1 and words in lines[0], lines
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--out", ""], ["train", "--data", "a", ""], ["cache", "--model", ""], ["distill-data", "--out", ""]]
+)
+def test_an_empty_text_is_no_name(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    """It would be the folder one is in: what a shell makes of a variable that is not set."""
+    assert main(arguments) == 1
+    assert f"{arguments[1]}: got an empty text" in capsys.readouterr().err
 
 
 def test_defaults_are_values_that_options_take() -> None:

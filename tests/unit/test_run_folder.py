@@ -186,9 +186,10 @@ def test_config_files_are_compared_on_resume(
     out = tmp_path / "out"
     assert main([*train_args(tiny_base, text_data, out), "-c", str(tmp_path / "c.yaml")]) == 130
     capsys.readouterr()
-    (tmp_path / "c.yaml").write_text("learning_rate: 3e-3\n")
-    assert main(["train", "--resume", "--out", str(out), "-c", str(tmp_path / "c.yaml")]) == 1
-    assert "learning_rate is 0.003, the interrupted run has 0.002" in error_line(capsys)
+    for text, flags in (("learning_rate: 3e-3\n", ["--resume"]), ("learning_rate: 3e-3\nresume: true\n", [])):
+        (tmp_path / "c.yaml").write_text(text)
+        assert main(["train", *flags, "--out", str(out), "-c", str(tmp_path / "c.yaml")]) == 1
+        assert "learning_rate is 0.003, the interrupted run has 0.002" in error_line(capsys)
 
 
 @pytest.mark.parametrize("where", ["step", "validation", "first validation"])

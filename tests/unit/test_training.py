@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -103,17 +104,12 @@ def test_run_killed_before_its_first_resume_point_leaves_no_log(tiny_base: Path,
 
 
 def test_joint_from_scratch_writes_its_base(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "joint"
-    args = [
-        "train",
-        "--train",
-        "joint",
-        "--model-config",
-        str(tiny_base / "config.json"),
-        "--tokenizer",
-        str(tiny_base),
-    ]
-    assert main([*args, "--data", str(text_data), "--out", str(out), *SMALL]) == 0
+    out, like = tmp_path / "joint", tmp_path / "config.json"
+    args = ["train", "--train", "joint", "--model-config", str(like), "--tokenizer", str(tiny_base), "--data", str(text_data)]
+    quantised = {"quantization": {"bits": 4, "group_size": 32}}  # of the model that the config was taken from
+    like.write_text(json.dumps(json.loads((tiny_base / "config.json").read_text()) | quantised))
+    assert main([*args, "--out", str(out), *SMALL]) == 0
+    assert "quantization" not in json.loads((out / "base" / "config.json").read_text())
     _, _, config = load_checkpoint(out)
     assert config.base.id == "./base"
     evaluation = config.record["eval"]
@@ -139,6 +135,16 @@ def test_existing_checkpoint_is_not_overwritten(tiny_base: Path, text_data: Path
     assert (out / "heads.safetensors").read_bytes() == before
     assert main(train_args(tiny_base, text_data, out, "--overwrite", "--seed", "5")) == 0
     assert (out / "heads.safetensors").read_bytes() != before
+
+
+def test_a_folder_where_the_trained_base_would_go_is_not_replaced_unasked(
+    tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    before = (base / "model.safetensors").read_bytes()
+    assert main(train_args(base, text_data, tmp_path, "--train", "joint")) == 1
+    one_line(capsys, "holds a folder 'base', where the trained base goes")
+    assert (base / "model.safetensors").read_bytes() == before
 
 
 def one_line(capsys: pytest.CaptureFixture, *words: str) -> None:
@@ -169,6 +175,10 @@ def test_bad_input_is_one_line(tiny_base: Path, text_data: Path, tmp_path: Path,
     write_tokenizer(tmp_path / "large", 120)
     assert main(train_args(tiny_base, text_data, out, "--tokenizer", str(tmp_path / "large"))) == 1
     one_line(capsys, "120 tokens", "97")
+    (tmp_path / "list.json").write_text("[]")
+    scratch = ["--train", "joint", "--model-config", str(tmp_path / "list.json"), "--tokenizer", str(tiny_base)]
+    assert main(["train", *scratch, "--data", str(text_data), "--out", str(out)]) == 1
+    one_line(capsys, "list.json: got list, expected an object")
     (tmp_path / "c.yaml").write_text("learning_rat: 1\n")
     assert main(train_args(tiny_base, text_data, out, "-c", str(tmp_path / "c.yaml"))) == 1
     one_line(capsys, "learning_rat", "did you mean 'learning_rate'")
