@@ -21,7 +21,9 @@ def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | 
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: got {limit}, expected at least 1")
     if longest < 1:
-        raise ValueError(f"no room for a prompt: the context leaves {longest} positions, expected at least 1")
+        raise ValueError(
+            f"no room for a prompt: the context leaves {longest} positions, expected at least 1; --max-tokens may be too large"
+        )
     encoded = []
     for prompt in read_prompts(file)[:limit]:
         text = prompt.text

@@ -183,11 +183,12 @@ class DraftModel(nn.Module):
 
 
 def with_heads(model: Any, checkpoint: str | Path) -> ModelWithHeads:
-    """`model`: what mlx_lm.load gave for the base of these heads. ValueError where it is another one's."""
+    """`model`: what mlx_lm.load gave for the base of these heads, or this function before. ValueError where its dimensions are
+    another base's: a loaded model does not say whose weights it holds, and with others of that shape only drafts are worse."""
     from mtpd_mlx.checkpoint import load_heads
     from mtpd_mlx.decoding.wrapping import wrapped_base
 
-    base = wrapped_base(model)
+    base = wrapped_base(model.inner if isinstance(model, ModelWithHeads) else model)
     heads, _ = load_heads(Path(checkpoint), base)
     heads.set_dtype(base.dtype)
     mx.eval(heads.parameters())

@@ -144,3 +144,12 @@ def test_misuse_is_said(folder: Path) -> None:
     model(mx.array([PROMPTS[3]]), cache=cache)
     with pytest.raises(ValueError, match="both must have seen the same prompt"):
         run(model, draft, [1, 2], prompt_cache=cache + make_prompt_cache(draft))
+
+
+def test_a_model_may_be_wrapped_again(folder: Path) -> None:
+    """As when a cell of a notebook runs twice."""
+    model, _ = opened(folder)
+    again = stock.with_heads(model, folder)
+    assert again.inner is model.inner
+    got = run(again, again.make_draft_model(K), PROMPTS[-1])
+    assert [token for token, _ in got] == plain(model, PROMPTS[-1])
