@@ -96,7 +96,10 @@ def test_plain_decoding_beside_rounds_chooses_its_own_plan(
     ("arguments", "message"),
     [
         (["bench", "--svg", "nowhere/b.svg"], "--svg nowhere/b.svg: expected a file in a folder that is there"),
-        (["tune", "-m", "900"], "no room for a prompt: the context leaves -648 positions; --max-tokens may be too large"),
+        (
+            ["tune", "-m", "900"],
+            "no room for a prompt: the context leaves -648 positions, expected at least 1; --max-tokens may be too large",
+        ),
         (["bench", "--cool-down", "-1"], "--cool-down: got -1.0, expected 0..3600"),
         (["tune", "--cool-down", "nan"], "--cool-down: got nan, expected 0..3600"),
         (["tune", "--repeats", "0"], "--repeats: got 0, expected at least 1"),

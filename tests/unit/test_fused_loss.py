@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 from tiny import LLAMA, VOCAB, cycle_batch
 
 from mtpd_mlx.base import Base, new_base
@@ -262,6 +261,8 @@ def test_distillation_begins_where_it_is_told_to() -> None:
 @pytest.mark.parametrize("drafts", [None, 9])
 def test_distillation_that_reaches_the_heads_alone(drafts: int | None) -> None:
     """The base learns what it learns from CE alone, the heads what they learn from CE and KL; values are those of both."""
+    from mlx.utils import tree_flatten
+
     base = new_base(LLAMA, 0)
     heads = init_heads(base, K, "postnorm", 1)
     if drafts is not None:
