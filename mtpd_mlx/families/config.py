@@ -1,6 +1,7 @@
 """From config.json to Dims, and to the arguments that mlx-lm builds the same model from."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,15 @@ def weights_say_tied(folder: Path) -> bool:
     """Whether the weights of `folder` have no output head of their own."""
     names = (text_name(name) for file in folder.glob("model*.safetensors") for name in read_header(file)[0])
     return "lm_head.weight" not in names
+
+
+def group_size_of(quantization: Mapping[str, Any] | None, matrix: str) -> int:
+    """Columns that share a scale in `matrix` (a tensor's name without .weight), by config.json's "quantization"."""
+    own = (quantization or {}).get(matrix)
+    size = (own if isinstance(own, dict) else quantization or {}).get("group_size", 64)
+    if type(size) is not int or size < 1:
+        raise ValueError(f"quantization: group_size: got {str(size)[:40]!r}, expected a positive integer")
+    return size
 
 
 def family_of(config: dict[str, Any]) -> Family:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mtpd_mlx.families.config import group_size_of
 from mtpd_mlx.families.dims import Dims
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -34,21 +35,12 @@ def count(table: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> C
         if name.endswith((".scales", ".biases")):
             continue
         if name.endswith(".weight") and f"{stem}.scales" in table:
-            own = (quantization or {}).get(stem)
-            settings = own if isinstance(own, dict) else quantization or {}
-            parameters += math.prod(table[f"{stem}.scales"]["shape"]) * _group_size(settings)
+            parameters += math.prod(table[f"{stem}.scales"]["shape"]) * group_size_of(quantization, stem)
             quantised += 1
             continue
         parameters += size
         kinds[NAMES.get(entry["dtype"], entry["dtype"])] += size
     return Counts(parameters, stored, [kind for kind, _ in kinds.most_common()], quantised)
-
-
-def _group_size(settings: Mapping[str, Any]) -> int:
-    size = settings.get("group_size", 64)
-    if type(size) is not int or size < 1:
-        raise ValueError(f"quantization: group_size: got {str(size)[:40]!r}, expected a positive integer")
-    return size
 
 
 def block_parameters(dims: Dims, experts: bool) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.families.config import group_size_of, read_dims
 from mtpd_mlx.mtp_formats.names import COPIES, LAYOUTS, Layout, is_shipped
 
 
@@ -28,13 +28,16 @@ def shipped_heads(config: dict[str, Any], table: Mapping[str, Any]) -> dict[str,
 
 
 def why_not(config: dict[str, Any], table: Mapping[str, Any], layout: Layout, heads: int) -> str | None:
-    """What keeps these heads from being ours, or None: their block must be the base's last one, tensor by tensor."""
+    """What keeps these heads from being ours, or None: their block must be the base's last one, tensor by tensor (in floating
+    point, where the base is quantised)."""
     try:
         dims = read_dims(config)
     except ValueError as error:
         return str(error)
-    last = f"model.layers.{dims.num_layers - 1}."
-    block = {n.removeprefix(last): e["shape"] for n, e in table.items() if n.startswith(last)}
+    try:
+        block = _floating_block(config, table, f"model.layers.{dims.num_layers - 1}.")
+    except ValueError as error:
+        return str(error)
     for k in range(heads):
         names, prefix = layout.names(k, dims.num_layers), layout.prefix(k, dims.num_layers)
         for ours, name in names.items():
@@ -51,3 +54,14 @@ def why_not(config: dict[str, Any], table: Mapping[str, Any], layout: Layout, he
             if block[name] != found[name]:
                 return f"{prefix}{name}: got shape {found[name]}, expected {block[name]}"
     return None
+
+
+def _floating_block(config: dict[str, Any], table: Mapping[str, Any], prefix: str) -> dict[str, list[int]]:
+    """Shapes of a block's tensors by name, those of quantised matrices as they are unpacked."""
+    shapes = {n.removeprefix(prefix): list(e["shape"]) for n, e in table.items() if n.startswith(prefix)}
+    for scales in [name for name in shapes if name.endswith(".scales")]:
+        matrix = scales.removesuffix(".scales")
+        *rows, groups = shapes.pop(scales)
+        shapes.pop(f"{matrix}.biases", None)
+        shapes[f"{matrix}.weight"] = [*rows, groups * group_size_of(config.get("quantization"), prefix + matrix)]
+    return shapes

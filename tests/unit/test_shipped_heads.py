@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.open import open_folder
-from tiny import LLAMA, write_base, write_checkpoint
+from tiny import LLAMA, write_base, write_checkpoint, write_quantised
 
 import mtpd_mlx
 from mtpd_mlx.backend import MLXModel
@@ -84,6 +84,24 @@ def test_round_trip_is_bit_exact(layout: str, family: str, num_heads: int, tmp_p
     assert np.array_equal(MLXModel(whole, None).logits(text), MLXModel(load_base(str(base)), None).logits(text))
     _, heads, config = load_checkpoint(tmp_path / "again")
     assert heads.num_heads == num_heads and not config.post_norms and config.base.id == "../model"
+
+
+def test_heads_beside_a_quantised_base(tmp_path: Path) -> None:
+    """Heads stay in floating point; their block is the base's as it is unpacked, each matrix with its own settings."""
+    base = write_quantised(tmp_path / "base", write_base(tmp_path / "plain"), bits=4)
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 2, noise=0.3)
+    export_heads(checkpoint, base, tmp_path / "model", "nextn")
+    import_heads(tmp_path / "model", tmp_path / "again", str(tmp_path / "model"))
+    before, after = tensors(checkpoint), tensors(tmp_path / "again")
+    assert before.keys() == after.keys() and all(np.array_equal(raw.bits, after[n].bits) for n, raw in before.items())
+    assert load_checkpoint(tmp_path / "again")[1].num_heads == 2
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    last = f"model.layers.{config['num_hidden_layers'] - 1}"
+    config["quantization"] |= {f"{last}.self_attn.k_proj": {"group_size": 16, "bits": 4}}  # it would unpack to half its columns
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"cannot be imported: .*k_proj\.weight: got shape \[32, 64\], expected \[32, 32\]"):
+        import_heads(tmp_path / "model", tmp_path / "third", str(tmp_path / "model"))
 
 
 @pytest.mark.parametrize("layout", ["nextn", "mimo"])
