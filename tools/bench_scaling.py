@@ -176,6 +176,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=300, help="seconds for one launch")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
+    if args.rows is not None and (args.check_losses or args.kill):
+        parser.error("--rows: of timings; --check-losses and --kill choose their own")
     rows, length, vocab = (8, 32, 256) if on_cpu() else (32, 512, 8192)
     args.rows, args.length, args.vocab = args.rows or rows, args.length or length, args.vocab or vocab
     return args

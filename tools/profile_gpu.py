@@ -177,7 +177,7 @@ def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
             token = decoder.round(token).emitted[-1] if decoder.num_draft_tokens else decoder.step(token)
         mx.synchronize()
 
-    readers = [module for module in (fixed, growing, host) if hasattr(module, "read_tokens")]
+    readers: tuple[Any, ...] = (fixed, growing, host)
     enqueue, read = mx.async_eval, host.read_tokens
     if hasattr(decoder, "_graph"):
         decoder._graph = timed(spent, "build", decoder._graph)
