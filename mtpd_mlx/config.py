@@ -6,6 +6,7 @@ from mtpd_mlx.adapter_format import ADAPTER_HELP
 from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES, MAX_HEADS
 from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, option
 
+OPTIMIZERS = ("adamw", "muon")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
 KL_REACHES = ("all", "heads")
@@ -71,10 +72,13 @@ class LossConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     iters: int = option(1000, "optimiser steps", takes=NOT_NEGATIVE)
+    optimizer: str = option(
+        "adamw", "adamw, or muon: Muon for the matrices of blocks and AdamW for all else, at the same learning rate", OPTIMIZERS
+    )
     learning_rate: float = option(5e-4, "peak learning rate", takes=NOT_NEGATIVE)
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)
     warmup: int = option(50, "steps of linear warm-up", takes=NOT_NEGATIVE)
-    weight_decay: float = option(0.01, "AdamW weight decay (matrices only)", takes=NOT_NEGATIVE)
+    weight_decay: float = option(0.01, "weight decay (matrices only)", takes=NOT_NEGATIVE)
     adam_betas: tuple[float, ...] = option((0.9, 0.95), "AdamW betas", takes=Range(0, 1, below=True, length=2))
     max_grad_norm: float = option(1.0, "gradient clipping by global norm (0: off)", takes=NOT_NEGATIVE)
     grad_accumulation_steps: int = option(1, "micro-batches per optimiser step", takes=POSITIVE)

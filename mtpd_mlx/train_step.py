@@ -1,6 +1,5 @@
 """The compiled training step: parameters and optimiser state are explicit trees, so nothing trains that is not in them."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,32 +11,11 @@ from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.distributed import World
 from mtpd_mlx.losses import target_masks
-from mtpd_mlx.mlx_runtime import mx, optim
+from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model, Tree, objective
+from mtpd_mlx.optimizer import make_optimizer
 
 RISE = 0.1  # of all steps: how long the distillation term takes to rise where it does not begin at once
-
-
-class MatrixDecayAdamW(optim.AdamW):
-    """AdamW that decays matrices only: norms and biases are left alone, as is customary."""
-
-    def apply_single(self, gradient: mx.array, parameter: mx.array, state: Tree) -> mx.array:
-        if parameter.ndim < 2:
-            return optim.Adam.apply_single(self, gradient, parameter, state)
-        return super().apply_single(gradient, parameter, state)
-
-
-def make_optimizer(cfg: OptimConfig) -> MatrixDecayAdamW:
-    """Linear warm-up, then cosine decay to `min_lr_ratio` of the peak."""
-    peak, floor = cfg.learning_rate, cfg.learning_rate * cfg.min_lr_ratio
-    cosine = optim.cosine_decay(peak, max(cfg.iters - cfg.warmup, 1), floor)
-    schedule: Callable = cosine
-    if cfg.warmup > 0:
-        ramp = optim.linear_schedule(peak / cfg.warmup, peak, cfg.warmup)
-        schedule = optim.join_schedules([ramp, cosine], [cfg.warmup])
-    if len(cfg.adam_betas) != 2:
-        raise ValueError(f"adam_betas: got {len(cfg.adam_betas)} values, expected 2")
-    return MatrixDecayAdamW(schedule, betas=list(cfg.adam_betas), weight_decay=cfg.weight_decay, bias_correction=True)
 
 
 def cast(tree: Tree, dtype: mx.Dtype) -> Tree:

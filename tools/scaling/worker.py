@@ -187,7 +187,9 @@ def losses(spec: Spec, world: World) -> dict[str, Any]:
     results: dict[str, Any] = {}
     for mode in spec.modes:
         out = Path(spec.folder) / mode
-        optim = OptimConfig(spec.steps, 2e-3, warmup=1, compute_dtype=spec.compute, grad_reduce_dtype=spec.reduce[0])
+        optim = OptimConfig(
+            spec.steps, learning_rate=2e-3, warmup=1, compute_dtype=spec.compute, grad_reduce_dtype=spec.reduce[0]
+        )
         cfg = RunConfig(str(out), steps_per_report=1, steps_per_eval=0, save_every=0)
         model = make_model(spec, mode)
         valid = [counting(spec.vocab, spec.rows["batch"], spec.length, 10**6)]

@@ -1,0 +1,79 @@
+"""Muon for the matrices of blocks, AdamW for all else."""
+
+import numpy as np
+from tiny import LLAMA, cycle_batch
+
+from mtpd_mlx.base import new_base
+from mtpd_mlx.config import LossConfig, OptimConfig
+from mtpd_mlx.heads import init_heads
+from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.objective import Model
+from mtpd_mlx.optimizer import ADAMW_RMS, make_optimizer
+from mtpd_mlx.train_step import Stepper
+
+RATE, DECAY, MOMENTUM = 0.01, 0.1, 0.95
+CFG = OptimConfig(iters=10, optimizer="muon", learning_rate=RATE, min_lr_ratio=1.0, warmup=0, weight_decay=DECAY)
+
+
+def oracle(weight: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
+    """Muon in float64 with the same Newton-Schulz polynomial, on singular values."""
+    moment = np.zeros_like(weight)
+    for gradient in gradients:
+        moment = MOMENTUM * moment + (1 - MOMENTUM) * gradient
+        u, s, v = np.linalg.svd((1 - MOMENTUM) * gradient + MOMENTUM * moment, full_matrices=False)
+        s = s / np.linalg.norm(s)
+        for _ in range(5):
+            s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+        step = (u * s) @ v
+        weight = weight * (1 - RATE * DECAY) - RATE * ADAMW_RMS * max(weight.shape) ** 0.5 * step
+    return weight
+
+
+def test_a_matrix_takes_the_steps_of_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    for shape in ((6, 10), (10, 6), (8, 8)):
+        weight = rng.normal(size=shape)
+        gradients = [rng.normal(size=shape) for _ in range(3)]
+        optimizer = make_optimizer(CFG)
+        params = {"heads": [{"weight": mx.array(weight.astype(np.float32))}]}
+        optimizer.init(params)
+        for gradient in gradients:
+            params = optimizer.apply_gradients({"heads": [{"weight": mx.array(gradient.astype(np.float32))}]}, params)
+        np.testing.assert_allclose(np.array(params["heads"][0]["weight"]), oracle(weight, gradients), rtol=2e-4, atol=2e-5)
+
+
+def test_embeddings_and_vectors_keep_adamw() -> None:
+    """Joint training: everything outside blocks and all vectors move as they do under AdamW; matrices of blocks do not."""
+    moved = {}
+    for name in ("adamw", "muon"):
+        base = new_base(LLAMA, 0)
+        cfg = OptimConfig(iters=10, optimizer=name, warmup=0)
+        stepper = Stepper(Model(base, init_heads(base, 1, "postnorm", 0), True), LossConfig(), cfg)
+        stepper.step([cycle_batch(2, 16, 0)])
+        moved[name] = stepper.params, stepper.optimizer.state
+    (adamw, _), (muon, state) = moved["adamw"], moved["muon"]
+    layer, head = ("base", "model", "layers", 0), ("heads", "heads", 0)
+    same = [("base", "model", "embed_tokens", "weight"), ("base", "model", "norm", "weight"), (*head, "hnorm", "weight")]
+    other = [(*head, "eh_proj", "weight"), (*layer, "mlp", "up_proj", "weight")]
+    for path in same + other:
+        equal = np.allclose(np.array(at(adamw, path)), np.array(at(muon, path)), rtol=1e-6)
+        assert equal == (path in same), path
+        assert set(at(state, path)) == ({"m", "v"} if path in same else {"v"}), path
+
+
+def at(tree: dict, path: tuple) -> dict:
+    for part in path:
+        tree = tree[part]
+    return tree
+
+
+def test_a_step_is_as_large_as_one_of_adamw() -> None:
+    """RMS of a Muon step at learning rate 1, whatever the shape: ADAMW_RMS times what Newton-Schulz leaves, .7 to 1.2."""
+    rng = np.random.default_rng(1)
+    for shape in ((64, 256), (256, 64), (128, 128)):
+        optimizer = make_optimizer(OptimConfig(iters=10, optimizer="muon", learning_rate=1.0, warmup=0, weight_decay=0.0))
+        params = {"heads": [{"weight": mx.zeros(shape)}]}
+        optimizer.init(params)
+        after = optimizer.apply_gradients({"heads": [{"weight": mx.array(rng.normal(size=shape).astype(np.float32))}]}, params)
+        rms = float(mx.sqrt(after["heads"][0]["weight"].square().mean()))
+        assert 0.7 * ADAMW_RMS < rms < 1.2 * ADAMW_RMS, (shape, rms)
