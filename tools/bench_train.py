@@ -11,6 +11,7 @@ loss alone stand beside them, and `speedup_bound`, what a loss that takes no tim
 
 import argparse
 import json
+import signal
 import statistics
 import sys
 import time
@@ -193,6 +194,7 @@ def losses_alone(base: Base, args: argparse.Namespace) -> dict[str, dict[str, An
         for name in list(arms):
             try:
                 found[name].append(arms[name]())
+                print(f"  loss alone, {name}: {found[name][-1][1]:.3f} s", file=sys.stderr)
             except RuntimeError as error:  # out of memory
                 print(f"  {name}: {str(error).splitlines()[0]}", file=sys.stderr)
                 del arms[name], found[name]
@@ -249,34 +251,36 @@ def lora_tokens_per_s(base: Base, args: argparse.Namespace, iters: int = 12) -> 
     return statistics.median(speeds[1:])
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Fills `result` part by part."""
     base = make_base(args.dims, args.bits)
-    result: dict[str, Any] = {
+    result |= {
         "device": str(mx.default_device()) if on_cpu() else mx.device_info()["device_name"],
         "shape": {k: getattr(args, k) for k in ("batch_size", "length", "num_heads", "top_n", "bits")}
         | {"hidden_size": base.hidden_size, "vocab_size": base.vocab_size, "dims": args.dims or "demo model"},
     }
-    alone = result["loss_alone"] = {} if args.steps_only else losses_alone(base, args)
+    if not args.steps_only:
+        alone = result["loss_alone"] = losses_alone(base, args)
+        result["loss_ratio_mtpd_ce"] = ratio(alone["fused"], alone["fused_ce"])
+        if "naive" in alone:
+            result["memory_ratio_naive"] = alone["naive"]["peak_mb"] / alone["fused"]["peak_mb"]
+            result["loss_speedup_over_naive"] = ratio(alone["naive"], alone["fused"])
     arms = {"ce": new_stepper(base, args, "ce"), "mtpd": new_stepper(base, args, "mtpd")}
     result["steps"] = time_steps(arms, args, args.batch_size)
     mtpd, ce = result["steps"]["mtpd"], result["steps"]["ce"]
     result["step_ratio_mtpd_ce"] = ratio(mtpd, ce)
     if args.steps_only:
-        return result
+        return
     small = {"mtpd": arms["mtpd"], "naive": new_stepper(base, args, "mtpd", NaiveStepper)}
     loss = loss_alone(base, args, args.naive_rows, args.num_heads, "fused", "mtpd")
     result["against_naive"] = time_steps(small, args, args.naive_rows, loss) | {"rows": args.naive_rows}
     naive, ours = result["against_naive"]["naive"], result["against_naive"]["mtpd"]
-    result["loss_ratio_mtpd_ce"] = ratio(alone["fused"], alone["fused_ce"])
     losses = result["against_naive"]["loss_times_s"]
     result["loss_share_of_step"] = statistics.median(a / b for a, b in zip(losses, ours["times_s"], strict=True))
     if "failed" not in naive:
         result["speedup_over_naive"] = ratio(naive, ours)
         rounds = zip(naive["times_s"], ours["times_s"], losses, strict=True)
         result["speedup_bound"] = statistics.median(n / max(o - part, 1e-9) for n, o, part in rounds)
-    if "naive" in alone:
-        result["memory_ratio_naive"] = alone["naive"]["peak_mb"] / alone["fused"]["peak_mb"]
-        result["loss_speedup_over_naive"] = ratio(alone["naive"], alone["fused"])
     flops = flops_per_token(base, args.num_heads, base.vocab_size) * mtpd["tokens_per_s"]
     result["model_tflops"] = flops / 1e12
     for name, peak in PEAK_FLOPS.items():
@@ -287,7 +291,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         mx.clear_cache()
         result["lora_tokens_per_s"] = lora_tokens_per_s(base, args)
         result["heads_over_lora"] = mtpd["tokens_per_s"] / result["lora_tokens_per_s"]
-    return result
 
 
 def main() -> None:
@@ -314,7 +317,12 @@ def main() -> None:
     args.naive_rows = args.naive_rows or args.batch_size
     if args.chunk_mb:
         fused_loss.CHUNK_BYTES.update(dict.fromkeys(fused_loss.CHUNK_BYTES, args.chunk_mb << 20))
-    result = run(args)
+    result: dict[str, Any] = {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(args, result)
+    except KeyboardInterrupt:
+        print("bench_train: stopped; the parts that were done:", file=sys.stderr)
     if args.json:
         print(json.dumps(result, indent=2))
         return
@@ -322,7 +330,7 @@ def main() -> None:
     for name in (*ratios, "loss_share_of_step", "memory_ratio_naive", "heads_over_lora"):
         if name in result:
             print(f"{name}: {result[name]:.2f}")
-    for name, arm in result["steps"].items():
+    for name, arm in result.get("steps", {}).items():
         print(f"{name}: {arm['step_s']:.3f} s a step, {arm['tokens_per_s']:.0f} tokens/s, peak {arm['peak_gb']:.2f} GB")
 
 
