@@ -27,6 +27,9 @@ class Arm:
     seed: int = 0
     hidden_source: str = HeadsConfig.hidden_source
     text: str = "corpus"  # or mixed: half of it the base's own
+    own_factor: int = 1  # of the setting's rows of own text
+    optimizer: str = "adamw"
+    rate_factor: float = 1.0  # of the setting's learning rate
     start: str | None = None  # key of another arm
 
     @property
@@ -106,13 +109,32 @@ def frozen(s: Setting) -> list[Arm]:
 def recipes(s: Setting) -> list[Arm]:
     """Candidates for a better recipe than the paper's, on the frozen base; hidden_source names what is passed on."""
     start = Arm("recipes", "", "frozen", MTPD, 4, s.heads_steps, start=f"{BASE_ARM}.s0")
-    return [
+    fast = replace(start, optimizer="muon", rate_factor=3.0)
+    kl, lk = LossConfig(loss="kl"), LossConfig(loss="lk")
+    arms = [
+        replace(start, name="recipe-rate3", rate_factor=3.0),
+        replace(start, name="recipe-muon", optimizer="muon"),
+        replace(fast, name="recipe-muon-rate3"),
+        replace(fast, name="recipe-muon-rate3-own", text="mixed"),
+        replace(fast, name="recipe-muon-rate3-lk-own", loss=lk, text="mixed"),
+        replace(fast, name="recipe-muon-rate6-kl-own4", rate_factor=6.0, loss=kl, text="mixed", own_factor=4),
+        replace(fast, name="recipe-muon-rate3-own4", text="mixed", own_factor=4),
+        replace(fast, name="recipe-muon-rate6", rate_factor=6.0),
+        replace(fast, name="recipe-muon-rate3-kl", loss=kl),
         replace(start, name="recipe-prenorm", hidden_source="prenorm"),
         replace(start, name="recipe-depths-up", loss=replace(MTPD, beta=DEPTHS_UP)),
         replace(start, name="recipe-depths-down", loss=replace(MTPD, beta=DEPTHS_UP[::-1])),
-        replace(start, name="recipe-kl-own", loss=LossConfig(loss="kl"), text="mixed"),
-        replace(start, name="recipe-lk-own", loss=LossConfig(loss="lk"), text="mixed"),
+        replace(start, name="recipe-kl-own", loss=kl, text="mixed"),
+        replace(start, name="recipe-lk-own", loss=lk, text="mixed"),
     ]
+    return arms + [replace(arm, seed=seed) for seed in range(1, s.seeds) for arm in arms[:7] if arm.name != "recipe-muon"]
+
+
+def muon(s: Setting) -> list[Arm]:
+    """Joint training, its base too, by Muon instead of AdamW."""
+    late = replace(MTPD, kl_start=KL_START_FROM_SCRATCH)
+    losses = {"joint4-ce": CE, "joint4-mtpd-late": late, "joint4-mtpd": MTPD}
+    return [Arm("muon", f"{name}-muon", "joint", loss, 4, s.joint_steps, optimizer="muon") for name, loss in losses.items()]
 
 
 def ablations(s: Setting) -> list[Arm]:
@@ -133,7 +155,7 @@ def all_arms(s: Setting) -> list[Arm]:
     arms = [*joint(s), *late(s), *loops("loops", "joint4-mtpd", MTPD, s), *loops("loops", "joint4-ce", CE, s), base, *frozen(s)]
     arms += [*one_head_loops("joint1-ce", CE), *one_head_loops("joint1-mtpd", MTPD_1)]
     arms += loops("own-loops", "frozen-mtpd-own", MTPD, s, text="mixed")
-    return [*arms, *scratch(s), *ablations(s), *recipes(s)]
+    return [*arms, *scratch(s), *ablations(s), *recipes(s), *muon(s)]
 
 
 def parts() -> tuple[str, ...]:

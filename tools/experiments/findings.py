@@ -17,6 +17,7 @@ AIMS = {
 }
 PAPER_RECIPE = "frozen-mtpd"
 LATE = "mtpd-late"  # arms whose distillation begins at half of the steps
+LATE_HEADS = "mtpd-late-heads"  # the same, and it reaches the heads alone
 
 
 @dataclass(frozen=True)
@@ -106,21 +107,24 @@ def tau_ratios(run: Run) -> dict[str, float]:
     return {key: greedy(e)["tau"] / one[0] for key, e in run.arms.items() if "greedy" in e and e["num_heads"] >= 4}
 
 
-def extension(run: Run) -> dict[str, float] | None:
-    """Of the extension to 8 heads: its cost and its tau as shares of those of 8 heads from scratch."""
+def extension(run: Run) -> dict[str, float | None] | None:
+    """Of the extension to 8 heads: its cost, steps and tau as shares of those of 8 heads from scratch. The cost is None where
+    other programs ran beside one of the two; a step of the extension never costs more than one from scratch."""
     loop, scratch = run.get("joint4-mtpd-loop8"), run.get("joint8-mtpd")
     if loop is None or scratch is None:
         return None
+    spent, budget = cost(loop), cost(scratch)
     return {
-        "cost_share": cost(loop) / cost(scratch),
+        "cost_share": spent / budget if spent and budget else None,
         "step_share": loop["steps"] / scratch["steps"],
         "tau_share": greedy(loop)["tau"] / greedy(scratch)["tau"],
     }
 
 
-def cost(entry: dict[str, Any]) -> float:
-    """Seconds of training by the median step time: compilation left out."""
-    return entry["steps"] * entry["train"].get("step_ms", 0.0) / 1e3
+def cost(entry: dict[str, Any]) -> float | None:
+    """Seconds of training by the median step time: compilation left out. None: other programs ran beside (run.py --shared)."""
+    step_ms = entry["train"]["step_ms"]
+    return None if step_ms is None else entry["steps"] * step_ms / 1e3
 
 
 def best_recipe(run: Run) -> dict[str, Any] | None:
@@ -160,7 +164,8 @@ def summary_of(run: Run) -> dict[str, Any]:
             for key, e in run.arms.items()
             if e["steps"]
         },
-        "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)} | {"4, late": joint_effect(run, 4, LATE)},
+        "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)}
+        | {"4, late": joint_effect(run, 4, LATE), "4, late, heads alone": joint_effect(run, 4, LATE_HEADS)},
         "loop_car_5_to_8": loop_depths(run),
         "loop_car_5_to_8, late": loop_depths(run, LATE),
         "extension": extension(run),

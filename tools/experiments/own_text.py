@@ -13,11 +13,11 @@ from tools.experiments.clock import Clock
 from tools.experiments.settings import Setting
 
 
-def own_rows(base: Base, corpus: Batch, folder: Path, s: Setting, clock: Clock) -> np.ndarray:
-    """Token ids [own_rows, length]; each batch is kept in a file of its own, named by its number."""
+def own_rows(base: Base, corpus: Batch, folder: Path, s: Setting, clock: Clock, factor: int = 1) -> np.ndarray:
+    """Token ids [factor x own_rows, length]; each batch is kept in a file of its own, named by its number."""
     folder.mkdir(parents=True, exist_ok=True)
-    pick, parts = picker(DistillConfig(temp=s.own_temp)), []
-    for number in range(-(-s.own_rows // s.own_batch)):
+    pick, parts, rows_wanted = picker(DistillConfig(temp=s.own_temp)), [], factor * s.own_rows
+    for number in range(-(-rows_wanted // s.own_batch)):
         file = folder / f"{number}.npy"
         if not file.exists():
             clock.check()
@@ -28,7 +28,7 @@ def own_rows(base: Base, corpus: Batch, folder: Path, s: Setting, clock: Clock) 
             np.save(folder / f"tmp-{number}.npy", rows)
             (folder / f"tmp-{number}.npy").rename(file)
         parts.append(np.load(file))
-    return np.concatenate(parts)[: s.own_rows].astype(np.int32)
+    return np.concatenate(parts)[:rows_wanted].astype(np.int32)
 
 
 def own_set(rows: np.ndarray, s: Setting, seed: int) -> PackedDataset:

@@ -28,7 +28,7 @@ Made by `python -m tools.experiments.report docs/results` from the JSON in docs/
 `python -m tools.experiments.run --help`. CAR_k: share of rounds whose drafts 1..k were all accepted; AR_k: of draft k where
 1..k-1 were; tau = 1 + sum of CAR: tokens per pass of the base. Greedy unless it says T = 0.7 (rejection sampling). New 4-grams:
 rounds whose first target ends a 4-gram that is new to the text; distinct-4: share of distinct 4-grams in the measured text.
-Figures are taken over all seven prompt sets together where no set is named.
+Figures are taken over all seven prompt sets together where no set is named. No ms/step: copies, or other programs ran beside.
 
 """
 

@@ -12,7 +12,7 @@ value of the setting (tools/experiments/settings.py has them all). Run it from t
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,7 @@ class Measurer:
 
 
 def describe(arm: Arm) -> dict[str, Any]:
-    names = ("part", "name", "mode", "num_heads", "steps", "seed", "hidden_source", "text", "start")
-    return {name: getattr(arm, name) for name in names} | {"loss": as_dict(arm.loss)}
+    return {f.name: getattr(arm, f.name) for f in fields(arm) if f.name != "loss"} | {"loss": as_dict(arm.loss)}
 
 
 def line(arm: Arm, entry: dict[str, Any]) -> str:
@@ -102,6 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", nargs="+", default=[], choices=parts(), help="only these parts, in this order (default: all)")
     parser.add_argument("--arms", nargs="+", default=[], help="only these arms of the parts, by name or by name.s<seed>")
     parser.add_argument("--seconds", type=float, help="stop after so long, to go on at the next call")
+    parser.add_argument("--shared", action="store_true", help="other programs use this device: keep no step times")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the setting")
     parser.add_argument("--list", action="store_true", help="only say what would be done")
     args = parser.parse_args(argv)
@@ -124,7 +124,10 @@ def main(argv: list[str] | None = None) -> int:
                 continue
             ensure_trained(arm, known, text, s, args.out, clock)
             if arm not in results:
-                results.add(arm, measurer.entry(arm, known, args.out))
+                entry = measurer.entry(arm, known, args.out)
+                if args.shared and arm.steps:
+                    entry["train"]["step_ms"] = None
+                results.add(arm, entry)
             print(f"{clock.spent:.0f} s  {line(arm, results.content['arms'][arm.key])}", flush=True)
             clock.check()
     except OutOfTime:

@@ -80,19 +80,21 @@ def training_data(arm: Arm, base: Base, text: Text, s: Setting, base_at: Path, c
     corpus = text.train_set(s, arm.seed)
     if arm.text == "corpus":
         return corpus
-    own = own_set(own_rows(base, text.train, base_at.parent / "own", s, clock), s, arm.seed)
+    own = own_set(own_rows(base, text.train, base_at.parent / "own", s, clock, arm.own_factor), s, arm.seed)
     return MixedDataset([corpus, own], (0.5, 0.5))
 
 
 def rate(arm: Arm, s: Setting) -> float:
-    return {"base": s.joint_rate, "joint": s.joint_rate, "frozen": s.heads_rate, "loop": s.loop_rate}[arm.mode]
+    of_mode = {"base": s.joint_rate, "joint": s.joint_rate, "frozen": s.heads_rate, "loop": s.loop_rate}
+    return arm.rate_factor * of_mode[arm.mode]
 
 
 def train(
     arm: Arm, base: Base, heads: MTPHeads, first: int, data: Batches, text: Text, s: Setting, folder: Path, clock: Clock
 ) -> dict[str, Any]:  # fmt: skip
     """Leaves the parameters of the last step in base and heads; OutOfTime after a resume point where time is up."""
-    optim = OptimConfig(iters=arm.steps, learning_rate=rate(arm, s), warmup=min(s.warmup, arm.steps // 2))
+    warmup = min(s.warmup, arm.steps // 2)
+    optim = OptimConfig(iters=arm.steps, optimizer=arm.optimizer, learning_rate=rate(arm, s), warmup=warmup)
     model = Model(base, heads, arm.mode in ("base", "joint"), first)
     stepper = Stepper(model, arm.loss, optim)
     cfg = RunConfig(str(folder), seed=arm.seed, steps_per_report=s.report_every, steps_per_eval=0, save_every=s.save_every)
