@@ -10,6 +10,8 @@ OPTIMIZERS = ("adamw", "muon")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
 KL_REACHES = ("all", "heads")
+FRESH_RATE, FRESH_WIDTH = 3e-3, 512  # peak learning rate of new heads, and the hidden size above which it falls: docs/log.md
+FINE_RATE = 5e-4  # of a base, and of heads that are trained already
 KL_START_FROM_SCRATCH = 0.5  # of --kl-start where the base is trained from scratch: docs/results.md, part "late"
 
 
@@ -75,7 +77,12 @@ class OptimConfig:
     optimizer: str = option(
         "adamw", "adamw, or muon: Muon for the matrices of blocks and AdamW for all else, at the same learning rate", OPTIMIZERS
     )
-    learning_rate: float = option(5e-4, "peak learning rate", takes=NOT_NEGATIVE)
+    learning_rate: float | None = option(
+        None,
+        f"peak learning rate (default: of new heads {FRESH_RATE:g} at hidden sizes up to {FRESH_WIDTH}, above that falling as "
+        f"1 / hidden size down to {FINE_RATE:g}; of a base, or of heads that go on, {FINE_RATE:g})",
+        takes=NOT_NEGATIVE,
+    )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)
     warmup: int = option(50, "steps of linear warm-up", takes=NOT_NEGATIVE)
     weight_decay: float = option(0.01, "weight decay (matrices only)", takes=NOT_NEGATIVE)

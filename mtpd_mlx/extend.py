@@ -13,7 +13,7 @@ from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.losses import per_head_weights
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.options import ON_RESUME, TrainOptions, taken_up
+from mtpd_mlx.options import ON_RESUME, TrainOptions, taken_up, with_rate
 from mtpd_mlx.resume import Progress, latest_resume_point
 from mtpd_mlx.run_folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run
 from mtpd_mlx.schema import flag, read_values
@@ -124,7 +124,7 @@ def extend_checkpoint(
         folder = stage_folder(out, count, to)
         resumed = options.run.resume and latest_resume_point(folder) is not None
         stage = replace(
-            rows_as_cached(options),
+            with_rate(rows_as_cached(options), base.hidden_size),
             run=replace(options.run, out=str(folder), resume=resumed),
             heads=replace(options.heads, num_heads=count, hidden_source=heads.hidden_source),
             model=replace(options.model, model=name, train="heads"),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.config import OptimConfig
+from mtpd_mlx.config import FINE_RATE, OptimConfig
 from mtpd_mlx.mlx_runtime import mx, optim
 
 Tree = dict[str, Any]
@@ -61,8 +61,9 @@ def node(tree: Any, name: str) -> Any:
 
 
 def make_optimizer(cfg: OptimConfig) -> MatrixDecayAdamW:
-    """Linear warm-up, then cosine decay to `min_lr_ratio` of the peak."""
-    peak, floor = cfg.learning_rate, cfg.learning_rate * cfg.min_lr_ratio
+    """Linear warm-up, then cosine decay to `min_lr_ratio` of the peak (options.with_rate chooses one; without it FINE_RATE)."""
+    peak = FINE_RATE if cfg.learning_rate is None else cfg.learning_rate
+    floor = peak * cfg.min_lr_ratio
     cosine = optim.cosine_decay(peak, max(cfg.iters - cfg.warmup, 1), floor)
     schedule: Callable = cosine
     if cfg.warmup > 0:

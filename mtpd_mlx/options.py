@@ -4,7 +4,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.config import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from mtpd_mlx.config import (
+    FINE_RATE,
+    FRESH_RATE,
+    FRESH_WIDTH,
+    KL_START_FROM_SCRATCH,
+    HeadsConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+)
 from mtpd_mlx.data import DataConfig
 from mtpd_mlx.run_folder import read_run
 from mtpd_mlx.schema import as_dict, build, flag, read_values
@@ -61,6 +71,15 @@ def check_together(options: TrainOptions) -> None:
             raise ValueError("--model-config: expected --train joint and no --model: it makes a base from scratch")
         if model.adapter_path is not None:
             raise ValueError("--adapter-path: not with --model-config, which makes a base from scratch")
+
+
+def with_rate(options: TrainOptions, hidden_size: int) -> TrainOptions:
+    """The options with a peak learning rate where none was given."""
+    if options.optim.learning_rate is not None:
+        return options
+    fresh = options.model.train == "heads" and options.heads.init_heads is None
+    rate = max(FINE_RATE, FRESH_RATE * min(1.0, FRESH_WIDTH / hidden_size)) if fresh else FINE_RATE
+    return replace(options, optim=replace(options.optim, learning_rate=rate))
 
 
 def resumed_options(file_values: dict[str, Any], flags: dict[str, Any]) -> TrainOptions:

@@ -19,7 +19,7 @@ from mtpd_mlx.heads import MTPHead
 from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
-from mtpd_mlx.options import TrainOptions
+from mtpd_mlx.options import TrainOptions, with_rate
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.resume import Progress
@@ -60,7 +60,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
     if tokenizer.vocab_size > base.vocab_size:
         raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")
-    options = rows_as_cached(options)
+    options = with_rate(rows_as_cached(options), base.hidden_size)
     base.check_length(options.data.max_seq_length)
     world.rows(options.data.batch_size)
     train_set, valid_set = load_data(options, tokenizer)

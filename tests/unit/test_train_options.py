@@ -14,12 +14,12 @@ from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.base import new_base
 from mtpd_mlx.cli import main
-from mtpd_mlx.config import KL_START_FROM_SCRATCH, LossConfig, OptimConfig
+from mtpd_mlx.config import FINE_RATE, FRESH_RATE, FRESH_WIDTH, KL_START_FROM_SCRATCH, LossConfig, OptimConfig
 from mtpd_mlx.distributed import World
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model, objective
-from mtpd_mlx.options import TrainOptions
+from mtpd_mlx.options import TrainOptions, with_rate
 from mtpd_mlx.progress import depths
 from mtpd_mlx.train_step import Stepper, compute_dtype
 from mtpd_mlx.trainer import LOG_NAME
@@ -222,3 +222,24 @@ def test_distillation_begins_late_from_scratch_alone() -> None:
     options = [TrainOptions.build({}, flags) for flags in given]
     assert [o.loss.kl_start for o in options] == [0.0, KL_START_FROM_SCRATCH, 0.0, 0.0]
     assert TrainOptions.from_dict(options[1].to_dict()).loss == options[1].loss  # a resumed run keeps its own
+
+
+def test_the_rate_of_new_heads_falls_with_the_hidden_size() -> None:
+    def rate(hidden_size: int, **flags: object) -> float | None:
+        return with_rate(TrainOptions.build({}, {"model": "base", **flags}), hidden_size).optim.learning_rate
+
+    assert rate(64) == rate(FRESH_WIDTH) == FRESH_RATE
+    assert rate(2 * FRESH_WIDTH) == pytest.approx(FRESH_RATE / 2)
+    assert rate(100 * FRESH_WIDTH) == FINE_RATE
+    assert rate(64, init_heads="heads") == rate(64, train="joint") == FINE_RATE
+    assert rate(64, learning_rate=1e-4) == rate(8192, learning_rate=1e-4) == 1e-4
+
+
+def test_the_rate_that_was_chosen_is_recorded(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    """Where it was not given: in the checkpoint, and for --resume."""
+    out = tmp_path / "heads"
+    assert main(train_args(tiny_base, text_data, out)) == 0
+    record = json.loads((out / "mtp_config.json").read_text())
+    saved = json.loads((out / "train_options.json").read_text())
+    assert saved["learning_rate"] == FRESH_RATE
+    assert json.dumps(record).count(f'"learning_rate": {FRESH_RATE}') == 1
