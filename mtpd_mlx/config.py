@@ -6,11 +6,12 @@ from mtpd_mlx.adapter_format import ADAPTER_HELP
 from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES, MAX_HEADS
 from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, option
 
-OPTIMIZERS = ("adamw", "muon")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
 KL_REACHES = ("all", "heads")
-FRESH_RATE, FRESH_WIDTH = 3e-3, 512  # peak learning rate of new heads, and the hidden size above which it falls: docs/log.md
+FRESH_RATE = {"adamw": 3e-3, "muon": 6e-3}  # peak learning rate of new heads, up to a hidden size of FRESH_WIDTH: docs/log.md
+FRESH_WIDTH = 512
+OPTIMIZERS = tuple(FRESH_RATE)
 FINE_RATE = 5e-4  # of a base, and of heads that are trained already
 KL_START_FROM_SCRATCH = 0.5  # of --kl-start where the base is trained from scratch: docs/results.md, part "late"
 
@@ -74,13 +75,12 @@ class LossConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     iters: int = option(1000, "optimiser steps", takes=NOT_NEGATIVE)
-    optimizer: str = option(
-        "adamw", "adamw, or muon: Muon for the matrices of blocks and AdamW for all else, at the same learning rate", OPTIMIZERS
-    )
+    optimizer: str = option("adamw", "adamw, or muon: Muon for the matrices of blocks and AdamW for all else", OPTIMIZERS)
     learning_rate: float | None = option(
         None,
-        f"peak learning rate (default: of new heads {FRESH_RATE:g} at hidden sizes up to {FRESH_WIDTH}, above that falling as "
-        f"1 / hidden size down to {FINE_RATE:g}; of a base, or of heads that go on, {FINE_RATE:g})",
+        f"peak learning rate (default: of new heads {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden sizes "
+        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size down to {FINE_RATE:g}; of a base, or of heads that go on, "
+        f"{FINE_RATE:g})",
         takes=NOT_NEGATIVE,
     )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)

@@ -22,8 +22,8 @@ class MatrixDecayAdamW(optim.AdamW):
 class BlockMuon(MatrixDecayAdamW):
     """Muon for the matrices of blocks (K. Jordan et al. 2024: momentum, made orthogonal by Newton-Schulz), AdamW for the rest.
 
-    Steps are scaled to the RMS of AdamW's and decay is decoupled (Moonlight, arXiv 2502.16982, eq. 4), so that learning rate
-    and weight decay mean what they mean for AdamW. Muon's state is one array per matrix, "v"; AdamW's are two, "m" and "v".
+    Steps are scaled to about the RMS of AdamW's and decay is decoupled (Moonlight, arXiv 2502.16982, eq. 4), so that learning
+    rates are of one order. Muon's state is one array per matrix, "v"; AdamW's are two, "m" and "v".
     """
 
     def __init__(self, schedule: Any, **settings: Any):

@@ -78,7 +78,7 @@ def with_rate(options: TrainOptions, hidden_size: int) -> TrainOptions:
     if options.optim.learning_rate is not None:
         return options
     fresh = options.model.train == "heads" and options.heads.init_heads is None
-    rate = max(FINE_RATE, FRESH_RATE * min(1.0, FRESH_WIDTH / hidden_size)) if fresh else FINE_RATE
+    rate = max(FINE_RATE, FRESH_RATE[options.optim.optimizer] * min(1.0, FRESH_WIDTH / hidden_size)) if fresh else FINE_RATE
     return replace(options, optim=replace(options.optim, learning_rate=rate))
 
 

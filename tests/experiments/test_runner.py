@@ -106,10 +106,11 @@ def test_killed_and_continued_gives_the_same(data: Path, results: Path, tmp_path
     begun = time.perf_counter()
     timed = start(data, tmp_path, "--seconds", "0")
     assert "call again" in timed.communicate(timeout=60)[0] and time.perf_counter() - begun < 60
-    process = start(data, tmp_path)
+    process = start(data, tmp_path, "--shared")
     process.communicate(timeout=120)
     assert process.returncode == 0
     continued, whole = (json.loads((folder / "results.json").read_text()) for folder in (tmp_path, results))
+    assert continued["arms"]["frozen-ce-own.s0"]["train"]["step_ms"] is None  # a time that other programs share is none
     got, wanted = figures(continued["arms"]), figures(whole["arms"])
     assert got.keys() == wanted.keys()
     for path, value in wanted.items():
@@ -125,9 +126,14 @@ def test_report_of_the_results(results: Path, tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
     (folder / "toy.json").write_text((results / "results.json").read_text())
+    shared = json.loads((results / "results.json").read_text())
+    for arm in shared["arms"].values():
+        arm["train"]["step_ms"] = None
+    (folder / "shared.json").write_text(json.dumps(shared))
     assert tool("report", str(folder)).wait(60) == 0
     page, summary = (tmp_path / "results.md").read_text(), json.loads((folder / "summary.json").read_text())
     assert "joint4-mtpd-loop8" in page and "not measured" in page and (folder / "toy-loops.svg").exists()
     assert len(summary["toy"]["car"]["joint4-mtpd.s0"]) == 8 and summary["toy"]["costs"]["base.s0"]["step_ms"] > 0
+    assert summary["shared"]["costs"]["base.s0"]["seconds"] is None
     before = page
     assert tool("report", str(folder)).wait(60) == 0 and (tmp_path / "results.md").read_text() == before
