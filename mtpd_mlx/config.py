@@ -11,6 +11,7 @@ KL_DIRECTIONS = ("forward", "reverse")
 KL_REACHES = ("all", "heads")
 FRESH_RATE = {"adamw": 3e-3, "muon": 6e-3}  # peak learning rate of new heads, up to a hidden size of FRESH_WIDTH: docs/log.md
 FRESH_WIDTH = 512
+COPIES_SHARE = 1 / 3  # of that rate, for the copies that mtpd extend begins with
 OPTIMIZERS = tuple(FRESH_RATE)
 FINE_RATE = 5e-4  # of a base, and of heads that are trained already
 KL_START_FROM_SCRATCH = 0.5  # of --kl-start where the base is trained from scratch: docs/results.md, part "late"
@@ -79,8 +80,8 @@ class OptimConfig:
     learning_rate: float | None = option(
         None,
         f"peak learning rate (default: of new heads {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden sizes "
-        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size down to {FINE_RATE:g}; of a base, or of heads that go on, "
-        f"{FINE_RATE:g})",
+        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size down to {FINE_RATE:g}, a third of it in mtpd extend; "
+        f"of a base, or of heads that go on, {FINE_RATE:g})",
         takes=NOT_NEGATIVE,
     )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)

@@ -9,6 +9,7 @@ from typing import Any
 from mtpd_mlx.base import Base, say_if_slow
 from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
 from mtpd_mlx.checkpoint_format import TUNED, CheckpointConfig, check_num_heads, read_config
+from mtpd_mlx.config import COPIES_SHARE
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.losses import per_head_weights
@@ -124,7 +125,7 @@ def extend_checkpoint(
         folder = stage_folder(out, count, to)
         resumed = options.run.resume and latest_resume_point(folder) is not None
         stage = replace(
-            with_rate(rows_as_cached(options), base.hidden_size),
+            with_rate(rows_as_cached(options), base.hidden_size, COPIES_SHARE),
             run=replace(options.run, out=str(folder), resume=resumed),
             heads=replace(options.heads, num_heads=count, hidden_source=heads.hidden_source),
             model=replace(options.model, model=name, train="heads"),

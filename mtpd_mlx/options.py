@@ -73,12 +73,13 @@ def check_together(options: TrainOptions) -> None:
             raise ValueError("--adapter-path: not with --model-config, which makes a base from scratch")
 
 
-def with_rate(options: TrainOptions, hidden_size: int) -> TrainOptions:
-    """The options with a peak learning rate where none was given."""
+def with_rate(options: TrainOptions, hidden_size: int, share: float = 1.0) -> TrainOptions:
+    """The options with a peak learning rate where none was given; `share` of that of new heads."""
     if options.optim.learning_rate is not None:
         return options
     fresh = options.model.train == "heads" and options.heads.init_heads is None
-    rate = max(FINE_RATE, FRESH_RATE[options.optim.optimizer] * min(1.0, FRESH_WIDTH / hidden_size)) if fresh else FINE_RATE
+    of_width = share * FRESH_RATE[options.optim.optimizer] * min(1.0, FRESH_WIDTH / hidden_size)
+    rate = max(FINE_RATE, of_width) if fresh else FINE_RATE
     return replace(options, optim=replace(options.optim, learning_rate=rate))
 
 

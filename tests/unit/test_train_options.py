@@ -14,7 +14,7 @@ from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.base import new_base
 from mtpd_mlx.cli import main
-from mtpd_mlx.config import FINE_RATE, FRESH_RATE, FRESH_WIDTH, KL_START_FROM_SCRATCH, LossConfig, OptimConfig
+from mtpd_mlx.config import COPIES_SHARE, FINE_RATE, FRESH_RATE, FRESH_WIDTH, KL_START_FROM_SCRATCH, LossConfig, OptimConfig
 from mtpd_mlx.distributed import World
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx
@@ -230,6 +230,8 @@ def test_the_rate_of_new_heads_falls_with_the_hidden_size() -> None:
 
     assert rate(64) == rate(FRESH_WIDTH) == FRESH_RATE["adamw"] < FRESH_RATE["muon"] == rate(64, optimizer="muon")
     assert rate(2 * FRESH_WIDTH) == pytest.approx(FRESH_RATE["adamw"] / 2)
+    extending = with_rate(TrainOptions.build({}, {"model": "base"}), 64, COPIES_SHARE).optim.learning_rate
+    assert extending == pytest.approx(FRESH_RATE["adamw"] / 3)
     assert rate(100 * FRESH_WIDTH) == FINE_RATE
     assert rate(64, init_heads="heads") == rate(64, train="joint") == FINE_RATE
     assert rate(64, learning_rate=1e-4) == rate(8192, learning_rate=1e-4) == 1e-4
