@@ -85,7 +85,7 @@ class OptimConfig:
         takes=NOT_NEGATIVE,
     )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)
-    warmup: int = option(50, "steps of linear warm-up", takes=NOT_NEGATIVE)
+    warmup: int = option(50, "steps of linear warm-up (at most half of all)", takes=NOT_NEGATIVE)
     weight_decay: float = option(0.01, "weight decay (matrices only)", takes=NOT_NEGATIVE)
     adam_betas: tuple[float, ...] = option((0.9, 0.95), "AdamW betas", takes=Range(0, 1, below=True, length=2))
     max_grad_norm: float = option(1.0, "gradient clipping by global norm (0: off)", takes=NOT_NEGATIVE)

@@ -64,11 +64,12 @@ def make_optimizer(cfg: OptimConfig) -> MatrixDecayAdamW:
     """Linear warm-up, then cosine decay to `min_lr_ratio` of the peak (options.with_rate chooses one; without it FINE_RATE)."""
     peak = FINE_RATE if cfg.learning_rate is None else cfg.learning_rate
     floor = peak * cfg.min_lr_ratio
-    cosine = optim.cosine_decay(peak, max(cfg.iters - cfg.warmup, 1), floor)
+    warmup = min(cfg.warmup, cfg.iters // 2)
+    cosine = optim.cosine_decay(peak, max(cfg.iters - warmup, 1), floor)
     schedule: Callable = cosine
-    if cfg.warmup > 0:
-        ramp = optim.linear_schedule(peak / cfg.warmup, peak, cfg.warmup)
-        schedule = optim.join_schedules([ramp, cosine], [cfg.warmup])
+    if warmup > 0:
+        ramp = optim.linear_schedule(peak / warmup, peak, warmup)
+        schedule = optim.join_schedules([ramp, cosine], [warmup])
     if len(cfg.adam_betas) != 2:
         raise ValueError(f"adam_betas: got {len(cfg.adam_betas)} values, expected 2")
     kind = BlockMuon if cfg.optimizer == "muon" else MatrixDecayAdamW

@@ -77,3 +77,14 @@ def test_a_step_is_as_large_as_one_of_adamw() -> None:
         after = optimizer.apply_gradients({"heads": [{"weight": mx.array(rng.normal(size=shape).astype(np.float32))}]}, params)
         rms = float(mx.sqrt(after["heads"][0]["weight"].square().mean()))
         assert 0.7 * ADAMW_RMS < rms < 1.2 * ADAMW_RMS, (shape, rms)
+
+
+def test_a_warm_up_takes_at_most_half_of_the_steps() -> None:
+    rates = []
+    optimizer = make_optimizer(OptimConfig(iters=8, learning_rate=1.0, warmup=50))
+    params = {"heads": [{"weight": mx.zeros((4, 4))}]}
+    optimizer.init(params)
+    for _ in range(8):
+        params = optimizer.apply_gradients({"heads": [{"weight": mx.ones((4, 4))}]}, params)
+        rates.append(round(float(optimizer.learning_rate), 3))
+    assert rates[:4] == [0.25, 0.438, 0.625, 0.812] and rates[4] == max(rates) == 1.0 and rates[-1] < 0.5

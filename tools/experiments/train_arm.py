@@ -93,8 +93,7 @@ def train(
     arm: Arm, base: Base, heads: MTPHeads, first: int, data: Batches, text: Text, s: Setting, folder: Path, clock: Clock
 ) -> dict[str, Any]:  # fmt: skip
     """Leaves the parameters of the last step in base and heads; OutOfTime after a resume point where time is up."""
-    warmup = min(s.warmup, arm.steps // 2)
-    optim = OptimConfig(iters=arm.steps, optimizer=arm.optimizer, learning_rate=rate(arm, s), warmup=warmup)
+    optim = OptimConfig(iters=arm.steps, optimizer=arm.optimizer, learning_rate=rate(arm, s), warmup=s.warmup)
     model = Model(base, heads, arm.mode in ("base", "joint"), first)
     stepper = Stepper(model, arm.loss, optim)
     cfg = RunConfig(str(folder), seed=arm.seed, steps_per_report=s.report_every, steps_per_eval=0, save_every=s.save_every)
