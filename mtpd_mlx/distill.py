@@ -95,7 +95,7 @@ def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[list[in
             if messages is None:
                 encoded.append(tokenizer.encode(prompt.text))
             else:
-                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=prompt.tools)
                 encoded.append(tokenizer.encode(text, add_special_tokens=False))
     if not encoded:
         raise ValueError(f"{file}: no prompts in it")

@@ -29,7 +29,7 @@ def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | 
         text = prompt.text
         try:
             if prompt.messages is not None:
-                text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True)
+                text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tools=prompt.tools)
             tokens = tokenizer.encode(text, add_special_tokens=prompt.messages is None)
         except ValueError as error:
             raise ValueError(f"{file}: prompt {prompt.id}: {error}") from error

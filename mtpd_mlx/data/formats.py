@@ -25,7 +25,12 @@ class TextTokenizer(Protocol):
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]: ...
 
-    def apply_chat_template(self, messages: list[dict[str, Any]], add_generation_prompt: bool = False) -> str: ...
+    def apply_chat_template(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool = False,
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
             raise ValueError(f"{file}:{number}: {key!r} is {type(row[key]).__name__}, expected {kind.__name__}")
     if "messages" in row and not (row["messages"] and all(isinstance(m, dict) for m in row["messages"])):
         raise ValueError(f"{file}:{number}: 'messages': expected a list of objects, at least one")
+    tools = row.get("tools")
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
+        raise ValueError(f"{file}:{number}: 'tools': expected a list of objects")
     if "text" not in row and "messages" not in row and not {"prompt", "completion"} <= row.keys():
         raise ValueError(
             f'{file}:{number}: got keys {sorted(row)}, expected "text", or "prompt" and "completion", or "messages"'
@@ -74,8 +82,9 @@ def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def tokenize(rows: list[dict[str, Any]], tokenizer: TextTokenizer, mask_prompt: bool) -> list[Document]:
-    """Documents as mlx-lm makes them: text gets EOS appended; pairs and messages go through the chat template. Rows of
-    `mtpd distill-data` bring their own ids: "tokens", of which the first "prompt_tokens" are the prompt."""
+    """Documents as mlx-lm makes them: text gets EOS appended; pairs and messages go through the chat template, with the
+    row's "tools". Rows of `mtpd distill-data` bring their own ids: "tokens", of which the first "prompt_tokens" are the prompt.
+    """
     if "tokens" in rows[0]:
         return [_given(row, tokenizer, mask_prompt) for row in rows]
     if "prompt" not in rows[0] and "messages" not in rows[0]:
@@ -115,11 +124,12 @@ def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bo
         prompt = tokenizer.encode(_key(row, "prompt"))
         completion = tokenizer.encode(_key(row, "completion"), add_special_tokens=False)
         return _document(_with_eos(prompt + completion, tokenizer), len(prompt) if mask_prompt else 0)
-    ids = tokenizer.encode(tokenizer.apply_chat_template(messages), add_special_tokens=False)
+    tools = row.get("tools")
+    ids = tokenizer.encode(tokenizer.apply_chat_template(messages, tools=tools), add_special_tokens=False)
     offset = 0
     if mask_prompt:
         answered = messages[-1].get("role") == "assistant"
-        before = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=answered)
+        before = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=answered, tools=tools)
         offset = len(tokenizer.encode(before, add_special_tokens=False))
     return _document(ids, offset)
 

@@ -10,16 +10,23 @@ from functools import lru_cache
 from typing import Any
 
 Messages = list[dict[str, Any]]
+Tools = list[dict[str, Any]]  # descriptions of functions, as templates that know tools show them to the model
 
 
-def render(template: str, messages: Messages, add_generation_prompt: bool, special_tokens: dict[str, str]) -> str:
+def render(
+    template: str,
+    messages: Messages,
+    add_generation_prompt: bool,
+    special_tokens: dict[str, str],
+    tools: Tools | None = None,
+) -> str:
     """The conversation as text. ValueError in one line where the template is broken or refuses the messages."""
     from jinja2 import TemplateError
 
     try:
         return _compile(template).render(
             messages=messages,
-            tools=None,
+            tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **special_tokens,

@@ -178,7 +178,8 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, options: GenerateOptions
         return tokenizer.encode(prompt.text)
     if options.system_prompt is not None and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": options.system_prompt}, *messages]
-    return tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=True), False)
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=prompt.tools)
+    return tokenizer.encode(text, False)
 
 
 def encode_all(

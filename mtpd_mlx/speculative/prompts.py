@@ -5,21 +5,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.speculative.chat_template import Messages
+from mtpd_mlx.speculative.chat_template import Messages, Tools
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A raw text, or the messages of a conversation for the chat template; `reference` is a known continuation."""
+    """A raw text, or the messages of a conversation for the chat template, with the tools it may call; `reference` is a known
+    continuation."""
 
     id: str
     text: str = ""
     messages: Messages | None = None
     reference: str | None = None
+    tools: Tools | None = None
 
 
 def read_prompts(file: Path | str) -> list[Prompt]:
-    """Rows of a .jsonl file with "prompt" or "messages" (and perhaps "id", "reference"), or the lines of a .txt file.
+    """Rows of a .jsonl file with "prompt" or "messages" (and perhaps "id", "reference", "tools"), or the lines of a .txt file.
 
     Blank lines are skipped; the id is the line number where a row has none. A conversation that ends with the
     assistant's answer is a prompt up to there, and the answer its reference. ValueError (FILE:LINE: ...) otherwise.
@@ -53,9 +55,9 @@ def _row(place: str, number: int, line: str) -> Prompt:
     identity, reference = str(row.get("id", number)), row.get("reference")
     if reference is not None and not isinstance(reference, str):
         raise ValueError(f'{place}: "reference": got {type(reference).__name__}, expected text')
-    text, messages = row.get("prompt"), row.get("messages")
+    text, messages, tools = row.get("prompt"), row.get("messages"), _tools(place, row.get("tools"))
     if isinstance(text, str) and text:
-        return Prompt(identity, text, reference=reference)
+        return Prompt(identity, text, reference=reference, tools=tools)
     if text is not None or messages is None:
         raise ValueError(f'{place}: expected an object with "prompt" (a non-empty text) or "messages" (a list)')
     messages = _messages(place, messages)
@@ -64,7 +66,13 @@ def _row(place: str, number: int, line: str) -> Prompt:
         messages = messages[:-1]
     if not messages:
         raise ValueError(f'{place}: "messages": got the assistant\'s alone, expected one to answer')
-    return Prompt(identity, messages=messages, reference=reference)
+    return Prompt(identity, messages=messages, reference=reference, tools=tools)
+
+
+def _tools(place: str, value: Any) -> Tools | None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(t, dict) for t in value)):
+        raise ValueError(f'{place}: "tools": expected a list of objects')
+    return value
 
 
 def _messages(place: str, value: Any) -> Messages:

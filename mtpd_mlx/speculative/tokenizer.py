@@ -6,7 +6,7 @@ from typing import Any
 
 import tokenizers
 
-from mtpd_mlx.speculative.chat_template import Messages, render
+from mtpd_mlx.speculative.chat_template import Messages, Tools, render
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -73,11 +73,11 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 
-    def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = False) -> str:
+    def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools | None = None) -> str:
         """The conversation as text, as transformers renders it. ValueError: no template, or it refuses the messages."""
         if self._template is None:
             raise ValueError("the tokenizer has no chat template")
-        return render(self._template, messages, add_generation_prompt, self._special_tokens)
+        return render(self._template, messages, add_generation_prompt, self._special_tokens, tools)
 
 
 def _check_characters(text: str) -> None:

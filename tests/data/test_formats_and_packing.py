@@ -60,6 +60,23 @@ def test_prompts_are_masked_as_in_mlx_lm(chat_tokenizer: Tokenizer, tokenizer: T
         tokenize([{"text": "a"}], tokenizer, mask_prompt=True)
 
 
+def test_tools_of_a_row_reach_the_template(tmp_path: Path) -> None:
+    """As mlx-lm's data sets: they are part of the prompt, with and without a mask."""
+    write_tokenizer(tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    template = "{% for t in tools or [] %}[{{ t['name'] }}]{% endfor %}" + TEMPLATE
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": template}))
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    for row in ({"messages": messages}, {"prompt": "hi", "completion": "yes"}):
+        for tools, text in (([{"name": "abc"}], "[abc]u:hi;a:yes;"), (None, "u:hi;a:yes;")):
+            (document,) = tokenize([row | {"tools": tools}], tokenizer, mask_prompt=True)
+            assert tokenizer.decode(document.ids.tolist()) == text
+            assert tokenizer.decode(document.ids[document.loss_mask].tolist()) == "yes;"
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: 'tools': expected a list of objects"):
+        read_rows(write(tmp_path / "a.jsonl", [{"messages": messages, "tools": "abc"}]))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

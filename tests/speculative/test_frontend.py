@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import cycle
 from pathlib import Path
 
@@ -104,6 +104,7 @@ def test_read_prompts_of_all_kinds(tmp_path):
         {"prompt": "two"},
         {"id": 3, "messages": [{"role": "user", "content": "q"}]},
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "known"}]},
+        {"messages": [{"role": "user", "content": "q"}], "tools": [{"name": "f"}]},
     ]
     file = tmp_path / "p.jsonl"
     file.write_text("\n\n".join(json.dumps(r, ensure_ascii=False) for r in rows) + "\n", encoding="utf-8")
@@ -112,6 +113,7 @@ def test_read_prompts_of_all_kinds(tmp_path):
         Prompt("3", "two"),
         Prompt("3", messages=[{"role": "user", "content": "q"}]),
         Prompt("7", messages=[{"role": "user", "content": "q"}], reference="known"),
+        Prompt("9", messages=[{"role": "user", "content": "q"}], tools=[{"name": "f"}]),
     ]
     text = tmp_path / "p.txt"
     text.write_bytes("\ufefffirst\r\n\r\nsecond é".encode())
@@ -131,6 +133,7 @@ def test_read_prompts_of_all_kinds(tmp_path):
         ("p.jsonl", b'{"messages": []}', 'p.jsonl:1: "messages"'),
         ("p.jsonl", b'{"messages": [{"content": "x"}]}', 'p.jsonl:1: "messages"'),
         ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', 'p.jsonl:1: "messages"'),
+        ("p.jsonl", b'{"prompt": "a", "tools": {}}', 'p.jsonl:1: "tools": expected a list of objects'),
         ("p.jsonl", b'{"prompt": "a", "reference": 1}', 'p.jsonl:1: "reference"'),
         ("p.jsonl", b'{"messages": [{"role": "user"}]}', 'p.jsonl:1: "messages": got no "content" in one of role \'user\''),
         ("p.jsonl", b'{"prompt": "a", "id": "b\\ud800"}', r"p.jsonl:1: got \\ud800 alone, half of a character"),
@@ -147,7 +150,10 @@ def test_broken_prompt_files_give_one_line(tmp_path, name, content, message):
 
 
 def test_which_prompts_go_through_the_chat_template():
-    template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    template = (
+        "{% for t in tools or [] %}[{{ t.name }}]{% endfor %}"
+        "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+    )
     tokenizer, plain = byte_tokenizer(template), byte_tokenizer()
     conversation = Prompt("1", messages=[{"role": "user", "content": "x"}])
 
@@ -161,6 +167,7 @@ def test_which_prompts_go_through_the_chat_template():
     assert text(raw, plain, prompt="x") == "x"
     assert text(raw, prompts="f") == "x"  # as eval and parity take them
     assert text(conversation, prompts="f") == "u:x;a:"
+    assert text(replace(conversation, tools=[{"name": "f"}]), prompts="f") == "[f]u:x;a:"
     assert text(conversation, prompts="f", system_prompt="S") == "s:S;u:x;a:"
     with pytest.raises(ValueError, match="no chat template"):
         text(conversation, plain, prompts="f")

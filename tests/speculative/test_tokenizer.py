@@ -21,7 +21,7 @@ TEMPLATE = """{%- if messages[0]['role'] == 'system' %}
     {% if message['role'] == 'system' %}{% continue %}{% endif %}
 {{ message['role'] }}: {% generation %}{{ message['content'] | trim }}{% endgeneration %}{{ eos_token }}
 {% endfor %}
-{%- if tools is not none %}TOOLS{% endif %}
+{%- if tools is not none %}TOOLS {{ tools | tojson }}{% endif %}
 {{ {'b': '<é>', 'a': 1} | tojson }} {{ [1, 2] | tojson(indent=2) }} {{ strftime_now('%Y') | length }}
 {% if add_generation_prompt %}assistant:{% endif %}"""
 CHATS = [
@@ -83,6 +83,13 @@ def test_chat_template_as_transformers(folder, reference, chat, generation):
     assert tokenizer.has_chat_template
     assert tokenizer.apply_chat_template(chat, add_generation_prompt=generation) == expected
     assert expected.endswith("assistant:") == generation
+
+
+def test_tools_as_transformers(folder, reference):
+    tools = [{"type": "function", "function": {"name": "lookup", "parameters": {"type": "object"}}}]
+    for given in (tools, []):
+        expected = reference.apply_chat_template(CHATS[0], tokenize=False, tools=given)
+        assert "TOOLS" in expected and Tokenizer.from_folder(folder).apply_chat_template(CHATS[0], tools=given) == expected
 
 
 def test_chat_template_file_comes_first(folder):
