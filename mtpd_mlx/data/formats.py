@@ -89,7 +89,7 @@ def tokenize(rows: list[dict[str, Any]], tokenizer: TextTokenizer, mask_prompt: 
         return [_given(row, tokenizer, mask_prompt) for row in rows]
     if "prompt" not in rows[0] and "messages" not in rows[0]:
         if mask_prompt:
-            raise ValueError("Prompt masking not supported for text dataset.")
+            raise ValueError('--mask-prompt: got {"text"} rows, expected "prompt" and "completion", or "messages"')
         encoded = tokenizer.encode_batch([_key(r, "text") for r in rows])
         return [_document(_with_eos(ids, tokenizer), 0) for ids in encoded if ids]
     return [_conversation(row, tokenizer, mask_prompt) for row in rows]

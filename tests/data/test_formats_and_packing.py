@@ -56,7 +56,7 @@ def test_prompts_are_masked_as_in_mlx_lm(chat_tokenizer: Tokenizer, tokenizer: T
     assert tokenizer.decode(document.ids[document.loss_mask].tolist(), skip_special_tokens=False) == "yes<end>"
     with pytest.raises(ValueError, match="no chat template"):
         tokenize([messages], tokenizer, mask_prompt=False)
-    with pytest.raises(ValueError, match="Prompt masking not supported"):
+    with pytest.raises(ValueError, match="--mask-prompt: got"):
         tokenize([{"text": "a"}], tokenizer, mask_prompt=True)
 
 
