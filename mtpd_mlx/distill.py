@@ -103,7 +103,7 @@ def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[list[in
 
 
 def _holds_text(file: Path) -> bool:
-    if file.suffix != ".jsonl":
+    if file.suffix != ".jsonl" or not file.is_file():
         return False
     try:
         with file.open(encoding="utf-8-sig") as f:

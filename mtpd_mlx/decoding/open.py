@@ -31,7 +31,7 @@ def open_decoder(
     available = heads.num_heads if heads is not None else 0
     k = available if num_draft_tokens is None else num_draft_tokens
     if not 0 <= k <= available:
-        raise ValueError(f"num_draft_tokens: got {k}, expected 0..{available} (the checkpoint's heads)")
+        raise ValueError(f"--num-draft-tokens: got {k}, expected 0..{available} (the checkpoint's heads)")
     check_kv(base, options)
     rule: Rule = Greedy(None if heads is None else heads.draft_tokens)
     if not sampling.greedy:

@@ -36,7 +36,7 @@ class Plan:
         for plan in PLANS:
             if str(plan) == text:
                 return plan
-        raise ValueError(f"plan: got {text!r}, expected one of {', '.join(map(str, PLANS))}")
+        raise ValueError(f"--plan: got {text!r}, expected auto or one of {', '.join(map(str, PLANS))}")
 
 
 PLANS = (Plan(), *(Plan("fixed", *options) for options in product((False, True), WRITES, PRODUCTS)))

@@ -38,8 +38,10 @@ class GenerateOptions:
     quiet: bool = False
 
     def __post_init__(self) -> None:
-        if (self.prompt is None) == (self.prompts is None):
-            raise ValueError("give a prompt with --prompt, or a file of them with --prompts")
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("got --prompt and --prompts, expected one of them")
+        if self.prompt is None and self.prompts is None:
+            raise ValueError("got no prompt, expected one with --prompt, or a file of them with --prompts")
         if self.max_tokens < 1:
             raise ValueError(f"--max-tokens: got {self.max_tokens}, expected at least 1")
         if self.num_draft_tokens is not None and self.num_draft_tokens < 0:

@@ -27,6 +27,8 @@ def read_prompts(file: Path | str) -> list[Prompt]:
     assistant's answer is a prompt up to there, and the answer its reference. ValueError (FILE:LINE: ...) otherwise.
     """
     file = Path(file)
+    if not file.is_file():
+        raise ValueError(f"prompts {file}: no such file")
     if file.suffix not in (".jsonl", ".txt"):
         raise ValueError(f"{file}: got suffix {file.suffix!r}, expected .jsonl or .txt")
     try:

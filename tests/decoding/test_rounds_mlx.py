@@ -214,5 +214,5 @@ def test_masks_of_fixed_buffers_are_mlx_lms(window: int | None) -> None:
 
 def test_plans_have_names_and_wrong_ones_are_said() -> None:
     assert [Plan.parse(str(p)) for p in PLANS] == list(PLANS)
-    with pytest.raises(ValueError, match="plan: got 'quick', expected one of growing, fixed"):
+    with pytest.raises(ValueError, match="--plan: got 'quick', expected auto or one of growing, fixed"):
         Plan.parse("quick")

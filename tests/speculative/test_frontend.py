@@ -149,6 +149,13 @@ def test_broken_prompt_files_give_one_line(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_missing_prompt_file_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"nope\.jsonl: no such file"):
+        read_prompts(tmp_path / "nope.jsonl")
+    with pytest.raises(ValueError, match="no such file"):
+        read_prompts(tmp_path)  # a folder
+
+
 def test_which_prompts_go_through_the_chat_template():
     template = (
         "{% for t in tools or [] %}[{{ t.name }}]{% endfor %}"
