@@ -18,9 +18,8 @@ RESUME_PREFIX = "resume-"
 TEMPORARY = (f".{RESUME_PREFIX}*.tmp", f".*{WEIGHTS_NAME}*", ".*.json*.tmp", f".{BASE_NAME}.new", f".{BASE_NAME}.old")
 
 
-def check_folder(out: Path, overwrite: bool, joint: bool = False) -> None:
-    """Makes the folder. ValueError or OSError where it is in use, and not to be overwritten, or cannot be written. `joint`: a
-    base will be written too."""
+def check_free(out: Path, overwrite: bool, joint: bool = False) -> None:
+    """ValueError where the folder is in use and not to be overwritten. `joint`: a base will be written too."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
     if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
@@ -29,6 +28,11 @@ def check_folder(out: Path, overwrite: bool, joint: bool = False) -> None:
         raise ValueError(
             f"--out {out}: holds a folder {BASE_NAME!r}, where the trained base goes; use --overwrite or another one"
         )
+
+
+def check_folder(out: Path, overwrite: bool, joint: bool = False) -> None:
+    """Makes the folder. ValueError or OSError where it is not free or cannot be written."""
+    check_free(out, overwrite, joint)
     out.mkdir(parents=True, exist_ok=True)
     probe = out / f".write-test-{os.getpid()}"
     probe.touch()

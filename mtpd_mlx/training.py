@@ -14,6 +14,7 @@ import numpy as np
 from mtpd_mlx.base import Base
 from mtpd_mlx.checkpoint import save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
+from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.distributed import World
 from mtpd_mlx.heads import MTPHead
 from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
@@ -23,7 +24,7 @@ from mtpd_mlx.options import TrainOptions, with_rate
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.resume import Progress
-from mtpd_mlx.run_folder import BASE_NAME, begin, check_folder, finish, own_base, take_up
+from mtpd_mlx.run_folder import BASE_NAME, begin, check_folder, check_free, finish, own_base, take_up
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import Run
@@ -49,6 +50,16 @@ class Outcome:
     progress: Progress
     curve: list[dict[str, Any]]
     improved: bool
+
+
+def check_places(options: TrainOptions) -> None:
+    """For before a base is loaded, which may take long: ValueError where there is no data or --out is in use."""
+    if options.model.cache is None:
+        for name in options.data.data:
+            find_source(name)
+    if not options.run.resume:
+        joint = options.model.train == "joint"
+        World.launched().from_lead(lambda: check_free(Path(options.run.out), options.run.overwrite, joint))
 
 
 def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[str, Any]], None]) -> Outcome:

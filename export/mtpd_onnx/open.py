@@ -89,7 +89,7 @@ def open_batched(
 
 def check_drafts(manifest: Manifest, wanted: int) -> None:
     if not 1 <= wanted <= manifest.num_heads:
-        raise ValueError(f"--num-draft-tokens: got {wanted}, expected 1..{manifest.num_heads}")
+        raise ValueError(f"--num-draft-tokens: got {wanted}, expected 0..{manifest.num_heads}")
     if manifest.layout == "fused" and wanted != manifest.num_heads:
         raise ValueError(
             f"--num-draft-tokens: the fused graph drafts {manifest.num_heads}; for {wanted}, export again with "

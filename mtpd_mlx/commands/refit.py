@@ -25,12 +25,15 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.options import TrainOptions, resumed_options
     from mtpd_mlx.progress import ProgressBar
     from mtpd_mlx.refit import refit, refit_options
+    from mtpd_mlx.training import check_places
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
     options = (resumed_options if (file_values | flags).get("resume") else TrainOptions.build)(file_values, flags)
     checkpoint = resolve_folder(args.checkpoint)
-    ingredients = gather(refit_options(checkpoint, options)[0])
+    refitted, _ = refit_options(checkpoint, options)
+    check_places(refitted)
+    ingredients = gather(refitted)
     with ProgressBar(options.optim.iters, f"refit {args.checkpoint}") as bar:
         result = bar.guard(options.run.out, lambda: refit(checkpoint, options, bar.show, ingredients))
     print(f"\nvalidation text (teacher-forced), heads of {args.checkpoint} on {options.model.model}:")

@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.distributed import World
     from mtpd_mlx.ingredients import gather, teacher_line
     from mtpd_mlx.options import TrainOptions, resumed_options
-    from mtpd_mlx.training import train
+    from mtpd_mlx.training import check_places, train
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
         options = TrainOptions.from_dict(saved)
     else:
         options = TrainOptions.build(file_values, flags)
+    check_places(options)
     ingredients = gather(options)
     if World.launched().leads and (line := teacher_line(options)):
         print(line, flush=True)

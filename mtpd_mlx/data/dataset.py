@@ -167,14 +167,20 @@ def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Sp
     return Splits(PackedDataset(concatenate([t.rows for t in trains]), cfg.batch_size, seed), valid)
 
 
-def _load_source(name: str, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> Splits:
+def find_source(name: str) -> Path:
+    """A file of rows, or a folder with train.jsonl. ValueError where there is neither."""
     path = Path(name).expanduser()
-    if not path.is_dir():
-        if not path.is_file():
-            raise ValueError(f"data {name}: no such file or folder")
-        return _hold_out(name, _read(path, cfg, tokenizer, seed), cfg, seed)
-    if not (path / "train.jsonl").is_file():
+    if path.is_dir() and not (path / "train.jsonl").is_file():
         raise ValueError(f"data {name}: no train.jsonl in it")
+    if not path.is_dir() and not path.is_file():
+        raise ValueError(f"data {name}: no such file or folder")
+    return path
+
+
+def _load_source(name: str, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> Splits:
+    path = find_source(name)
+    if path.is_file():
+        return _hold_out(name, _read(path, cfg, tokenizer, seed), cfg, seed)
     train, valid = _read(path / "train.jsonl", cfg, tokenizer, seed), path / "valid.jsonl"
     if not valid.is_file():
         return _hold_out(name, train, cfg, seed)

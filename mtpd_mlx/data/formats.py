@@ -111,7 +111,8 @@ def _key(row: dict[str, Any], key: str) -> Any:
 
 
 def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bool) -> Document:
-    if "messages" in row:
+    paired = {"prompt", "completion"} <= row.keys()  # first, as in mlx-lm, where a row has "messages" too
+    if "messages" in row and not paired:
         messages = row["messages"]
     else:
         messages = [
@@ -119,7 +120,7 @@ def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bo
             {"role": "assistant", "content": _key(row, "completion")},
         ]
     if not tokenizer.has_chat_template:
-        if "messages" in row:
+        if "messages" in row and not paired:
             raise ValueError('data has "messages" but the tokenizer has no chat template')
         prompt = tokenizer.encode(_key(row, "prompt"))
         completion = tokenizer.encode(_key(row, "completion"), add_special_tokens=False)

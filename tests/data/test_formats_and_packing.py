@@ -47,7 +47,7 @@ def test_text_gets_one_end_token(tokenizer: Tokenizer) -> None:
 def test_prompts_are_masked_as_in_mlx_lm(chat_tokenizer: Tokenizer, tokenizer: Tokenizer) -> None:
     pair = {"prompt": "hi", "completion": "yes"}
     messages = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]}
-    for row in (pair, messages):
+    for row in (pair, messages, pair | {"messages": [{"role": "user", "content": "other"}]}):  # a pair goes first, as in mlx-lm
         (document,) = tokenize([row], chat_tokenizer, mask_prompt=True)
         text = chat_tokenizer.decode(document.ids.tolist())
         assert text == "u:hi;a:yes;"

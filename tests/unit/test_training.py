@@ -54,13 +54,13 @@ def test_heads_run_writes_a_loadable_checkpoint_and_not_the_base(tiny_base: Path
     assert base.path is not None and base.path.resolve() == tiny_base.resolve()
 
 
-@pytest.mark.parametrize("mode", ["heads", "joint"])
+@pytest.mark.parametrize(("mode", "optimizer"), [("heads", "adamw"), ("joint", "adamw"), ("heads", "muon")])
 def test_interrupted_run_resumes_to_the_same_losses(
-    mode: str, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, optimizer: str, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mtpd_mlx.train_step import Stepper
 
-    extra = ("--train", mode, "--grad-accumulation-steps", "2")
+    extra = ("--train", mode, "--optimizer", optimizer, "--grad-accumulation-steps", "2")
     assert main(train_args(tiny_base, text_data, tmp_path / "whole", *extra)) == 0
     step, calls = Stepper.step, []
 
@@ -193,3 +193,18 @@ def test_yaml_gives_options_and_flags_override(tmp_path: Path) -> None:
     options = TrainOptions.build(read_yaml(file), {"iters": 9})
     assert options.optim.learning_rate == 2e-3 and options.optim.iters == 9
     assert options.loss.alpha == (0.1, 0.2) and options.data.pack is False
+
+
+@pytest.mark.parametrize("wrong", ["data", "out"])
+def test_wrong_places_are_found_before_the_base_is_loaded(
+    wrong: str, text_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from mtpd_mlx import ingredients
+
+    monkeypatch.setattr(ingredients, "gather", lambda options: pytest.fail("loaded"))
+    out = tmp_path / "out"
+    if wrong == "out":
+        out.write_text("a file")
+    data = tmp_path / "nowhere" if wrong == "data" else text_data
+    assert main(train_args(tiny_base, data, out)) == 1
+    one_line(capsys, "no such file or folder" if wrong == "data" else "exists and is not a folder")
