@@ -99,7 +99,7 @@ def test_the_smallest_temperatures_are_greedy(temp: str, folder: Path, capsys: p
     [
         (["generate", "-p", "x", "--temp", "-1"], "--temp: got -1.0, expected 0..100"),
         (["generate", "-p", "x", "--top-p", "1.5"], "--top-p: got 1.5"),
-        (["generate", "-p", "x", "--num-draft-tokens", "9"], "--num-draft-tokens: got 9, expected 1..3"),
+        (["generate", "-p", "x", "--num-draft-tokens", "9"], "--num-draft-tokens: got 9, expected 0..3"),
         (["generate", "-p", "x" * 300], "tokens, expected 1..255"),
         (["generate", "-p", "x", "--provider", "cuda"], "--provider cuda: this onnxruntime has no CUDA"),
         (["verify", "--prompts", "PROMPTS", "--temp", "0"], "--temp 0 leaves nothing to draw"),

@@ -113,7 +113,11 @@ def test_bad_arguments_are_one_line(
         (["generate", str(tiny_checkpoint), "-p", "a" * 500], "prompt"),
         (["generate", str(tmp_path), "-p", "a"], "not a heads checkpoint"),
         (["generate", str(tiny_base), "-p", "a"], "not a heads checkpoint (no mtp_config.json); it is a model"),
-        (["train", "--model", str(tiny_checkpoint), "--out", str(tmp_path / "o")], "no config.json in it, but heads"),
+        (["train", "--model", str(tiny_base), "--data", "no", "--out", str(tmp_path / "o")], "data no: no such file or folder"),
+        (
+            ["train", "--model", str(tiny_checkpoint), "--data", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "o")],
+            "no config.json in it, but heads",
+        ),
         (["eval", str(tiny_checkpoint), "--prompts", str(prompts), "--valid", "none.txt"], "--valid none.txt: no such file"),
         (["parity", str(tiny_checkpoint), str(tmp_path), "--prompts", str(tmp_path / "empty.txt")], "manifest.json"),
     ):
