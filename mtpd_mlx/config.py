@@ -80,8 +80,8 @@ class OptimConfig:
     learning_rate: float | None = option(
         None,
         f"peak learning rate (default: of new heads {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden sizes "
-        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size down to {FINE_RATE:g}, a third of it in mtpd extend; "
-        f"of a base, or of heads that go on, {FINE_RATE:g})",
+        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size; in mtpd extend a third of it; at least "
+        f"{FINE_RATE:g}, as of a base or of heads that go on)",
         takes=NOT_NEGATIVE,
     )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)

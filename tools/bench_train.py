@@ -293,7 +293,7 @@ def run(args: argparse.Namespace, result: dict[str, Any]) -> None:
         result["heads_over_lora"] = mtpd["tokens_per_s"] / result["lora_tokens_per_s"]
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", choices=sorted(DIMS), help="random weights of these dims instead of the bundled model")
     parser.add_argument("--bits", type=int, help="quantise the random base (group 64)")
@@ -319,20 +319,23 @@ def main() -> None:
         fused_loss.CHUNK_BYTES.update(dict.fromkeys(fused_loss.CHUNK_BYTES, args.chunk_mb << 20))
     result: dict[str, Any] = {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    status = 0
     try:
         run(args, result)
     except KeyboardInterrupt:
+        status = 130
         print("bench_train: stopped; the parts that were done:", file=sys.stderr)
     if args.json:
         print(json.dumps(result, indent=2))
-        return
+        return status
     ratios = ["step_ratio_mtpd_ce", "loss_ratio_mtpd_ce", "speedup_over_naive", "loss_speedup_over_naive", "speedup_bound"]
     for name in (*ratios, "loss_share_of_step", "memory_ratio_naive", "heads_over_lora"):
         if name in result:
             print(f"{name}: {result[name]:.2f}")
     for name, arm in result.get("steps", {}).items():
         print(f"{name}: {arm['step_s']:.3f} s a step, {arm['tokens_per_s']:.0f} tokens/s, peak {arm['peak_gb']:.2f} GB")
+    return status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtpd_mlx.speculative.chat_template import check_tools
+
 
 class TextTokenizer(Protocol):
     """What data needs of a tokenizer (mtpd_mlx.speculative.tokenizer.Tokenizer has it)."""
@@ -71,9 +73,7 @@ def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
             raise ValueError(f"{file}:{number}: {key!r} is {type(row[key]).__name__}, expected {kind.__name__}")
     if "messages" in row and not (row["messages"] and all(isinstance(m, dict) for m in row["messages"])):
         raise ValueError(f"{file}:{number}: 'messages': expected a list of objects, at least one")
-    tools = row.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(t, dict) for t in tools)):
-        raise ValueError(f"{file}:{number}: 'tools': expected a list of objects")
+    check_tools(f"{file}:{number}", row.get("tools"))
     if "text" not in row and "messages" not in row and not {"prompt", "completion"} <= row.keys():
         raise ValueError(
             f'{file}:{number}: got keys {sorted(row)}, expected "text", or "prompt" and "completion", or "messages"'
@@ -111,8 +111,9 @@ def _key(row: dict[str, Any], key: str) -> Any:
 
 
 def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bool) -> Document:
-    paired = {"prompt", "completion"} <= row.keys()  # first, as in mlx-lm, where a row has "messages" too
-    if "messages" in row and not paired:
+    # A pair goes first, as in mlx-lm, where a row has "messages" too.
+    conversation = "messages" in row and not {"prompt", "completion"} <= row.keys()
+    if conversation:
         messages = row["messages"]
     else:
         messages = [
@@ -120,7 +121,7 @@ def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bo
             {"role": "assistant", "content": _key(row, "completion")},
         ]
     if not tokenizer.has_chat_template:
-        if "messages" in row and not paired:
+        if conversation:
             raise ValueError('data has "messages" but the tokenizer has no chat template')
         prompt = tokenizer.encode(_key(row, "prompt"))
         completion = tokenizer.encode(_key(row, "completion"), add_special_tokens=False)

@@ -13,6 +13,13 @@ Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]  # descriptions of functions, as templates that know tools show them to the model
 
 
+def check_tools(place: str, value: Any) -> Tools | None:
+    """The "tools" of a row at `place`. ValueError where they are not a list of objects."""
+    if value is not None and not (isinstance(value, list) and all(isinstance(t, dict) for t in value)):
+        raise ValueError(f'{place}: "tools": expected a list of objects')
+    return value
+
+
 def render(
     template: str,
     messages: Messages,

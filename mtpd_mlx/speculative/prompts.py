@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.speculative.chat_template import Messages, Tools
+from mtpd_mlx.speculative.chat_template import Messages, Tools, check_tools
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def _row(place: str, number: int, line: str) -> Prompt:
     identity, reference = str(row.get("id", number)), row.get("reference")
     if reference is not None and not isinstance(reference, str):
         raise ValueError(f'{place}: "reference": got {type(reference).__name__}, expected text')
-    text, messages, tools = row.get("prompt"), row.get("messages"), _tools(place, row.get("tools"))
+    text, messages, tools = row.get("prompt"), row.get("messages"), check_tools(place, row.get("tools"))
     if isinstance(text, str) and text:
         return Prompt(identity, text, reference=reference, tools=tools)
     if text is not None or messages is None:
@@ -69,12 +69,6 @@ def _row(place: str, number: int, line: str) -> Prompt:
     if not messages:
         raise ValueError(f'{place}: "messages": got the assistant\'s alone, expected one to answer')
     return Prompt(identity, messages=messages, reference=reference, tools=tools)
-
-
-def _tools(place: str, value: Any) -> Tools | None:
-    if value is not None and not (isinstance(value, list) and all(isinstance(t, dict) for t in value)):
-        raise ValueError(f'{place}: "tools": expected a list of objects')
-    return value
 
 
 def _messages(place: str, value: Any) -> Messages:

@@ -73,7 +73,7 @@ def test_tools_of_a_row_reach_the_template(tmp_path: Path) -> None:
             (document,) = tokenize([row | {"tools": tools}], tokenizer, mask_prompt=True)
             assert tokenizer.decode(document.ids.tolist()) == text
             assert tokenizer.decode(document.ids[document.loss_mask].tolist()) == "yes;"
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: 'tools': expected a list of objects"):
+    with pytest.raises(ValueError, match=r'a\.jsonl:1: "tools": expected a list of objects'):
         read_rows(write(tmp_path / "a.jsonl", [{"messages": messages, "tools": "abc"}]))
 
 

@@ -113,12 +113,12 @@ def recipes(s: Setting) -> list[Arm]:
     kl, lk = LossConfig(loss="kl"), LossConfig(loss="lk")
     arms = [
         replace(start, name="recipe-rate3", rate_factor=3.0),
-        replace(start, name="recipe-muon", optimizer="muon"),
         replace(fast, name="recipe-muon-rate3"),
         replace(fast, name="recipe-muon-rate3-own", text="mixed"),
         replace(fast, name="recipe-muon-rate3-lk-own", loss=lk, text="mixed"),
         replace(fast, name="recipe-muon-rate6-kl-own4", rate_factor=6.0, loss=kl, text="mixed", own_factor=4),
         replace(fast, name="recipe-muon-rate3-own4", text="mixed", own_factor=4),
+        replace(start, name="recipe-muon", optimizer="muon"),
         replace(fast, name="recipe-muon-rate6", rate_factor=6.0),
         replace(fast, name="recipe-muon-rate3-kl", loss=kl),
         replace(start, name="recipe-prenorm", hidden_source="prenorm"),
@@ -127,7 +127,7 @@ def recipes(s: Setting) -> list[Arm]:
         replace(start, name="recipe-kl-own", loss=kl, text="mixed"),
         replace(start, name="recipe-lk-own", loss=lk, text="mixed"),
     ]
-    return arms + [replace(arm, seed=seed) for seed in range(1, s.seeds) for arm in arms[:7] if arm.name != "recipe-muon"]
+    return arms + [replace(arm, seed=seed) for seed in range(1, s.seeds) for arm in arms[:6]]
 
 
 def muon(s: Setting) -> list[Arm]:

@@ -16,7 +16,7 @@ AIMS = {
     "recipe_percent": 5.0,
 }
 PAPER_RECIPE = "frozen-mtpd"
-LATE = "mtpd-late"  # arms whose distillation begins at half of the steps
+LATE, SAID_LATE = "mtpd-late", "distilled from half of the steps on"  # arms, and what they are
 LATE_HEADS = "mtpd-late-heads"  # the same, and it reaches the heads alone
 
 

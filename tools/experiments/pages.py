@@ -8,6 +8,7 @@ from tools.experiments.findings import (
     LATE,
     LATE_HEADS,
     PAPER_RECIPE,
+    SAID_LATE,
     Run,
     best_recipe,
     extension,
@@ -76,10 +77,10 @@ def aims_table(run: Run) -> str:
     longer, best = extension(run), best_recipe(run)
     rows = joint_aims("joint, K = 4", joint_effect(run, 4))
     if late := joint_effect(run, 4, LATE):
-        rows += joint_aims("the same, distilled from half of the steps on", late)
+        rows += joint_aims(f"the same, {SAID_LATE}", late)
     if alone := joint_effect(run, 4, LATE_HEADS):
         rows += joint_aims("the same, and the distillation reaches the heads alone", alone)
-    for of, note in (("mtpd", ""), (LATE, " (distilled from half of the steps on)")):
+    for of, note in (("mtpd", ""), (LATE, f" ({SAID_LATE})")):
         depths = loop_depths(run, of) or []
         said = ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)
         if said or not note:

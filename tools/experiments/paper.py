@@ -4,9 +4,8 @@ by name among its benchmarks)."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tools.experiments.findings import LATE, Run, greedy, joint_effect, one_head_tau, tau_ratios
+from tools.experiments.findings import LATE, SAID_LATE, Run, greedy, joint_effect, one_head_tau, tau_ratios
 
-SAID_LATE = "distilled from half of the steps on"
 SCALE = "2B dense, FineWeb-Edu, 350B tokens, AGIEval-en"
 SMALL = "models of 30M to 107M on tens of millions of tokens, greedy text of base models"
 
