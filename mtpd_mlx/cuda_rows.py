@@ -33,9 +33,20 @@ def teacher(z: mx.array, high: mx.array, top_n: int) -> tuple[mx.array, mx.array
 
 def gradient(z: mx.array, weights: mx.array | None, scalars: list[mx.array], targets: mx.array) -> mx.array:
     """exp(z - s0) (s1 + s2 [w >= 0]) - s3 max(w, 0) - s1 [v == target], [R, V] in z's dtype; scalars 4 x [R, 1] float32."""
-    table = mx.concatenate([mx.broadcast_to(s, (z.shape[0], 1)) for s in scalars], axis=1)  # [R, 4]
-    inputs = [z, z if weights is None else weights, table, targets.astype(mx.int32)]
+    inputs = [z, z if weights is None else weights, _table(scalars, z), targets.astype(mx.int32)]
     return _run(_gradient_kernel(), inputs, [("TEACHER", weights is not None)], [(z.shape, z.dtype)], z)[0]
+
+
+def tv_gradient(z: mx.array, weights: mx.array, scalars: list[mx.array], hybrid: bool) -> tuple[mx.array, mx.array]:
+    """With p = exp(z - s0), q = s1 w, d = p - q, scalars 4 x [R, 1] float32: the gradient s2 (share d + (1 - share) p (sign d -
+    sum p sign d) / 2) [R, V] in z's dtype, share = exp(-s3 (1 - tv)) where `hybrid`, else 0; and tv = sum |d| / 2 [R, 1]."""
+    options = [("HYBRID", hybrid)]
+    return _run(_tv_kernel(), [z, weights, _table(scalars, z)], options, [(z.shape, z.dtype), ((z.shape[0], 1), mx.float32)], z)
+
+
+def _table(scalars: list[mx.array], z: mx.array) -> mx.array:
+    """[R, 4]"""
+    return mx.concatenate([mx.broadcast_to(s, (z.shape[0], 1)) for s in scalars], axis=1)
 
 
 def _run(kernel: Any, inputs: list[mx.array], options: list, outputs: list, z: mx.array) -> Any:
@@ -71,6 +82,12 @@ def _gradient_kernel() -> Any:
     return mx.fast.cuda_kernel(
         name="mtpd_row_gradient", input_names=names, output_names=["out"], source=_GRADIENT, header=_HEADER
     )
+
+
+@cache
+def _tv_kernel() -> Any:
+    names = ["z", "w", "scalars"]
+    return mx.fast.cuda_kernel(name="mtpd_row_tv", input_names=names, output_names=["out", "tv"], source=_TV, header=_HEADER)
 
 
 _HEADER = r"""
@@ -230,6 +247,42 @@ _GRADIENT = r"""
       }
       if (i + j == target) g -= everywhere;
       result.v[j] = static_cast<T>(g);
+    }
+    store<T, WIDTH>(out + offset + i, result);
+  }
+"""
+
+_TV = r"""
+  __shared__ float partial[2][512];
+  const int tid = threadIdx.x, threads = blockDim.x, size = z_shape[1];
+  const long offset = (long)blockIdx.x * size;
+  const float lse = scalars[4 * blockIdx.x], per_mass = scalars[4 * blockIdx.x + 1];
+  const float scale = scalars[4 * blockIdx.x + 2], eta = scalars[4 * blockIdx.x + 3];
+  auto sign = [](float d) { return d > 0 ? 1.0f : d < 0 ? -1.0f : 0.0f; };
+  float apart = 0, signs = 0;
+  for (int i = tid * WIDTH; i < size; i += threads * WIDTH) {
+    const Pack<T, WIDTH> value = load<T, WIDTH>(z + offset + i), weight = load<T, WIDTH>(w + offset + i);
+    for (int j = 0; j < WIDTH; j++) {
+      const float p = expf((float)value.v[j] - lse), d = p - per_mass * (float)weight.v[j];
+      apart += fabsf(d);
+      signs += sign(d) * p;
+    }
+  }
+  partial[0][tid] = apart; partial[1][tid] = signs;
+  __syncthreads();
+  for (int half = threads / 2; half > 0; half /= 2) {
+    if (tid < half) for (int k = 0; k < 2; k++) partial[k][tid] += partial[k][tid + half];
+    __syncthreads();
+  }
+  const float distance = 0.5f * partial[0][0], mean = partial[1][0];
+  const float share = HYBRID ? expf(-eta * (1.0f - distance)) : 0.0f;
+  if (tid == 0) tv[blockIdx.x] = distance;
+  for (int i = tid * WIDTH; i < size; i += threads * WIDTH) {
+    const Pack<T, WIDTH> value = load<T, WIDTH>(z + offset + i), weight = load<T, WIDTH>(w + offset + i);
+    Pack<T, WIDTH> result;
+    for (int j = 0; j < WIDTH; j++) {
+      const float p = expf((float)value.v[j] - lse), d = p - per_mass * (float)weight.v[j];
+      result.v[j] = static_cast<T>(scale * (share * d + (1.0f - share) * 0.5f * p * (sign(d) - mean)));
     }
     store<T, WIDTH>(out + offset + i, result);
   }

@@ -8,6 +8,8 @@ from mtpd_mlx.blas import compiler_warning, preload_blas
 
 preload_blas()
 
+QUEUED_MB = "MLX_MAX_MB_PER_BUFFER", "200"
+
 try:
     import mlx.core as mx
     import mlx.nn as nn
@@ -27,6 +29,13 @@ def on_cuda() -> bool:
     return not on_cpu() and cuda is not None and cuda.is_available()
 
 
+def bound_queue() -> None:
+    """For training on CUDA, before the process's first operation: up to ten batches of queued work hold their buffers, and MLX
+    makes batches of 1 GB. Smaller ones take less memory and no more time (docs/log.md); what is set already stays."""
+    if on_cuda():
+        os.environ.setdefault(*QUEUED_MB)
+
+
 def kernel_cache(rank: int) -> str:
     """Where a rank keeps the CUDA kernels compiled while it runs. MLX writes them in place, so each rank has a folder of its
     own: half a file, written by another rank at that moment, would end the run."""
@@ -39,4 +48,4 @@ if on_cpu():
 elif on_cuda() and (rank := int(os.environ.get("MLX_RANK", 0))):
     os.environ["MLX_PTX_CACHE_DIR"] = kernel_cache(rank)  # read by MLX at its first kernel
 
-__all__ = ["kernel_cache", "mx", "nn", "on_cpu", "on_cuda", "optim"]
+__all__ = ["bound_queue", "kernel_cache", "mx", "nn", "on_cpu", "on_cuda", "optim"]

@@ -8,6 +8,9 @@ from mtpd_mlx.mlx_runtime import mx, optim
 
 Tree = dict[str, Any]
 ADAMW_RMS = 0.2  # about the RMS of an AdamW step at learning rate 1
+MOMENTUM = 0.95
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # K. Jordan's polynomial
+STACK_SIZE = 1 << 24  # numbers in matrices that are made orthogonal together: 64 MB
 
 
 class MatrixDecayAdamW(optim.AdamW):
@@ -23,34 +26,66 @@ class BlockMuon(MatrixDecayAdamW):
     """Muon for the matrices of blocks (K. Jordan et al. 2024: momentum, made orthogonal by Newton-Schulz), AdamW for the rest.
 
     Steps are scaled to about the RMS of AdamW's and decay is decoupled (Moonlight, arXiv 2502.16982, eq. 4), so that learning
-    rates are of one order. Muon's state is one array per matrix, "v"; AdamW's are two, "m" and "v".
+    rates are of one order. Muon's state is one array per matrix, "v"; AdamW's are two, "m" and "v". Matrices of one shape are
+    made orthogonal together: one by one, as mlx.optimizers.Muon does it, a GPU waits for the host (docs/log.md).
     """
 
-    def __init__(self, schedule: Any, **settings: Any):
-        super().__init__(schedule, **settings)
-        self._muon = optim.Muon(1.0, weight_decay=0.0)
-
     def init(self, parameters: Tree) -> None:
-        from mlx.utils import tree_flatten
-
         super().init(parameters)
-        flat: Any = tree_flatten(parameters)
-        for name, w in flat:
-            if is_block_matrix(name, w):
-                del node(self.state, name)["m"]
+        for name in block_matrices(parameters):
+            del node(self.state, name)["m"]
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: Tree) -> mx.array:
+        """Of a matrix of a block its momentum (Nesterov's), from which apply_gradients makes the step."""
         if "m" in state:
             return super().apply_single(gradient, parameter, state)
-        step = self._muon.apply_single(gradient, mx.zeros_like(parameter), state)  # its RMS: 1 / sqrt(columns)
-        rate = self.learning_rate.astype(parameter.dtype)
-        return parameter * (1 - rate * self.weight_decay) + rate * ADAMW_RMS * parameter.shape[1] ** 0.5 * step
+        state["v"] = MOMENTUM * state["v"] + (1 - MOMENTUM) * gradient
+        return MOMENTUM * state["v"] + (1 - MOMENTUM) * gradient
+
+    def apply_gradients(self, gradients: Tree, parameters: Tree) -> Tree:
+        updated = super().apply_gradients(gradients, parameters)
+        kept = 1 - self.learning_rate * self.weight_decay
+        for names in stacks(block_matrices(parameters)):
+            momenta = [node(updated, name) for name in names]
+            rows, columns = momenta[0].shape
+            rate = self.learning_rate * ADAMW_RMS * max(rows, columns) ** 0.5
+            for name, step in zip(names, orthogonal(mx.stack(momenta)), strict=True):
+                parent, _, leaf = name.rpartition(".")
+                node(updated, parent)[leaf] = kept * node(parameters, name) - rate * step
+        return updated
 
 
-def is_block_matrix(name: str, parameter: mx.array) -> bool:
-    """A matrix of a numbered module ("model.layers.0.mlp.up_proj.weight"), as blocks and heads are; embeddings and output
-    heads are none. Experts stacked in one array [E, ..] are no matrix: they stay with AdamW."""
-    return parameter.ndim == 2 and any(part.isdigit() for part in name.split("."))
+def orthogonal(matrices: mx.array) -> mx.array:
+    """[n, r, c] -> the nearest matrices with orthogonal rows or columns, roughly: five steps of Newton-Schulz."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.swapaxes(1, 2) if tall else matrices
+    x = x / (mx.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        square = x @ x.swapaxes(1, 2)
+        x = a * x + (b * square + c * (square @ square)) @ x
+    return x.swapaxes(1, 2) if tall else x
+
+
+def block_matrices(parameters: Tree) -> dict[str, tuple[int, int]]:
+    """Names and shapes of the matrices of numbered modules ("model.layers.0.mlp.up_proj.weight"), as blocks and heads are;
+    embeddings and output heads are none. Experts stacked in one array [E, ..] are no matrix: they stay with AdamW."""
+    from mlx.utils import tree_flatten
+
+    flat: Any = tree_flatten(parameters)
+    return {name: w.shape for name, w in flat if w.ndim == 2 and any(part.isdigit() for part in name.split("."))}
+
+
+def stacks(shapes: dict[str, tuple[int, int]]) -> list[list[str]]:
+    """Names of matrices of one shape, together no more than STACK_SIZE numbers."""
+    by_shape: dict[tuple[int, int], list[str]] = {}
+    for name, shape in shapes.items():
+        by_shape.setdefault(shape, []).append(name)
+    parts = []
+    for (rows, columns), names in by_shape.items():
+        size = max(1, STACK_SIZE // (rows * columns))
+        parts += [names[i : i + size] for i in range(0, len(names), size)]
+    return parts
 
 
 def node(tree: Any, name: str) -> Any:

@@ -107,38 +107,46 @@ def head_rows(
         counted = targets >= 0
         value = alpha * counted * _ce(logits, stats, mx.maximum(targets, 0))
         everywhere = (alpha * counted * weights)[:, None]
-    divergence = None
-    if taught and not (cfg.kl_direction == "forward" and cfg.detach_teacher):
-        divergence = _divergence_rows(cfg, logits, stats, taught)
-        value = value + scale * divergence[0]
-        if not cfg.detach_teacher:
-            of_teacher = (scale * weights[:, None] * divergence[2]).astype(logits.dtype)
+    reverse = None
+    if taught and cfg.kl_direction == "reverse":
+        reverse = _reverse_rows(logits, stats, taught)
+        divergence, by_teacher = reverse[0], reverse[2]
     elif taught:
-        value = value + scale * _kl(taught, stats)
+        divergence = _kl(taught, stats)
+        by_teacher = _kl_by_teacher(logits, stats, taught)
         within = scale * weights[:, None] * stats.total / stats.inside  # weight beta / p_S
         teaching = scale * weights[:, None] / taught.mass
+    if taught:
+        value = value + scale * divergence
+        if not cfg.detach_teacher:
+            of_teacher = (scale * weights[:, None] * by_teacher).astype(logits.dtype)
     gradient = _gradient(logits, stats, taught, everywhere, within, teaching, targets)
-    if divergence is not None:
-        gradient = gradient + (scale * weights[:, None] * divergence[1]).astype(gradient.dtype)
+    if reverse is not None:
+        gradient = gradient + (scale * weights[:, None] * reverse[1]).astype(gradient.dtype)
     return HeadRows(value, gradient, stats.best, of_teacher)
 
 
-def _divergence_rows(
-    cfg: LossConfig, logits: mx.array, stats: RowStats, teacher: TeacherRows
-) -> tuple[mx.array, mx.array, mx.array]:
-    """The forms that only ablations use, in plain operations: value [R], gradients [R, V] by student and teacher logits."""
-    weights = teacher.weights.astype(mx.float32)
-    inside = weights >= 0
-    q = mx.maximum(weights, 0) / teacher.mass
-    log_q = mx.log(mx.maximum(weights, TINY)) - mx.log(teacher.mass)
-    log_r = logits.astype(mx.float32) - stats.high - mx.log(stats.inside)
-    r = inside * exp(log_r)
-    gap = mx.where(inside, log_q - log_r, 0.0)
-    if cfg.kl_direction == "forward":
-        value = (q * gap).sum(axis=-1, keepdims=True)
-        return value[:, 0], r - q, q * (gap - value)
+def _reverse_rows(logits: mx.array, stats: RowStats, teacher: TeacherRows) -> tuple[mx.array, mx.array, mx.array]:
+    """The reverse KL, which only an ablation uses: value [R], gradients [R, V] by student and teacher logits."""
+    q, gap = _gap(logits, stats, teacher)
+    r = mx.where(teacher.weights >= 0, exp(logits.astype(mx.float32) - stats.high - mx.log(stats.inside)), 0.0)
     value = -(r * gap).sum(axis=-1, keepdims=True)
     return value[:, 0], r * (-gap - value), q - r
+
+
+def _kl_by_teacher(logits: mx.array, stats: RowStats, teacher: TeacherRows) -> mx.array:
+    """The gradient [R, V] of the forward KL by the teacher's logits. Its value is summed anew: `_kl` is a small difference of
+    large terms."""
+    q, gap = _gap(logits, stats, teacher)
+    return q * (gap - (q * gap).sum(axis=-1, keepdims=True))
+
+
+def _gap(logits: mx.array, stats: RowStats, teacher: TeacherRows) -> tuple[mx.array, mx.array]:
+    """q [R, V] and log q - log r, both 0 outside the top-N set."""
+    weights = teacher.weights.astype(mx.float32)
+    log_q = mx.log(mx.maximum(weights, TINY)) - mx.log(teacher.mass)
+    log_r = logits.astype(mx.float32) - stats.high - mx.log(stats.inside)
+    return mx.maximum(weights, 0) / teacher.mass, mx.where(weights >= 0, log_q - log_r, 0.0)
 
 
 def _gradient(
@@ -170,16 +178,29 @@ def _tv_rows(logits: mx.array, teacher: TeacherRows, weights: mx.array, eta: flo
     """TV (eta None) or the LK hybrid, over the whole vocabulary."""
     assert teacher.whole
     stats = row_stats(logits, teacher.weights)
+    gradient, tv = _tv_gradient(logits, stats, teacher, weights[:, None], eta)
+    value = tv[:, 0]
+    if eta is not None:
+        share = mx.exp(-eta * (1.0 - value))
+        value = share * _kl(teacher, stats) + (1.0 - share) * value
+    return HeadRows(value, gradient, stats.best)
+
+
+def _tv_gradient(
+    logits: mx.array, stats: RowStats, teacher: TeacherRows, weights: mx.array, eta: float | None
+) -> tuple[mx.array, mx.array]:
+    """The weighted gradient [R, V] and TV itself [R, 1]."""
+    if on_cuda():
+        scalars = [stats.logsumexp, 1.0 / teacher.mass, weights, mx.array([[eta or 0.0]])]
+        return cuda_rows.tv_gradient(logits, teacher.weights.astype(logits.dtype), scalars, eta is not None)
     p, q = _softmax(logits, stats), teacher.weights.astype(mx.float32) / teacher.mass
     tv = 0.5 * mx.abs(q - p).sum(axis=-1, keepdims=True)
     sign = mx.sign(p - q)
     gradient = 0.5 * p * (sign - (sign * p).sum(axis=-1, keepdims=True))
-    value = tv[:, 0]
     if eta is not None:
         share = mx.exp(-eta * (1.0 - tv))  # lambda
-        value = share[:, 0] * _kl(teacher, stats) + (1.0 - share[:, 0]) * value
         gradient = share * (p - q) + (1.0 - share) * gradient
-    return HeadRows(value, (gradient * weights[:, None]).astype(logits.dtype), stats.best)
+    return (gradient * weights).astype(logits.dtype), tv
 
 
 def _kl(teacher: TeacherRows, stats: RowStats) -> mx.array:

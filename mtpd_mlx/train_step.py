@@ -11,10 +11,11 @@ from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.distributed import World
 from mtpd_mlx.losses import target_masks
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.mlx_runtime import bound_queue, mx
 from mtpd_mlx.objective import Model, Tree, objective
 from mtpd_mlx.optimizer import make_optimizer
 
+bound_queue()  # of every process that trains, since nothing trains without this file
 RISE = 0.1  # of all steps: how long the distillation term takes to rise where it does not begin at once
 
 

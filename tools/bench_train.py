@@ -23,7 +23,7 @@ import numpy as np
 
 from mtpd_mlx import fused_loss
 from mtpd_mlx.base import Base, load_base, new_base
-from mtpd_mlx.config import LossConfig, OptimConfig
+from mtpd_mlx.config import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.data import Batch
 from mtpd_mlx.fused_loss import Rows
 from mtpd_mlx.heads import init_heads, shift_left
@@ -95,7 +95,7 @@ def new_stepper(base: Base, args: argparse.Namespace, loss: str, kind: type[Step
             mx.arange(0, base.vocab_size, base.vocab_size // args.draft_vocab, dtype=mx.int32)[: args.draft_vocab]
         )
     model = Model(base, heads, joint=False)
-    return kind(model, LossConfig(loss=loss, top_n=args.top_n), OptimConfig(iters=1000, warmup=0))
+    return kind(model, LossConfig(loss=loss, top_n=args.top_n), OptimConfig(iters=1000, warmup=0, optimizer=args.optimizer))
 
 
 def time_steps(steppers: dict[str, Stepper], args: argparse.Namespace, rows: int, loss: Go | None = None) -> dict[str, Any]:
@@ -256,7 +256,7 @@ def run(args: argparse.Namespace, result: dict[str, Any]) -> None:
     base = make_base(args.dims, args.bits)
     result |= {
         "device": str(mx.default_device()) if on_cpu() else mx.device_info()["device_name"],
-        "shape": {k: getattr(args, k) for k in ("batch_size", "length", "num_heads", "top_n", "bits")}
+        "shape": {k: getattr(args, k) for k in ("batch_size", "length", "num_heads", "top_n", "bits", "optimizer")}
         | {"hidden_size": base.hidden_size, "vocab_size": base.vocab_size, "dims": args.dims or "demo model"},
     }
     if not args.steps_only:
@@ -265,7 +265,7 @@ def run(args: argparse.Namespace, result: dict[str, Any]) -> None:
         if "naive" in alone:
             result["memory_ratio_naive"] = alone["naive"]["peak_mb"] / alone["fused"]["peak_mb"]
             result["loss_speedup_over_naive"] = ratio(alone["naive"], alone["fused"])
-    arms = {"ce": new_stepper(base, args, "ce"), "mtpd": new_stepper(base, args, "mtpd")}
+    arms = {loss: new_stepper(base, args, loss) for loss in ("ce", "mtpd", args.loss) if loss}
     result["steps"] = time_steps(arms, args, args.batch_size)
     mtpd, ce = result["steps"]["mtpd"], result["steps"]["ce"]
     result["step_ratio_mtpd_ce"] = ratio(mtpd, ce)
@@ -302,10 +302,12 @@ def main() -> int:
     parser.add_argument("--naive-rows", type=int, help="rows at which the naive loss is compared (default: as --batch-size)")
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--top-n", type=int, default=LossConfig.top_n)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default=OptimConfig.optimizer)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--draft-vocab", type=int, help="heads draft among so many tokens (evenly spread ones)")
-    parser.add_argument("--steps-only", action="store_true", help="only the steps of CE and MTP-D")
+    parser.add_argument("--loss", choices=LOSSES[2:], help="the steps of this loss too")
+    parser.add_argument("--steps-only", action="store_true", help="only the steps of CE, MTP-D and --loss")
     parser.add_argument("--chunk-mb", type=int, help="size of one block of logits in the fused loss")
     parser.add_argument("--lora", action="store_true", help="also run mlx-lm's LoRA trainer")
     parser.add_argument("--quick", action="store_true", help="the bundled model, few repeats")

@@ -22,9 +22,9 @@ class Plan:
 @dataclass(frozen=True)
 class Device:
     """item: bytes of the compute type (--compute-dtype auto). chunk: fused_loss.CHUNK_BYTES. in_flight: what of queued work's
-    buffers lives at once; on CUDA 6.8 GB were measured, whatever K and the chunk. fused: attention's backward pass keeps no
-    scores (cuDNN); MLX has no such kernel for Metal and CPUs. unpacks: products with a quantised output head make it whole
-    first (assumed: it is about what the run with 4 bits took beyond the rest)."""
+    buffers lives at once; on CUDA 2.3 GB were measured, whatever K and the batch (mlx_runtime.bound_queue). fused: attention's
+    backward pass keeps no scores (cuDNN); MLX has no such kernel for Metal and CPUs. unpacks: products with a quantised output
+    head make it whole first (assumed)."""
 
     item: int
     chunk: int
@@ -35,11 +35,11 @@ class Device:
 
 
 DEVICES = {
-    "cuda": Device(2, 160 << 20, 7e9, 0.8e9, fused=True, unpacks=True),
+    "cuda": Device(2, 160 << 20, 2.4e9, 0.8e9, fused=True, unpacks=True),
     "metal": Device(2, 64 << 20, 7e9, 0.4e9),
     "cpu": Device(4, 1 << 20, 8 << 20, 0.3e9),
 }
-QUEUED = 0.75  # share of all blocks of a short step that live at once: 4.1 of 6.2 GB were measured
+QUEUED = 0.75  # share of all blocks of a short step that live at once: 4.1 of 6.2 GB were measured with a longer queue
 
 
 def train_bytes(dims: Dims, counts: Counts, plan: Plan, device: Device) -> int:
@@ -74,10 +74,10 @@ def _logits(dims: Dims, counts: Counts, plan: Plan, device: Device) -> float:
     rows, width = plan.batch_size * plan.tokens, dims.vocab_size * device.item
     blocks = 2 * (plan.num_heads + 1) * -(-rows // max(32, device.chunk // width))
     most = max(device.in_flight, 8.0 * 32 * width)
-    live = min(QUEUED * 2 * (plan.num_heads + 1) * rows * width, most)
+    made = 2 * (plan.num_heads + 1) * rows * width
     if counts.quantised and device.unpacks:
-        live += min(QUEUED * blocks * width * dims.hidden_size, most)
-    return live
+        made += blocks * width * dims.hidden_size
+    return min(QUEUED * made, most)
 
 
 def decode_bytes(dims: Dims, weights: int, plan: Plan, item: int) -> int:

@@ -1,8 +1,10 @@
 """Muon for the matrices of blocks, AdamW for all else."""
 
 import numpy as np
+import pytest
 from tiny import LLAMA, cycle_batch
 
+from mtpd_mlx import optimizer
 from mtpd_mlx.base import new_base
 from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.heads import init_heads
@@ -29,17 +31,25 @@ def oracle(weight: np.ndarray, gradients: list[np.ndarray]) -> np.ndarray:
     return weight
 
 
-def test_a_matrix_takes_the_steps_of_the_definition() -> None:
+def test_matrices_take_the_steps_of_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of each shape, which are made orthogonal two at a time."""
+    monkeypatch.setattr(optimizer, "STACK_SIZE", 130)
     rng = np.random.default_rng(0)
-    for shape in ((6, 10), (10, 6), (8, 8)):
-        weight = rng.normal(size=shape)
-        gradients = [rng.normal(size=shape) for _ in range(3)]
-        optimizer = make_optimizer(CFG)
-        params = {"heads": [{"weight": mx.array(weight.astype(np.float32))}]}
-        optimizer.init(params)
-        for gradient in gradients:
-            params = optimizer.apply_gradients({"heads": [{"weight": mx.array(gradient.astype(np.float32))}]}, params)
-        np.testing.assert_allclose(np.array(params["heads"][0]["weight"]), oracle(weight, gradients), rtol=2e-4, atol=2e-5)
+    shapes = 3 * [(6, 10), (10, 6), (8, 8)]
+    weights = [rng.normal(size=shape) for shape in shapes]
+    gradients = [[rng.normal(size=shape) for shape in shapes] for _ in range(3)]
+    muon, params = make_optimizer(CFG), tree(weights)
+    assert sorted(len(names) for names in optimizer.stacks(optimizer.block_matrices(params))) == [1, 1, 1, 2, 2, 2]
+    muon.init(params)
+    for step in gradients:
+        params = muon.apply_gradients(tree(step), params)
+    for i, weight in enumerate(weights):
+        wanted = oracle(weight, [step[i] for step in gradients])
+        np.testing.assert_allclose(np.array(params["heads"][i]["weight"]), wanted, rtol=2e-4, atol=2e-5)
+
+
+def tree(matrices: list[np.ndarray]) -> dict:
+    return {"heads": [{"weight": mx.array(matrix.astype(np.float32))} for matrix in matrices]}
 
 
 def test_embeddings_and_vectors_keep_adamw() -> None:
@@ -71,20 +81,20 @@ def test_a_step_is_as_large_as_one_of_adamw() -> None:
     """RMS of a Muon step at learning rate 1, whatever the shape: ADAMW_RMS times what Newton-Schulz leaves, .7 to 1.2."""
     rng = np.random.default_rng(1)
     for shape in ((64, 256), (256, 64), (128, 128)):
-        optimizer = make_optimizer(OptimConfig(iters=10, optimizer="muon", learning_rate=1.0, warmup=0, weight_decay=0.0))
+        muon = make_optimizer(OptimConfig(iters=10, optimizer="muon", learning_rate=1.0, warmup=0, weight_decay=0.0))
         params = {"heads": [{"weight": mx.zeros(shape)}]}
-        optimizer.init(params)
-        after = optimizer.apply_gradients({"heads": [{"weight": mx.array(rng.normal(size=shape).astype(np.float32))}]}, params)
+        muon.init(params)
+        after = muon.apply_gradients({"heads": [{"weight": mx.array(rng.normal(size=shape).astype(np.float32))}]}, params)
         rms = float(mx.sqrt(after["heads"][0]["weight"].square().mean()))
         assert 0.7 * ADAMW_RMS < rms < 1.2 * ADAMW_RMS, (shape, rms)
 
 
 def test_a_warm_up_takes_at_most_half_of_the_steps() -> None:
     rates = []
-    optimizer = make_optimizer(OptimConfig(iters=8, learning_rate=1.0, warmup=50))
+    adamw = make_optimizer(OptimConfig(iters=8, learning_rate=1.0, warmup=50))
     params = {"heads": [{"weight": mx.zeros((4, 4))}]}
-    optimizer.init(params)
+    adamw.init(params)
     for _ in range(8):
-        params = optimizer.apply_gradients({"heads": [{"weight": mx.ones((4, 4))}]}, params)
-        rates.append(round(float(optimizer.learning_rate), 3))
+        params = adamw.apply_gradients({"heads": [{"weight": mx.ones((4, 4))}]}, params)
+        rates.append(round(float(adamw.learning_rate), 3))
     assert rates[:4] == [0.25, 0.438, 0.625, 0.812] and rates[4] == max(rates) == 1.0 and rates[-1] < 0.5

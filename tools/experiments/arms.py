@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mtpd_mlx.config import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig
+from mtpd_mlx.config import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig, OptimConfig
 from tools.experiments.settings import Setting
 
 MTPD = LossConfig()  # the paper's for four heads: alpha 0.3, beta 0.5
@@ -10,6 +10,7 @@ MTPD_1 = LossConfig(beta=(1.0,))  # and for one
 CE = LossConfig(loss="ce")
 CE_1 = LossConfig(loss="ce", alpha=(1.0,))  # on a frozen base nothing else shares the gradient's norm
 DEPTHS_UP = (0.35, 0.45, 0.55, 0.65)  # beta by depth, mean 0.5
+COOL = 0.3  # temperature
 BASE_ARM = "base"
 
 
@@ -26,10 +27,13 @@ class Arm:
     steps: int
     seed: int = 0
     hidden_source: str = HeadsConfig.hidden_source
-    text: str = "corpus"  # or mixed: half of it the base's own
+    text: str = "corpus"  # or mixed: own_share of it the base's own
+    own_share: float = 0.5
     own_factor: int = 1  # of the setting's rows of own text
+    own_temp: float | None = None  # temperature of that text (None: the setting's)
     optimizer: str = "adamw"
     rate_factor: float = 1.0  # of the setting's learning rate
+    min_lr_ratio: float = OptimConfig.min_lr_ratio
     start: str | None = None  # key of another arm
 
     @property
@@ -59,7 +63,9 @@ def late(s: Setting) -> list[Arm]:
     alone = replace(loss, kl_reaches="heads")
     ways = {"heads": alone, "heads-beta1": replace(alone, beta=(1.0,)), "heads-quarter": replace(alone, kl_start=0.25)}
     ways |= {"beta1": replace(loss, beta=(1.0,)), "quarter": replace(loss, kl_start=0.25), "last": replace(loss, kl_start=0.75)}
-    return arms + [Arm("late-ways", f"joint4-mtpd-late-{name}", "joint", way, 4, s.joint_steps) for name, way in ways.items()]
+    arms += [Arm("late-ways", f"joint4-mtpd-late-{name}", "joint", way, 4, s.joint_steps) for name, way in ways.items()]
+    again = Arm("late-ways", "joint4-mtpd-late-heads", "joint", alone, 4, s.joint_steps)
+    return arms + [replace(again, seed=seed) for seed in range(1, s.seeds)]
 
 
 def loops(part: str, of: str, loss: LossConfig, s: Setting, seed: int = 0, text: str = "corpus") -> list[Arm]:
@@ -110,24 +116,30 @@ def recipes(s: Setting) -> list[Arm]:
     """Candidates for a better recipe than the paper's, on the frozen base; hidden_source names what is passed on."""
     start = Arm("recipes", "", "frozen", MTPD, 4, s.heads_steps, start=f"{BASE_ARM}.s0")
     fast = replace(start, optimizer="muon", rate_factor=3.0)
+    faster = replace(fast, rate_factor=6.0)
     kl, lk = LossConfig(loss="kl"), LossConfig(loss="lk")
-    arms = [
+    own4 = replace(faster, name="recipe-muon-rate6-kl-own4", loss=kl, text="mixed", own_factor=4)
+    twice = [
+        own4,
         replace(start, name="recipe-rate3", rate_factor=3.0),
+        replace(faster, name="recipe-muon-rate6"),
+        replace(own4, name="recipe-muon-rate6-kl-own4-zero", min_lr_ratio=0.0),
+        replace(own4, name="recipe-muon-rate6-kl-most4", own_share=0.75),
+    ]
+    once = [
         replace(fast, name="recipe-muon-rate3"),
         replace(fast, name="recipe-muon-rate3-own", text="mixed"),
         replace(fast, name="recipe-muon-rate3-lk-own", loss=lk, text="mixed"),
-        replace(fast, name="recipe-muon-rate6-kl-own4", rate_factor=6.0, loss=kl, text="mixed", own_factor=4),
-        replace(fast, name="recipe-muon-rate3-own4", text="mixed", own_factor=4),
+        replace(own4, name="recipe-muon-rate6-kl-cool4", own_temp=COOL),
         replace(start, name="recipe-muon", optimizer="muon"),
-        replace(fast, name="recipe-muon-rate6", rate_factor=6.0),
-        replace(fast, name="recipe-muon-rate3-kl", loss=kl),
+        replace(faster, name="recipe-muon-rate6-kl", loss=kl),
         replace(start, name="recipe-prenorm", hidden_source="prenorm"),
         replace(start, name="recipe-depths-up", loss=replace(MTPD, beta=DEPTHS_UP)),
         replace(start, name="recipe-depths-down", loss=replace(MTPD, beta=DEPTHS_UP[::-1])),
         replace(start, name="recipe-kl-own", loss=kl, text="mixed"),
         replace(start, name="recipe-lk-own", loss=lk, text="mixed"),
     ]
-    return arms + [replace(arm, seed=seed) for seed in range(1, s.seeds) for arm in arms[:6]]
+    return [*twice, *(replace(arm, seed=seed) for seed in range(1, s.seeds) for arm in twice), *once]
 
 
 def muon(s: Setting) -> list[Arm]:
@@ -140,8 +152,10 @@ def muon(s: Setting) -> list[Arm]:
 def ablations(s: Setting) -> list[Arm]:
     """Of joint training with four heads."""
     start = Arm("ablations", "", "joint", MTPD, 4, s.joint_steps)
+    free = replace(MTPD, detach_teacher=False)
     return [
-        replace(start, name="joint4-nodetach", loss=replace(MTPD, detach_teacher=False)),
+        *(replace(start, name="joint4-nodetach", loss=free, seed=seed) for seed in range(s.seeds)),
+        replace(start, name="joint4-nodetach-late", loss=replace(free, kl_start=KL_START_FROM_SCRATCH)),
         replace(start, name="joint4-top64", loss=replace(MTPD, top_n=64)),
         replace(start, name="joint4-top1000", loss=replace(MTPD, top_n=1000)),
         replace(start, name="joint4-beta1.5", loss=replace(MTPD, beta=(1.5,))),

@@ -18,6 +18,7 @@ AIMS = {
 PAPER_RECIPE = "frozen-mtpd"
 LATE, SAID_LATE = "mtpd-late", "distilled from half of the steps on"  # arms, and what they are
 LATE_HEADS = "mtpd-late-heads"  # the same, and it reaches the heads alone
+FREE, SAID_FREE = "nodetach", "the teacher not detached"
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def summary_of(run: Run) -> dict[str, Any]:
             if e["steps"]
         },
         "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)}
-        | {"4, late": joint_effect(run, 4, LATE), "4, late, heads alone": joint_effect(run, 4, LATE_HEADS)},
+        | {"4, late": joint_effect(run, 4, LATE), "4, late, heads alone": joint_effect(run, 4, LATE_HEADS)}
+        | {"4, teacher not detached": joint_effect(run, 4, FREE)},
         "loop_car_5_to_8": loop_depths(run),
         "loop_car_5_to_8, late": loop_depths(run, LATE),
         "extension": extension(run),

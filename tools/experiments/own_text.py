@@ -13,10 +13,15 @@ from tools.experiments.clock import Clock
 from tools.experiments.settings import Setting
 
 
-def own_rows(base: Base, corpus: Batch, folder: Path, s: Setting, clock: Clock, factor: int = 1) -> np.ndarray:
-    """Token ids [factor x own_rows, length]; each batch is kept in a file of its own, named by its number."""
+def own_rows(
+    base: Base, corpus: Batch, folder: Path, s: Setting, clock: Clock, factor: int = 1, temp: float | None = None
+) -> np.ndarray:
+    """Token ids [factor x own_rows, length], at temperature `temp` (None: own_temp); each batch is kept in a file of its own,
+    named by its number, those of one temperature in one folder."""
+    temp = s.own_temp if temp is None else temp
+    folder = folder / f"temp-{temp:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    pick, parts, rows_wanted = picker(DistillConfig(temp=s.own_temp)), [], factor * s.own_rows
+    pick, parts, rows_wanted = picker(DistillConfig(temp=temp)), [], factor * s.own_rows
     for number in range(-(-rows_wanted // s.own_batch)):
         file = folder / f"{number}.npy"
         if not file.exists():

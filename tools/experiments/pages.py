@@ -5,9 +5,11 @@ from typing import Any
 
 from tools.experiments.findings import (
     AIMS,
+    FREE,
     LATE,
     LATE_HEADS,
     PAPER_RECIPE,
+    SAID_FREE,
     SAID_LATE,
     Run,
     best_recipe,
@@ -80,6 +82,8 @@ def aims_table(run: Run) -> str:
         rows += joint_aims(f"the same, {SAID_LATE}", late)
     if alone := joint_effect(run, 4, LATE_HEADS):
         rows += joint_aims("the same, and the distillation reaches the heads alone", alone)
+    if free := joint_effect(run, 4, FREE):
+        rows += joint_aims(f"joint, K = 4, {SAID_FREE}", free)
     for of, note in (("mtpd", ""), (LATE, f" ({SAID_LATE})")):
         depths = loop_depths(run, of) or []
         said = ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)
@@ -102,7 +106,8 @@ def aims_table(run: Run) -> str:
             aim(said or None, best is not None and best["percent"] >= AIMS["recipe_percent"]),
         )
     )
-    return table(["aim", "measured", "met"], [[name, *result] for name, result in rows])
+    measured = [[name, *result] for name, result in rows if result[0] != MISSING]
+    return table(["aim", "measured", "met"], measured) if measured else MISSING + "\n"
 
 
 def extension_said(shares: dict[str, float | None] | None) -> tuple[str | None, bool]:

@@ -4,7 +4,7 @@ by name among its benchmarks)."""
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tools.experiments.findings import LATE, SAID_LATE, Run, greedy, joint_effect, one_head_tau, tau_ratios
+from tools.experiments.findings import FREE, LATE, SAID_FREE, SAID_LATE, Run, greedy, joint_effect, one_head_tau, tau_ratios
 
 SCALE = "2B dense, FineWeb-Edu, 350B tokens, AGIEval-en"
 SMALL = "models of 30M to 107M on tens of millions of tokens, greedy text of base models"
@@ -46,10 +46,14 @@ def by_seed(name: str, form: str) -> Callable[[Run], str | None]:
 
 
 def without_detaching(run: Run) -> str | None:
-    free, detached = run.get("joint4-nodetach"), run.get("joint4-mtpd")
-    if free is None or detached is None:
+    """Against CE heads, by seed."""
+    effects = joint_effect(run, 4, FREE)
+    if not effects:
         return None
-    return f"main loss {100 * (free['main']['all']['loss'] / detached['main']['all']['loss'] - 1):+.2f}%"
+    main, points = (
+        ", ".join(format(e[n], f) for e in effects) for n, f in (("main_loss_percent", "+.2f"), ("car_points", "+.1f"))
+    )
+    return f"{SAID_FREE}: main loss {main}% against CE heads, CAR_4 {points} points (by seed)"
 
 
 def stronger_beta(run: Run) -> str | None:

@@ -12,11 +12,11 @@ import json
 from pathlib import Path
 
 from tools.experiments.figures import save_plot, series_of
-from tools.experiments.findings import LATE, Run, greedy, read_runs, summary
+from tools.experiments.findings import FREE, LATE, Run, greedy, read_runs, summary
 from tools.experiments.pages import PARTS, aims_table, arms_table, domains_table, paper_table, sets_table, speed_table
 
 SUMMARY_NAME, SPEED_NAME = "summary.json", "speed.json"
-JOINT = ("joint4-ce", "joint4-mtpd", f"joint4-{LATE}")
+JOINT = ("joint4-ce", "joint4-mtpd", f"joint4-{LATE}", f"joint4-{FREE}")
 FIGURES = {
     "heads": ("CAR by depth, four heads", lambda e: e["num_heads"] == 4 and e["seed"] == 0 and e["part"] != "ablations"),
     "loops": ("CAR by depth, looped and from scratch", lambda e: e["num_heads"] > 4),
@@ -44,9 +44,10 @@ def section(run: Run, folder: Path) -> str:
     for part, title in PARTS.items():
         if entries := [e for e in run.arms.values() if e["part"] == part]:
             parts.append(f"### {title}\n\n{arms_table(entries)}")
-    for kind, title in (("greedy", "greedy"), ("sampled", "T = 0.7")):
-        parts.append(f"### CAR of the last depth (%) / tau by prompt set, {title}\n\n{sets_table(run, JOINT, kind)}")
-    parts.append(f"### Main loss by domain\n\n{domains_table(run, JOINT)}")
+    if any(run.get(name) for name in JOINT):
+        for kind, title in (("greedy", "greedy"), ("sampled", "T = 0.7")):
+            parts.append(f"### CAR of the last depth (%) / tau by prompt set, {title}\n\n{sets_table(run, JOINT, kind)}")
+        parts.append(f"### Main loss by domain\n\n{domains_table(run, JOINT)}")
     for name, (title, wanted) in FIGURES.items():
         lines = [(key, greedy(e)["car"]) for key, e in run.arms.items() if "greedy" in e and wanted(e)]
         if lines:

@@ -80,8 +80,8 @@ def training_data(arm: Arm, base: Base, text: Text, s: Setting, base_at: Path, c
     corpus = text.train_set(s, arm.seed)
     if arm.text == "corpus":
         return corpus
-    own = own_set(own_rows(base, text.train, base_at.parent / "own", s, clock, arm.own_factor), s, arm.seed)
-    return MixedDataset([corpus, own], (0.5, 0.5))
+    rows = own_rows(base, text.train, base_at.parent / "own", s, clock, arm.own_factor, arm.own_temp)
+    return MixedDataset([corpus, own_set(rows, s, arm.seed)], (1.0 - arm.own_share, arm.own_share))
 
 
 def rate(arm: Arm, s: Setting) -> float:
@@ -93,7 +93,9 @@ def train(
     arm: Arm, base: Base, heads: MTPHeads, first: int, data: Batches, text: Text, s: Setting, folder: Path, clock: Clock
 ) -> dict[str, Any]:  # fmt: skip
     """Leaves the parameters of the last step in base and heads; OutOfTime after a resume point where time is up."""
-    optim = OptimConfig(iters=arm.steps, optimizer=arm.optimizer, learning_rate=rate(arm, s), warmup=s.warmup)
+    optim = OptimConfig(
+        iters=arm.steps, optimizer=arm.optimizer, learning_rate=rate(arm, s), min_lr_ratio=arm.min_lr_ratio, warmup=s.warmup
+    )
     model = Model(base, heads, arm.mode in ("base", "joint"), first)
     stepper = Stepper(model, arm.loss, optim)
     cfg = RunConfig(str(folder), seed=arm.seed, steps_per_report=s.report_every, steps_per_eval=0, save_every=s.save_every)
