@@ -59,11 +59,11 @@ def orthogonal(matrices: mx.array) -> mx.array:
     """[n, r, c] -> the nearest matrices with orthogonal rows or columns, roughly: five steps of Newton-Schulz."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.swapaxes(1, 2) if tall else matrices
-    x = x / (mx.linalg.norm(x, axis=(1, 2), keepdims=True) + 1e-7)
+    x = x / (mx.linalg.norm(x, axis=[1, 2], keepdims=True) + 1e-7)
     a, b, c = NEWTON_SCHULZ
     for _ in range(5):
         square = x @ x.swapaxes(1, 2)
-        x = a * x + (b * square + c * (square @ square)) @ x
+        x = mx.addmm(a * x, mx.addmm(b * square, square, square, alpha=c), x)
     return x.swapaxes(1, 2) if tall else x
 
 
