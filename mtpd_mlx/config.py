@@ -14,7 +14,7 @@ FRESH_WIDTH = 512
 COPIES_SHARE = 1 / 3  # of that rate, for the copies that mtpd extend begins with
 OPTIMIZERS = tuple(FRESH_RATE)
 FINE_RATE = 5e-4  # of a base, and of heads that are trained already
-KL_START_FROM_SCRATCH = 0.5  # of --kl-start where the base is trained from scratch: docs/results.md, part "late"
+KL_START_FROM_SCRATCH = 0.5  # of --kl-start for a base from scratch, --detach-teacher: docs/results.md, part "late"
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,15 @@ class LossConfig:
     beta: tuple[float, ...] = option((0.5,), "weight of the distillation term: one value, or one per head", takes=NOT_NEGATIVE)
     top_n: int = option(10_000, "teacher tokens kept by the top-N KL (at most the vocabulary)", takes=POSITIVE)
     kl_direction: str = option("forward", "of mtpd and kl: KL(teacher || head) or, reverse, KL(head || teacher)", KL_DIRECTIONS)
-    detach_teacher: bool = option(True, "no gradient of mtpd's and kl's KL to the main head (off: an ablation, joint training)")
+    detach_teacher: bool = option(
+        True,
+        "no gradient of mtpd's and kl's KL to the main head, as in the paper; --train joint with --loss mtpd has one where "
+        "nothing else is said: it made drafts better at the same main loss",
+    )
     kl_start: float = option(
         0.0,
         "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once, the default; "
-        f"of a base from scratch {KL_START_FROM_SCRATCH:g}, since a bad teacher slows all it reaches)",
+        f"of a base from scratch with a detached teacher {KL_START_FROM_SCRATCH:g}, since a bad one slows all it reaches)",
         takes=Range(0, 1, below=True),
     )
     kl_reaches: str = option(

@@ -160,12 +160,13 @@ class FusedLoss:
             mx.concatenate([mx.stack(p.best) for p in parts], axis=1),
         )
         gradients = [mx.concatenate(list(g)) for g in zip(*(p.gradients for p in parts), strict=True)]
-        return outcome, gradients + parts[-1].weights
+        return outcome, gradients + [weight for _, weight in sorted(parts[-1].weights.items())]
 
     def _chunk(self, head: OutputHead, draft: Draft | None, rows: Rows, chunk: "Chunk", with_gradient: bool) -> None:
         # A detached teacher's part is finished at once; else it waits for what the heads' KL adds to its gradient.
         own, targets = (draft.head, _inside(draft.tokens, head.vocab_size)[rows.targets]) if draft else (head, rows.targets)
         teacher, main = self._main(head, draft, rows, chunk, with_gradient)
+        of_teacher: mx.array | None = None
         for k, state in enumerate(rows.states, start=1):
             state = chunk.next(state)
             logits = own.logits(state, own.weight)
@@ -178,10 +179,13 @@ class FusedLoss:
                 best, value = made.best, made.value
             chunk.note(value, draft.tokens[best] if draft else best)
             if with_gradient and made is not None:
-                if main is not None and made.of_teacher is not None:
-                    main = replace(main, gradient=main.gradient + made.of_teacher)
+                if made.of_teacher is not None:
+                    of_teacher = made.of_teacher if of_teacher is None else of_teacher + made.of_teacher
                 chunk.add(own, state, made, 1 if draft and head.weight is not None else 0)
         if main is not None:
+            if of_teacher is not None:
+                whole = main.gradient.at[:, draft.tokens].add(of_teacher) if draft else main.gradient + of_teacher
+                main = replace(main, gradient=whole)
             chunk.add(head, rows.main, main, 0)
             chunk.gradients.insert(0, chunk.gradients.pop())
         chunk.loss = (mx.stack(chunk.values) * rows.weights).sum()
@@ -201,7 +205,7 @@ class FusedLoss:
         stats = row_stats(logits)
         made = ce_rows(logits, stats, rows.targets, rows.weights[0])
         chunk.note(made.value, made.best)
-        waits = self.train_main and with_gradient and not self.cfg.detach_teacher and wanted and draft is None
+        waits = self.train_main and with_gradient and not self.cfg.detach_teacher and wanted
         if self.train_main and with_gradient and not waits:
             chunk.add(head, hidden, made, 0)
         if not wanted:
@@ -221,13 +225,13 @@ class Chunk:
     values: list[mx.array]
     best: list[mx.array]
     gradients: list[mx.array]
-    weights: list[mx.array]
+    weights: dict[int, mx.array]  # 0: of the output head, 1: of that of the draft vocabulary
     _before: list[mx.array]
     loss: mx.array
 
     @classmethod
     def following(cls, last: "Chunk | None") -> "Chunk":
-        return cls([], [], [], list(last.weights) if last else [], list(last._before) if last else [], mx.array(0.0))
+        return cls([], [], [], dict(last.weights) if last else {}, list(last._before) if last else [], mx.array(0.0))
 
     def next(self, hidden: mx.array) -> mx.array:
         """`hidden`, not to be used before the heads so far are done with their logits."""
@@ -244,10 +248,7 @@ class Chunk:
         self.gradients.append(of_hidden)
         self._before.append(of_hidden)
         if of_weight is not None:
-            if len(self.weights) == slot:
-                self.weights.append(of_weight)
-            else:
-                self.weights[slot] = self.weights[slot] + of_weight
+            self.weights[slot] = self.weights[slot] + of_weight if slot in self.weights else of_weight
             self._before.append(self.weights[slot])
 
 

@@ -1,7 +1,7 @@
 """Losses of the heads: per position first, masked and reduced afterwards (offsets: docs/architecture.md).
 
-Everything is computed in float32. The teacher is detached here, once, so no caller can forget it (but for the ablation
-`detach_teacher` off).
+Everything is computed in float32. The teacher is detached here, once, so no caller can forget it (but where
+`detach_teacher` is off).
 tests/oracles/losses.py holds the float64 oracle of each.
 """
 

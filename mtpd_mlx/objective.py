@@ -84,8 +84,8 @@ class Model:
         return {"heads": [head.parameters() for head in self.heads.heads[: self.first_trained]]}
 
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
-        if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl") or self.heads.draft_tokens is not None):
-            raise ValueError("detach_teacher off: expected joint training with loss mtpd or kl and the whole vocabulary")
+        if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl")):
+            raise ValueError("--no-detach-teacher: expected --train joint with --loss mtpd or kl")
         if cfg.kl_start and cfg.loss != "mtpd":
             raise ValueError(f"--kl-start: got {cfg.kl_start} with --loss {cfg.loss}, which has no such start (expected 0)")
         heads_alone = cfg.kl_reaches == "heads"

@@ -43,10 +43,7 @@ class TrainOptions:
         given = read_values(cls.classes(), file_values, flags)
         options = replace(cls(*build(cls.classes(), {}, given)), given=frozenset(given))
         check_together(options)
-        scratch = options.model.model_config is not None and options.loss.loss == "mtpd"
-        if scratch and "kl_start" not in given:
-            options = replace(options, loss=replace(options.loss, kl_start=KL_START_FROM_SCRATCH))
-        return options
+        return replace(options, loss=loss_of_joint(options)) if options.model.train == "joint" else options
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainOptions":
@@ -55,6 +52,17 @@ class TrainOptions:
 
     def to_dict(self) -> dict[str, Any]:
         return as_dict(self.model, self.heads, self.loss, self.data, self.optim, self.run)
+
+
+def loss_of_joint(options: TrainOptions) -> LossConfig:
+    """The loss of joint training: mtpd's teacher is not detached where nothing says so, and where it is detached, a base from
+    scratch is taught late (docs/results.md)."""
+    loss, given = options.loss, options.given
+    if loss.loss == "mtpd" and loss.kl_reaches == "all" and "detach_teacher" not in given:
+        loss = replace(loss, detach_teacher=False)
+    if loss.loss == "mtpd" and loss.detach_teacher and options.model.model_config is not None and "kl_start" not in given:
+        loss = replace(loss, kl_start=KL_START_FROM_SCRATCH)
+    return loss
 
 
 def check_together(options: TrainOptions) -> None:

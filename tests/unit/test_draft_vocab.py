@@ -1,6 +1,8 @@
 """Heads that draft inside a part of the vocabulary: loss, choice of tokens, checkpoint, decoding, looping."""
 
 import json
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +33,8 @@ def naive(model: Model, cfg: LossConfig, tokens: mx.array, masks: np.ndarray, sc
     main, states = model.states(tokens)
     ids = mx.array(DRAFTS)
     main_logits = model.base.logits(main)
-    teacher = Teacher.detach(main_logits[..., ids], cfg.top_n if cfg.loss in ("mtpd", "kl") else len(DRAFTS))
+    make = Teacher.detach if cfg.detach_teacher else Teacher.attached
+    teacher = make(main_logits[..., ids], cfg.top_n if cfg.loss in ("mtpd", "kl") else len(DRAFTS))
     total, tvs = mx.array(0.0), []
     place = np.full(VOCAB, -1)
     place[DRAFTS] = np.arange(len(DRAFTS))
@@ -53,8 +56,11 @@ def naive(model: Model, cfg: LossConfig, tokens: mx.array, masks: np.ndarray, sc
     return total
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("kind", ["tied", "untied", "quantised tied", "quantised untied", "joint tied", "joint untied"])
+KINDS = ("tied", "untied", "quantised tied", "quantised untied", "joint tied", "joint untied")
+FREE = [("mtpd", "joint tied, free"), ("kl", "joint tied, free"), ("mtpd", "joint, free, untied")]  # the teacher not detached
+
+
+@pytest.mark.parametrize(("loss", "kind"), [*product(LOSSES, KINDS), *FREE])
 def test_loss_and_gradients(loss: str, kind: str) -> None:
     from mlx.utils import tree_flatten
 
@@ -69,6 +75,7 @@ def test_loss_and_gradients(loss: str, kind: str) -> None:
     masks = target_masks(batch, 2)
     scale = mx.array(1.0 / masks.sum(axis=(1, 2))).astype(mx.float32)
     tokens, cfg = mx.array(batch.tokens), LossConfig(loss=loss, top_n=11, alpha=(0.3,), beta=(0.7,))
+    cfg = replace(cfg, detach_teacher="free" not in kind)
 
     def ours(params: dict) -> mx.array:
         model.bind(params)

@@ -99,7 +99,7 @@ def test_teacher_that_is_not_detached_gets_a_gradient() -> None:
     free = LossConfig(loss="mtpd", detach_teacher=False)
     assert np.abs(np.array(mx.grad(lambda m: ours(free, heads, m, batch)[0])(mx.array(main)))).max() > 0
     base = new_base(LLAMA, 0)
-    with pytest.raises(ValueError, match="joint training"):
+    with pytest.raises(ValueError, match="expected --train joint"):
         Model(base, init_heads(base, 1, "postnorm", 0), joint=False).fused_loss(free)
 
 

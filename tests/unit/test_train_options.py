@@ -215,13 +215,25 @@ def test_every_rank_stops_on_bad_input(blocked: str, tiny_base: Path, text_data:
     assert ("holds a checkpoint already" if blocked == "taken" else "expected a multiple of 2") in output
 
 
-def test_distillation_begins_late_from_scratch_alone() -> None:
-    """--kl-start where it is not given: a base from scratch has no teacher yet."""
-    scratch = {"train": "joint", "model_config": "config.json", "tokenizer": "folder"}
-    given = {"model": "m", "train": "joint"}, scratch, scratch | {"kl_start": 0.0}, scratch | {"loss": "ce"}
-    options = [TrainOptions.build({}, flags) for flags in given]
-    assert [o.loss.kl_start for o in options] == [0.0, KL_START_FROM_SCRATCH, 0.0, 0.0]
-    assert TrainOptions.from_dict(options[1].to_dict()).loss == options[1].loss  # a resumed run keeps its own
+def test_what_joint_training_does_with_the_teacher() -> None:
+    """Where nothing is said it is not detached; detached from scratch, it teaches from half of the steps on."""
+    joint: dict[str, object] = {"model": "m", "train": "joint"}
+    scratch: dict[str, object] = {"train": "joint", "model_config": "config.json", "tokenizer": "folder"}
+    paper = {"detach_teacher": True}
+    for flags, detached, start in (
+        ({"model": "m"}, True, 0.0),
+        (joint, False, 0.0),
+        (joint | paper, True, 0.0),
+        (joint | {"loss": "ce"}, True, 0.0),
+        (joint | {"kl_reaches": "heads"}, True, 0.0),
+        (scratch, False, 0.0),
+        (scratch | paper, True, KL_START_FROM_SCRATCH),
+        (scratch | paper | {"kl_start": 0.0}, True, 0.0),
+        (scratch | {"kl_reaches": "heads"}, True, KL_START_FROM_SCRATCH),
+    ):
+        loss = TrainOptions.build({}, flags).loss
+        assert (loss.detach_teacher, loss.kl_start) == (detached, start), flags
+        assert TrainOptions.from_dict(TrainOptions.build({}, flags).to_dict()).loss == loss  # a resumed run keeps its own
 
 
 def test_the_rate_of_new_heads_falls_with_the_hidden_size() -> None:
