@@ -17,7 +17,7 @@ from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims,
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import text_name
 from mtpd_mlx.hub.pull import resolve_model
-from mtpd_mlx.mlx_runtime import mx, nn, on_cpu
+from mtpd_mlx.mlx_runtime import kernel_cache, mx, nn, on_cpu, on_cuda
 from mtpd_mlx.mtp_formats.names import is_shipped
 
 
@@ -238,9 +238,12 @@ def _in_one_line(error: Exception, most: int = 300) -> str:
 
 
 def say_if_slow(base: Base) -> None:
-    """One line where a base will run packed on a CPU: said, not changed, since floating point takes 4 to 8 times the memory."""
+    """One line where a base will run packed on a CPU (said, not changed, since floating point takes 4 to 8 times the memory),
+    and where CUDA kernels are still to be compiled."""
     if base.is_quantized and on_cpu():
         print("mtpd: this base is quantised, which CPUs compute slowly: --dequantize is several times as fast", file=sys.stderr)
+    if on_cuda() and not any(Path(kernel_cache(0)).glob("*")):
+        print("mtpd: MLX compiles its CUDA kernels first, which takes a minute or three here once", file=sys.stderr)
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:

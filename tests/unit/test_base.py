@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tiny import FAMILIES, LLAMA, VOCAB, write_base
 
+from mtpd_mlx import base
 from mtpd_mlx.base import check_supported, load_base, new_base
 from mtpd_mlx.mlx_runtime import mx
 
@@ -83,6 +84,21 @@ def test_code_that_a_model_brings_is_not_run(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match="code of its own, which is never run"):
                 load_base(str(folder))
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_first_run_on_cuda_says_why_it_waits(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    loaded = load_base(str(tiny_base))
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "ptx"))
+    for cuda, said in ((False, 0), (True, 1)):
+        monkeypatch.setattr(base, "on_cuda", lambda cuda=cuda: cuda)
+        base.say_if_slow(loaded)
+        assert capsys.readouterr().err.count("compiles its CUDA kernels") == said
+    (tmp_path / "ptx").mkdir()
+    (tmp_path / "ptx" / "kernel.ptx").touch()
+    base.say_if_slow(loaded)
+    assert capsys.readouterr().err == ""
 
 
 def test_missing_and_broken_models(tmp_path: Path, tiny_base: Path) -> None:
