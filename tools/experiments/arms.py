@@ -9,6 +9,7 @@ MTPD = LossConfig()  # the paper's for four heads: alpha 0.3, beta 0.5
 MTPD_1 = LossConfig(beta=(1.0,))  # and for one
 CE = LossConfig(loss="ce")
 CE_1 = LossConfig(loss="ce", alpha=(1.0,))  # on a frozen base nothing else shares the gradient's norm
+FREE = replace(MTPD, detach_teacher=False)
 DEPTHS_UP = (0.35, 0.45, 0.55, 0.65)  # beta by depth, mean 0.5
 COOL = 0.3  # temperature
 BASE_ARM = "base"
@@ -93,7 +94,7 @@ def scratch(s: Setting) -> list[Arm]:
     return [
         Arm("scratch", f"joint{count}-{name}", "joint", loss, count, steps)
         for count, steps in ((8, eight), (16, sixteen))
-        for name, loss in (("mtpd", MTPD), ("ce", CE))
+        for name, loss in (("mtpd", MTPD), ("ce", CE), ("nodetach", FREE))
     ]
 
 
@@ -152,10 +153,9 @@ def muon(s: Setting) -> list[Arm]:
 def ablations(s: Setting) -> list[Arm]:
     """Of joint training with four heads."""
     start = Arm("ablations", "", "joint", MTPD, 4, s.joint_steps)
-    free = replace(MTPD, detach_teacher=False)
     return [
-        *(replace(start, name="joint4-nodetach", loss=free, seed=seed) for seed in range(s.seeds)),
-        replace(start, name="joint4-nodetach-late", loss=replace(free, kl_start=KL_START_FROM_SCRATCH)),
+        *(replace(start, name="joint4-nodetach", loss=FREE, seed=seed) for seed in range(s.seeds)),
+        replace(start, name="joint4-nodetach-late", loss=replace(FREE, kl_start=KL_START_FROM_SCRATCH)),
         replace(start, name="joint4-top64", loss=replace(MTPD, top_n=64)),
         replace(start, name="joint4-top1000", loss=replace(MTPD, top_n=1000)),
         replace(start, name="joint4-beta1.5", loss=replace(MTPD, beta=(1.5,))),
@@ -169,7 +169,7 @@ def all_arms(s: Setting) -> list[Arm]:
     arms = [*joint(s), *late(s), *loops("loops", "joint4-mtpd", MTPD, s), *loops("loops", "joint4-ce", CE, s), base, *frozen(s)]
     arms += [*one_head_loops("joint1-ce", CE), *one_head_loops("joint1-mtpd", MTPD_1)]
     arms += loops("own-loops", "frozen-mtpd-own", MTPD, s, text="mixed")
-    return [*arms, *scratch(s), *ablations(s), *recipes(s), *muon(s)]
+    return [*arms, *scratch(s), *ablations(s), *loops("free-loops", "joint4-nodetach", MTPD, s), *recipes(s), *muon(s)]
 
 
 def parts() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ PAPER_RECIPE = "frozen-mtpd"
 LATE, SAID_LATE = "mtpd-late", "distilled from half of the steps on"  # arms, and what they are
 LATE_HEADS = "mtpd-late-heads"  # the same, and it reaches the heads alone
 FREE, SAID_FREE = "nodetach", "the teacher not detached"
+WAYS = ((LATE, SAID_LATE), (FREE, SAID_FREE))  # other ways of joint MTP-D than the paper's
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def summary_of(run: Run) -> dict[str, Any]:
         | {"4, teacher not detached": joint_effect(run, 4, FREE)},
         "loop_car_5_to_8": loop_depths(run),
         "loop_car_5_to_8, late": loop_depths(run, LATE),
+        "loop_car_5_to_8, teacher not detached": loop_depths(run, FREE),
         "extension": extension(run),
         "best_recipe": best_recipe(run),
     }

@@ -11,6 +11,7 @@ from tools.experiments.findings import (
     PAPER_RECIPE,
     SAID_FREE,
     SAID_LATE,
+    WAYS,
     Run,
     best_recipe,
     extension,
@@ -37,6 +38,7 @@ PARTS = {
     "own": "Half of the data the base's own text",
     "own-loops": "Looped extension of heads trained on own text",
     "ablations": "Ablations of joint MTP-D training",
+    "free-loops": "Looped extension of heads whose teacher was not detached",
     "recipes": "Candidates for the recipe",
     "muon": "Base and four heads from scratch, by Muon",
 }
@@ -84,7 +86,7 @@ def aims_table(run: Run) -> str:
         rows += joint_aims("the same, and the distillation reaches the heads alone", alone)
     if free := joint_effect(run, 4, FREE):
         rows += joint_aims(f"joint, K = 4, {SAID_FREE}", free)
-    for of, note in (("mtpd", ""), (LATE, f" ({SAID_LATE})")):
+    for of, note in (("mtpd", ""), *((of, f" ({said})") for of, said in WAYS)):
         depths = loop_depths(run, of) or []
         said = ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)
         if said or not note:

@@ -3,8 +3,9 @@ by name among its benchmarks)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from tools.experiments.findings import FREE, LATE, SAID_FREE, SAID_LATE, Run, greedy, joint_effect, one_head_tau, tau_ratios
+from tools.experiments.findings import FREE, SAID_FREE, WAYS, Run, greedy, joint_effect, one_head_tau, tau_ratios
 
 SCALE = "2B dense, FineWeb-Edu, 350B tokens, AGIEval-en"
 SMALL = "models of 30M to 107M on tens of millions of tokens, greedy text of base models"
@@ -26,21 +27,24 @@ def car_and_ar(heads: int) -> Callable[[Run], str | None]:
         ce, mtpd = run.get(f"joint{heads}-ce"), run.get(f"joint{heads}-mtpd")
         if ce is None or mtpd is None:
             return None
-        arms = [e for e in (ce, mtpd, run.get(f"joint{heads}-{LATE}")) if e is not None]
-        figures = [f"{100 * greedy(e)['car'][-1]:.2f}/{100 * greedy(e)['ar'][-1]:.2f}" for e in arms]
-        late = f", {SAID_LATE} {figures[2]}" if figures[2:] else ""
-        return f"{figures[0]} -> {figures[1]} (CAR/AR, seed 0){late}"
+        others = "".join(f", {said} {both(e)}" for of, said in WAYS if (e := run.get(f"joint{heads}-{of}")) is not None)
+        return f"{both(ce)} -> {both(mtpd)} (CAR/AR, seed 0){others}"
+
+    def both(entry: dict[str, Any]) -> str:
+        return f"{100 * greedy(entry)['car'][-1]:.2f}/{100 * greedy(entry)['ar'][-1]:.2f}"
 
     return ours
 
 
 def by_seed(name: str, form: str) -> Callable[[Run], str | None]:
-    """A figure of joint MTP-D, and of that whose distillation begins at half of the steps."""
+    """A figure of joint MTP-D, and of its other ways."""
 
     def ours(run: Run) -> str | None:
-        usual, late = (", ".join(format(e[name], form) for e in joint_effect(run, 4, of)) for of in ("mtpd", LATE))
-        said = [usual and f"{usual} (by seed)", late and f"{SAID_LATE} {late}"]
-        return ", ".join(filter(None, said)) or None
+        figures = [
+            (said, ", ".join(format(e[name], form) for e in joint_effect(run, 4, of))) for of, said in (("mtpd", ""), *WAYS)
+        ]
+        text = "; ".join(f"{said} {values}".strip() for said, values in figures if values)
+        return f"{text} (by seed)" if text else None
 
     return ours
 
@@ -64,14 +68,16 @@ def stronger_beta(run: Run) -> str | None:
 
 
 def ratio(form: str) -> Callable[[Run], str | None]:
-    """Of the arms named `form` with "mtpd", and with the one that is distilled late, in its place."""
+    """Of the arms named `form` with "mtpd", and with those of other ways in its place."""
 
     def ours(run: Run) -> str | None:
         ratios, one = tau_ratios(run), one_head_tau(run)
-        usual, late = (ratios.get(f"{form.format(name)}.s0") for name in ("mtpd", LATE))
+        usual = ratios.get(f"{form.format('mtpd')}.s0")
         if one is None or usual is None:
             return None
-        return f"{usual:.3f}{f', {SAID_LATE} {late:.3f}' if late else ''} (tau over that of {one[1]})"
+        ways = [(said, ratios.get(f"{form.format(of)}.s0")) for of, said in WAYS]
+        others = "".join(f", {said} {value:.3f}" for said, value in ways if value)
+        return f"{usual:.3f}{others} (tau over that of {one[1]})"
 
     return ours
 
