@@ -74,6 +74,8 @@ def check_together(options: TrainOptions) -> None:
         for name in ("data_weights", "model_config", "tokenizer"):
             if name in given:
                 raise ValueError(f"{flag(name)}: not with --cache, whose rows and base are given")
+    if not options.loss.detach_teacher and model.train != "joint":
+        raise ValueError("--no-detach-teacher: expected --train joint, since the main head of a frozen base does not move")
     if model.model_config is not None:
         if model.model is not None or model.train != "joint":
             raise ValueError("--model-config: expected --train joint and no --model: it makes a base from scratch")

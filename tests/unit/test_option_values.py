@@ -28,6 +28,7 @@ from mtpd_mlx.schema import Range, build, read_yaml
         ("train --adam-betas 0.9", "--adam-betas: got 1 values, expected 2"),
         ("train --adam-betas 0.9 1", "--adam-betas: got 1.0, expected at least 0 and less than 1"),
         ("train --kl-start 1", "--kl-start: got 1.0, expected at least 0 and less than 1"),
+        ("train --model m --no-detach-teacher", "--no-detach-teacher: expected --train joint"),
         ("train --num-heads 0", "--num-heads: got 0, expected 1..64"),
         ("train --draft-vocab 0", "--draft-vocab: got 0"),
         ("train --batch-size 0", "--batch-size: got 0"),
