@@ -8,7 +8,7 @@ from typing import Any
 from tools.experiments.findings import FREE, SAID_FREE, WAYS, Run, greedy, joint_effect, one_head_tau, tau_ratios
 
 SCALE = "2B dense, FineWeb-Edu, 350B tokens, AGIEval-en"
-SMALL = "models of 30M to 107M on tens of millions of tokens, greedy text of base models"
+SMALL = "models of 1M to 107M on up to tens of millions of tokens, greedy text of base models"
 
 
 @dataclass(frozen=True)
