@@ -100,6 +100,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ImportError(f"reading {path} needs PyYAML ({error}): pip install pyyaml") from error
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f" (line {error.problem_mark.line + 1})"
+        raise ValueError(f"cannot read config {path}: {error.problem or error.context}{line}") from error
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read config {path}: {str(error).splitlines()[0]}") from error
     if not isinstance(values, dict):

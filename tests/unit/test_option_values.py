@@ -81,7 +81,7 @@ def test_ranges_say_what_they_hold() -> None:
         ("pack: 1", "expected bool"),
         ("5: 3", "unknown config key 5"),
         ("- a", "expected a mapping"),
-        ("a: [", "cannot read config"),
+        ("b: 1\na: [", "expected the node content, but found '<stream end>' (line 2)"),
     ],
 )
 def test_odd_files_are_one_line(text: str, words: str, tmp_path: Path) -> None:
