@@ -31,7 +31,7 @@ def on_cuda() -> bool:
 
 def bound_queue() -> None:
     """For training on CUDA, before the process's first operation: up to ten batches of queued work hold their buffers, and MLX
-    makes batches of 1 GB. Smaller ones take less memory and no more time (docs/log.md); what is set already stays."""
+    makes batches of 1 GB. Smaller ones take half of the memory and about the same time (docs/log.md); what is set stays."""
     if on_cuda():
         os.environ.setdefault(*QUEUED_MB)
 

@@ -9,7 +9,7 @@ MTPD = LossConfig()  # the paper's for four heads: alpha 0.3, beta 0.5
 MTPD_1 = LossConfig(beta=(1.0,))  # and for one
 CE = LossConfig(loss="ce")
 CE_1 = LossConfig(loss="ce", alpha=(1.0,))  # on a frozen base nothing else shares the gradient's norm
-FREE = replace(MTPD, detach_teacher=False)
+MTPD_FREE = replace(MTPD, detach_teacher=False)
 DEPTHS_UP = (0.35, 0.45, 0.55, 0.65)  # beta by depth, mean 0.5
 COOL = 0.3  # temperature
 BASE_ARM = "base"
@@ -94,7 +94,7 @@ def scratch(s: Setting) -> list[Arm]:
     return [
         Arm("scratch", f"joint{count}-{name}", "joint", loss, count, steps)
         for count, steps in ((8, eight), (16, sixteen))
-        for name, loss in (("mtpd", MTPD), ("ce", CE), ("nodetach", FREE))
+        for name, loss in (("mtpd", MTPD), ("ce", CE), ("nodetach", MTPD_FREE))
     ]
 
 
@@ -154,8 +154,8 @@ def ablations(s: Setting) -> list[Arm]:
     """Of joint training with four heads."""
     start = Arm("ablations", "", "joint", MTPD, 4, s.joint_steps)
     return [
-        *(replace(start, name="joint4-nodetach", loss=FREE, seed=seed) for seed in range(s.seeds)),
-        replace(start, name="joint4-nodetach-late", loss=replace(FREE, kl_start=KL_START_FROM_SCRATCH)),
+        *(replace(start, name="joint4-nodetach", loss=MTPD_FREE, seed=seed) for seed in range(s.seeds)),
+        replace(start, name="joint4-nodetach-late", loss=replace(MTPD_FREE, kl_start=KL_START_FROM_SCRATCH)),
         replace(start, name="joint4-top64", loss=replace(MTPD, top_n=64)),
         replace(start, name="joint4-top1000", loss=replace(MTPD, top_n=1000)),
         replace(start, name="joint4-beta1.5", loss=replace(MTPD, beta=(1.5,))),

@@ -80,12 +80,14 @@ def aims_table(run: Run) -> str:
     ratios, one = tau_ratios(run), one_head_tau(run)
     longer, best = extension(run), best_recipe(run)
     rows = joint_aims("joint, K = 4", joint_effect(run, 4))
-    if late := joint_effect(run, 4, LATE):
-        rows += joint_aims(f"the same, {SAID_LATE}", late)
-    if alone := joint_effect(run, 4, LATE_HEADS):
-        rows += joint_aims("the same, and the distillation reaches the heads alone", alone)
-    if free := joint_effect(run, 4, FREE):
-        rows += joint_aims(f"joint, K = 4, {SAID_FREE}", free)
+    others = (
+        (LATE, f"the same, {SAID_LATE}"),
+        (LATE_HEADS, "the same, and the distillation reaches the heads alone"),
+        (FREE, f"joint, K = 4, {SAID_FREE}"),
+    )
+    for of, title in others:
+        if effects := joint_effect(run, 4, of):
+            rows += joint_aims(title, effects)
     for of, note in (("mtpd", ""), *((of, f" ({said})") for of, said in WAYS)):
         depths = loop_depths(run, of) or []
         said = ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)

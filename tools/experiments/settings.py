@@ -65,7 +65,7 @@ SETTINGS = {
         "tiny", 4, 32, joint_steps=6, base_steps=6, heads_steps=4, loop_steps=4, warmup=1, seeds=1, own_rows=8, own_batch=4,
         own_prompt=8, gen_tokens=24, gen_batch=16, prompts=2, valid_rows=8, save_every=2, report_every=2,
     ),
-    "llama-1m": Setting(  # for 2 CPU cores and a vocabulary of 1024: 5 to 8 minutes an arm
+    "llama-1m": Setting(  # for 2 CPU cores and a vocabulary of 1024: 6 to 10 minutes an arm
         "llama-1m", 8, 96, joint_steps=600, base_steps=900, heads_steps=300, loop_steps=100, warmup=50, own_rows=512,
         own_batch=256, own_prompt=16, gen_tokens=64, gen_batch=256, prompts=24, valid_rows=64, save_every=300,
     ),
