@@ -44,8 +44,14 @@ def tv_gradient(z: mx.array, weights: mx.array, scalars: list[mx.array], hybrid:
     return _run(_tv_kernel(), [z, weights, _table(scalars, z)], options, [(z.shape, z.dtype), ((z.shape[0], 1), mx.float32)], z)
 
 
+def kl_by_teacher(z: mx.array, weights: mx.array, scalars: list[mx.array]) -> mx.array:
+    """With q = exp(-s0) w, gap = log q - (z - s1) where w >= 0, scalars 3 x [R, 1] float32: s2 q (gap - sum q gap), [R, V] in
+    z's dtype: the gradient of the forward KL by the teacher's logits."""
+    return _run(_by_teacher_kernel(), [z, weights, _table(scalars, z)], [], [(z.shape, z.dtype)], z)[0]
+
+
 def _table(scalars: list[mx.array], z: mx.array) -> mx.array:
-    """[R, 4]"""
+    """[R, number of scalars]"""
     return mx.concatenate([mx.broadcast_to(s, (z.shape[0], 1)) for s in scalars], axis=1)
 
 
@@ -88,6 +94,14 @@ def _gradient_kernel() -> Any:
 def _tv_kernel() -> Any:
     names = ["z", "w", "scalars"]
     return mx.fast.cuda_kernel(name="mtpd_row_tv", input_names=names, output_names=["out", "tv"], source=_TV, header=_HEADER)
+
+
+@cache
+def _by_teacher_kernel() -> Any:
+    names = ["z", "w", "scalars"]
+    return mx.fast.cuda_kernel(
+        name="mtpd_row_kl_by_teacher", input_names=names, output_names=["out"], source=_KL_BY_TEACHER, header=_HEADER
+    )
 
 
 _HEADER = r"""
@@ -283,6 +297,39 @@ _TV = r"""
     for (int j = 0; j < WIDTH; j++) {
       const float p = expf((float)value.v[j] - lse), d = p - per_mass * (float)weight.v[j];
       result.v[j] = static_cast<T>(scale * (share * d + (1.0f - share) * 0.5f * p * (sign(d) - mean)));
+    }
+    store<T, WIDTH>(out + offset + i, result);
+  }
+"""
+
+_KL_BY_TEACHER = r"""
+  __shared__ float partial[512];
+  const int tid = threadIdx.x, threads = blockDim.x, size = z_shape[1];
+  const long offset = (long)blockIdx.x * size;
+  const float log_mass = scalars[3 * blockIdx.x], lse = scalars[3 * blockIdx.x + 1], scale = scalars[3 * blockIdx.x + 2];
+  const float per_mass = expf(-log_mass);
+  auto gap = [&](float u, float x) { return logf(fmaxf(u, 1e-30f)) - log_mass - (x - lse); };
+  float sum = 0;
+  for (int i = tid * WIDTH; i < size; i += threads * WIDTH) {
+    const Pack<T, WIDTH> value = load<T, WIDTH>(z + offset + i), weight = load<T, WIDTH>(w + offset + i);
+    for (int j = 0; j < WIDTH; j++) {
+      const float u = (float)weight.v[j];
+      if (u > 0) sum += u * gap(u, (float)value.v[j]);
+    }
+  }
+  partial[tid] = sum;
+  __syncthreads();
+  for (int half = threads / 2; half > 0; half /= 2) {
+    if (tid < half) partial[tid] += partial[tid + half];
+    __syncthreads();
+  }
+  const float divergence = partial[0] * per_mass;
+  for (int i = tid * WIDTH; i < size; i += threads * WIDTH) {
+    const Pack<T, WIDTH> value = load<T, WIDTH>(z + offset + i), weight = load<T, WIDTH>(w + offset + i);
+    Pack<T, WIDTH> result;
+    for (int j = 0; j < WIDTH; j++) {
+      const float u = (float)weight.v[j];
+      result.v[j] = static_cast<T>(u > 0 ? scale * per_mass * u * (gap(u, (float)value.v[j]) - divergence) : 0.0f);
     }
     store<T, WIDTH>(out + offset + i, result);
   }

@@ -107,38 +107,41 @@ def head_rows(
         counted = targets >= 0
         value = alpha * counted * _ce(logits, stats, mx.maximum(targets, 0))
         everywhere = (alpha * counted * weights)[:, None]
-    reverse = None
+    row_scale, by_student = scale * weights[:, None], None
     if taught and cfg.kl_direction == "reverse":
-        reverse = _reverse_rows(logits, stats, taught)
-        divergence, by_teacher = reverse[0], reverse[2]
+        divergence, by_student, of_teacher = _reverse_rows(logits, stats, taught, row_scale)
     elif taught:
-        divergence = _kl(taught, stats)
-        by_teacher = _kl_by_teacher(logits, stats, taught)
-        within = scale * weights[:, None] * stats.total / stats.inside  # weight beta / p_S
-        teaching = scale * weights[:, None] / taught.mass
+        divergence, of_teacher = _kl(taught, stats), _kl_by_teacher(logits, stats, taught, row_scale)
+        within = row_scale * stats.total / stats.inside  # weight beta / p_S
+        teaching = row_scale / taught.mass
     if taught:
         value = value + scale * divergence
-        if not cfg.detach_teacher:
-            of_teacher = (scale * weights[:, None] * by_teacher).astype(logits.dtype)
     gradient = _gradient(logits, stats, taught, everywhere, within, teaching, targets)
-    if reverse is not None:
-        gradient = gradient + (scale * weights[:, None] * reverse[1]).astype(gradient.dtype)
-    return HeadRows(value, gradient, stats.best, of_teacher)
+    if by_student is not None:
+        gradient = gradient + by_student
+    return HeadRows(value, gradient, stats.best, None if cfg.detach_teacher else of_teacher)
 
 
-def _reverse_rows(logits: mx.array, stats: RowStats, teacher: TeacherRows) -> tuple[mx.array, mx.array, mx.array]:
-    """The reverse KL, which only an ablation uses: value [R], gradients [R, V] by student and teacher logits."""
+def _reverse_rows(
+    logits: mx.array, stats: RowStats, teacher: TeacherRows, scale: mx.array
+) -> tuple[mx.array, mx.array, mx.array]:
+    """The reverse KL, which only an ablation uses: value [R], and of `scale` [R, 1] times it the gradients [R, V] by student
+    and teacher logits."""
     q, gap = _gap(logits, stats, teacher)
     r = mx.where(teacher.weights >= 0, exp(logits.astype(mx.float32) - stats.high - mx.log(stats.inside)), 0.0)
     value = -(r * gap).sum(axis=-1, keepdims=True)
-    return value[:, 0], r * (-gap - value), q - r
+    by_student, by_teacher = scale * r * (-gap - value), scale * (q - r)
+    return value[:, 0], by_student.astype(logits.dtype), by_teacher.astype(logits.dtype)
 
 
-def _kl_by_teacher(logits: mx.array, stats: RowStats, teacher: TeacherRows) -> mx.array:
-    """The gradient [R, V] of the forward KL by the teacher's logits. Its value is summed anew: `_kl` is a small difference of
-    large terms."""
+def _kl_by_teacher(logits: mx.array, stats: RowStats, teacher: TeacherRows, scale: mx.array) -> mx.array:
+    """The gradient [R, V] of `scale` [R, 1] times the forward KL by the teacher's logits. Its value is summed anew: `_kl` is a
+    small difference of large terms."""
+    if on_cuda():
+        scalars = [mx.log(teacher.mass), stats.high + mx.log(stats.inside), scale]
+        return cuda_rows.kl_by_teacher(logits, teacher.weights, scalars)
     q, gap = _gap(logits, stats, teacher)
-    return q * (gap - (q * gap).sum(axis=-1, keepdims=True))
+    return (scale * q * (gap - (q * gap).sum(axis=-1, keepdims=True))).astype(logits.dtype)
 
 
 def _gap(logits: mx.array, stats: RowStats, teacher: TeacherRows) -> tuple[mx.array, mx.array]:

@@ -29,6 +29,7 @@ def rows(dtype: mx.Dtype, size: int, seed: int) -> mx.array:
 @pytest.mark.parametrize("size", [101, 4096, 151936])
 @pytest.mark.parametrize(("loss", "top_n"), [*product(("mtpd", "ce", "kl"), (1, 7, 64, WHOLE)), ("lk", WHOLE), ("tv", WHOLE)])
 def test_losses_and_gradients(dtype: mx.Dtype, size: int, loss: str, top_n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher is not detached where the loss lets it be so."""
     student, main = rows(dtype, size, 0), rows(dtype, size, 1)
     targets = mx.random.randint(-1, size, (19,), key=mx.random.key(2))
     weights = mx.random.uniform(shape=(19,), key=mx.random.key(3))
@@ -36,7 +37,8 @@ def test_losses_and_gradients(dtype: mx.Dtype, size: int, loss: str, top_n: int,
     def run() -> tuple:
         stats = row_stats.row_stats(main)
         teacher = row_losses.teacher_rows(main, stats, top_n)
-        made = row_losses.head_rows(LossConfig(loss=loss), student, teacher, targets, weights, 0.3, 0.5)
+        cfg = LossConfig(loss=loss, detach_teacher=loss in ("ce", "lk", "tv"))
+        made = row_losses.head_rows(cfg, student, teacher, targets, weights, 0.3, 0.5)
         return stats, teacher, made
 
     kernel = run()

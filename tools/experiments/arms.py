@@ -120,6 +120,7 @@ def recipes(s: Setting) -> list[Arm]:
     faster = replace(fast, rate_factor=6.0)
     kl, lk = LossConfig(loss="kl"), LossConfig(loss="lk")
     own4 = replace(faster, name="recipe-muon-rate6-kl-own4", loss=kl, text="mixed", own_factor=4)
+    adamw = replace(own4, name="recipe-rate3-kl-own4", optimizer="adamw", rate_factor=3.0)
     twice = [
         own4,
         replace(start, name="recipe-rate3", rate_factor=3.0),
@@ -128,6 +129,8 @@ def recipes(s: Setting) -> list[Arm]:
         replace(own4, name="recipe-muon-rate6-kl-most4", own_share=0.75),
     ]
     once = [
+        adamw,
+        replace(adamw, name="recipe-rate3-kl-own4-long", steps=4 * adamw.steps // 3),  # Muon's steps cost more
         replace(fast, name="recipe-muon-rate3"),
         replace(fast, name="recipe-muon-rate3-own", text="mixed"),
         replace(fast, name="recipe-muon-rate3-lk-own", loss=lk, text="mixed"),
