@@ -143,6 +143,13 @@ def best_recipe(run: Run) -> dict[str, Any] | None:
     return {"name": best, "tau": means[best], "percent": 100 * (means[best] / means[PAPER_RECIPE] - 1), "all": means}
 
 
+def joint_recipe(run: Run) -> list[float]:
+    """tau of four heads trained jointly by the default recipe above that of the paper's, in percent, by seed."""
+    ours, paper = f"joint4-{FREE}", "joint4-mtpd"
+    taus = [[greedy(run.arms[f"{name}.s{seed}"])["tau"] for name in (ours, paper)] for seed in run.seeds(ours, paper)]
+    return [100 * (tau / of_paper - 1) for tau, of_paper in taus]
+
+
 def summary(runs: list[Run]) -> dict[str, Any]:
     """docs/results/summary.json."""
     return {run.name: summary_of(run) for run in runs}
@@ -174,4 +181,5 @@ def summary_of(run: Run) -> dict[str, Any]:
         "loop_car_5_to_8, teacher not detached": loop_depths(run, FREE),
         "extension": extension(run),
         "best_recipe": best_recipe(run),
+        "joint_recipe_percent": joint_recipe(run),
     }
