@@ -2,6 +2,7 @@
 
 import json
 import lzma
+import math
 import os
 import signal
 import subprocess
@@ -85,6 +86,7 @@ def test_results_have_every_measure(results: Path) -> None:
         assert len(entry[kind]["sets"]) == 7 and entry[kind]["domains"].keys() == {"text", "pair"}
         assert len(entry[kind]["all"]["car"]) == 8 and 0 < entry[kind]["all"]["distinct4"] <= 1
     assert entry["train"]["step_ms"] > 0 and entry["main"]["all"]["bits_per_byte"] > 0 and entry["main"].keys() >= {"text"}
+    assert 0 < entry["main"]["all"]["entropy"] < math.log(320) and 0 <= entry["main"]["all"]["accuracy"] <= 1
     assert entry["base"] == stored["arms"]["joint4-mtpd.s0"]["base"] != stored["arms"]["base.s0"]["base"]
 
 

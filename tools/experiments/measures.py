@@ -73,19 +73,26 @@ def generate(base: Base, text: Text, s: Setting, pick: Pick) -> list[Generation]
 
 
 def domain_losses(base: Base, text: Text, s: Setting) -> dict[str, dict[str, float]]:
-    """By domain, and "all": nats per token and bits per byte of held-out text; end tokens count, and stand for no bytes."""
+    """By domain, and "all": loss (nats per token) and bits per byte of held-out text, mean entropy of the predictions (nats;
+    the loss where a model is as sure as it is right), accuracy of the best token. End tokens count, and stand for no bytes."""
     rows = text.valid
     targets = target_masks(rows, 0)[0]  # [R, T]: position i predicts token i + 1 of the same document
-    nats = np.zeros(targets.shape)
+    nats, entropy, right = np.zeros(targets.shape), np.zeros(targets.shape), np.zeros(targets.shape)
     for start in range(0, len(rows.tokens), s.batch_size):
         tokens = mx.array(rows.tokens[start : start + s.batch_size])
-        logits = base.logits(base.norm(base.trunk(tokens)))[:, :-1]
-        nats[start : start + s.batch_size, :-1] = np.array(cross_entropy(logits, tokens[:, 1:]))
+        logits = base.logits(base.norm(base.trunk(tokens)))[:, :-1].astype(mx.float32)
+        log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        here = slice(start, start + s.batch_size), slice(0, -1)
+        nats[here] = np.array(cross_entropy(logits, tokens[:, 1:]))
+        entropy[here] = np.array(-(mx.exp(log_p) * log_p).sum(axis=-1))
+        right[here] = np.array(logits.argmax(axis=-1) == tokens[:, 1:])
     sizes = np.where(targets, np.roll(text.token_bytes[rows.tokens], -1, axis=1), 0)
     names = np.array(text.domains)
 
     def figures(chosen: np.ndarray) -> dict[str, float]:
-        total, count = float((nats * targets)[chosen].sum()), int(targets[chosen].sum())
-        return {"loss": total / count, "bits_per_byte": total / math.log(2) / int(sizes[chosen].sum()), "tokens": count}
+        count = int(targets[chosen].sum())
+        total = {n: float((v * targets)[chosen].sum()) for n, v in (("loss", nats), ("entropy", entropy), ("accuracy", right))}
+        bits = total["loss"] / math.log(2) / int(sizes[chosen].sum())
+        return {name: value / count for name, value in total.items()} | {"bits_per_byte": bits, "tokens": count}
 
     return {"all": figures(names == names)} | {d: figures(names == d) for d in sorted(set(text.domains))}

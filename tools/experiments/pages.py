@@ -157,6 +157,13 @@ def arms_table(entries: list[dict[str, Any]]) -> str:
     return table([*headers, "ms/step", "peak GB"], rows)
 
 
+def sureness_table(entries: list[dict[str, Any]]) -> str | None:
+    """How sure the main head is and how right, on held-out text; None where no entry says it."""
+    said = [(e["name"], str(e["seed"]), e["main"]["all"]) for e in entries if "entropy" in e["main"]["all"]]
+    rows = [[name, seed, *(f"{m[k]:.4f}" for k in ("loss", "entropy", "accuracy"))] for name, seed, m in said]
+    return table(["arm", "seed", "loss", "entropy", "accuracy"], rows) if rows else None
+
+
 def sets_table(run: Run, names: Sequence[str], kind: str) -> str:
     """CAR at the last depth and tau by prompt set."""
     chosen = [e for name in names for seed in run.seeds(name) if (e := run.get(name, seed)) is not None]

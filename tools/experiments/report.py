@@ -13,7 +13,16 @@ from pathlib import Path
 
 from tools.experiments.figures import save_plot, series_of
 from tools.experiments.findings import FREE, LATE, Run, greedy, read_runs, summary
-from tools.experiments.pages import PARTS, aims_table, arms_table, domains_table, paper_table, sets_table, speed_table
+from tools.experiments.pages import (
+    PARTS,
+    aims_table,
+    arms_table,
+    domains_table,
+    paper_table,
+    sets_table,
+    speed_table,
+    sureness_table,
+)
 
 SUMMARY_NAME, SPEED_NAME = "summary.json", "speed.json"
 JOINT = ("joint4-ce", "joint4-mtpd", f"joint4-{LATE}", f"joint4-{FREE}")
@@ -48,6 +57,9 @@ def section(run: Run, folder: Path) -> str:
         for kind, title in (("greedy", "greedy"), ("sampled", "T = 0.7")):
             parts.append(f"### CAR of the last depth (%) / tau by prompt set, {title}\n\n{sets_table(run, JOINT, kind)}")
         parts.append(f"### Main loss by domain\n\n{domains_table(run, JOINT)}")
+    own_base = [e for e in run.arms.values() if e["mode"] in ("base", "joint")]
+    if (sureness := sureness_table(own_base)) is not None:
+        parts.append(f"### Main head on held-out text: loss and entropy (nats a token), accuracy\n\n{sureness}")
     for name, (title, wanted) in FIGURES.items():
         lines = [(key, greedy(e)["car"]) for key, e in run.arms.items() if "greedy" in e and wanted(e)]
         if lines:
