@@ -1,5 +1,6 @@
 """Which plan is fastest here? Each candidate decodes a few rounds, in turn."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.speculative.protocol import Backend
 
 GROWING = Plan()
-WARM_UP, ROUNDS = 1, 5  # turns, each of a lead-in and a round that is timed
+WARM_UP, TURNS = 1, 5  # each of a lead-in and calls that are timed
+CALLS, ENOUGH = 4, 0.25  # timed in a row, and seconds after which fewer do
 PROMPT = 48  # tokens
 BUDGET = 4.0  # seconds after which no further turn is begun, once every plan has been timed
 MARGIN = 0.97  # another plan must be faster than mlx-lm's own caches by so much
@@ -28,8 +30,8 @@ def candidates(num_draft_tokens: int) -> tuple[Plan, ...]:
 
 
 def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_size: int) -> dict[Plan, float]:
-    """Least seconds of a round (without drafts: of a step) of each plan, interleaved: what other programs add is no plan's own.
-    What fails is left out, and said; RuntimeError where that is every one."""
+    """Least seconds of a round (without drafts: of a step) of each plan over its turns, interleaved: what other programs add is
+    no plan's own. What fails is left out, and said; RuntimeError where that is every one."""
     running: dict[Plan, tuple[Backend, int]] = {}
     times: dict[Plan, list[float]] = {plan: [] for plan in plans}
     prompt = [(7 * i + 3) % vocab_size for i in range(PROMPT)]
@@ -37,16 +39,13 @@ def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_siz
         backend = make(plan)
         running[plan] = backend, backend.prefill(prompt)
     started = time.perf_counter()
-    for turn in range(WARM_UP + ROUNDS):
+    for turn in range(WARM_UP + TURNS):
         if turn > WARM_UP and time.perf_counter() - started > BUDGET:
             break
         for plan in list(running):
             backend, token = running[plan]
             try:
-                token = lead_in(backend, token)
-                began = time.perf_counter()
-                token = advance(backend, token)
-                seconds = time.perf_counter() - began
+                seconds, token = timed(backend, token, CALLS, ENOUGH)
             except (RuntimeError, ValueError) as error:
                 print(f"mtpd: plan {plan} fails here and is left out: {str(error).splitlines()[0]}", file=sys.stderr)
                 del running[plan]
@@ -61,12 +60,23 @@ def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_siz
 
 def room(num_draft_tokens: int) -> int:
     """How many positions the measurement takes at most."""
-    return PROMPT + 2 * (WARM_UP + ROUNDS) * (1 + num_draft_tokens)
+    return PROMPT + (WARM_UP + TURNS) * (1 + CALLS) * (1 + num_draft_tokens)
 
 
 def advance(backend: Backend, token: int) -> int:
     """The last token of one round (without drafts: of one step)."""
     return backend.round(token).emitted[-1] if backend.num_draft_tokens else backend.step(token)
+
+
+def timed(backend: Backend, token: int, calls: int, enough: float = math.inf) -> tuple[float, int]:
+    """Mean seconds of `calls` rounds (without drafts: steps) in the middle of a text, of fewer once `enough` seconds have
+    passed, and the last token of the last one."""
+    token = lead_in(backend, token)
+    began, count, spent = time.perf_counter(), 0, 0.0
+    while count < calls and spent < enough:
+        token = advance(backend, token)
+        count, spent = count + 1, time.perf_counter() - began
+    return spent / count, token
 
 
 def lead_in(backend: Backend, token: int) -> int:

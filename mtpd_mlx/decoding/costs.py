@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.caches import FixedCache, Rows, Span, bucket, to_fixed, trim_to
-from mtpd_mlx.decoding.calibrate import advance, lead_in
+from mtpd_mlx.decoding.calibrate import timed
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.host import HostState, Model
 from mtpd_mlx.decoding.open import kv_options, open_decoder
@@ -58,12 +58,9 @@ def measure_costs(
             if backend.length + (1 + count) * (1 + k) > backend.capacity:
                 backend.rewind_to(0)
                 tokens[k] = backend.prefill(prompt)
-            tokens[k] = lead_in(backend, tokens[k])
-            began = time.perf_counter()
-            for _ in range(count):
-                tokens[k] = advance(backend, tokens[k])
+            mean, tokens[k] = timed(backend, tokens[k], count)
             if turn:
-                seconds[k].append((time.perf_counter() - began) / count)
+                seconds[k].append(mean)
             see()
     medians = {k: statistics.median(times) for k, times in seconds.items()}
     return Costs(context, medians.pop(0), verify_costs(base, prompt, options, chosen), medians, str(chosen))

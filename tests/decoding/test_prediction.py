@@ -107,6 +107,7 @@ def test_a_plan_is_timed_as_if_it_ran_alone(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: device.now)
     monkeypatch.setattr(calibrate.mx, "synchronize", device.wait)
     monkeypatch.setattr(calibrate, "BUDGET", 1000)
+    monkeypatch.setattr(calibrate, "ENOUGH", 1000)
     make = {Plan(): (3.0, False), Plan("fixed"): (3.5, True), Plan("fixed", True): (0.25, True)}
     times = calibrate.time_plans(lambda plan: Timed(device, *make[plan]), plans, 10)
     assert times == {Plan(): 1 + 3.0, Plan("fixed"): 3.5, Plan("fixed", True): 1.0}  # the last is bound by the host
