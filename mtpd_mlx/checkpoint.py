@@ -1,7 +1,8 @@
-"""Reading and writing heads (and, in joint mode, the base) with MLX. The format itself: checkpoint_format.py."""
+"""Reading and writing heads (and, in joint training, the base) with MLX. The format itself: checkpoint_format.py."""
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,16 +177,24 @@ def load_for_decoding(
 
 
 def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
-    """Writes the base in HF layout into a temporary sibling, then swaps it in (joint mode)."""
+    """The base in HF layout (joint training)."""
     from mlx_lm.utils import save_config, save_model
 
+    def write(temporary: Path) -> None:
+        save_model(temporary, base.model)
+        save_config(dict(base.config), temporary / "config.json")
+        copy_tokenizer(tokenizer_folder, temporary)
+
+    replace_folder(folder, write)
+
+
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """What `write` writes into a temporary sibling is swapped in for `folder`."""
     temporary, previous = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for leftover in (temporary, previous):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(temporary, base.model)
-    save_config(dict(base.config), temporary / "config.json")
-    copy_tokenizer(tokenizer_folder, temporary)
+    write(temporary)
     for written in (*temporary.iterdir(), temporary):
         sync(written)
     if folder.exists():

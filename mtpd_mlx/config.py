@@ -6,6 +6,7 @@ from mtpd_mlx.adapter_format import ADAPTER_HELP
 from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES, MAX_HEADS
 from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, option
 
+TRAINS = ("heads", "joint", "lora")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
 KL_REACHES = ("all", "heads")
@@ -28,10 +29,25 @@ class ModelConfig:
     )
     train: str = option(
         "heads",
-        "what is trained: heads (frozen base) or joint (base and heads, main loss included)",
-        ("heads", "joint"),
+        "what is trained: heads (frozen base), joint (base and heads, main loss included) or lora (the same, of the base only "
+        "LoRA adapters, which mlx-lm reads)",
+        TRAINS,
     )
     dequantize: bool = option(False, "hold a quantised base in floating point (on CPU this is faster)")
+
+    @property
+    def base_trains(self) -> bool:
+        """Whether the base, or adapters of it, train too."""
+        return self.train != "heads"
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """As mlx_lm.lora has them."""
+
+    num_layers: int = option(16, "--train lora: last layers of the base that get adapters (-1: all)", takes=Range(-1))
+    lora_rank: int = option(8, "--train lora: rank of the adapters", takes=POSITIVE)
+    lora_scale: float = option(20.0, "--train lora: what the adapters' output is multiplied by", takes=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -60,8 +76,8 @@ class LossConfig:
     kl_direction: str = option("forward", "of mtpd and kl: KL(teacher || head) or, reverse, KL(head || teacher)", KL_DIRECTIONS)
     detach_teacher: bool = option(
         True,
-        "no gradient of mtpd's and kl's KL to the main head, as in the paper; --train joint with --loss mtpd has one where "
-        "nothing else is said: it made drafts much better at about the same main loss",
+        "no gradient of mtpd's and kl's KL to the main head, as in the paper; --train joint and lora with --loss mtpd have one "
+        "where nothing else is said: it made drafts much better at about the same main loss",
     )
     kl_start: float = option(
         0.0,

@@ -11,7 +11,7 @@ from mtpd_mlx.acceptance import teacher_force
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoint import load_checkpoint, versions
-from mtpd_mlx.config import HeadsConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
+from mtpd_mlx.config import HeadsConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
 from mtpd_mlx.data import DataConfig
 from mtpd_mlx.evaluate import measure, repetition
 from mtpd_mlx.extend import extend_checkpoint, loop_heads
@@ -59,7 +59,9 @@ class Demo:
     def options(self, name: str, loss: str, optim: OptimConfig) -> TrainOptions:
         run = RunConfig(out=str(self.out / name), steps_per_eval=0, val_batches=4, save_every=0, overwrite=True)
         model = ModelConfig(model=str(ASSETS / "base"), dequantize=True)
-        return TrainOptions(model, HeadsConfig(), LossConfig(loss=loss), DATA, optim, replace(run, steps_per_report=2))
+        return TrainOptions(
+            model, HeadsConfig(), LossConfig(loss=loss), DATA, optim, replace(run, steps_per_report=2), LoraConfig()
+        )
 
     def write_texts(self) -> None:
         """The base's own greedy continuations, which every arm is measured on."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.adapters import add_lora
 from mtpd_mlx.base import Base, load_base, new_base, resolve_model, say_if_slow
 from mtpd_mlx.cache.format import CacheIndex
 from mtpd_mlx.cache.reader import CachedDataset, open_cache
@@ -41,10 +42,12 @@ def gather(options: TrainOptions) -> Ingredients:
         base, folder, name = base_of_cache(cfg, compute)
     elif cfg.model is not None:
         # A frozen base is held in the compute dtype (of a quantised one the scales: other types would promote every
-        # product to float32); a base that trains keeps float32 master weights.
+        # product to float32); what trains keeps float32 master weights.
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint", adapter=adapter_of(cfg))
         say_if_slow(base)
         base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
+        if cfg.train == "lora":
+            add_lora(base.model, options.lora, options.run.seed)
         folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
         name = cfg.model
     elif cfg.model_config is not None and cfg.train == "joint":

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mtpd_mlx.adapters import train_lora_alone
 from mtpd_mlx.base import Base
 from mtpd_mlx.config import LossConfig
 from mtpd_mlx.fused_loss import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
@@ -19,12 +20,16 @@ class Model:
 
     base: Base
     heads: MTPHeads
-    joint: bool
+    joint: bool  # the base's own loss is minimised too
     first_trained: int = 0
     grad_checkpoint: bool = False
+    lora: bool = False  # joint: of the base only its LoRA layers train
 
     def __post_init__(self) -> None:
-        self.base.model.unfreeze() if self.joint else self.base.model.freeze()
+        if self.lora:
+            train_lora_alone(self.base.model)
+        else:
+            self.base.model.unfreeze() if self.joint else self.base.model.freeze()
         for head in self.heads.heads[: self.first_trained]:
             head.freeze()
         self.heads.train()
@@ -65,7 +70,7 @@ class Model:
             self.base.model.update(live)
 
     def output_head(self) -> OutputHead:
-        weight = self.base.output_module.weight if self.joint else None
+        weight = self.base.output_module.weight if self.joint and not self.lora else None
         return OutputHead(self.base.logits, weight, self.base.vocab_size)
 
     def draft(self) -> Draft | None:
@@ -73,7 +78,7 @@ class Model:
         tokens = self.heads.draft_tokens
         if tokens is None:
             return None
-        if self.joint:  # gathered from the weights of this step, so that the gradient finds its way back
+        if self.joint and not self.lora:  # gathered from the weights of this step, so that the gradient finds its way back
             rows = self.base.output_module.weight[tokens]
             return Draft(tokens, OutputHead(self.base.logits, rows, tokens.size))
         head = self.base.draft_head(tokens)
@@ -85,12 +90,12 @@ class Model:
 
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
         if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl")):
-            raise ValueError("--no-detach-teacher: expected --train joint with --loss mtpd or kl")
+            raise ValueError("--no-detach-teacher: expected --train joint or lora with --loss mtpd or kl")
         if cfg.kl_start and cfg.loss != "mtpd":
             raise ValueError(f"--kl-start: got {cfg.kl_start} with --loss {cfg.loss}, which has no such start (expected 0)")
         heads_alone = cfg.kl_reaches == "heads"
         if heads_alone and (not self.joint or cfg.loss != "mtpd" or not cfg.detach_teacher):
-            raise ValueError("--kl-reaches heads: expected --train joint, --loss mtpd and a detached teacher")
+            raise ValueError("--kl-reaches heads: expected --train joint or lora, --loss mtpd and a detached teacher")
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
         if not heads_alone:

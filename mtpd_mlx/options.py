@@ -10,6 +10,7 @@ from mtpd_mlx.config import (
     FRESH_WIDTH,
     KL_START_FROM_SCRATCH,
     HeadsConfig,
+    LoraConfig,
     LossConfig,
     ModelConfig,
     OptimConfig,
@@ -32,18 +33,19 @@ class TrainOptions:
     data: DataConfig
     optim: OptimConfig
     run: RunConfig
+    lora: LoraConfig
     given: frozenset[str] = frozenset()
 
     @classmethod
     def classes(cls) -> tuple[type, ...]:
-        return (ModelConfig, HeadsConfig, LossConfig, DataConfig, OptimConfig, RunConfig)
+        return (ModelConfig, HeadsConfig, LossConfig, DataConfig, OptimConfig, RunConfig, LoraConfig)
 
     @classmethod
     def build(cls, file_values: dict[str, Any], flags: dict[str, Any]) -> "TrainOptions":
         given = read_values(cls.classes(), file_values, flags)
         options = replace(cls(*build(cls.classes(), {}, given)), given=frozenset(given))
         check_together(options)
-        return replace(options, loss=loss_of_joint(options)) if options.model.train == "joint" else options
+        return replace(options, loss=loss_of_joint(options)) if options.model.base_trains else options
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainOptions":
@@ -51,7 +53,7 @@ class TrainOptions:
         return cls(*build(cls.classes(), values, {}))
 
     def to_dict(self) -> dict[str, Any]:
-        return as_dict(self.model, self.heads, self.loss, self.data, self.optim, self.run)
+        return as_dict(self.model, self.heads, self.loss, self.data, self.optim, self.run, self.lora)
 
 
 def loss_of_joint(options: TrainOptions) -> LossConfig:
@@ -69,13 +71,18 @@ def check_together(options: TrainOptions) -> None:
     """ValueError in one line where options that are right by themselves exclude each other, or one would have no effect."""
     model, given = options.model, options.given
     if model.cache is not None:
-        if model.train == "joint":
-            raise ValueError("--cache: holds the states of a frozen base, and --train joint would change it")
+        if model.base_trains:
+            raise ValueError(f"--cache: holds the states of a frozen base, and --train {model.train} would change it")
         for name in ("data_weights", "model_config", "tokenizer"):
             if name in given:
                 raise ValueError(f"{flag(name)}: not with --cache, whose rows and base are given")
-    if not options.loss.detach_teacher and model.train != "joint":
-        raise ValueError("--no-detach-teacher: expected --train joint, since the main head of a frozen base does not move")
+    if not options.loss.detach_teacher and not model.base_trains:
+        raise ValueError("--no-detach-teacher: expected --train joint or lora: the main head of a frozen base does not move")
+    if model.train == "lora" and model.adapter_path is not None:
+        raise ValueError("--train lora: not with --adapter-path, whose adapter mlx_lm.fuse makes part of the base")
+    for name in ("num_layers", "lora_rank", "lora_scale"):
+        if name in given and model.train != "lora":
+            raise ValueError(f"{flag(name)}: expected --train lora")
     if model.model_config is not None:
         if model.model is not None or model.train != "joint":
             raise ValueError("--model-config: expected --train joint and no --model: it makes a base from scratch")

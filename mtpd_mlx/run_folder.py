@@ -10,29 +10,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, read_config, write_json
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config, write_json
 
 OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
-BASE_NAME, STAGES_NAME = "base", "stages"
+BASE_NAME, ADAPTERS_NAME, STAGES_NAME = "base", "adapters", "stages"
+PARTS = (BASE_NAME, ADAPTERS_NAME)  # what joint training writes beside the heads
 RESUME_PREFIX = "resume-"
-TEMPORARY = (f".{RESUME_PREFIX}*.tmp", f".*{WEIGHTS_NAME}*", ".*.json*.tmp", f".{BASE_NAME}.new", f".{BASE_NAME}.old")
+TEMPORARY = (
+    f".{RESUME_PREFIX}*.tmp",
+    f".*{WEIGHTS_NAME}*",
+    ".*.json*.tmp",
+    *(f".{part}.{kind}" for part in PARTS for kind in ("new", "old")),
+)
 
 
-def check_free(out: Path, overwrite: bool, joint: bool = False) -> None:
-    """ValueError where the folder is in use and not to be overwritten. `joint`: a base will be written too."""
+def check_free(out: Path, overwrite: bool, part: str | None = None) -> None:
+    """ValueError where the folder is in use and not to be overwritten. `part`: of PARTS, what will be written too."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
     if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
         raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
-    if joint and not overwrite and (out / BASE_NAME).exists():
-        raise ValueError(
-            f"--out {out}: holds a folder {BASE_NAME!r}, where the trained base goes; use --overwrite or another one"
-        )
+    if part is not None and not overwrite and (out / part).exists():
+        raise ValueError(f"--out {out}: holds a folder {part!r}, where what is trained goes; use --overwrite or another one")
 
 
-def check_folder(out: Path, overwrite: bool, joint: bool = False) -> None:
+def check_folder(out: Path, overwrite: bool, part: str | None = None) -> None:
     """Makes the folder. ValueError or OSError where it is not free or cannot be written."""
-    check_free(out, overwrite, joint)
+    check_free(out, overwrite, part)
     out.mkdir(parents=True, exist_ok=True)
     probe = out / f".write-test-{os.getpid()}"
     probe.touch()
@@ -45,10 +49,11 @@ def remove_resume_points(out: Path) -> None:
 
 
 def tidy(out: Path) -> None:
-    """Removes what a killed run was writing; a base that it had moved away, and not yet replaced, is put back."""
-    previous, base = out / f".{BASE_NAME}.old", out / BASE_NAME
-    if previous.is_dir() and not base.exists():
-        previous.rename(base)
+    """Removes what a killed run was writing; a base or adapters that it had moved away, and not yet replaced, are put back."""
+    for part in PARTS:
+        previous = out / f".{part}.old"
+        if previous.is_dir() and not (out / part).exists():
+            previous.rename(out / part)
     for leftover in [path for pattern in TEMPORARY for path in out.glob(pattern)]:
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -71,12 +76,17 @@ def finish(out: Path) -> None:
     remove_resume_points(out)
 
 
-def own_base(out: Path) -> Path | None:
-    """The folder of the base that belongs to the heads in `out` alone (joint training writes one)."""
+def own_parts(out: Path) -> set[str]:
+    """Which of PARTS belong to the heads in `out` alone."""
     try:
-        return out / BASE_NAME if read_config(out).base.id == f"./{BASE_NAME}" else None
+        return parts_of(read_config(out).base)
     except ValueError:
-        return None
+        return set()
+
+
+def parts_of(base: BaseRef) -> set[str]:
+    """Which of PARTS a checkpoint with this base names as its own."""
+    return {part for part in PARTS if f"./{part}" in (base.id, base.adapter)}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.adapters import adapter_settings, write_adapter
 from mtpd_mlx.base import Base
-from mtpd_mlx.checkpoint import save_base, save_heads, versions
+from mtpd_mlx.checkpoint import replace_folder, save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.distributed import World
@@ -24,10 +25,23 @@ from mtpd_mlx.options import TrainOptions, with_rate
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.resume import Progress
-from mtpd_mlx.run_folder import BASE_NAME, begin, check_folder, check_free, finish, own_base, take_up
+from mtpd_mlx.run_folder import (
+    ADAPTERS_NAME,
+    BASE_NAME,
+    begin,
+    check_folder,
+    check_free,
+    finish,
+    own_parts,
+    parts_of,
+    take_up,
+)
+from mtpd_mlx.schema import as_dict
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import Run
+
+TRAINED_PARTS = {"heads": None, "joint": BASE_NAME, "lora": ADAPTERS_NAME}  # where what of the base trains is written
 
 
 def reference_base(base: Base, out: Path, named: str) -> BaseRef:
@@ -58,8 +72,8 @@ def check_places(options: TrainOptions) -> None:
         for name in options.data.data:
             find_source(name)
     if not options.run.resume:
-        joint = options.model.train == "joint"
-        World.launched().from_lead(lambda: check_free(Path(options.run.out), options.run.overwrite, joint))
+        part = TRAINED_PARTS[options.model.train]
+        World.launched().from_lead(lambda: check_free(Path(options.run.out), options.run.overwrite, part))
 
 
 def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[str, Any]], None]) -> Outcome:
@@ -67,7 +81,7 @@ def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[
     stay until this run writes its own."""
     world, out, base = World.launched(), Path(options.run.out), ingredients.base
     if not options.run.resume:
-        world.from_lead(lambda: check_folder(out, options.run.overwrite, options.model.train == "joint"))
+        world.from_lead(lambda: check_folder(out, options.run.overwrite, TRAINED_PARTS[options.model.train]))
     tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
     if tokenizer.vocab_size > base.vocab_size:
         raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")
@@ -94,26 +108,26 @@ def _train(
     valid_set: Any,
     show: Callable[[dict[str, Any]], None],
 ) -> Outcome:
-    out, joint, extends = Path(options.run.out), options.model.train == "joint", ingredients.first_trained > 0
-    model = Model(ingredients.base, ingredients.heads, joint, ingredients.first_trained, options.optim.grad_checkpoint)
+    out, trains, extends = Path(options.run.out), options.model.train, ingredients.first_trained > 0
+    checkpointed = options.optim.grad_checkpoint
+    model = Model(
+        ingredients.base, ingredients.heads, trains != "heads", ingredients.first_trained, checkpointed, trains == "lora"
+    )
     stepper = Stepper(model, options.loss, options.optim, world, stored_teacher_size(options, ingredients.heads))
     record = _record(options, train_set, valid_set) | ingredients.record
-    reference = None if joint else reference_base(ingredients.base, out, ingredients.base_name)
+    reference = None if trains == "joint" else reference_base(ingredients.base, out, ingredients.base_name)
     identity = _identity(record, reference, ingredients.heads.heads[: ingredients.first_trained])
 
     def save_best(progress: Progress) -> None:
-        target = reference
-        if target is None:
-            folder = out / BASE_NAME
-            save_base(folder, ingredients.base, ingredients.tokenizer_folder)
-            target = reference_base(replace(ingredients.base, path=folder, adapter=None), out, str(folder))
+        target = save_trained_base(out, options, ingredients) or reference
+        assert target is not None
         evaluation = {"iteration": progress.best_iteration, "validation": progress.best_eval, "start": progress.start}
         heads = ingredients.heads
-        replaced = own_base(out)  # of the heads that are there
+        replaced = own_parts(out)  # of the heads that are there
         config = CheckpointConfig(heads.num_heads, heads.hidden_source, target, None, record | {"eval": evaluation})
         save_heads(out, heads, config)
-        if replaced is not None and not target.id.startswith(f"./{BASE_NAME}"):
-            shutil.rmtree(replaced, ignore_errors=True)
+        for part in replaced - parts_of(target):
+            shutil.rmtree(out / part, ignore_errors=True)
 
     rows = list(islice(valid_set.iter_batches(options.data.batch_size), _limit(options.run.val_batches)))
     run = Run(
@@ -134,6 +148,20 @@ def _train(
     progress = run.run(tell)
     world.from_lead(lambda: finish(out))
     return Outcome(progress, run.curve, progress.best_iteration != 0)
+
+
+def save_trained_base(out: Path, options: TrainOptions, ingredients: Ingredients) -> BaseRef | None:
+    """Writes what of the base trained, and how a checkpoint names it. None: nothing did."""
+    base, part = ingredients.base, TRAINED_PARTS[options.model.train]
+    if part is None:
+        return None
+    folder = out / part
+    if part == BASE_NAME:
+        save_base(folder, base, ingredients.tokenizer_folder)
+        return reference_base(replace(base, path=folder, adapter=None), out, str(folder))
+    settings = adapter_settings(options.lora)
+    replace_folder(folder, lambda written: write_adapter(written, base.model, settings))
+    return reference_base(replace(base, adapter=folder), out, ingredients.base_name)
 
 
 def _identity(record: dict[str, Any], reference: BaseRef | None, frozen: list[MTPHead]) -> dict[str, str]:
@@ -169,5 +197,6 @@ def _record(options: TrainOptions, train_set: Any, valid_set: Any) -> dict[str, 
     data = {f"{name}_tokens": part.num_tokens for name, part in (("train", train_set), ("valid", valid_set))}
     data |= {f"{name}_sha256": part.sha256 for name, part in (("train", train_set), ("valid", valid_set))}
     places = ("out", "data", "model", "tokenizer", "cache", "model_config", "init_heads", "project_name", "report_to")
-    training = {k: v for k, v in values.items() if k not in loss and k not in places}
+    idle = () if options.model.train == "lora" else tuple(as_dict(options.lora))
+    training = {k: v for k, v in values.items() if k not in loss and k not in (*places, *idle)}
     return {"loss": loss, "data": data, "training": training, "versions": versions()}

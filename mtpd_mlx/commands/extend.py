@@ -8,6 +8,8 @@ from mtpd_mlx.schema import add_arguments as add_schema
 from mtpd_mlx.schema import build, read_yaml
 from mtpd_mlx.tables import format_table
 
+HIDDEN = ("HeadsConfig", "LoraConfig")  # what an extension takes from the checkpoint, and what it does not train
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from mtpd_mlx.options import TrainOptions
@@ -16,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", type=int, required=True, help="number of heads wanted, for example 8 or 16")
     parser.add_argument("--train-free", action="store_true", help="copy only: no data, no training")
     parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
-    add_schema(parser, *(c for c in TrainOptions.classes() if c.__name__ != "HeadsConfig"))
+    add_schema(parser, *(c for c in TrainOptions.classes() if c.__name__ not in HIDDEN))
 
 
 def run(args: argparse.Namespace) -> int:

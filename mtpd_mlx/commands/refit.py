@@ -8,7 +8,7 @@ from mtpd_mlx.schema import add_arguments as add_schema
 from mtpd_mlx.schema import read_yaml
 from mtpd_mlx.tables import format_table
 
-HIDDEN = ("HeadsConfig",)  # the checkpoint says
+HIDDEN = ("HeadsConfig", "LoraConfig")  # what the checkpoint says, and what is not trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

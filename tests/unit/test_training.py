@@ -143,7 +143,7 @@ def test_a_folder_where_the_trained_base_would_go_is_not_replaced_unasked(
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     before = (base / "model.safetensors").read_bytes()
     assert main(train_args(base, text_data, tmp_path, "--train", "joint")) == 1
-    one_line(capsys, "holds a folder 'base', where the trained base goes")
+    one_line(capsys, "holds a folder 'base', where what is trained goes")
     assert (base / "model.safetensors").read_bytes() == before
 
 
