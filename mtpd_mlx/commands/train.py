@@ -48,7 +48,9 @@ def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
     progress = outcome.progress
     if not outcome.improved:
         start = progress.start or {}
-        print(f"no step was better on validation than the start (tau {start.get('tau', 0):.3f}): nothing was replaced")
+        chosen_by = "main_loss" if options.model.base_trains else "tau"
+        best = f"{chosen_by.replace('_', ' ')} {start.get(chosen_by, 0):.4g}"
+        print(f"no step was better on validation than the start ({best}): nothing was replaced")
         return 3
     best = progress.best_eval
     print(f"kept step {progress.best_iteration}: tau {best['tau']:.3f}, main loss {best['main_loss']:.4f} -> {out}")

@@ -299,5 +299,5 @@ def test_distillation_that_reaches_the_heads_alone(drafts: int | None) -> None:
 def test_what_distillation_of_the_heads_alone_needs() -> None:
     base = new_base(LLAMA, 0)
     for joint, loss in ((False, "mtpd"), (True, "ce"), (True, "kl")):
-        with pytest.raises(ValueError, match="--kl-reaches heads: expected --train joint, --loss mtpd"):
+        with pytest.raises(ValueError, match="--kl-reaches heads: expected --train joint or lora, --loss mtpd"):
             Model(base, init_heads(base, 1, "postnorm", 0), joint).fused_loss(LossConfig(loss=loss, kl_reaches="heads"))
