@@ -126,7 +126,8 @@ def _adapter(found: dict[str, Any]) -> list[str]:
 
 
 def _named(base: dict[str, Any]) -> str:
-    return f"{base.get('id')}@{base['revision']}" if base.get("revision") else str(base.get("id"))
+    revision, adapter = base.get("revision"), base.get("adapter")
+    return f"{base.get('id')}{f'@{revision}' if revision else ''}{f' with adapter {adapter}' if adapter else ''}"
 
 
 def _measured(measured: dict[str, Any] | None) -> str:

@@ -73,7 +73,7 @@ def test_the_heads_decode_with_the_adapted_base_alone(
     prompts.write_text('{"prompt": "one two"}\n{"prompt": "the"}\n')
     assert train(tiny_base, text_data, out) == 0
     assert main(["verify", str(out), "--prompts", str(prompts), "--max-tokens", "12"]) == 0
-    capsys.readouterr()
+    assert main(["inspect", str(out)]) == 0 and " with adapter ./adapters (" in capsys.readouterr().out
     shutil.rmtree(out / "adapters")
     assert main(["verify", str(out), "--prompts", str(prompts), "--max-tokens", "12"]) == 1
     assert "adapters" in capsys.readouterr().err
