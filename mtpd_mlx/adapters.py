@@ -1,10 +1,10 @@
 """mlx-lm adapters of a base: folded into its weights (LoRA, DoRA, full), or as new LoRA layers that train."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.adapter_format import CONFIG, WEIGHTS, read_adapter
+from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.config import LoraConfig
 from mtpd_mlx.mlx_runtime import mx, nn
 
@@ -60,4 +60,4 @@ def write_adapter(folder: Path, network: nn.Module, settings: dict[str, Any]) ->
 
     flat: Any = tree_flatten(network.trainable_parameters())
     mx.save_safetensors(str(folder / WEIGHTS), dict(flat))
-    (folder / CONFIG).write_text(json.dumps(settings, indent=4) + "\n")
+    write_json(folder / CONFIG, settings)

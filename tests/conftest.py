@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,25 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -
     from tiny import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("heads"), tiny_base)
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Ctrl-C in place of step number n."""
+    from mtpd_mlx.train_step import Stepper
+
+    def install(number: int) -> None:
+        step, calls = Stepper.step, [0]
+
+        def stopped(self: Stepper, batches: list) -> tuple:
+            calls[0] += 1
+            if calls[0] == number:
+                raise KeyboardInterrupt
+            return step(self, batches)
+
+        monkeypatch.setattr(Stepper, "step", stopped)
+
+    return install
 
 
 @pytest.fixture

@@ -81,38 +81,29 @@ def test_the_heads_decode_with_the_adapted_base_alone(
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_interrupted_run_resumes_to_the_same(
-    checkpointed: bool, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpointed: bool, tiny_base: Path, text_data: Path, tmp_path: Path, stop_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtpd_mlx.train_step import Stepper
-
+    """Recomputed blocks change nothing either."""
     extra = ("--grad-checkpoint",) if checkpointed else ()
-    assert train(tiny_base, text_data, tmp_path / "whole", *extra) == 0
-    step, calls = Stepper.step, []
-
-    def interrupted(self: Stepper, batches: list) -> tuple:
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return step(self, batches)
-
-    monkeypatch.setattr(Stepper, "step", interrupted)
+    assert train(tiny_base, text_data, tmp_path / "whole") == 0
+    stop_at(8)
     out = tmp_path / "broken"
     assert train(tiny_base, text_data, out, *extra) == 130
     monkeypatch.undo()
     assert main(["train", "--resume", "--out", str(out)]) == 0
     for name in ("heads.safetensors", "adapters/adapters.safetensors"):
         a, b = (load_arrays(folder / name) for folder in (tmp_path / "whole", out))
-        assert a.keys() == b.keys() and all(np.allclose(np.array(a[n]), np.array(b[n]), atol=1e-6) for n in a)
+        assert a.keys() == b.keys() and all(
+            np.allclose(np.array(a[n]), np.array(b[n]), atol=2e-5 if checkpointed else 1e-6) for n in a
+        )
 
 
 def test_another_base_is_not_resumed_on(
-    tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    tiny_base: Path, text_data: Path, tmp_path: Path, stop_at: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """Unlike joint training, whose base is in the resume point, this one stands on the base in its folder."""
-    from mtpd_mlx.train_step import Stepper
-
     base, out = Path(shutil.copytree(tiny_base, tmp_path / "base")), tmp_path / "out"
-    monkeypatch.setattr(Stepper, "step", lambda self, batches: (_ for _ in ()).throw(KeyboardInterrupt))
+    stop_at(1)
     assert train(base, text_data, out) == 130
     monkeypatch.undo()
     weights = load_arrays(base / "model.safetensors")

@@ -36,24 +36,6 @@ def error_line(capsys: pytest.CaptureFixture) -> str:
 
 
 @pytest.fixture
-def stop_at(monkeypatch: pytest.MonkeyPatch) -> Stop:
-    """Ctrl-C in place of step number n."""
-
-    def install(number: int) -> None:
-        step, calls = Stepper.step, [0]
-
-        def stopped(self: Stepper, batches: list) -> tuple:
-            calls[0] += 1
-            if calls[0] == number:
-                raise KeyboardInterrupt
-            return step(self, batches)
-
-        monkeypatch.setattr(Stepper, "step", stopped)
-
-    return install
-
-
-@pytest.fixture
 def good(tiny_base: Path, text_data: Path, tmp_path: Path) -> Path:
     """A finished run. The noise makes sure that any other heads would be other bytes."""
     folder = write_checkpoint(tmp_path / "good", tiny_base, num_heads=2, noise=0.1)

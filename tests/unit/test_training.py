@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,21 +57,11 @@ def test_heads_run_writes_a_loadable_checkpoint_and_not_the_base(tiny_base: Path
 
 @pytest.mark.parametrize(("mode", "optimizer"), [("heads", "adamw"), ("joint", "adamw"), ("heads", "muon")])
 def test_interrupted_run_resumes_to_the_same_losses(
-    mode: str, optimizer: str, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: str, optimizer: str, tiny_base: Path, text_data: Path, tmp_path: Path, stop_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtpd_mlx.train_step import Stepper
-
     extra = ("--train", mode, "--optimizer", optimizer, "--grad-accumulation-steps", "2")
     assert main(train_args(tiny_base, text_data, tmp_path / "whole", *extra)) == 0
-    step, calls = Stepper.step, []
-
-    def interrupted(self: Stepper, batches: list) -> tuple:
-        calls.append(1)
-        if len(calls) == 8:
-            raise KeyboardInterrupt
-        return step(self, batches)
-
-    monkeypatch.setattr(Stepper, "step", interrupted)
+    stop_at(8)
     out = tmp_path / "broken"
     assert main(train_args(tiny_base, text_data, out, *extra)) == 130
     monkeypatch.undo()

@@ -12,7 +12,7 @@ from mtpd_mlx.distill import DistillConfig, picker
 from mtpd_mlx.evaluate import repetition, summarise
 from mtpd_mlx.generation import Generation, Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.losses import cross_entropy, target_masks
+from mtpd_mlx.losses import target_masks
 from mtpd_mlx.mlx_runtime import mx
 from tools.experiments.data import Text
 from tools.experiments.settings import Setting
@@ -83,7 +83,7 @@ def domain_losses(base: Base, text: Text, s: Setting) -> dict[str, dict[str, flo
         logits = base.logits(base.norm(base.trunk(tokens)))[:, :-1].astype(mx.float32)
         log_p = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         here = slice(start, start + s.batch_size), slice(0, -1)
-        nats[here] = np.array(cross_entropy(logits, tokens[:, 1:]))
+        nats[here] = -np.array(mx.take_along_axis(log_p, tokens[:, 1:, None], axis=-1)[..., 0])
         entropy[here] = np.array(-(mx.exp(log_p) * log_p).sum(axis=-1))
         right[here] = np.array(logits.argmax(axis=-1) == tokens[:, 1:])
     sizes = np.where(targets, np.roll(text.token_bytes[rows.tokens], -1, axis=1), 0)
