@@ -123,13 +123,13 @@ def recipes(s: Setting) -> list[Arm]:
     adamw = replace(own4, name="recipe-rate3-kl-own4", optimizer="adamw", rate_factor=3.0)
     twice = [
         own4,
+        adamw,
         replace(start, name="recipe-rate3", rate_factor=3.0),
         replace(faster, name="recipe-muon-rate6"),
         replace(own4, name="recipe-muon-rate6-kl-own4-zero", min_lr_ratio=0.0),
         replace(own4, name="recipe-muon-rate6-kl-most4", own_share=0.75),
     ]
     once = [
-        adamw,
         replace(adamw, name="recipe-rate3-kl-own4-long", steps=4 * adamw.steps // 3),  # Muon's steps cost more
         replace(fast, name="recipe-muon-rate3"),
         replace(fast, name="recipe-muon-rate3-own", text="mixed"),
@@ -159,6 +159,7 @@ def ablations(s: Setting) -> list[Arm]:
     return [
         *(replace(start, name="joint4-nodetach", loss=MTPD_FREE, seed=seed) for seed in range(s.seeds)),
         replace(start, name="joint4-nodetach-late", loss=replace(MTPD_FREE, kl_start=KL_START_FROM_SCRATCH)),
+        replace(start, name="joint1-nodetach", loss=replace(MTPD_1, detach_teacher=False), num_heads=1),
         replace(start, name="joint4-top64", loss=replace(MTPD, top_n=64)),
         replace(start, name="joint4-top1000", loss=replace(MTPD, top_n=1000)),
         replace(start, name="joint4-beta1.5", loss=replace(MTPD, beta=(1.5,))),
@@ -169,10 +170,16 @@ def ablations(s: Setting) -> list[Arm]:
 
 def all_arms(s: Setting) -> list[Arm]:
     base = Arm("base", BASE_ARM, "base", CE, 0, s.base_steps)
-    arms = [*joint(s), *late(s), *loops("loops", "joint4-mtpd", MTPD, s), *loops("loops", "joint4-ce", CE, s), base, *frozen(s)]
+    arms = [*joint(s), *late(s), *loops("loops", "joint4-mtpd", MTPD, s)]
+    for seed in range(s.seeds):
+        arms += loops("loops", "joint4-ce", CE, s, seed)
+    arms += [base, *frozen(s)]
     arms += [*one_head_loops("joint1-ce", CE), *one_head_loops("joint1-mtpd", MTPD_1)]
     arms += loops("own-loops", "frozen-mtpd-own", MTPD, s, text="mixed")
-    return [*arms, *scratch(s), *ablations(s), *loops("free-loops", "joint4-nodetach", MTPD, s), *recipes(s), *muon(s)]
+    arms += [*scratch(s), *ablations(s)]
+    for seed in range(s.seeds):
+        arms += loops("free-loops", "joint4-nodetach", MTPD, s, seed)
+    return [*arms, *recipes(s), *muon(s)]
 
 
 def parts() -> tuple[str, ...]:

@@ -19,7 +19,9 @@ PAPER_RECIPE = "frozen-mtpd"
 LATE, SAID_LATE = "mtpd-late", "distilled from half of the steps on"  # arms, and what they are
 LATE_HEADS = "mtpd-late-heads"  # the same, and it reaches the heads alone
 FREE, SAID_FREE = "nodetach", "the teacher not detached"
+PAPER = "mtpd"
 WAYS = ((LATE, SAID_LATE), (FREE, SAID_FREE))  # other ways of joint MTP-D than the paper's
+ALL_WAYS = (PAPER, LATE, LATE_HEADS, FREE)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def greedy(entry: dict[str, Any]) -> dict[str, Any]:
     return entry["greedy"]["all"]
 
 
-def joint_effect(run: Run, heads: int, of: str = "mtpd") -> list[dict[str, Any]]:
+def joint_effect(run: Run, heads: int, of: str = PAPER) -> list[dict[str, Any]]:
     """MTP-D (`of`: its arm) against MTP, both joint, by seed: points of CAR at the last depth (all sets, each set), percent of
     main loss."""
     effects = []
@@ -82,12 +84,14 @@ def joint_effect(run: Run, heads: int, of: str = "mtpd") -> list[dict[str, Any]]
     return effects
 
 
-def loop_depths(run: Run, of: str = "mtpd") -> list[tuple[float, float]] | None:
-    """(CAR of the loop from MTP-D heads (`of`: their arm), from CE heads) at depths 5..8, both trained."""
-    mtpd, ce = run.get(f"joint4-{of}-loop8"), run.get("joint4-ce-loop8")
-    if mtpd is None or ce is None:
-        return None
-    return list(zip(greedy(mtpd)["car"][4:], greedy(ce)["car"][4:], strict=True))
+def loop_depths(run: Run, of: str = PAPER) -> dict[int, list[tuple[float, float]]]:
+    """By seed: (CAR of the loop from MTP-D heads (`of`: their arm), from CE heads) at depths 5..8, both trained."""
+    names = f"joint4-{of}-loop8", "joint4-ce-loop8"
+    depths = {}
+    for seed in run.seeds(*names):
+        mtpd, ce = (greedy(run.arms[f"{name}.s{seed}"])["car"][4:] for name in names)
+        depths[seed] = list(zip(mtpd, ce, strict=True))
+    return depths
 
 
 def one_head_tau(run: Run) -> tuple[float, str] | None:
@@ -109,10 +113,11 @@ def tau_ratios(run: Run) -> dict[str, float]:
     return {key: greedy(e)["tau"] / one[0] for key, e in run.arms.items() if "greedy" in e and e["num_heads"] >= 4}
 
 
-def extension(run: Run) -> dict[str, float | None] | None:
-    """Of the extension to 8 heads: its cost, steps and tau as shares of those of 8 heads from scratch. The cost is None where
-    other programs ran beside one of the two; a step of the extension never costs more than one from scratch."""
-    loop, scratch = run.get("joint4-mtpd-loop8"), run.get("joint8-mtpd")
+def extension(run: Run, of: str = PAPER) -> dict[str, float | None] | None:
+    """Of the extension to 8 heads (`of`: the arm of the four): its cost, steps and tau as shares of those of 8 heads from
+    scratch. The cost is None where other programs ran beside one of the two; a step of the extension never costs more than one
+    from scratch."""
+    loop, scratch = run.get(f"joint4-{of}-loop8"), run.get(f"joint8-{of}")
     if loop is None or scratch is None:
         return None
     spent, budget = cost(loop), cost(scratch)
@@ -173,13 +178,11 @@ def summary_of(run: Run) -> dict[str, Any]:
             for key, e in run.arms.items()
             if e["steps"]
         },
-        "joint_effect": {str(heads): joint_effect(run, heads) for heads in (1, 4)}
-        | {"4, late": joint_effect(run, 4, LATE), "4, late, heads alone": joint_effect(run, 4, LATE_HEADS)}
-        | {"4, teacher not detached": joint_effect(run, 4, FREE)},
-        "loop_car_5_to_8": loop_depths(run),
-        "loop_car_5_to_8, late": loop_depths(run, LATE),
-        "loop_car_5_to_8, teacher not detached": loop_depths(run, FREE),
-        "extension": extension(run),
+        "joint_effect": {
+            str(heads): {of: effects for of in ALL_WAYS if (effects := joint_effect(run, heads, of))} for heads in (1, 4)
+        },
+        "loop_car_5_to_8": {of: depths for of in ALL_WAYS if (depths := loop_depths(run, of))},
+        "extension": {of: shares for of in ("ce", *ALL_WAYS) if (shares := extension(run, of)) is not None},
         "best_recipe": best_recipe(run),
         "joint_recipe_percent": joint_recipe(run),
     }
