@@ -1,7 +1,7 @@
 """What the results say: figures derived from the JSON of runs. None stands for what was not measured."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ AIMS = {
     "tau_share": 0.95,
     "recipe_percent": 5.0,
 }
+SPEED_NAME = "speed.json"
+ONE_HEAD = "joint1-ce"  # MTP with one head, what the paper's speeds are relative to
 PAPER_RECIPE = "frozen-mtpd"
 LATE, SAID_LATE = "mtpd-late", "distilled from half of the steps on"  # arms, and what they are
 LATE_HEADS = "mtpd-late-heads"  # the same, and it reaches the heads alone
@@ -30,6 +32,7 @@ class Run:
 
     name: str
     content: dict[str, Any]
+    speed: list[dict[str, Any]] = field(default_factory=list)  # rows of speed.json about its arms
 
     @property
     def arms(self) -> dict[str, dict[str, Any]]:
@@ -44,13 +47,21 @@ class Run:
         return sorted(set.intersection(*every))
 
 
+def read_speed(folder: Path) -> list[dict[str, Any]]:
+    """Its speed.json, a list of rows: runtime, device, setting, arm, num_draft_tokens, temp, tau, plain and heads (tokens a
+    second), conditions."""
+    file = folder / SPEED_NAME
+    return json.loads(file.read_text()) if file.exists() else []
+
+
 def read_runs(folder: Path) -> list[Run]:
     """Every JSON file of the folder that is a run's."""
-    runs = []
+    runs, speed = [], read_speed(folder)
     for file in sorted(folder.glob("*.json")):
         content = json.loads(file.read_text())
         if isinstance(content, dict) and {"setting", "arms"} <= content.keys():
-            runs.append(Run(file.stem, content))
+            of_run = [row for row in speed if row["setting"] == content["setting"] and row["arm"] in content["arms"]]
+            runs.append(Run(file.stem, content, of_run))
     return runs
 
 
@@ -96,8 +107,8 @@ def loop_depths(run: Run, of: str = PAPER) -> dict[int, list[tuple[float, float]
 
 def one_head_tau(run: Run) -> tuple[float, str] | None:
     """tau of one head trained with CE; without such an arm, of the first of four CE heads."""
-    if (one := run.get("joint1-ce")) is not None:
-        return greedy(one)["tau"], "joint1-ce"
+    if (one := run.get(ONE_HEAD)) is not None:
+        return greedy(one)["tau"], ONE_HEAD
     if (four := run.get("joint4-ce")) is not None:
         return 1 + greedy(four)["car"][0], "head 1 of joint4-ce"
     if (four := run.get("frozen-ce")) is not None:
@@ -111,6 +122,17 @@ def tau_ratios(run: Run) -> dict[str, float]:
     if one is None:
         return {}
     return {key: greedy(e)["tau"] / one[0] for key, e in run.arms.items() if "greedy" in e and e["num_heads"] >= 4}
+
+
+def speed_ratios(run: Run, key: str) -> list[tuple[str, float]]:
+    """(runtime, greedy speed-up of an arm over plain decoding, over that of one head of MTP there), where both were timed."""
+
+    def gains(of: str) -> dict[tuple[str, str], float]:
+        rows = [r for r in run.speed if r["arm"] == of and r["temp"] == 0]
+        return {(r["runtime"], r["device"]): r["heads"] / r["plain"] for r in rows}
+
+    one = gains(f"{ONE_HEAD}.s0")
+    return [(place[0], gain / one[place]) for place, gain in gains(key).items() if place in one]
 
 
 def extension(run: Run, of: str = PAPER) -> dict[str, float | None] | None:

@@ -23,7 +23,7 @@ from tools.experiments.findings import (
     one_head_tau,
     tau_ratios,
 )
-from tools.experiments.paper import CLAIMS
+from tools.experiments.paper import CLAIMS, SCALE
 
 MISSING = "not measured"
 PARTS = {
@@ -204,16 +204,18 @@ def paper_table(runs: list[Run]) -> str:
     rows = []
     for claim in CLAIMS:
         ours = [f"{run.name}: {said}" for run in runs if (said := claim.ours(run)) is not None]
-        rows.append([claim.figure, claim.claimed, claim.scale, "; ".join(ours) or MISSING, claim.why])
-    return table(["figure", "claimed", "scale", "ours", "why it may differ"], rows)
+        rows.append([claim.figure, claim.claimed, "<br>".join(ours) or MISSING, claim.why])
+    return f"{SCALE}\n\n{table(['figure', 'claimed', 'ours', 'why it may differ'], rows)}"
 
 
-def speed_table(speed: list[dict[str, Any]] | None) -> str:
-    """Rows of docs/results/speed.json: runtime, device, setting, arm, plain and heads (tokens a second), conditions."""
+def speed_table(speed: list[dict[str, Any]]) -> str:
+    """Rows of docs/results/speed.json (findings.read_speed)."""
     if not speed:
         return MISSING + "\n"
     rows = []
     for r in speed:
-        figures = [f"{r['plain']:.0f}", f"{r['heads']:.0f}", f"{r['heads'] / r['plain']:.2f}", r.get("conditions", "")]
-        rows.append([r["runtime"], r["device"], r["setting"], r["arm"], *figures])
-    return table(["runtime", "device", "setting", "arm", "plain, tokens/s", "with heads", "ratio", "conditions"], rows)
+        how = [str(r["num_draft_tokens"]), f"{r['temp']:g}", f"{r['tau']:.2f}"]
+        figures = [f"{r['plain']:.0f}", f"{r['heads']:.0f}", f"{r['heads'] / r['plain']:.2f}", r["conditions"]]
+        rows.append([r["runtime"], r["device"], r["setting"], r["arm"], *how, *figures])
+    headers = ["runtime", "device", "setting", "arm", "K", "T", "tau", "plain, tokens/s", "with heads", "ratio", "conditions"]
+    return table(headers, rows)

@@ -3,8 +3,8 @@
 
     python -m tools.experiments.report docs/results
 
-FOLDER holds results files of tools/experiments/run.py under any names (each is a section) and perhaps speed.json, a list of
-{"runtime", "device", "setting", "arm", "plain", "heads", "conditions"} in tokens a second. Writes FOLDER.md beside it.
+FOLDER holds results files of tools/experiments/run.py under any names (each is a section) and perhaps speed.json, what was
+timed with those arms (findings.py, read_speed). Writes FOLDER.md beside it.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from tools.experiments.figures import save_plot, series_of
-from tools.experiments.findings import FREE, LATE, Run, greedy, read_runs, summary
+from tools.experiments.findings import FREE, LATE, Run, greedy, read_runs, read_speed, summary
 from tools.experiments.pages import (
     PARTS,
     aims_table,
@@ -24,7 +24,7 @@ from tools.experiments.pages import (
     sureness_table,
 )
 
-SUMMARY_NAME, SPEED_NAME = "summary.json", "speed.json"
+SUMMARY_NAME = "summary.json"
 JOINT = ("joint4-ce", "joint4-mtpd", f"joint4-{LATE}", f"joint4-{FREE}")
 FIGURES = {
     "heads": ("CAR by depth, four heads", lambda e: e["num_heads"] == 4 and e["seed"] == 0 and e["part"] != "ablations"),
@@ -74,10 +74,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder
     runs = read_runs(folder)
-    speed_file = folder / SPEED_NAME
-    speed = json.loads(speed_file.read_text()) if speed_file.exists() else None
     (folder / SUMMARY_NAME).write_text(json.dumps(summary(runs), indent=1) + "\n")
-    page = [INTRO, "## The paper's figures and ours\n\n", paper_table(runs), "\n## Speed\n\n", speed_table(speed), "\n"]
+    page = [
+        INTRO,
+        "## The paper's figures and ours\n\n",
+        paper_table(runs),
+        "\n## Speed\n\n",
+        speed_table(read_speed(folder)),
+        "\n",
+    ]
     page += [section(run, folder) + "\n" for run in runs]
     folder.with_suffix(".md").write_text("".join(page).rstrip("\n") + "\n")
     print(f"{folder.with_suffix('.md')}: {len(runs)} run(s), {sum(len(r.arms) for r in runs)} arms")
