@@ -89,12 +89,19 @@ def one_head_loops(of: str, loss: LossConfig) -> list[Arm]:
 
 
 def scratch(s: Setting) -> list[Arm]:
-    """8 and 16 heads from scratch, for as many steps as 4 heads and their extension took together."""
+    """8 and 16 heads from scratch, for as many steps as 4 heads and their extension took together; and with weights that add up
+    to those of 4 heads."""
     eight, sixteen = s.joint_steps + s.loop_steps, s.joint_steps + 2 * s.loop_steps
-    return [
+    arms = [
         Arm("scratch", f"joint{count}-{name}", "joint", loss, count, steps)
         for count, steps in ((8, eight), (16, sixteen))
         for name, loss in (("mtpd", MTPD), ("ce", CE), ("nodetach", MTPD_FREE))
+    ]
+    halved = {"alpha": (MTPD.alpha[0] / 2,), "beta": (MTPD.beta[0] / 2,)}
+    return [
+        *arms,
+        Arm("scratch", "joint8-nodetach-halved", "joint", replace(MTPD_FREE, **halved), 8, eight),
+        Arm("scratch", "joint8-ce-halved", "joint", replace(CE, alpha=halved["alpha"]), 8, eight),
     ]
 
 
