@@ -13,6 +13,7 @@ KL_REACHES = ("all", "heads")
 FRESH_RATE = {"adamw": 3e-3, "muon": 6e-3}  # peak learning rate of new heads, up to a hidden size of FRESH_WIDTH: docs/log.md
 FRESH_WIDTH = 512
 COPIES_SHARE = 1 / 3  # of that rate, for the copies that mtpd extend begins with
+SCRATCH_SHARE = 2 / 3  # of that rate, for a base from scratch and its heads: about that of tools/experiments
 OPTIMIZERS = tuple(FRESH_RATE)
 FINE_RATE = 5e-4  # of a base, and of heads that are trained already
 KL_START_FROM_SCRATCH = 0.5  # of --kl-start for a base from scratch, --detach-teacher: docs/results.md, part "late"
@@ -100,8 +101,8 @@ class OptimConfig:
     learning_rate: float | None = option(
         None,
         f"peak learning rate (default: of new heads {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden sizes "
-        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size; in mtpd extend a third of it; at least "
-        f"{FINE_RATE:g}, as of a base or of heads that go on)",
+        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size; of a base from scratch two thirds of it, in mtpd "
+        f"extend a third; at least {FINE_RATE:g}, as of a base that is there or of heads that go on)",
         takes=NOT_NEGATIVE,
     )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)

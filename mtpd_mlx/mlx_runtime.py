@@ -15,7 +15,7 @@ try:
     import mlx.nn as nn
     import mlx.optimizers as optim
 except ImportError as error:
-    raise ImportError(f'MLX is not installed ({error}); install it with: pip install "mtpd-mlx[mlx]"') from error
+    raise ImportError(f'MLX is not installed ({error}); install it with: pip install -e ".[mlx]"') from error
 
 
 def on_cpu() -> bool:

@@ -9,6 +9,7 @@ from mtpd_mlx.config import (
     FRESH_RATE,
     FRESH_WIDTH,
     KL_START_FROM_SCRATCH,
+    SCRATCH_SHARE,
     HeadsConfig,
     LoraConfig,
     LossConfig,
@@ -94,7 +95,9 @@ def with_rate(options: TrainOptions, hidden_size: int, share: float = 1.0) -> Tr
     """The options with a peak learning rate where none was given; `share` of that of new heads."""
     if options.optim.learning_rate is not None:
         return options
-    fresh = options.model.train == "heads" and options.heads.init_heads is None
+    scratch = options.model.model_config is not None
+    fresh = scratch or (options.model.train == "heads" and options.heads.init_heads is None)
+    share *= SCRATCH_SHARE if scratch else 1.0
     of_width = share * FRESH_RATE[options.optim.optimizer] * min(1.0, FRESH_WIDTH / hidden_size)
     rate = max(FINE_RATE, of_width) if fresh else FINE_RATE
     return replace(options, optim=replace(options.optim, learning_rate=rate))

@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the file differs")
     args = parser.parse_args()
     if importlib.util.find_spec("pytest") is None:
-        print('family_table: error: pytest is not installed; install it with: pip install "mtpd-mlx[dev]"', file=sys.stderr)
+        print('family_table: error: pytest is not installed; install it with: pip install -e ".[dev]"', file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"

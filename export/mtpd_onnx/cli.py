@@ -26,7 +26,7 @@ def import_command(name: str) -> Any:
     except ModuleNotFoundError as error:
         if name != "export":
             raise
-        raise ImportError(f'{error.name} is not installed; install with: pip install "mtpd-mlx[export]"') from error
+        raise ImportError(f'{error.name} is not installed; install with: pip install -e ".[export]"') from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
 from mtpd_onnx.precision import describe, export_options
 
 PROVIDERS = ("auto", "cuda", "cpu")
-INSTALL_CUDA = 'install it with: pip install "mtpd-mlx[onnx-gpu]"'
+INSTALL_CUDA = 'install it with: pip install -e ".[onnx-gpu]"'
 MOST_THREADS = 64  # where there are fewer CPUs: each one more slows the others down
 ERROR, FATAL = 3, 4  # severities of onnxruntime's own log
 
@@ -24,7 +24,7 @@ def import_onnxruntime() -> Any:
         import onnxruntime
     except ImportError as error:
         raise ImportError(
-            'onnxruntime is not installed; install it with: pip install "mtpd-mlx[onnx]" (CPU) or "mtpd-mlx[onnx-gpu]"'
+            'onnxruntime is not installed; install it with: pip install -e ".[onnx]" (CPU) or ".[onnx-gpu]"'
         ) from error
     return onnxruntime
 

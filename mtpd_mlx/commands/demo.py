@@ -19,7 +19,7 @@ def check_packages() -> None:
     """Says at the start, not after minutes of training, what the later steps would lack."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(f'{", ".join(missing)} not installed; install with: pip install "mtpd-mlx[mlx,onnx]"')
+        raise ImportError(f'{", ".join(missing)} not installed; install with: pip install -e ".[mlx,onnx]"')
 
 
 def run(args: argparse.Namespace) -> int:

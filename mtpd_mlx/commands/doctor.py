@@ -57,7 +57,7 @@ def examine() -> Findings:
         if sys.platform == "linux" and shutil.which("g++") is None:
             problems.append("no g++: MLX runs uncompiled on the CPU; apt install g++")
         if sys.platform == "linux" and shutil.which("nvidia-smi"):
-            problems.append('an NVIDIA GPU, but MLX computes on the CPU: pip install "mtpd-mlx[mlx-cuda]"')
+            problems.append('an NVIDIA GPU, but MLX computes on the CPU: pip install -e ".[mlx-cuda]"')
         if sys.platform == "darwin" and platform.machine() == "x86_64":
             problems.append("Python runs translated (x86_64): install an arm64 Python to use the GPU")
     for kind in (mx.float32, mx.bfloat16):

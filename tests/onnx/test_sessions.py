@@ -83,7 +83,7 @@ def test_auto_says_what_it_runs_on_and_why(use: Callable[..., SimpleNamespace], 
 @pytest.mark.parametrize(
     ("wanted", "cuda", "activations", "words"),
     [
-        ("cuda", False, "fp16", '--provider cuda: this onnxruntime has no CUDA; install it with: pip install "mtpd-mlx[onnx'),
+        ("cuda", False, "fp16", '--provider cuda: this onnxruntime has no CUDA; install it with: pip install -e ".[onnx'),
         ("cuda", True, "fp32", "--provider cuda: the folder is fp32, which CUDA cannot run; export it with --precision fp16"),
         ("cpu", True, "fp16", "the folder is fp16, which the CPU cannot run; export it with --precision fp32, or use CUDA"),
         ("auto", False, "bf16", "the folder is bf16, which the CPU cannot run; export it with --precision fp32, or use CUDA, "),
@@ -130,7 +130,7 @@ def without_a_kernel(*args: Any, **options: Any) -> None:
 @pytest.mark.parametrize("session", [fallen_to_the_cpu, without_a_kernel])
 def test_the_missing_library_is_named_for_every_precision(use: Callable[..., SimpleNamespace], session: Any) -> None:
     use(session=session)
-    words = r'CUDA cannot start: .*providers_cuda\.so: cannot open shared object file.*; install it with: pip install "mtpd-mlx'
+    words = r'CUDA cannot start: .*providers_cuda\.so: cannot open shared object file.*; install it with: pip install -e ".'
     with pytest.raises(ValueError, match=words) as error:
         open_session(Path("round.onnx"), "cuda", None)
     assert "\n" not in str(error.value)

@@ -245,6 +245,8 @@ def test_the_rate_of_new_heads_falls_with_the_hidden_size() -> None:
     extending = with_rate(TrainOptions.build({}, {"model": "base"}), 64, COPIES_SHARE).optim.learning_rate
     assert extending == pytest.approx(FRESH_RATE["adamw"] / 3)
     assert rate(100 * FRESH_WIDTH) == FINE_RATE
+    scratch = {"model": None, "train": "joint", "model_config": "config.json", "tokenizer": "folder"}
+    assert rate(64, **scratch) == pytest.approx(2e-3) and rate(100 * FRESH_WIDTH, **scratch) == FINE_RATE
     assert rate(64, init_heads="heads") == rate(64, train="joint") == FINE_RATE
     assert rate(64, learning_rate=1e-4) == rate(8192, learning_rate=1e-4) == 1e-4
 

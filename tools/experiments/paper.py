@@ -96,7 +96,7 @@ def copied(run: Run) -> str | None:
     return "MTP {:.1f}%, MTP-D {:.1f}%".format(*(100 * greedy(e)["car"][2] for e in (ce, mtpd)))
 
 
-CLOCK = "for so small a base a draft costs a quarter of a plain token (onnxruntime) and rounds wait for the host (MLX)"
+CLOCK = "for so small a base a draft costs a fifth of a plain token (onnxruntime) and rounds wait for the host (MLX)"
 EARLY = (
     "perhaps because our models are at the start of their training: trunk and output head, which teacher and student share, "
     "still move much, and a detached teacher is dragged along by its student"
