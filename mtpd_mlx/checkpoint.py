@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from mtpd_mlx.fingerprint import read_header
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.publishing import publish, stage_folder, staged
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -85,8 +86,11 @@ def load_weights(module: nn.Module, arrays: dict[str, mx.array], source: Path) -
     module.load_weights(list(arrays.items()))
 
 
-def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: int | None = None) -> None:
-    """Writes heads.safetensors and mtp_config.json; `bits` stores the matrices MLX-quantised (group size 64)."""
+def save_heads(
+    folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: int | None = None, parts: Sequence[str] = ()
+) -> None:
+    """Writes heads.safetensors and mtp_config.json; `bits` stores the matrices MLX-quantised (group size 64). `parts`: names of
+    folders that are staged beside them (publishing.py) and take their places with them."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = flatten(heads)
     quantization, tokens = None, heads.draft_tokens
@@ -98,13 +102,10 @@ def save_heads(folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: in
         arrays[DRAFT_TOKENS] = tokens.astype(mx.int32)
     drafted = None if tokens is None else tokens.size
     config = replace(config, quantization=quantization, draft_vocab=drafted, post_norms=heads.post_norms)
-    written = folder / f".new.{WEIGHTS_NAME}"
-    save_arrays(written, arrays)
-    if not _describes(folder, config):  # killed in between, the folder holds no heads, not new ones that pass for the old
-        (folder / CONFIG_NAME).unlink(missing_ok=True)
-    written.replace(folder / WEIGHTS_NAME)
-    write_json(folder / CONFIG_NAME, config.to_json())
-    sync(folder)
+    save_arrays(staged(folder / WEIGHTS_NAME), arrays)
+    write_json(staged(folder / CONFIG_NAME), config.to_json())
+    # Killed in between, the folder holds no heads, not new ones that pass for the old.
+    publish(folder, (*parts, WEIGHTS_NAME, CONFIG_NAME), hide=None if _describes(folder, config) else CONFIG_NAME)
 
 
 def _describes(folder: Path, config: CheckpointConfig) -> bool:
@@ -146,11 +147,11 @@ def load_checkpoint(
     adapter: Path | None = None,
     allow_mismatch: bool = False,
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
-    """Base (or its ends alone) and heads of a checkpoint. `model` and `adapter` replace the recorded ones; another base than
-    the heads' own is refused unless `allow_mismatch`."""
+    """Base (or its ends alone) and heads of a checkpoint. `model` and `adapter` replace the recorded ones (with
+    `allow_mismatch`, `model` replaces both); another base than the heads' own is refused unless `allow_mismatch`."""
     folder = resolve_folder(folder)
     config = read_config(folder)
-    if adapter is None and model is None:
+    if adapter is None and (model is None or not allow_mismatch):
         adapter = config.base.locate_adapter(folder)
     name = model or config.base.locate(folder)
     base = load_base(name, dequantize=dequantize, ends_only=ends_only, adapter=adapter)
@@ -176,32 +177,19 @@ def load_for_decoding(
     return base, heads, config
 
 
-def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
-    """The base in HF layout (joint training)."""
+def write_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
+    """The base in HF layout (joint training), into an empty folder."""
     from mlx_lm.utils import save_config, save_model
 
-    def write(temporary: Path) -> None:
-        save_model(temporary, base.model)
-        save_config(dict(base.config), temporary / "config.json")
-        copy_tokenizer(tokenizer_folder, temporary)
-
-    replace_folder(folder, write)
+    save_model(folder, base.model)
+    save_config(dict(base.config), folder / "config.json")
+    copy_tokenizer(tokenizer_folder, folder)
 
 
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """What `write` writes into a temporary sibling is swapped in for `folder`."""
-    temporary, previous = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for leftover in (temporary, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    write(temporary)
-    for written in (*temporary.iterdir(), temporary):
-        sync(written)
-    if folder.exists():
-        folder.rename(previous)
-    temporary.rename(folder)
-    sync(folder.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
+    """`write_base` in place of what `folder` is."""
+    stage_folder(folder, lambda new: write_base(new, base, tokenizer_folder))
+    publish(folder.parent, [folder.name])
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

@@ -49,7 +49,13 @@ class BaseRef:
         return _located(checkpoint, self.named)
 
     def locate_adapter(self, checkpoint: Path) -> Path | None:
-        return None if self.adapter is None else Path(_located(checkpoint, self.adapter))
+        """The folder of the base's adapter, where it has one. ValueError in one line where it is not there."""
+        if self.adapter is None:
+            return None
+        folder = Path(_located(checkpoint, self.adapter))
+        if not folder.is_dir():
+            raise ValueError(f"{checkpoint}: the adapter of its base is not there: {folder}")
+        return folder
 
     def to_json(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "adapter" or v is not None}

@@ -48,7 +48,7 @@ class LoraConfig:
 
     num_layers: int = option(16, "--train lora: last layers of the base that get adapters (-1: all)", takes=Range(-1))
     lora_rank: int = option(8, "--train lora: rank of the adapters", takes=POSITIVE)
-    lora_scale: float = option(20.0, "--train lora: what the adapters' output is multiplied by", takes=NOT_NEGATIVE)
+    lora_scale: float = option(20.0, "--train lora: what the adapters' output is multiplied by", takes=Range(0, above=True))
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,9 @@ def gather(options: TrainOptions) -> Ingredients:
         raise ValueError("no base: give --model, or --model-config with --train joint to train one from scratch")
     if options.heads.init_heads:
         heads, held = load_heads(Path(options.heads.init_heads), base)
-        if not options.heads.allow_base_mismatch and (base.path is None or base.fingerprint != held.base.fingerprint):
+        # A run that goes on has its weights in its resume point; where they came from may be --out, which holds its own by now.
+        checked = not (options.heads.allow_base_mismatch or options.run.resume)
+        if checked and (base.path is None or base.fingerprint != held.base.fingerprint):
             raise ValueError(
                 f"--init-heads {options.heads.init_heads}: belong to another base ({held.base.named}); adapt them with "
                 "mtpd refit, or pass --allow-base-mismatch"

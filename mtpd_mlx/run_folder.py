@@ -10,24 +10,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx import publishing
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config, write_json
 
 OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
 BASE_NAME, ADAPTERS_NAME, STAGES_NAME = "base", "adapters", "stages"
 PARTS = (BASE_NAME, ADAPTERS_NAME)  # what joint training writes beside the heads
 RESUME_PREFIX = "resume-"
-TEMPORARY = (
-    f".{RESUME_PREFIX}*.tmp",
-    f".*{WEIGHTS_NAME}*",
-    ".*.json*.tmp",
-    *(f".{part}.{kind}" for part in PARTS for kind in ("new", "old")),
-)
+TRAINED_PARTS = {"heads": None, "joint": BASE_NAME, "lora": ADAPTERS_NAME}  # where what of the base trains is written
+TEMPORARY = (f".{RESUME_PREFIX}*.tmp", f".*{WEIGHTS_NAME}*", ".*.json*.tmp")
 
 
 def check_free(out: Path, overwrite: bool, part: str | None = None) -> None:
     """ValueError where the folder is in use and not to be overwritten. `part`: of PARTS, what will be written too."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
+    publishing.finish(out)
     if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
         raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
     if part is not None and not overwrite and (out / part).exists():
@@ -49,16 +47,13 @@ def remove_resume_points(out: Path) -> None:
 
 
 def tidy(out: Path) -> None:
-    """Removes what a killed run was writing; a base or adapters that it had moved away, and not yet replaced, are put back."""
-    for part in PARTS:
-        previous = out / f".{part}.old"
-        if previous.is_dir() and not (out / part).exists():
-            previous.rename(out / part)
+    """Finishes what a killed run was putting in place, and removes what it was writing."""
+    publishing.finish(out)
+    lives = [out / name for name in (*PARTS, WEIGHTS_NAME, CONFIG_NAME)]
+    for path in [kind(live) for live in lives for kind in (publishing.staged, publishing.replaced)]:
+        publishing.discard(path)
     for leftover in [path for pattern in TEMPORARY for path in out.glob(pattern)]:
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        publishing.discard(leftover)
 
 
 def begin(out: Path, options: dict[str, Any], identity: dict[str, str]) -> None:
@@ -77,11 +72,15 @@ def finish(out: Path) -> None:
 
 
 def own_parts(out: Path) -> set[str]:
-    """Which of PARTS belong to the heads in `out` alone."""
+    """Which of PARTS the heads in `out` were trained with, and name: theirs alone. A model or adapter that a user put there is
+    none."""
     try:
-        return parts_of(read_config(out).base)
+        config = read_config(out)
     except ValueError:
         return set()
+    training = config.record.get("training")
+    trained = TRAINED_PARTS.get(str(training.get("train"))) if isinstance(training, dict) else None
+    return parts_of(config.base) & {trained}
 
 
 def parts_of(base: BaseRef) -> set[str]:

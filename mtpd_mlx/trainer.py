@@ -177,7 +177,8 @@ class Run:
         return latest_resume_point(self.out) is not None
 
     def _not_finite(self, times: int) -> str:
-        heads = f" (--init-heads {self.out}: from the heads kept so far)" if self.progress.best_iteration else ""
+        kept = self.progress.best_iteration and not self.model.joint  # with what of the base trained, they cannot go on alone
+        heads = f" (--init-heads {self.out}: from the heads kept so far)" if kept else ""
         return (
             f"step {self.progress.iteration}: the gradient was not finite {times} times in a row; those steps changed nothing. "
             f"--resume goes on with the data after them; where it happens again, check the data or begin anew{heads} with a "

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,7 +12,7 @@ import numpy as np
 
 from mtpd_mlx.adapters import adapter_settings, write_adapter
 from mtpd_mlx.base import Base
-from mtpd_mlx.checkpoint import replace_folder, save_base, save_heads, versions
+from mtpd_mlx.checkpoint import save_heads, versions, write_base
 from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.distributed import World
@@ -22,12 +21,13 @@ from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, ro
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
 from mtpd_mlx.options import TrainOptions, with_rate
+from mtpd_mlx.publishing import discard, stage_folder
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.resume import Progress
 from mtpd_mlx.run_folder import (
-    ADAPTERS_NAME,
     BASE_NAME,
+    TRAINED_PARTS,
     begin,
     check_folder,
     check_free,
@@ -40,8 +40,6 @@ from mtpd_mlx.schema import as_dict
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import Run
-
-TRAINED_PARTS = {"heads": None, "joint": BASE_NAME, "lora": ADAPTERS_NAME}  # where what of the base trains is written
 
 
 def reference_base(base: Base, out: Path, named: str) -> BaseRef:
@@ -119,15 +117,15 @@ def _train(
     identity = _identity(record, reference, ingredients.heads.heads[: ingredients.first_trained])
 
     def save_best(progress: Progress) -> None:
-        target = save_trained_base(out, options, ingredients) or reference
+        target = stage_trained(out, options, ingredients) or reference
         assert target is not None
         evaluation = {"iteration": progress.best_iteration, "validation": progress.best_eval, "start": progress.start}
-        heads = ingredients.heads
-        replaced = own_parts(out)  # of the heads that are there
+        heads, part = ingredients.heads, TRAINED_PARTS[trains]
+        left = own_parts(out) - parts_of(target)  # of the heads that are there
         config = CheckpointConfig(heads.num_heads, heads.hidden_source, target, None, record | {"eval": evaluation})
-        save_heads(out, heads, config)
-        for part in replaced - parts_of(target):
-            shutil.rmtree(out / part, ignore_errors=True)
+        save_heads(out, heads, config, parts=() if part is None else (part,))
+        for name in left:
+            discard(out / name)
 
     rows = list(islice(valid_set.iter_batches(options.data.batch_size), _limit(options.run.val_batches)))
     run = Run(
@@ -150,18 +148,17 @@ def _train(
     return Outcome(progress, run.curve, progress.best_iteration != 0)
 
 
-def save_trained_base(out: Path, options: TrainOptions, ingredients: Ingredients) -> BaseRef | None:
-    """Writes what of the base trained, and how a checkpoint names it. None: nothing did."""
+def stage_trained(out: Path, options: TrainOptions, ingredients: Ingredients) -> BaseRef | None:
+    """Writes what of the base trained where save_heads takes it from, and how a checkpoint names it. None: nothing did."""
     base, part = ingredients.base, TRAINED_PARTS[options.model.train]
     if part is None:
         return None
-    folder = out / part
     if part == BASE_NAME:
-        save_base(folder, base, ingredients.tokenizer_folder)
-        return reference_base(replace(base, path=folder, adapter=None), out, str(folder))
+        new = stage_folder(out / part, lambda folder: write_base(folder, base, ingredients.tokenizer_folder))
+        return replace(reference_base(replace(base, path=new, adapter=None), out, str(new)), id=f"./{part}")
     settings = adapter_settings(options.lora)
-    replace_folder(folder, lambda written: write_adapter(written, base.model, settings))
-    return reference_base(replace(base, adapter=folder), out, ingredients.base_name)
+    new = stage_folder(out / part, lambda folder: write_adapter(folder, base.model, settings))
+    return replace(reference_base(replace(base, adapter=new), out, ingredients.base_name), adapter=f"./{part}")
 
 
 def _identity(record: dict[str, Any], reference: BaseRef | None, frozen: list[MTPHead]) -> dict[str, str]:

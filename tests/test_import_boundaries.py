@@ -114,15 +114,15 @@ def test_mtpd_onnx_starts_without_any_runtime() -> None:
 
 def test_nobody_imports_tools() -> None:
     for file in python_files("mtpd_mlx", "export", "tests"):
-        assert "tools" not in top(imported(file)), file
+        assert file.parent.name == "experiments" or "tools" not in top(imported(file)), file  # the tests of tools/experiments
 
 
 @pytest.mark.parametrize(
     ("module", "arguments", "extra"),
     [
-        ("mtpd_mlx.cli", ["train", "--model", "x"], "mtpd-mlx[mlx]"),
-        ("mtpd_mlx.cli", ["export", "x", "--out", "y"], "mtpd-mlx[export]"),
-        ("mtpd_onnx.cli", ["export", "x", "--out", "y"], "mtpd-mlx[export]"),
+        ("mtpd_mlx.cli", ["train", "--model", "x"], ".[mlx]"),
+        ("mtpd_mlx.cli", ["export", "x", "--out", "y"], ".[export]"),
+        ("mtpd_onnx.cli", ["export", "x", "--out", "y"], ".[export]"),
     ],
 )
 def test_missing_packages_are_one_line(module: str, arguments: list[str], extra: str) -> None:

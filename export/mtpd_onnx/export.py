@@ -180,7 +180,7 @@ def export_checkpoint(
     capacity = min(dims.context_length, DEFAULT_CAPACITY) if capacity is None else capacity
     if not num_heads + 2 <= capacity <= dims.context_length:
         raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
-    if adapter is None and model is None:
+    if adapter is None and (model is None or not allow_mismatch):
         adapter = config.base.locate_adapter(checkpoint)
     check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint_model(base_folder, adapter))
     check_target(out, overwrite)

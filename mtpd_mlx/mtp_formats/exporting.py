@@ -65,6 +65,11 @@ def export_heads(
 
 
 def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layout, allow: bool) -> None:
+    if not allow and config.base.adapter is not None:
+        raise ValueError(
+            f"{checkpoint}: these heads belong to {config.base.named} with the adapter {config.base.adapter}: make one model "
+            "of them (mlx_lm.fuse) and give it as --model with --allow-base-mismatch"
+        )
     if not allow and fingerprint_base(base) != config.base.fingerprint:
         raise ValueError(
             f"{checkpoint}: these heads belong to another base than {base} (fingerprints differ); adapt them with mtpd refit, "

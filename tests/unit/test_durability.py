@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from tiny import write_checkpoint
 
-from mtpd_mlx import checkpoint as checkpoint_module
 from mtpd_mlx import checkpoint_format
 from mtpd_mlx.base import load_base
 from mtpd_mlx.checkpoint import load_checkpoint, save_base, save_heads
 from mtpd_mlx.checkpoint_format import read_config
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.resume import Progress, ResumePoint, latest_resume_point, save_resume_point
-from mtpd_mlx.run_folder import begin, take_up
+from mtpd_mlx.run_folder import begin, check_free, take_up
 
 
 @pytest.fixture
@@ -60,16 +59,19 @@ def test_heads_killed_between_weights_and_description(
 ) -> None:
     """New weights never pass for what the old description says; of the same kind of heads they may."""
     out = write_checkpoint(tmp_path / "old", tiny_base, num_heads=2)
-    assert {"old", f".mtp_config.json.{os.getpid()}.tmp"} <= set(synced)
+    assert {"old", f"..new.mtp_config.json.{os.getpid()}.tmp"} <= set(synced)
     other = write_checkpoint(tmp_path / "new", tiny_base, num_heads=2, hidden_source="prenorm")
 
-    def killed(*args: Any) -> None:
-        raise KeyboardInterrupt
+    def killed(self: Path, target: Path) -> Path:
+        if target == out / "mtp_config.json":
+            raise KeyboardInterrupt
+        return replace(self, target)
 
+    replace = Path.replace
     for source, readable in ((out, True), (other, False)):
         _, heads, config = load_checkpoint(source)
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint_module, "write_json", killed)
+            patch.setattr(Path, "replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 save_heads(out, heads, config)
         if readable:
@@ -77,8 +79,8 @@ def test_heads_killed_between_weights_and_description(
             continue
         with pytest.raises(ValueError, match="not a heads checkpoint"):
             load_checkpoint(out)
-        save_heads(out, heads, config)
-        assert read_config(out).hidden_source == "prenorm"
+        check_free(out, overwrite=True)  # the next run finishes what was begun
+        assert load_checkpoint(out)[2] == config and read_config(out).hidden_source == "prenorm"
     assert {f.name for f in out.iterdir()} == {"heads.safetensors", "mtp_config.json"}
 
 
@@ -88,7 +90,7 @@ def test_a_base_is_on_disk_before_the_one_it_replaces_goes(tiny_base: Path, tmp_
         synced.clear()
         save_base(tmp_path / "base", base, tiny_base)
     assert {"model.safetensors", "config.json", "tokenizer.json"} < set(synced)
-    assert synced[-3:] == [".base.new", tmp_path.name, "removed .base.old"]
+    assert synced[-4:] == [".new.base", f"..publishing.json.{os.getpid()}.tmp", tmp_path.name, "removed .old.base"]
 
 
 @pytest.mark.parametrize("how", ["begin", "take up"])
@@ -98,11 +100,14 @@ def test_what_a_killed_run_was_writing_goes(how: str, tiny_base: Path, tmp_path:
     kept = {"heads.safetensors", "mtp_config.json", "train_options.json", "base", ".gitignore", "notes.tmp"}
     (out / ".gitignore").write_text("")
     (out / "notes.tmp").write_text("")
-    for name in (".resume-137.tmp", ".base.new", ".base.old"):
+    (out / "base").mkdir()
+    (out / "base" / "model.safetensors").write_text("base")
+    for name in (".resume-137.tmp", ".new.base", ".old.base", ".new.adapters"):
         (out / name).mkdir()
         (out / name / "model.safetensors").write_text(name)
     for name in (".7.heads.safetensors.safetensors", ".7..new.heads.safetensors.safetensors", ".new.heads.safetensors"):
         (out / name).write_text("")
+    (out / ".new.mtp_config.json").write_text("")
     for name in (".mtp_config.json.7.tmp", ".train_options.json.7.tmp", ".train_log.jsonl.tmp"):
         (out / name).write_text("")
     if how == "begin":
@@ -110,7 +115,7 @@ def test_what_a_killed_run_was_writing_goes(how: str, tiny_base: Path, tmp_path:
     else:
         take_up(out, {"rows": "a"})
     assert {f.name for f in out.iterdir()} == kept
-    assert (out / "base" / "model.safetensors").read_text() == ".base.old", "the base was moved away, and not yet replaced"
+    assert (out / "base" / "model.safetensors").read_text() == "base"
 
 
 def test_json_is_on_disk_before_its_name(tmp_path: Path, synced: list[str]) -> None:

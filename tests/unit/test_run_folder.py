@@ -113,6 +113,9 @@ def test_the_replaced_heads_own_base_goes_with_them(tiny_base: Path, text_data: 
     assert main(train_args(out / "base", text_data, out, "--overwrite", *better)) == 0
     assert load_checkpoint(out)[2].base.id == "./base", "still needed"
     assert main(train_args(tiny_base, text_data, out, "--overwrite", *better)) == 0
+    assert (out / "base").is_dir(), "a model that was named as any other"
+    assert main(train_args(tiny_base, text_data, out, "--train", "joint", "--overwrite", *better)) == 0
+    assert main(train_args(tiny_base, text_data, out, "--overwrite", *better)) == 0
     assert not (out / "base").exists()
 
 

@@ -1,0 +1,72 @@
+"""Files and folders that change together: all are written and synced under staged names, then renamed one after the other.
+
+What fails before the renames changes nothing. A process killed among them leaves a list of them, and `finish` does the rest.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mtpd_mlx.checkpoint_format import sync, write_json
+
+LIST_NAME = ".publishing.json"
+
+
+def staged(path: Path) -> Path:
+    """Where what will be `path` is written."""
+    return path.with_name(f".new.{path.name}")
+
+
+def replaced(path: Path) -> Path:
+    """Where a folder is moved that another one replaces."""
+    return path.with_name(f".old.{path.name}")
+
+
+def stage_folder(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Has `write` fill the staged folder of `folder`, empty at first."""
+    new = staged(folder)
+    discard(new)
+    new.mkdir(parents=True)
+    write(new)
+    for written in (*new.iterdir(), new):
+        sync(written)
+    return new
+
+
+def publish(folder: Path, names: Sequence[str], hide: str | None = None) -> None:
+    """Swaps in what is staged in `folder` under `names`, in this order. `hide`: of them, the one without which a reader sees
+    nothing; what it was goes before anything else changes."""
+    write_json(folder / LIST_NAME, {"names": list(names), "hide": hide})
+    finish(folder)
+
+
+def finish(folder: Path) -> None:
+    """Goes on with the renames that a killed process began in `folder`, where there are any."""
+    listing = folder / LIST_NAME
+    if not listing.is_file():
+        return
+    begun = json.loads(listing.read_text())
+    lives = [folder / name for name in begun["names"]]
+    if begun["hide"] and staged(folder / begun["hide"]).exists():
+        (folder / begun["hide"]).unlink(missing_ok=True)
+    for live in lives:
+        new = staged(live)
+        if not new.exists():
+            continue  # it is in place
+        if new.is_dir() and (live.exists() or live.is_symlink()):
+            discard(replaced(live))
+            live.rename(replaced(live))
+        new.replace(live)
+    sync(folder)
+    for live in lives:
+        discard(replaced(live))
+    listing.unlink()
+
+
+def discard(path: Path) -> None:
+    """Removes a file, a folder or a link (not what it leads to), where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
