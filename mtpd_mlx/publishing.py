@@ -46,10 +46,10 @@ def finish(folder: Path) -> None:
     listing = folder / LIST_NAME
     if not listing.is_file():
         return
-    begun = json.loads(listing.read_text())
-    lives = [folder / name for name in begun["names"]]
-    if begun["hide"] and staged(folder / begun["hide"]).exists():
-        (folder / begun["hide"]).unlink(missing_ok=True)
+    names, hide = _read(listing)
+    lives = [folder / name for name in names]
+    if hide is not None and staged(folder / hide).exists():
+        (folder / hide).unlink(missing_ok=True)
     for live in lives:
         new = staged(live)
         if not new.exists():
@@ -62,6 +62,19 @@ def finish(folder: Path) -> None:
     for live in lives:
         discard(replaced(live))
     listing.unlink()
+
+
+def _read(listing: Path) -> tuple[list[str], str | None]:
+    """ValueError in one line where it is not a list of names in its own folder."""
+    try:
+        begun = json.loads(listing.read_text(encoding="utf-8"))
+        names, hide = begun["names"], begun["hide"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{listing}: damaged; what was being written is lost, remove this file") from error
+    for name in [*(names if isinstance(names, list) else [names]), *([] if hide is None else [hide])]:
+        if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
+            raise ValueError(f"{listing}: got {str(name)[:40]!r}, expected names of files in this folder")
+    return names, hide
 
 
 def discard(path: Path) -> None:

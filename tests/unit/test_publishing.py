@@ -80,3 +80,27 @@ def test_a_kill_at_any_rename_is_made_good(old: str, hide: str | None, tmp_path:
             assert (elsewhere / "part").read_text() == "old", "what a link leads to is not ours"
         calls += 1
     assert calls > 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"names": ["weights"]}',
+        '{"names": ["../x"], "hide": null}',
+        '{"names": [], "hide": "a/b"}',
+        '{"names": [".."], "hide": null}',
+        '{"names": 3, "hide": null}',
+    ],
+)
+def test_a_list_that_is_none_is_refused(content: str, tmp_path: Path) -> None:
+    """It is read in --out, which may be a folder from anywhere: nothing outside is touched."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".publishing.json").write_text(content)
+    (tmp_path / ".new.x").write_text("somebody's")
+    with pytest.raises(ValueError, match=r"publishing\.json: (damaged|got)"):
+        finish(out)
+    assert (tmp_path / ".new.x").read_text() == "somebody's"
