@@ -84,8 +84,9 @@ def gather(options: TrainOptions) -> Ingredients:
 def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]:
     """Embedding, final norm and output head of the base that a cache was made with; its folder and name."""
     folder = Path(str(cfg.cache)).expanduser()
-    name = cfg.model or open_cache(folder).base.locate(folder)
-    base = load_base(name, dequantize=cfg.dequantize, ends_only=True, adapter=adapter_of(cfg))
+    held = open_cache(folder).base
+    name = cfg.model or held.locate(folder)
+    base = load_base(name, dequantize=cfg.dequantize, ends_only=True, adapter=adapter_of(cfg) or held.locate_adapter(folder))
     assert base.path is not None
     check_cache(folder, base.fingerprint, name)
     base.model.set_dtype(compute)

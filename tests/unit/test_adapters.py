@@ -116,6 +116,11 @@ def test_heads_train_on_an_adapted_base(text_data: Path, tmp_path: Path, capsys:
     arguments = ["--model", str(folder), "--adapter-path", str(adapter), "--data", str(text_data), "--out", str(out)]
     assert main(["train", *arguments, *options, "--num-heads", "1"]) == 0
     assert load_checkpoint(out)[0].adapter is not None
+    cache, again = tmp_path / "cache", tmp_path / "again"
+    assert main(["cache", *arguments[:6], "--out", str(cache), "--max-seq-length", "32"]) == 0
+    steps = ["--iters", "4", "--loss", "kl", "--batch-size", "2", "--learning-rate", "3e-3", "--num-heads", "1"]
+    assert main(["train", "--cache", str(cache), *steps, "--out", str(again)]) == 0  # it says with which adapter it was made
+    assert load_checkpoint(again)[2].base.fingerprint == load_checkpoint(out)[2].base.fingerprint
 
 
 def test_bad_adapters_are_refused_in_one_line(tmp_path: Path) -> None:
