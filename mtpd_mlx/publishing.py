@@ -69,9 +69,10 @@ def _read(listing: Path) -> tuple[list[str], str | None]:
     try:
         begun = json.loads(listing.read_text(encoding="utf-8"))
         names, hide = begun["names"], begun["hide"]
+        named = [*names, *([] if hide is None else [hide])]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{listing}: damaged; what was being written is lost, remove this file") from error
-    for name in [*(names if isinstance(names, list) else [names]), *([] if hide is None else [hide])]:
+    for name in named:
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
             raise ValueError(f"{listing}: got {str(name)[:40]!r}, expected names of files in this folder")
     return names, hide

@@ -22,7 +22,8 @@ TEMPORARY = (f".{RESUME_PREFIX}*.tmp", f".*{WEIGHTS_NAME}*", ".*.json*.tmp")
 
 
 def check_free(out: Path, overwrite: bool, part: str | None = None) -> None:
-    """ValueError where the folder is in use and not to be overwritten. `part`: of PARTS, what will be written too."""
+    """ValueError where the folder is in use and not to be overwritten. `part`: of PARTS, what will be written too. Finishes
+    first what a killed run was putting in place."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
     publishing.finish(out)

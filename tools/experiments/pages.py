@@ -117,17 +117,13 @@ def loop_aims(run: Run, of: str, note: str) -> list[tuple[str, tuple[str, str]]]
         said = ", ".join(f"{a:.3f} / {b:.3f}" for a, b in depths)
         wanted = f"CAR_5..8 looped from MTP-D heads{note} above looped from CE heads (seed {seed})"
         rows.append((wanted, aim(said, all(a > b for a, b in depths))))
-    one = one_head_tau(run)
+    one, ratios = one_head_tau(run), tau_ratios(run)
     for count in (8, 16):
         name, want = f"joint4-{of}-loop{count}", AIMS[f"tau_ratio_{count}"]
-        values = [value for seed in run.seeds(name) if (value := tau_ratios(run).get(f"{name}.s{seed}")) is not None]
+        values = [ratios[f"{name}.s{seed}"] for seed in run.seeds(name)] if one else []
         said = ", ".join(f"{value:.3f}" for value in values) + f" (over {one[1]})" if one and values else None
-        rows.append(
-            (
-                f"tau of {count} looped heads{note} over one head at least {want:g} (by seed)",
-                aim(said, min(values, default=0) >= want),
-            )
-        )
+        wanted = f"tau of {count} looped heads{note} over one head at least {want:g} (by seed)"
+        rows.append((wanted, aim(said, min(values, default=0) >= want)))
     return rows
 
 

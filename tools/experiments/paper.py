@@ -9,8 +9,8 @@ from tools.experiments.findings import FREE, SAID_FREE, WAYS, Run, greedy, joint
 
 SCALE = (
     "The paper's figures are of a dense 2B model trained on 350B tokens of FineWeb-Edu and measured on AGIEval-en; ours of "
-    "models of 1M, 30M and 107M parameters on 33M tokens each from scratch (1M: .5M; a base alone up to 82M), measured on text "
-    "that these models continue, greedily, for prompts of seven sets. Signs and orders of magnitude are what can be compared."
+    "models of 1M, 30M and 107M parameters on 33M to 46M tokens from scratch (1M: .5M; a base alone up to 82M), measured on "
+    "text that these models continue, greedily, for prompts of seven sets. Signs and orders of magnitude are what can be compared."
 )
 
 
@@ -123,7 +123,7 @@ CLAIMS = [
         "Training-free loop, deep heads",
         "1 -> 8, CAR_3: MTP 0.6%, MTP-D 26.7%",
         copied,
-        "our models' own text is easy to continue (distinct-4 .3)",
+        "perhaps because our models' own text is easy to continue (distinct-4 .3)",
     ),
     Claim("4 heads over 1-head MTP", "2.074x speed", ratio("joint4-{}"), CLOCK),
     Claim("Looped to 8", "3.052x speed", ratio("joint4-{}-loop8"), f"{CLOCK}; the extension took 70B tokens there, 7M here"),
