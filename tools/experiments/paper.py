@@ -10,7 +10,7 @@ from tools.experiments.findings import FREE, SAID_FREE, WAYS, Run, greedy, joint
 SCALE = (
     "The paper's figures are of a dense 2B model trained on 350B tokens of FineWeb-Edu and measured on AGIEval-en; ours of "
     "models of 1M, 30M and 107M parameters on 33M to 46M tokens from scratch (1M: .5M; a base alone up to 82M), measured on "
-    "text that these models continue, greedily, for prompts of seven sets. Signs and orders of magnitude are what can be compared."
+    "text that these models continue, greedily, for prompts of seven sets. Signs and orders of magnitude can be compared."
 )
 
 
