@@ -106,7 +106,7 @@ def test_killed_process_resumes_to_identical_shards(tiny_base: Path, long_data: 
     for _ in range(3):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         deadline = time.time() + 120
-        while len(files_of(out)) < seen + 2 and process.poll() is None and time.time() < deadline:
+        while len(list(out.glob("*.safetensors"))) < seen + 2 and process.poll() is None and time.time() < deadline:
             time.sleep(0.002)
         process.kill()
         kills += process.wait() == -signal.SIGKILL
