@@ -22,7 +22,7 @@ from mtpd_mlx.checkpoint_format import (
     sync,
     write_json,
 )
-from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.files.safetensors import read_header
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.mlx_runtime import mx, nn

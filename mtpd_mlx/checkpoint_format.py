@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.files.safetensors import read_header
 from mtpd_mlx.hub.pull import is_hub_id, split_revision
 
 CONFIG_NAME = "mtp_config.json"

@@ -1,6 +1,6 @@
 """`--help` of every command against its golden file (tests/golden/help): flags, defaults and wording change only on purpose.
 
-    UPDATE_GOLDEN=1 pytest tests/test_help.py      # writes the files anew; read the difference before it is committed
+UPDATE_GOLDEN=1 pytest tests/test_help.py      # writes the files anew; read the difference before it is committed
 """
 
 import importlib

@@ -56,7 +56,7 @@ def finish(arguments: list[str]) -> float:
 
 def check_whole_files(out: Path) -> None:
     """Every file under a final name is complete (temporary ones begin with a dot)."""
-    from mtpd_mlx.fingerprint import read_header
+    from mtpd_mlx.files.safetensors import read_header
 
     for file in out.rglob("*"):
         if not file.is_file() or any(part.startswith(".") for part in file.relative_to(out).parts):

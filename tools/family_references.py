@@ -143,7 +143,7 @@ def auto_class(config: Any) -> Any:
 
 def save_shapes(config: Any, folder: Path) -> dict[str, list[int]]:
     """The tensors that transformers writes for such a model; config.json stays in `folder`."""
-    from mtpd_mlx.fingerprint import read_header
+    from mtpd_mlx.files.safetensors import read_header
 
     auto_class(config).from_config(config).save_pretrained(folder)
     return {name: entry["shape"] for name, entry in sorted(read_header(folder / "model.safetensors")[0].items())}

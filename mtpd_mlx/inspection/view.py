@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Protocol
 
-from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.files.safetensors import read_header
 
 MAX_JSON_BYTES = 8 << 20
 

@@ -10,11 +10,11 @@ from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_conf
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.wrapped import INSIDE
-from mtpd_mlx.fingerprint import fingerprint_base, read_header
+from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, read_header, write_raw
+from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.mtp_formats.convert import stored_to_plain, write_head
 from mtpd_mlx.mtp_formats.detect import shipped_heads
 from mtpd_mlx.mtp_formats.names import COPIES, HEADS_FILE, LAYOUTS, Layout, is_shipped, weight_files
-from mtpd_mlx.safetensors_file import Raw, RawTensors, copy_tensors, write_raw
 
 INDEX = "model.safetensors.index.json"
 

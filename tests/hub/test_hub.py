@@ -11,8 +11,8 @@ from hub_helpers import NOWHERE, contents, mtpd, refused
 from stub_hub import SHA, Hub, Repository
 
 from mtpd_mlx.checkpoint_format import parse_config
+from mtpd_mlx.files.safetensors import Raw, write_raw
 from mtpd_mlx.hub.push import prepare
-from mtpd_mlx.safetensors_file import Raw, write_raw
 
 TOKEN = "hf_welcome1234567"
 

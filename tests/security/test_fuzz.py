@@ -11,7 +11,7 @@ from mtpd_onnx.manifest import read_manifest
 from tiny import write_checkpoint
 
 from mtpd_mlx.families.config import read_config_json, read_dims
-from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.files.safetensors import read_header
 
 COUNT = 60
 NAMES = ["config", "config, model loaded", "weights, model loaded", "heads loaded", "config, inspected", "safetensors"]

@@ -15,12 +15,12 @@ from mtpd_mlx.checkpoint import flatten
 from mtpd_mlx.cli import main
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.wrapped import text_config, text_name
+from mtpd_mlx.files.safetensors import Raw, write_raw
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.inspection.counts import head_parameters
 from mtpd_mlx.inspection.describe import describe
 from mtpd_mlx.inspection.shapes import contradiction, expected
 from mtpd_mlx.inspection.view import LocalView
-from mtpd_mlx.safetensors_file import Raw, write_raw
 
 GEMMA3 = LLAMA | {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 8}
 MORE = {"gemma3": GEMMA3, "olmo2": LLAMA | {"model_type": "olmo2"}, "phi3": LLAMA | {"model_type": "phi3"}}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd_mlx.fingerprint import read_header
+from mtpd_mlx.files.safetensors import read_header
 
 DTYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 NAMES = {DTYPES[name]: name for name in ("F32", "F16")}

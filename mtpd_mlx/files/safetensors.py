@@ -2,18 +2,68 @@
 
 import json
 import math
+import operator
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.fingerprint import read_header
-
+MAX_HEADER_BYTES = 100 << 20
+ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
+ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 PIECE = 16 << 20
 WIDTHS = {"F64": "<u8", "I64": "<i8", "F32": "<u4", "U32": "<u4", "I32": "<i4", "F16": "<u2", "BF16": "<u2", "U8": "u1"}
+
+
+def read_header(file: Path) -> tuple[dict, int]:
+    """(tensor table, offset of the data) of a safetensors file; checks that the file holds every byte it declares, that every
+    tensor has the bytes of its shape and that they follow one another. ValueError in one line."""
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        head = f.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 1 << 62
+        if length > min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(f"{file}: not a whole safetensors file (header cut short)")
+        try:
+            table = json.loads(f.read(length))
+            table.pop("__metadata__", None)
+            places = [(*(operator.index(n) for n in entry["data_offsets"]), name) for name, entry in table.items()]
+            end = _check_places(sorted(places), table, file)
+        except Damaged as error:
+            raise ValueError(str(error)) from None
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+            raise ValueError(f"{file}: not a safetensors file (unreadable header)") from error
+    if 8 + length + end != size:
+        raise ValueError(f"{file}: truncated or damaged: {size} bytes, expected {8 + length + end}")
+    return table, 8 + length
+
+
+class Damaged(Exception):
+    """A tensor table that contradicts itself."""
+
+
+def _check_places(places: list[Any], table: dict, file: Path) -> int:
+    """Where the data ends."""
+    at = 0
+    for begin, stop, name in places:
+        dtype, shape = table[name]["dtype"], table[name]["shape"]
+        if not isinstance(dtype, str):
+            raise Damaged(f"{file}: {name!r}: dtype: got {dtype!r}, expected text")
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise Damaged(f"{file}: {name!r}: shape: got {str(shape)[:60]}, expected a list of sizes")
+        width = ITEM_BYTES.get(dtype)
+        if width is not None and stop - begin != width * math.prod(shape):
+            raise Damaged(
+                f"{file}: {name!r}: {stop - begin} bytes, expected {width * math.prod(shape)} ({dtype}, shape {shape})"
+            )
+        if begin != at or stop < begin:
+            raise Damaged(f"{file}: {name!r}: data at {begin}..{stop}, expected where the last tensor ends, at {at}")
+        at = stop
+    return at
 
 
 @dataclass(frozen=True)
