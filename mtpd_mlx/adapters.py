@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.adapter_format import CONFIG, WEIGHTS, read_adapter
-from mtpd_mlx.checkpoint_format import write_json
 from mtpd_mlx.config import LoraConfig
+from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.mlx_runtime import mx, nn
 
 LORA_KEYS = ["lora_a", "lora_b"]

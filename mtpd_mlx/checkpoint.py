@@ -19,14 +19,13 @@ from mtpd_mlx.checkpoint_format import (
     check_draft_tokens,
     read_config,
     read_draft_tokens,
-    sync,
-    write_json,
 )
+from mtpd_mlx.files.atomic import sync, write_json
+from mtpd_mlx.files.publish import publish, stage_folder, staged
 from mtpd_mlx.files.safetensors import read_header
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.mlx_runtime import mx, nn
-from mtpd_mlx.publishing import publish, stage_folder, staged
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -90,7 +89,7 @@ def save_heads(
     folder: Path, heads: MTPHeads, config: CheckpointConfig, bits: int | None = None, parts: Sequence[str] = ()
 ) -> None:
     """Writes heads.safetensors and mtp_config.json; `bits` stores the matrices MLX-quantised (group size 64). `parts`: names of
-    folders that are staged beside them (publishing.py) and take their places with them."""
+    folders that are staged beside them (files/publish.py) and take their places with them."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = flatten(heads)
     quantization, tokens = None, heads.draft_tokens

@@ -1,15 +1,14 @@
 """What a heads checkpoint is on disk (docs/architecture.md), for every runtime: no mlx here."""
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.safetensors import read_header
-from mtpd_mlx.hub.pull import is_hub_id, split_revision
 
 CONFIG_NAME = "mtp_config.json"
 TUNED = "tuned"  # key of the record: what `mtpd tune` found
@@ -184,20 +183,3 @@ def check_draft_tokens(ids: np.ndarray, size: int, vocab_size: int, source: str)
     if wrong.size:
         got = f"got {ids[wrong[0]]} at index {wrong[0]}"
         raise ValueError(f"{source}: {DRAFT_TOKENS}: {got}, expected strictly ascending token ids 0..{vocab_size - 1}")
-
-
-def write_json(file: Path, values: Any) -> None:
-    """Writes JSON under a temporary name, then renames: the final name never holds half a file."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    sync(temporary)
-    temporary.replace(file)
-
-
-def sync(path: Path) -> None:
-    """Makes a file's contents, or the renames in a folder, last through a loss of power."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,8 +15,8 @@ from typing import Any
 from mtpd_mlx.adapter_format import ADAPTER_HELP
 from mtpd_mlx.base import Base, load_base, say_if_slow
 from mtpd_mlx.checkpoint import versions
-from mtpd_mlx.checkpoint_format import sync, write_json
 from mtpd_mlx.data.formats import read_rows
+from mtpd_mlx.files.atomic import sync, write_json
 from mtpd_mlx.generation import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, as_dict, build, flag, option, read_values

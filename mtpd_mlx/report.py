@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import write_json
+from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.report_drawings import draw_round, draw_training
 from mtpd_mlx.report_plots import Series, bar_plot, legend, line_plot
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoint import load_arrays, save_arrays
-from mtpd_mlx.checkpoint_format import sync, write_json
+from mtpd_mlx.files.atomic import sync, write_json
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.run_folder import RESUME_PREFIX as PREFIX
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx import publishing
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config, write_json
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config
+from mtpd_mlx.files import publish
+from mtpd_mlx.files.atomic import write_json
 
 OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
 BASE_NAME, ADAPTERS_NAME, STAGES_NAME = "base", "adapters", "stages"
@@ -26,7 +27,7 @@ def check_free(out: Path, overwrite: bool, part: str | None = None) -> None:
     first what a killed run was putting in place."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: exists and is not a folder")
-    publishing.finish(out)
+    publish.finish(out)
     if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
         raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
     if part is not None and not overwrite and (out / part).exists():
@@ -49,12 +50,12 @@ def remove_resume_points(out: Path) -> None:
 
 def tidy(out: Path) -> None:
     """Finishes what a killed run was putting in place, and removes what it was writing."""
-    publishing.finish(out)
+    publish.finish(out)
     lives = [out / name for name in (*PARTS, WEIGHTS_NAME, CONFIG_NAME)]
-    for path in [kind(live) for live in lives for kind in (publishing.staged, publishing.replaced)]:
-        publishing.discard(path)
+    for path in [kind(live) for live in lives for kind in (publish.staged, publish.replaced)]:
+        publish.discard(path)
     for leftover in [path for pattern in TEMPORARY for path in out.glob(pattern)]:
-        publishing.discard(leftover)
+        publish.discard(leftover)
 
 
 def begin(out: Path, options: dict[str, Any], identity: dict[str, str]) -> None:

@@ -16,12 +16,12 @@ from mtpd_mlx.checkpoint import save_heads, versions, write_base
 from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.distributed import World
+from mtpd_mlx.files.publish import discard, stage_folder
 from mtpd_mlx.heads import MTPHead
 from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
 from mtpd_mlx.options import TrainOptions, with_rate
-from mtpd_mlx.publishing import discard, stage_folder
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.resume import Progress

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import write_json
+from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_onnx.precision import check_precision
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.checkpoint_format import BaseRef, check_base, sync
+from mtpd_mlx.checkpoint_format import BaseRef, check_base
+from mtpd_mlx.files.atomic import sync
 
 INDEX_NAME = "cache.json"
 FORMAT, FORMAT_VERSION = "mtpd-cache", 1

@@ -11,7 +11,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.hub.pull import is_hub_id, pull
+    from mtpd_mlx.files.hub_ids import is_hub_id
+    from mtpd_mlx.hub.pull import pull
     from mtpd_mlx.inspection.describe import describe
     from mtpd_mlx.inspection.render import render
     from mtpd_mlx.inspection.view import LocalView

@@ -6,6 +6,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
 
@@ -13,20 +14,6 @@ from mtpd_mlx.hub.resume import fetch_large
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*.model", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
 NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.py", "*.gguf", "*/*")
 INDEX = "model.safetensors.index.json"
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form owner/name or owner/name@revision (a revision may hold a slash: refs/pr/1)."""
-    plain = name.partition("@")[0]
-    return not plain.startswith((".", "/", "~")) and plain.count("/") == 1 and all(plain.split("/"))
-
-
-def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
-    """owner/name@revision -> (owner/name, revision)."""
-    plain, _, written = name.partition("@")
-    if written and revision and written != revision:
-        raise ValueError(f"{name}: names revision {written}, --revision names {revision}")
-    return plain, revision or written or None
 
 
 @cache  # one look at the hub, and one line about it, per run

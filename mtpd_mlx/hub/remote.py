@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.files.hub_ids import split_revision
 from mtpd_mlx.hub.messages import explain, need_package, unreachable
-from mtpd_mlx.hub.pull import cached, split_revision
+from mtpd_mlx.hub.pull import cached
 from mtpd_mlx.inspection.view import MAX_JSON_BYTES, LocalView, View, parse_object
 
 

@@ -10,8 +10,8 @@ from hub_helpers import contents, mtpd
 from stub_hub import Hub, Repository
 
 from mtpd_mlx.checkpoint_format import BaseRef
+from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.safetensors import Raw, write_raw
-from mtpd_mlx.hub.pull import is_hub_id, split_revision
 
 LARGE = 9 << 20
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mtpd_mlx.publishing import finish, publish, stage_folder, staged
+from mtpd_mlx.files.publish import finish, publish, stage_folder, staged
 
 NAMES = ("base", "weights", "description")
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from mtpd_mlx.base import Base, load_base, new_base
 from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, CheckpointConfig, write_json
+from mtpd_mlx.checkpoint_format import CONFIG_NAME, CheckpointConfig
 from mtpd_mlx.config import OptimConfig, RunConfig
 from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.extend import loop_heads
+from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mtpd_mlx.checkpoint_format import sync, write_json
+from mtpd_mlx.files.atomic import sync, write_json
 
 LIST_NAME = ".publishing.json"
 

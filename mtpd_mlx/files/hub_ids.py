@@ -1,0 +1,15 @@
+"""What a hub id is: owner/name, with @revision where one is meant."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether `name` has the form owner/name or owner/name@revision (a revision may hold a slash: refs/pr/1)."""
+    plain = name.partition("@")[0]
+    return not plain.startswith((".", "/", "~")) and plain.count("/") == 1 and all(plain.split("/"))
+
+
+def split_revision(name: str, revision: str | None = None) -> tuple[str, str | None]:
+    """owner/name@revision -> (owner/name, revision)."""
+    plain, _, written = name.partition("@")
+    if written and revision and written != revision:
+        raise ValueError(f"{name}: names revision {written}, --revision names {revision}")
+    return plain, revision or written or None
