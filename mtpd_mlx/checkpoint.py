@@ -15,6 +15,7 @@ from mtpd_mlx.checkpoint_format import (
     CONFIG_NAME,
     DRAFT_TOKENS,
     WEIGHTS_NAME,
+    BaseRef,
     CheckpointConfig,
     check_draft_tokens,
     read_config,
@@ -183,6 +184,21 @@ def write_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
     save_model(folder, base.model)
     save_config(dict(base.config), folder / "config.json")
     copy_tokenizer(tokenizer_folder, folder)
+
+
+def reference_base(base: Base, out: Path, named: str) -> BaseRef:
+    """How a checkpoint in `out` names its base: a hub id as it is, a local folder relative to the checkpoint."""
+    adapter = None if base.adapter is None else _from(out, base.adapter)
+    kind = base.config["model_type"]
+    return BaseRef(_from(out, named), base.fingerprint, kind, base.hidden_size, base.vocab_size, adapter=adapter)
+
+
+def _from(out: Path, named: str | Path) -> str:
+    local = Path(named).expanduser()
+    if not local.is_dir():
+        return str(named)
+    relative = os.path.relpath(local.resolve(), out.resolve())
+    return relative if relative.startswith("..") else f"./{relative}"
 
 
 def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:

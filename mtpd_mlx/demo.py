@@ -11,14 +11,21 @@ from mtpd_mlx.acceptance import teacher_force
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoint import load_checkpoint, versions
-from mtpd_mlx.config import HeadsConfig, LoraConfig, LossConfig, ModelConfig, OptimConfig, RunConfig
-from mtpd_mlx.data import DataConfig
 from mtpd_mlx.evaluate import measure, repetition
 from mtpd_mlx.extend import extend_checkpoint, loop_heads
 from mtpd_mlx.generation import generate_greedy
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import gather
-from mtpd_mlx.options import TrainOptions
+from mtpd_mlx.options.train import (
+    DataConfig,
+    HeadsConfig,
+    LoraConfig,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainOptions,
+)
 from mtpd_mlx.parity import compare, decode_all
 from mtpd_mlx.progress import ProgressBar
 from mtpd_mlx.prompts import encode_prompts

@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.base import Base, say_if_slow
-from mtpd_mlx.checkpoint import load_checkpoint, load_heads, save_heads, versions
+from mtpd_mlx.checkpoint import load_checkpoint, load_heads, reference_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import TUNED, CheckpointConfig, check_num_heads, read_config
-from mtpd_mlx.config import COPIES_SHARE
 from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.losses import per_head_weights
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.options import ON_RESUME, TrainOptions, taken_up, with_rate
+from mtpd_mlx.options.schema import flag, read_values
+from mtpd_mlx.options.train import COPIES_SHARE, ON_RESUME, TrainOptions, with_rate
 from mtpd_mlx.resume import Progress, latest_resume_point
-from mtpd_mlx.run_folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run
-from mtpd_mlx.schema import flag, read_values
+from mtpd_mlx.run_folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run, taken_up
 from mtpd_mlx.train_step import compute_dtype
-from mtpd_mlx.training import Outcome, digest_of, reference_base, train
+from mtpd_mlx.training import Outcome, digest_of, train
 
 
 def stages(num_heads: int, to: int) -> list[int]:

@@ -6,6 +6,7 @@ Offsets and names are drawn in docs/architecture.md.
 from collections.abc import Callable
 from typing import Any
 
+from mtpd_mlx.alignment import shift_left
 from mtpd_mlx.base import Base
 from mtpd_mlx.blocks import call_block, recomputed
 from mtpd_mlx.checkpoint_format import check_num_heads
@@ -89,12 +90,6 @@ class MTPHeads(nn.Module):
             outputs.append(normed)
             state = self.source(base, raw, normed)
         return outputs
-
-
-def shift_left(x: mx.array, k: int) -> mx.array:
-    """x [B, T, ...] -> y with y[:, i] = x[:, i + k] and zeros in the last k rows. k may exceed T."""
-    k = min(k, x.shape[1])
-    return mx.concatenate([x[:, k:], mx.zeros_like(x[:, :k])], axis=1)
 
 
 def init_heads(base: Base, num_heads: int, hidden_source: str, seed: int) -> MTPHeads:

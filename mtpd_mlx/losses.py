@@ -7,12 +7,9 @@ tests/oracles/losses.py holds the float64 oracle of each.
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from mtpd_mlx.config import LossConfig
-from mtpd_mlx.data.packing import Batch
-from mtpd_mlx.heads import shift_left
+from mtpd_mlx.alignment import shift_left
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.options.train import LossConfig
 
 
 def log_softmax(logits: mx.array) -> mx.array:
@@ -114,21 +111,6 @@ def head_loss(cfg: LossConfig, logits: mx.array, teacher: Teacher, targets: mx.a
     if cfg.loss == "mtpd":
         return alpha * cross_entropy(logits, targets) + beta * divergence(logits, teacher)
     raise ValueError(f"loss {cfg.loss!r} has no per-head form")
-
-
-def target_masks(batch: Batch, num_heads: int) -> np.ndarray:
-    """Which positions count, bool [K + 1, B, T]; entry 0 is the main head.
-
-    Head k counts at i when x_i .. x_{i+k+1} lie in one document (segments are contiguous, so equal ends suffice)
-    and the target x_{i+k+1} is not masked (prompt, padding).
-    """
-    masks = np.zeros((num_heads + 1, *batch.tokens.shape), dtype=bool)
-    for k in range(num_heads + 1):
-        n = batch.tokens.shape[1] - (k + 1)
-        if n > 0:
-            here, there = batch.segments[:, :n], batch.segments[:, k + 1 :]
-            masks[k, :, :n] = (here == there) & (here > 0) & batch.loss_mask[:, k + 1 :]
-    return masks
 
 
 def heads_objective(

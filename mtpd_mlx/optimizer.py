@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.config import FINE_RATE, OptimConfig
 from mtpd_mlx.mlx_runtime import mx, optim
+from mtpd_mlx.options.train import FINE_RATE, OptimConfig
 
 Tree = dict[str, Any]
 ADAMW_RMS = 0.2  # about the RMS of an AdamW step at learning rate 1

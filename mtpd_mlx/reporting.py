@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.options.train import TrainOptions
 
 
 def reporter(options: "TrainOptions") -> Callable[[dict[str, Any]], None] | None:

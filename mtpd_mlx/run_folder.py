@@ -13,6 +13,8 @@ from typing import Any
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config
 from mtpd_mlx.files import publish
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.options.schema import read_values
+from mtpd_mlx.options.train import ON_RESUME, RunConfig, TrainOptions
 
 OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
 BASE_NAME, ADAPTERS_NAME, STAGES_NAME = "base", "adapters", "stages"
@@ -133,3 +135,27 @@ def take_up(out: Path, identity: dict[str, str]) -> None:
     """The run in `out` goes on: checks that it stands on the same, and removes what its killed process was writing."""
     check_identity(out, identity)
     tidy(out)
+
+
+def resumed_options(file_values: dict[str, Any], flags: dict[str, Any]) -> TrainOptions:
+    """The options that the interrupted run in --out was started with."""
+    given = read_values(TrainOptions.classes(), file_values, flags)
+    return taken_up(Path(given.get("out", RunConfig.out)), given)
+
+
+def taken_up(folder: Path, given: dict[str, Any], finished: bool = False) -> TrainOptions:
+    """The options of the run in `folder`; values that say otherwise are refused, and so is a run that came to its end, unless
+    `finished`."""
+    saved = read_run(folder)
+    if saved.finished and not finished:
+        raise ValueError(f"--resume: the run in {folder} has come to its end; nothing is left to do")
+    options = TrainOptions.from_dict(saved.options | {"out": str(folder), "resume": True, "overwrite": False})
+    values = options.to_dict()
+    for name, value in given.items():
+        if name not in ON_RESUME and _plain(value) != values[name]:
+            raise ValueError(f"--resume: {name} is {_plain(value)!r}, the interrupted run has {values[name]!r}")
+    return options
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, (tuple, list)) else value

@@ -1,7 +1,6 @@
 """From options to a finished checkpoint: what `mtpd train` and each stage of `mtpd extend` do."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.adapters import adapter_settings, write_adapter
-from mtpd_mlx.base import Base
-from mtpd_mlx.checkpoint import save_heads, versions, write_base
+from mtpd_mlx.checkpoint import reference_base, save_heads, versions, write_base
 from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.distributed import World
@@ -21,7 +19,8 @@ from mtpd_mlx.heads import MTPHead
 from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
-from mtpd_mlx.options import TrainOptions, with_rate
+from mtpd_mlx.options.schema import as_dict
+from mtpd_mlx.options.train import TrainOptions, with_rate
 from mtpd_mlx.rank_watch import LOST, stop_clearly
 from mtpd_mlx.reporting import reporter
 from mtpd_mlx.resume import Progress
@@ -36,25 +35,9 @@ from mtpd_mlx.run_folder import (
     parts_of,
     take_up,
 )
-from mtpd_mlx.schema import as_dict
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import Run
-
-
-def reference_base(base: Base, out: Path, named: str) -> BaseRef:
-    """How a checkpoint in `out` names its base: a hub id as it is, a local folder relative to the checkpoint."""
-    adapter = None if base.adapter is None else _from(out, base.adapter)
-    kind = base.config["model_type"]
-    return BaseRef(_from(out, named), base.fingerprint, kind, base.hidden_size, base.vocab_size, adapter=adapter)
-
-
-def _from(out: Path, named: str | Path) -> str:
-    local = Path(named).expanduser()
-    if not local.is_dir():
-        return str(named)
-    relative = os.path.relpath(local.resolve(), out.resolve())
-    return relative if relative.startswith("..") else f"./{relative}"
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.data import DataConfig, Splits, load_dataset
+from mtpd_mlx.data import Splits, load_dataset
+from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
 TOP_N = 7

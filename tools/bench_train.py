@@ -22,14 +22,15 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx import fused_loss
+from mtpd_mlx.alignment import shift_left
 from mtpd_mlx.base import Base, load_base, new_base
-from mtpd_mlx.config import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.data import Batch
 from mtpd_mlx.fused_loss import Rows
-from mtpd_mlx.heads import init_heads, shift_left
+from mtpd_mlx.heads import init_heads
 from mtpd_mlx.losses import heads_objective
 from mtpd_mlx.mlx_runtime import mx, nn, on_cpu
 from mtpd_mlx.objective import Model, shift_right
+from mtpd_mlx.options.train import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.train_step import Stepper, cast, compute_dtype
 
 DEMO = Path(__file__).parent.parent / "mtpd_mlx" / "assets" / "demo" / "base"

@@ -94,7 +94,7 @@ def of_genai(args: argparse.Namespace) -> dict[str, Result]:
 def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
     from mtpd_mlx.checkpoint import load_checkpoint
     from mtpd_mlx.decoding.open import open_decoder
-    from mtpd_mlx.decoding.options import DecodingConfig
+    from mtpd_mlx.options.decode import DecodingConfig
     from mtpd_mlx.speculative.sampling import Sampling
 
     base, heads, _ = load_checkpoint(args.path)
@@ -110,8 +110,8 @@ def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
 
 def of_train(args: argparse.Namespace) -> dict[str, Result]:
     """host_ms: call (of the compiled step), evaluate (until the device is done: busy less, it waits for the host)."""
-    from mtpd_mlx.config import LossConfig, OptimConfig
     from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train_step import Stepper
     from tools.bench_train import text
     from tools.experiments.settings import BASES, setting

@@ -31,16 +31,16 @@ from mtpd_mlx.cache.format import (
     shard_rows,
     write_index,
 )
-from mtpd_mlx.cache.options import AUTO, CacheConfig
 from mtpd_mlx.cache.reader import check_sha256, check_size
 from mtpd_mlx.cache.teacher import teacher_rows
-from mtpd_mlx.checkpoint import versions
-from mtpd_mlx.data import Batch, DataConfig, PackedDataset, Splits, load_dataset
+from mtpd_mlx.checkpoint import reference_base, versions
+from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
 from mtpd_mlx.files.atomic import sync
 from mtpd_mlx.mlx_runtime import mx, on_cpu
-from mtpd_mlx.schema import as_dict, build, read_values
+from mtpd_mlx.options.cache import AUTO, CacheConfig
+from mtpd_mlx.options.schema import as_dict, build, read_values
+from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.speculative.tokenizer import Tokenizer
-from mtpd_mlx.training import reference_base
 
 LOCATIONS = ("model", "data", "out", "resume", "overwrite")  # may differ on --resume: contents are compared instead
 

@@ -3,13 +3,13 @@
 import argparse
 from pathlib import Path
 
-from mtpd_mlx.schema import add_arguments as add_schema
-from mtpd_mlx.schema import read_yaml
+from mtpd_mlx.options.schema import add_arguments as add_schema
+from mtpd_mlx.options.schema import read_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.cache.options import CacheConfig
-    from mtpd_mlx.data import DataConfig
+    from mtpd_mlx.options.cache import CacheConfig
+    from mtpd_mlx.options.train import DataConfig
 
     parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
     add_schema(parser, CacheConfig, DataConfig)

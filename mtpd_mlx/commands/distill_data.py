@@ -3,12 +3,12 @@
 import argparse
 from pathlib import Path
 
-from mtpd_mlx.schema import add_arguments as add_schema
-from mtpd_mlx.schema import build, read_yaml
+from mtpd_mlx.options.schema import add_arguments as add_schema
+from mtpd_mlx.options.schema import build, read_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.distill import DistillConfig
+    from mtpd_mlx.options.distill import DistillConfig
 
     parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
     add_schema(parser, DistillConfig)
@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from mtpd_mlx.distill import DistillConfig, distill, load_work, resumed_config
+    from mtpd_mlx.distill import distill, load_work, resumed_config
+    from mtpd_mlx.options.distill import DistillConfig
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}

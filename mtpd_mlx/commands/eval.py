@@ -61,9 +61,11 @@ def run(args: argparse.Namespace) -> int:
 
 def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
     """Mean cross-entropy (nats per token) of the base on a text file."""
-    from mtpd_mlx.data import DataConfig, load_text
-    from mtpd_mlx.losses import cross_entropy, shift_left, target_masks
+    from mtpd_mlx.alignment import shift_left, target_masks
+    from mtpd_mlx.data import load_text
+    from mtpd_mlx.losses import cross_entropy
     from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.options.train import DataConfig
 
     total, count = 0.0, 0
     cfg = DataConfig(max_seq_length=min(DataConfig.max_seq_length, base.context_length))

@@ -4,15 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.schema import add_arguments as add_schema
-from mtpd_mlx.schema import build, read_yaml
+from mtpd_mlx.options.schema import add_arguments as add_schema
+from mtpd_mlx.options.schema import build, read_yaml
 from mtpd_mlx.tables import format_table
 
 HIDDEN = ("HeadsConfig", "LoraConfig")  # what an extension takes from the checkpoint, and what it does not train
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.options.train import TrainOptions
 
     parser.add_argument("checkpoint", help="heads checkpoint to extend")
     parser.add_argument("--to", type=int, required=True, help="number of heads wanted, for example 8 or 16")
@@ -23,11 +23,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.checkpoint_format import read_config
-    from mtpd_mlx.config import RunConfig
     from mtpd_mlx.extend import extend_checkpoint, extend_options, loop_checkpoint
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.ingredients import teacher_line
     from mtpd_mlx.interruption import Interrupted
+    from mtpd_mlx.options.train import RunConfig
     from mtpd_mlx.progress import ProgressBar
 
     own = ("command", "config", "checkpoint", "to", "train_free")

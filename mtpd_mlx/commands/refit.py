@@ -4,15 +4,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.schema import add_arguments as add_schema
-from mtpd_mlx.schema import read_yaml
+from mtpd_mlx.options.schema import add_arguments as add_schema
+from mtpd_mlx.options.schema import read_yaml
 from mtpd_mlx.tables import format_table
 
 HIDDEN = ("HeadsConfig", "LoraConfig")  # what the checkpoint says, and what is not trained
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.options.train import TrainOptions
 
     parser.add_argument("checkpoint", help="heads checkpoint to adapt: a folder or a hub id")
     parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
@@ -22,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.ingredients import gather
-    from mtpd_mlx.options import TrainOptions, resumed_options
+    from mtpd_mlx.options.train import TrainOptions
     from mtpd_mlx.progress import ProgressBar
     from mtpd_mlx.refit import refit, refit_options
+    from mtpd_mlx.run_folder import resumed_options
     from mtpd_mlx.training import check_places
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}

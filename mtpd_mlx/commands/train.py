@@ -4,12 +4,12 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.schema import add_arguments as add_schema
-from mtpd_mlx.schema import read_yaml
+from mtpd_mlx.options.schema import add_arguments as add_schema
+from mtpd_mlx.options.schema import read_yaml
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.options.train import TrainOptions
 
     parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
     add_schema(parser, *TrainOptions.classes())
@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.distributed import World
     from mtpd_mlx.ingredients import gather, teacher_line
-    from mtpd_mlx.options import TrainOptions, resumed_options
+    from mtpd_mlx.options.train import TrainOptions
+    from mtpd_mlx.run_folder import resumed_options
     from mtpd_mlx.training import check_places, train
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}

@@ -1,6 +1,6 @@
 """Text files -> documents -> packed batches, in mlx-lm's data formats. numpy only."""
 
-from mtpd_mlx.data.dataset import DataConfig, PackedDataset, Splits, load_dataset, load_text
+from mtpd_mlx.data.dataset import PackedDataset, Splits, load_dataset, load_text
 from mtpd_mlx.data.packing import Batch
 
-__all__ = ["Batch", "DataConfig", "PackedDataset", "Splits", "load_dataset", "load_text"]
+__all__ = ["Batch", "PackedDataset", "Splits", "load_dataset", "load_text"]

@@ -9,24 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.data.formats import TextTokenizer, read_rows, tokenize
-from mtpd_mlx.data.order import add_counts, epoch_order
-from mtpd_mlx.data.packing import Batch, pack, pad
-from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, Range, option
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    data: tuple[str, ...] = option(
-        ("data",), "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file; or several to mix"
-    )
-    data_weights: tuple[float, ...] = option((), "share of each --data in training (default: by size)", takes=NOT_NEGATIVE)
-    max_seq_length: int = option(512, "tokens per row (at most the base's context)", takes=Range(3))
-    batch_size: int = option(4, "rows per micro-batch", takes=POSITIVE)
-    mask_prompt: bool = option(False, "no loss on prompts (prompt/completion and messages data)")
-    pack: bool = option(True, "join documents to fill rows; otherwise one document a row, padded")
-    valid_share: float = option(
-        0.02, "share of the rows held out for validation where a --data has no valid.jsonl", takes=Range(0, 1, below=True)
-    )
+from mtpd_mlx.data.packing import Batch, add_counts, epoch_order, pack, pad
+from mtpd_mlx.options.train import DataConfig
 
 
 class PackedDataset:

@@ -1,5 +1,6 @@
-"""Documents -> rows of equal length."""
+"""Documents -> rows of equal length, and the order of rows in an epoch (in memory and on disk alike)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,3 +43,18 @@ def pad(documents: list[Document], length: int) -> Batch:
         batch.segments[row, :n] = 1
         batch.loss_mask[row, :n] = document.loss_mask[:n]
     return batch
+
+
+def add_counts(parts: Iterable[np.ndarray]) -> np.ndarray:
+    """The sum of count vectors of different lengths."""
+    total = np.zeros(0, np.int64)
+    for counts in parts:
+        longer, shorter = (total, counts) if total.size >= counts.size else (counts, total)
+        total = longer.copy()
+        total[: shorter.size] += shorter
+    return total
+
+
+def epoch_order(num_rows: int, seed: int, epoch: int) -> np.ndarray:
+    """A permutation of range(num_rows), int64 [num_rows]: a pure function of its arguments."""
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)

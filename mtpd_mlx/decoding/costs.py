@@ -12,7 +12,6 @@ from mtpd_mlx.decoding.calibrate import timed
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.host import HostState, Model
 from mtpd_mlx.decoding.open import kv_options, open_decoder
-from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.plan import Plan
 from mtpd_mlx.decoding.prediction import Costs
@@ -20,6 +19,7 @@ from mtpd_mlx.decoding.products import RowProducts
 from mtpd_mlx.decoding.rules import Greedy
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.options.decode import DecodingConfig
 
 WIDEST = 17  # tokens of a verify pass
 DRAFTS = (1, 2, 3, 4, 6, 8, 12, 16)

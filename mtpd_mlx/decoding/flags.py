@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from mtpd_mlx.commands.base_flags import add_base_flags, base_options
-from mtpd_mlx.decoding.options import DecodingConfig
-from mtpd_mlx.schema import add_arguments as add_options
-from mtpd_mlx.schema import build
+from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.options.schema import add_arguments as add_options
+from mtpd_mlx.options.schema import build
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:

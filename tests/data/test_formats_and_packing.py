@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from tiny import write_tokenizer
 
-from mtpd_mlx.data import DataConfig, load_dataset, load_text
+from mtpd_mlx.data import load_dataset, load_text
 from mtpd_mlx.data.formats import Document, read_rows, tokenize
 from mtpd_mlx.data.packing import pack, pad
+from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
 TEMPLATE = (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tiny import VOCAB, write_tokenizer
 
-from mtpd_mlx.data import DataConfig, load_dataset
+from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.dataset import MixedDataset, PackedDataset
 from mtpd_mlx.data.packing import Batch
+from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
 

@@ -11,8 +11,8 @@ from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.checkpoint import load_for_decoding
 from mtpd_mlx.cli import main
 from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.decoding.prompt_cache import load_cache, save_cache
+from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -13,10 +13,10 @@ from mtpd_mlx.decoding import caches, host
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.exact import row_by_row, whole_pass
 from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.plan import PLANS, Plan
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -9,8 +9,8 @@ from tiny import VOCAB, write_base, write_checkpoint
 from mtpd_mlx.checkpoint import load_for_decoding
 from mtpd_mlx.decoding import stock
 from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.decoding.options import DecodingConfig
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
 
 PROMPTS = [[7], [5, 6], list(range(5, 20)), list(range(90, 40, -1)), [9] * 12]

@@ -55,9 +55,9 @@ def test_mlx_blocks_one_by_one(reference: Reference) -> None:
 def test_heads_train(reference: Reference) -> None:
     from tiny import cycle_batch
 
-    from mtpd_mlx.config import LossConfig, OptimConfig
     from mtpd_mlx.heads import init_heads
     from mtpd_mlx.objective import Model
+    from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train_step import Stepper
 
     base = load_base(str(reference.folder))

@@ -9,8 +9,9 @@ from typing import Any
 def make_state(root: Path, base: Path) -> dict[str, Path]:
     """An interrupted run of `mtpd train`, a cache and an interrupted `mtpd distill-data`, in folders of `root`."""
     from mtpd_mlx.checkpoint import versions
-    from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, DistillConfig, load_work
-    from mtpd_mlx.schema import as_dict
+    from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, load_work
+    from mtpd_mlx.options.distill import DistillConfig
+    from mtpd_mlx.options.schema import as_dict
 
     root.mkdir(parents=True, exist_ok=True)
     (root / "text.jsonl").write_text('{"text": "abcdefgh ijklm nopq"}\n' * 12)
@@ -31,9 +32,9 @@ def stepper() -> Any:
     from tiny import LLAMA
 
     from mtpd_mlx.base import new_base
-    from mtpd_mlx.config import LossConfig, OptimConfig
     from mtpd_mlx.heads import init_heads
     from mtpd_mlx.objective import Model
+    from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train_step import Stepper
 
     base = new_base(LLAMA, 0)
@@ -44,7 +45,7 @@ def loop(out: Path) -> Any:
     """The training loop of `train` below, which goes on in `out`."""
     from tiny import cycle_batch
 
-    from mtpd_mlx.config import OptimConfig, RunConfig
+    from mtpd_mlx.options.train import OptimConfig, RunConfig
     from mtpd_mlx.trainer import Run
 
     class Rows:
@@ -59,7 +60,7 @@ def loop(out: Path) -> Any:
 
 
 def train(out: Path, base: Path, data: Path) -> None:
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.options.train import TrainOptions
     from mtpd_mlx.run_folder import begin
 
     out.mkdir()
@@ -83,9 +84,9 @@ def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable
     """name -> (folder to damage, file in it, loader of the folder)."""
     from mtpd_mlx.cache.reader import CachedDataset
     from mtpd_mlx.cache.writer import resumed_options as resumed_cache
-    from mtpd_mlx.distill import PART_NAME, DistillConfig, _finished, encode, resumed_config
-    from mtpd_mlx.options import resumed_options
-    from mtpd_mlx.run_folder import check_identity
+    from mtpd_mlx.distill import PART_NAME, _finished, encode, resumed_config
+    from mtpd_mlx.options.distill import DistillConfig
+    from mtpd_mlx.run_folder import check_identity, resumed_options
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
     cfg = DistillConfig(**json.loads((state["own"] / "distill_config.json").read_text())["options"])

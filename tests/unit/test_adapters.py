@@ -13,12 +13,11 @@ from tiny import VOCAB, write_base, write_quantised
 
 from mtpd_mlx.adapter_format import fingerprint_model, read_adapter
 from mtpd_mlx.base import Base, load_base
-from mtpd_mlx.checkpoint import load_checkpoint, save_heads
+from mtpd_mlx.checkpoint import load_checkpoint, reference_base, save_heads
 from mtpd_mlx.checkpoint_format import CheckpointConfig
 from mtpd_mlx.cli import main
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx
-from mtpd_mlx.training import reference_base
 
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 20).tolist()
 

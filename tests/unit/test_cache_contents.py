@@ -164,7 +164,7 @@ def test_no_validation_split(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_epoch_order_is_that_of_the_packed_dataset(tiny_base: Path, text_data: Path) -> None:
-    from mtpd_mlx.data.order import epoch_order
+    from mtpd_mlx.data.packing import epoch_order
 
     packed = rows_of(tiny_base, text_data, 2, 11).train
     for epoch in range(3):

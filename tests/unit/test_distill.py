@@ -13,10 +13,12 @@ import pytest
 
 from mtpd_mlx.base import load_base
 from mtpd_mlx.cli import main
-from mtpd_mlx.data import DataConfig, load_dataset
-from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, DistillConfig, picker, split_of
+from mtpd_mlx.data import load_dataset
+from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, picker, split_of
 from mtpd_mlx.generation import batches_of, generate_batch, generate_greedy
 from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.options.distill import DistillConfig
+from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.speculative.tokenizer import Tokenizer
 
 PROMPTS = [[5, 9, 14], [7], [3, 4, 5, 6, 7, 8, 9, 10], [11, 12]]

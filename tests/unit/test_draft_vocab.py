@@ -10,16 +10,17 @@ import pytest
 from tiny import FAMILIES, LLAMA, VOCAB, cycle_batch, write_base, write_checkpoint
 
 from mtpd_mlx.acceptance import match_tables
+from mtpd_mlx.alignment import shift_left, target_masks
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import Base, new_base
 from mtpd_mlx.checkpoint import load_arrays, load_checkpoint, save_heads
 from mtpd_mlx.cli import main
-from mtpd_mlx.config import LOSSES, LossConfig
 from mtpd_mlx.generation import generate_greedy
-from mtpd_mlx.heads import init_heads, shift_left
-from mtpd_mlx.losses import Teacher, cross_entropy, end_to_end_tv, head_loss, target_masks, total_variation
+from mtpd_mlx.heads import init_heads
+from mtpd_mlx.losses import Teacher, cross_entropy, end_to_end_tv, head_loss, total_variation
 from mtpd_mlx.mlx_runtime import mx, nn
 from mtpd_mlx.objective import Model, objective
+from mtpd_mlx.options.train import LOSSES, LossConfig
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import walk
@@ -182,7 +183,8 @@ def test_size_of_the_draft_vocabulary() -> None:
 
 
 def test_trained_on_the_most_frequent_tokens_and_kept_by_looping(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    from mtpd_mlx.data import DataConfig, load_dataset
+    from mtpd_mlx.data import load_dataset
+    from mtpd_mlx.options.train import DataConfig
     from mtpd_mlx.speculative.tokenizer import Tokenizer
 
     out, looped = tmp_path / "out", tmp_path / "looped"

@@ -11,16 +11,17 @@ import pytest
 from tiny import LLAMA, cycle_batch, write_quantised
 
 from mtpd_mlx.adapters import LORA_KEYS, add_lora, apply_adapter
+from mtpd_mlx.alignment import target_masks
 from mtpd_mlx.base import load_base, new_base
 from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
 from mtpd_mlx.checkpoint_format import read_config
 from mtpd_mlx.cli import main
-from mtpd_mlx.config import LoraConfig, LossConfig
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.heads import init_heads
-from mtpd_mlx.losses import cross_entropy, heads_objective, target_masks
+from mtpd_mlx.losses import cross_entropy, heads_objective
 from mtpd_mlx.mlx_runtime import mx, nn
 from mtpd_mlx.objective import Model, objective
+from mtpd_mlx.options.train import LoraConfig, LossConfig
 
 RUN = ["--iters", "20", "--batch-size", "2", "--max-seq-length", "32", "--num-heads", "2", "--warmup", "2"]
 RUN += ["--learning-rate", "1e-2", "--steps-per-eval", "5", "--val-batches", "2", "--train", "lora", "--num-layers", "2"]

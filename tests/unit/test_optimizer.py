@@ -6,11 +6,11 @@ from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx import optimizer
 from mtpd_mlx.base import new_base
-from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
 from mtpd_mlx.optimizer import ADAMW_RMS, make_optimizer
+from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.train_step import Stepper
 
 RATE, DECAY, MOMENTUM = 0.01, 0.1, 0.95

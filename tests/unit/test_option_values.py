@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from mtpd_mlx.cache.options import CacheConfig
 from mtpd_mlx.cli import main
-from mtpd_mlx.data import DataConfig
-from mtpd_mlx.distill import DistillConfig
-from mtpd_mlx.options import TrainOptions
-from mtpd_mlx.schema import Range, build, read_yaml
+from mtpd_mlx.options.cache import CacheConfig
+from mtpd_mlx.options.distill import DistillConfig
+from mtpd_mlx.options.schema import Range, build, read_yaml
+from mtpd_mlx.options.train import DataConfig, TrainOptions
 
 
 @pytest.mark.parametrize(

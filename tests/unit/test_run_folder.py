@@ -182,7 +182,7 @@ def test_a_fault_of_mlx_leaves_a_resume_point(
     where: str, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mtpd_mlx.ingredients import gather
-    from mtpd_mlx.options import TrainOptions
+    from mtpd_mlx.options.train import TrainOptions
     from mtpd_mlx.training import train
 
     name, number = ("step", 4) if where == "step" else ("evaluate", 2 if where == "validation" else 1)

@@ -19,7 +19,7 @@ from mtpd_mlx.checkpoint import save_arrays
 from mtpd_mlx.distributed import World
 from mtpd_mlx.ingredients import gather
 from mtpd_mlx.mlx_runtime import kernel_cache, mx
-from mtpd_mlx.options import TrainOptions
+from mtpd_mlx.options.train import TrainOptions
 from mtpd_mlx.training import train
 
 ROOT = Path(__file__).parents[2]

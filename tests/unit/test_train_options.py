@@ -14,12 +14,21 @@ from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.base import new_base
 from mtpd_mlx.cli import main
-from mtpd_mlx.config import COPIES_SHARE, FINE_RATE, FRESH_RATE, FRESH_WIDTH, KL_START_FROM_SCRATCH, LossConfig, OptimConfig
 from mtpd_mlx.distributed import World
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model, objective
-from mtpd_mlx.options import TrainOptions, with_rate
+from mtpd_mlx.options.train import (
+    COPIES_SHARE,
+    FINE_RATE,
+    FRESH_RATE,
+    FRESH_WIDTH,
+    KL_START_FROM_SCRATCH,
+    LossConfig,
+    OptimConfig,
+    TrainOptions,
+    with_rate,
+)
 from mtpd_mlx.progress import depths
 from mtpd_mlx.train_step import Stepper, compute_dtype
 from mtpd_mlx.trainer import LOG_NAME

@@ -176,8 +176,8 @@ def test_bad_input_is_one_line(tiny_base: Path, text_data: Path, tmp_path: Path,
 
 
 def test_yaml_gives_options_and_flags_override(tmp_path: Path) -> None:
-    from mtpd_mlx.options import TrainOptions
-    from mtpd_mlx.schema import read_yaml
+    from mtpd_mlx.options.schema import read_yaml
+    from mtpd_mlx.options.train import TrainOptions
 
     file = tmp_path / "c.yaml"
     file.write_text("learning_rate: 2e-3\niters: 7\nalpha: [0.1, 0.2]\npack: false\n")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mtpd_mlx.config import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig, OptimConfig
+from mtpd_mlx.options.train import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig, OptimConfig
 from tools.experiments.settings import Setting
 
 MTPD = LossConfig()  # the paper's for four heads: alpha 0.3, beta 0.5

@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtpd_mlx.base import load_base
-from mtpd_mlx.config import LossConfig, OptimConfig
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.objective import Model
+from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.train_step import Stepper, compute_dtype
 from tools.experiments.arms import Arm, all_arms
 from tools.experiments.clock import Clock

@@ -18,11 +18,11 @@ from typing import Any
 
 from mtpd_mlx.base import load_base
 from mtpd_mlx.checkpoint import load_heads, versions
-from mtpd_mlx.config import OptimConfig
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.mlx_runtime import mx, on_cpu
-from mtpd_mlx.schema import as_dict
+from mtpd_mlx.options.schema import as_dict
+from mtpd_mlx.options.train import OptimConfig
 from mtpd_mlx.train_step import compute_dtype
 from tools.experiments.arms import Arm, all_arms, parts, select
 from tools.experiments.clock import Clock, OutOfTime

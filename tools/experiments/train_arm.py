@@ -8,20 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.base import Base, load_base, new_base
-from mtpd_mlx.checkpoint import load_heads, save_base, save_heads, versions
+from mtpd_mlx.checkpoint import load_heads, reference_base, save_base, save_heads, versions
 from mtpd_mlx.checkpoint_format import CONFIG_NAME, CheckpointConfig
-from mtpd_mlx.config import OptimConfig, RunConfig
 from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.extend import loop_heads
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.objective import Model
+from mtpd_mlx.options.schema import as_dict
+from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.resume import PREFIX, latest_resume_point
-from mtpd_mlx.schema import as_dict
 from mtpd_mlx.train_step import Stepper, compute_dtype
 from mtpd_mlx.trainer import LOG_NAME, Batches, Run
-from mtpd_mlx.training import reference_base
 from tools.experiments.arms import Arm
 from tools.experiments.clock import Clock
 from tools.experiments.data import Text

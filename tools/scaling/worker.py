@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.base import Base, new_base
-from mtpd_mlx.config import LossConfig, OptimConfig, RunConfig
 from mtpd_mlx.data import Batch
 from mtpd_mlx.distributed import World
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.mlx_runtime import mx, on_cpu
 from mtpd_mlx.objective import Model, Tree
+from mtpd_mlx.options.train import LossConfig, OptimConfig, RunConfig
 from mtpd_mlx.rank_watch import stop_clearly
 from mtpd_mlx.resume import latest_resume_point
 from mtpd_mlx.train_step import Stepper, compute_dtype

@@ -1,10 +1,11 @@
-"""The options of training. Every default of `mtpd train` and `mtpd extend` is here and nowhere else."""
+"""The options of training (`mtpd train`, `extend`, `refit`), one by one and as one object, checked together."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from mtpd_mlx.adapter_format import ADAPTER_HELP
 from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES, MAX_HEADS
-from mtpd_mlx.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, option
+from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, as_dict, build, flag, option, read_values
 
 TRAINS = ("heads", "joint", "lora")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
@@ -16,6 +17,7 @@ COPIES_SHARE = 1 / 3  # of that rate, for the copies that mtpd extend begins wit
 SCRATCH_SHARE = 2 / 3  # of that rate, for a base from scratch and its heads: about that of tools/experiments
 OPTIMIZERS = tuple(FRESH_RATE)
 FINE_RATE = 5e-4  # of a base, and of heads that are trained already
+ON_RESUME = ("resume", "overwrite", "out")  # may differ from those of the interrupted run
 KL_START_FROM_SCRATCH = 0.5  # of --kl-start for a base from scratch, --detach-teacher: docs/results.md, part "late"
 
 
@@ -95,6 +97,21 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig:
+    data: tuple[str, ...] = option(
+        ("data",), "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file; or several to mix"
+    )
+    data_weights: tuple[float, ...] = option((), "share of each --data in training (default: by size)", takes=NOT_NEGATIVE)
+    max_seq_length: int = option(512, "tokens per row (at most the base's context)", takes=Range(3))
+    batch_size: int = option(4, "rows per micro-batch", takes=POSITIVE)
+    mask_prompt: bool = option(False, "no loss on prompts (prompt/completion and messages data)")
+    pack: bool = option(True, "join documents to fill rows; otherwise one document a row, padded")
+    valid_share: float = option(
+        0.02, "share of the rows held out for validation where a --data has no valid.jsonl", takes=Range(0, 1, below=True)
+    )
+
+
+@dataclass(frozen=True)
 class OptimConfig:
     iters: int = option(1000, "optimiser steps", takes=NOT_NEGATIVE)
     optimizer: str = option("adamw", "adamw, or muon: Muon for the matrices of blocks and AdamW for all else", OPTIMIZERS)
@@ -137,3 +154,82 @@ class RunConfig:
     project_name: str | None = option(None, "project name for --report-to (default: the name of --out)")
     overwrite: bool = option(False, "replace an existing checkpoint folder")
     resume: bool = option(False, "continue the interrupted run in --out")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """`given`: names of the options that a user set, as opposed to defaults and to those of an interrupted run."""
+
+    model: ModelConfig
+    heads: HeadsConfig
+    loss: LossConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    lora: LoraConfig
+    given: frozenset[str] = frozenset()
+
+    @classmethod
+    def classes(cls) -> tuple[type, ...]:
+        return (ModelConfig, HeadsConfig, LossConfig, DataConfig, OptimConfig, RunConfig, LoraConfig)
+
+    @classmethod
+    def build(cls, file_values: dict[str, Any], flags: dict[str, Any]) -> "TrainOptions":
+        given = read_values(cls.classes(), file_values, flags)
+        options = replace(cls(*build(cls.classes(), {}, given)), given=frozenset(given))
+        check_together(options)
+        return replace(options, loss=loss_of_joint(options)) if options.model.base_trains else options
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainOptions":
+        """Those of `to_dict`, checked again one by one."""
+        return cls(*build(cls.classes(), values, {}))
+
+    def to_dict(self) -> dict[str, Any]:
+        return as_dict(self.model, self.heads, self.loss, self.data, self.optim, self.run, self.lora)
+
+
+def loss_of_joint(options: TrainOptions) -> LossConfig:
+    """The loss of joint training: mtpd's teacher is not detached where nothing says so, and where it is detached, a base from
+    scratch is taught late (docs/results.md)."""
+    loss, given = options.loss, options.given
+    if loss.loss == "mtpd" and loss.kl_reaches == "all" and "detach_teacher" not in given:
+        loss = replace(loss, detach_teacher=False)
+    if loss.loss == "mtpd" and loss.detach_teacher and options.model.model_config is not None and "kl_start" not in given:
+        loss = replace(loss, kl_start=KL_START_FROM_SCRATCH)
+    return loss
+
+
+def check_together(options: TrainOptions) -> None:
+    """ValueError in one line where options that are right by themselves exclude each other, or one would have no effect."""
+    model, given = options.model, options.given
+    if model.cache is not None:
+        if model.base_trains:
+            raise ValueError(f"--cache: holds the states of a frozen base, and --train {model.train} would change it")
+        for name in ("data_weights", "model_config", "tokenizer"):
+            if name in given:
+                raise ValueError(f"{flag(name)}: not with --cache, whose rows and base are given")
+    if not options.loss.detach_teacher and not model.base_trains:
+        raise ValueError("--no-detach-teacher: expected --train joint or lora: the main head of a frozen base does not move")
+    if model.train == "lora" and model.adapter_path is not None:
+        raise ValueError("--train lora: not with --adapter-path, whose adapter mlx_lm.fuse makes part of the base")
+    for name in ("num_layers", "lora_rank", "lora_scale"):
+        if name in given and model.train != "lora":
+            raise ValueError(f"{flag(name)}: expected --train lora")
+    if model.model_config is not None:
+        if model.model is not None or model.train != "joint":
+            raise ValueError("--model-config: expected --train joint and no --model: it makes a base from scratch")
+        if model.adapter_path is not None:
+            raise ValueError("--adapter-path: not with --model-config, which makes a base from scratch")
+
+
+def with_rate(options: TrainOptions, hidden_size: int, share: float = 1.0) -> TrainOptions:
+    """The options with a peak learning rate where none was given; `share` of that of new heads."""
+    if options.optim.learning_rate is not None:
+        return options
+    scratch = options.model.model_config is not None
+    fresh = scratch or (options.model.train == "heads" and options.heads.init_heads is None)
+    share *= SCRATCH_SHARE if scratch else 1.0
+    of_width = share * FRESH_RATE[options.optim.optimizer] * min(1.0, FRESH_WIDTH / hidden_size)
+    rate = max(FINE_RATE, of_width) if fresh else FINE_RATE
+    return replace(options, optim=replace(options.optim, learning_rate=rate))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from mtpd_mlx.adapter_format import ADAPTER_HELP
-from mtpd_mlx.schema import NOT_NEGATIVE, Range, option
+from mtpd_mlx.options.schema import NOT_NEGATIVE, Range, option
 
 AUTO = "auto"
 DTYPE_CHOICES = (AUTO, "float32", "bfloat16", "float16")

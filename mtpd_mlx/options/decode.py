@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mtpd_mlx.schema import option
+from mtpd_mlx.options.schema import option
 
 
 @dataclass(frozen=True)
