@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from mtpd_mlx.families.wrapped import text_config, text_name
+from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import read_header
 from mtpd_mlx.mtp_formats.names import is_shipped
 

@@ -17,8 +17,8 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.families.rotary import rope_type
-from mtpd_mlx.families.wrapped import text_config
 
 ROOT = Path(__file__).parent.parent
 REFERENCES, OUT = ROOT / "tests" / "families" / "references", ROOT / "docs" / "families.md"

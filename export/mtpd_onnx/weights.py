@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from mtpd_mlx.families.wrapped import text_name
+from mtpd_mlx.families.multimodal import text_name
 from mtpd_mlx.files.safetensors import read_header
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "U32": np.uint32}

@@ -7,9 +7,9 @@ from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
 from mtpd_mlx.families.layers import FULL, SLIDING, read_experts, read_layers
+from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.families.rotary import read_rotary, rope_type
 from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
-from mtpd_mlx.families.wrapped import text_config, text_name
 from mtpd_mlx.files.safetensors import read_header
 
 MAX_CONFIG_BYTES, MAX_LAYERS = 4 << 20, 10_000

@@ -9,7 +9,7 @@ from typing import Any
 from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
-from mtpd_mlx.families.wrapped import INSIDE
+from mtpd_mlx.families.multimodal import INSIDE
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, read_header, write_raw
 from mtpd_mlx.fingerprint import fingerprint_base

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from family_models import NAMES, REFERENCES
 
+from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.families.table import FAMILIES
-from mtpd_mlx.families.wrapped import text_config
 
 TABLE = Path(__file__).parent.parent.parent / "docs" / "families.md"
 

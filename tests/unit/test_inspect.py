@@ -14,7 +14,7 @@ from mtpd_mlx.cache.format import read_index
 from mtpd_mlx.checkpoint import flatten
 from mtpd_mlx.cli import main
 from mtpd_mlx.families.config import read_dims
-from mtpd_mlx.families.wrapped import text_config, text_name
+from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import Raw, write_raw
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.inspection.counts import head_parameters

@@ -12,7 +12,7 @@ from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised, wr
 
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import load_base
-from mtpd_mlx.families.wrapped import text_config, text_name
+from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
 from mtpd_mlx.inspection.describe import describe
 from mtpd_mlx.inspection.view import LocalView
