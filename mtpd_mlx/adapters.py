@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.adapter_format import CONFIG, WEIGHTS, read_adapter
+from mtpd_mlx.checkpoints.adapter_format import CONFIG, WEIGHTS, read_adapter
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.mlx_runtime import mx, nn
 from mtpd_mlx.options.train import LoraConfig

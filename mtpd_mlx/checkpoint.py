@@ -1,4 +1,4 @@
-"""Reading and writing heads (and, in joint training, the base) with MLX. The format itself: checkpoint_format.py."""
+"""Reading and writing heads (and, in joint training, the base) with MLX. The format itself: checkpoints/format.py."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import numpy as np
 
 from mtpd_mlx import __version__
 from mtpd_mlx.base import Base, load_base
-from mtpd_mlx.checkpoint_format import (
+from mtpd_mlx.checkpoints.format import (
     CONFIG_NAME,
     DRAFT_TOKENS,
     WEIGHTS_NAME,

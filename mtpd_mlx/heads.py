@@ -9,7 +9,7 @@ from typing import Any
 from mtpd_mlx.alignment import shift_left
 from mtpd_mlx.base import Base
 from mtpd_mlx.blocks import call_block, recomputed
-from mtpd_mlx.checkpoint_format import check_num_heads
+from mtpd_mlx.checkpoints.format import check_num_heads
 from mtpd_mlx.mlx_runtime import mx, nn
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import CheckpointConfig, read_config
+from mtpd_mlx.checkpoints.format import CheckpointConfig, read_config
 from mtpd_mlx.ingredients import Ingredients
 from mtpd_mlx.options.train import TrainOptions
 from mtpd_mlx.training import Outcome, train

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config
+from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config
 from mtpd_mlx.files import publish
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.options.schema import read_values

@@ -11,7 +11,7 @@ import numpy as np
 
 from mtpd_mlx.adapters import adapter_settings, write_adapter
 from mtpd_mlx.checkpoint import reference_base, save_heads, versions, write_base
-from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
+from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.distributed import World
 from mtpd_mlx.files.publish import discard, stage_folder

@@ -109,8 +109,8 @@ def write_checkpoint(
 
     from mtpd_mlx.base import load_base
     from mtpd_mlx.checkpoint import save_heads
-    from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
-    from mtpd_mlx.fingerprint import fingerprint_base
+    from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+    from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
     from mtpd_mlx.heads import init_heads
     from mtpd_mlx.mlx_runtime import mx
 

@@ -24,9 +24,9 @@ from mtpd_onnx.dims import Dims, read_dims
 from safetensors.numpy import load_file, save_file
 
 from mtpd_mlx import __version__
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, DRAFT_TOKENS, WEIGHTS_NAME, BaseRef, CheckpointConfig
+from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.format import CONFIG_NAME, DRAFT_TOKENS, WEIGHTS_NAME, BaseRef, CheckpointConfig
 from mtpd_mlx.files.atomic import write_json
-from mtpd_mlx.fingerprint import fingerprint_base
 from tools.genai_peer.safetensors_folder import lay_out
 
 DEMO = Path(__file__).parent.parent / "mtpd_mlx" / "assets" / "demo" / "base"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd_mlx.adapter_format import WEIGHTS, read_adapter
+from mtpd_mlx.checkpoints.adapter_format import WEIGHTS, read_adapter
 from mtpd_onnx.weights import Stored, Tensors
 
 

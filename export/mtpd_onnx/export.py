@@ -12,8 +12,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-from mtpd_mlx.adapter_format import fingerprint_model
-from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
+from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
+from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.speculative.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.checkpoint_format import BaseRef, check_base
+from mtpd_mlx.checkpoints.format import BaseRef, check_base
 from mtpd_mlx.files.atomic import sync
 
 INDEX_NAME = "cache.json"

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.adapter_format import ADAPTER_HELP
+from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
 
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mtpd_mlx.mtp_formats.names import LAYOUTS
+from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.checkpoints.format import read_config
+    from mtpd_mlx.checkpoints.shipped.write import export_heads
     from mtpd_mlx.hub.pull import resolve_folder, resolve_model
-    from mtpd_mlx.mtp_formats.exporting import export_heads
 
     checkpoint = resolve_folder(args.checkpoint)
     base = resolve_model(args.model or read_config(checkpoint).base.locate(checkpoint))

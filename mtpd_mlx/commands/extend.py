@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.checkpoints.format import read_config
     from mtpd_mlx.extend import extend_checkpoint, extend_options, loop_checkpoint
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.ingredients import teacher_line

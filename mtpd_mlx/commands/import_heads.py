@@ -12,9 +12,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from mtpd_mlx.checkpoints.shipped.read import import_heads
     from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
     from mtpd_mlx.hub.pull import resolve_model
-    from mtpd_mlx.mtp_formats.importing import import_heads
 
     model, named = resolve_model(args.model, args.revision), args.model
     if args.revision and is_hub_id(named):

@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.checkpoint_format import CONFIG_NAME
+    from mtpd_mlx.checkpoints.format import CONFIG_NAME
     from mtpd_mlx.decoding.costs import DRAFTS, WIDEST, measure_costs
     from mtpd_mlx.hub.pull import resolve_folder
 
@@ -62,7 +62,7 @@ def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[i
 
 def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[float] | None, str | None]:
     """(CAR by depth of the checkpoint's heads, on which text): measured, or as recorded; None where neither."""
-    from mtpd_mlx.checkpoint_format import read_config
+    from mtpd_mlx.checkpoints.format import read_config
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.inspection.describe import recorded_acceptance
 

@@ -31,7 +31,7 @@ def decoding_options(args: argparse.Namespace) -> DecodingConfig:
 
 def as_tuned(args: argparse.Namespace, base: Any, num_draft_tokens: int | None) -> tuple[DecodingConfig, int | None]:
     """(options, number of drafts): where neither is asked for, what `mtpd tune` stored for this machine."""
-    from mtpd_mlx.checkpoint_format import CONFIG_NAME
+    from mtpd_mlx.checkpoints.format import CONFIG_NAME
     from mtpd_mlx.decoding.machine import machine_key
     from mtpd_mlx.decoding.tuned import read_tuned
     from mtpd_mlx.hub.pull import resolve_folder
@@ -70,7 +70,7 @@ def load_model(args: argparse.Namespace, plain: bool = False) -> tuple[Any, Any]
     """(base, heads or None) of the arguments; heads in the base's type."""
     from mtpd_mlx.base import load_base
     from mtpd_mlx.checkpoint import load_checkpoint
-    from mtpd_mlx.checkpoint_format import CONFIG_NAME
+    from mtpd_mlx.checkpoints.format import CONFIG_NAME
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.mlx_runtime import mx, on_cpu
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, read_config
+from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, read_config
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.hub.card import card
 from mtpd_mlx.hub.messages import explain, need_package

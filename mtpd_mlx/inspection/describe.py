@@ -3,9 +3,11 @@
 from fnmatch import fnmatch
 from typing import Any
 
-from mtpd_mlx.adapter_format import CONFIG as ADAPTER_CONFIG
-from mtpd_mlx.checkpoint_format import CONFIG_NAME as HEADS_CONFIG
-from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, parse_config
+from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
+from mtpd_mlx.checkpoints.format import CONFIG_NAME as HEADS_CONFIG
+from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, parse_config
+from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
+from mtpd_mlx.checkpoints.shipped.layouts import HEADS_FILES, is_shipped
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_config, text_name
@@ -14,8 +16,6 @@ from mtpd_mlx.inspection.memory import DEVICES, Plan, decode_bytes, train_bytes
 from mtpd_mlx.inspection.parts import CACHE_INDEX, as_object, describe_adapter, describe_cache
 from mtpd_mlx.inspection.shapes import contradiction
 from mtpd_mlx.inspection.view import View
-from mtpd_mlx.mtp_formats.detect import shipped_heads
-from mtpd_mlx.mtp_formats.names import HEADS_FILES, is_shipped
 
 MANIFEST = "manifest.json"
 

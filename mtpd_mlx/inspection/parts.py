@@ -3,8 +3,8 @@ that use them check them."""
 
 from typing import Any
 
-from mtpd_mlx.adapter_format import CONFIG as ADAPTER_CONFIG
-from mtpd_mlx.adapter_format import WEIGHTS as ADAPTER_WEIGHTS
+from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
+from mtpd_mlx.checkpoints.adapter_format import WEIGHTS as ADAPTER_WEIGHTS
 from mtpd_mlx.inspection.counts import count
 from mtpd_mlx.inspection.view import View
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mtpd_mlx.adapter_format import ADAPTER_HELP
+from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
 from mtpd_mlx.options.schema import NOT_NEGATIVE, Range, option
 
 AUTO = "auto"

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.adapter_format import ADAPTER_HELP
-from mtpd_mlx.checkpoint_format import HIDDEN_SOURCES, MAX_HEADS
+from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
+from mtpd_mlx.checkpoints.format import HIDDEN_SOURCES, MAX_HEADS
 from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, as_dict, build, flag, option, read_values
 
 TRAINS = ("heads", "joint", "lora")

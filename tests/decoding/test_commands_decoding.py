@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tiny import LLAMA, write_base, write_checkpoint
 
-from mtpd_mlx.checkpoint_format import read_config
+from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
 from mtpd_mlx.commands import tune
 from mtpd_mlx.decoding.machine import machine_key

@@ -52,9 +52,9 @@ def own_text(base: Any, prompt: list[int]) -> np.ndarray:
 def train_checkpoint(reference: Reference, folder: Path) -> Path:
     from mtpd_mlx.base import load_base
     from mtpd_mlx.checkpoint import save_heads
-    from mtpd_mlx.checkpoint_format import BaseRef, CheckpointConfig
+    from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+    from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
     from mtpd_mlx.data import Batch
-    from mtpd_mlx.fingerprint import fingerprint_base
     from mtpd_mlx.heads import init_heads
     from mtpd_mlx.objective import Model
     from mtpd_mlx.options.train import LossConfig, OptimConfig

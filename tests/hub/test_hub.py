@@ -10,7 +10,7 @@ import pytest
 from hub_helpers import NOWHERE, contents, mtpd, refused
 from stub_hub import SHA, Hub, Repository
 
-from mtpd_mlx.checkpoint_format import parse_config
+from mtpd_mlx.checkpoints.format import parse_config
 from mtpd_mlx.files.safetensors import Raw, write_raw
 from mtpd_mlx.hub.push import prepare
 

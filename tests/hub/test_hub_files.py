@@ -9,7 +9,7 @@ import pytest
 from hub_helpers import contents, mtpd
 from stub_hub import Hub, Repository
 
-from mtpd_mlx.checkpoint_format import BaseRef
+from mtpd_mlx.checkpoints.format import BaseRef
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.safetensors import Raw, write_raw
 

@@ -9,8 +9,8 @@ import pytest
 from tiny import write_base
 
 from mtpd_mlx.checkpoint import flatten, load_arrays, load_checkpoint, save_arrays, save_heads
-from mtpd_mlx.checkpoint_format import read_config
-from mtpd_mlx.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.mlx_runtime import mx
 
 

@@ -13,7 +13,7 @@ from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import load_base, new_base
 from mtpd_mlx.checkpoint import load_arrays, load_checkpoint, save_heads
-from mtpd_mlx.checkpoint_format import read_config, read_draft_tokens
+from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens
 from mtpd_mlx.extend import loop_heads
 from mtpd_mlx.mlx_runtime import mx, nn
 from mtpd_mlx.speculative.loop import generate

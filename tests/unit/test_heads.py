@@ -9,7 +9,7 @@ from tiny import LLAMA, VOCAB
 from mtpd_mlx.alignment import shift_left
 from mtpd_mlx.base import new_base
 from mtpd_mlx.checkpoint import flatten
-from mtpd_mlx.checkpoint_format import MAX_HEADS
+from mtpd_mlx.checkpoints.format import MAX_HEADS
 from mtpd_mlx.cli import main
 from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx

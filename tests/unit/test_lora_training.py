@@ -14,9 +14,9 @@ from mtpd_mlx.adapters import LORA_KEYS, add_lora, apply_adapter
 from mtpd_mlx.alignment import target_masks
 from mtpd_mlx.base import load_base, new_base
 from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
-from mtpd_mlx.checkpoint_format import read_config
+from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
-from mtpd_mlx.fingerprint import fingerprint_base
 from mtpd_mlx.heads import init_heads
 from mtpd_mlx.losses import cross_entropy, heads_objective
 from mtpd_mlx.mlx_runtime import mx, nn

@@ -9,7 +9,7 @@ import pytest
 from tiny import write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.checkpoint import load_checkpoint
-from mtpd_mlx.checkpoint_format import read_config
+from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
 
 

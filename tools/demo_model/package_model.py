@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mtpd_mlx.base import load_base
 from mtpd_mlx.checkpoint import copy_tokenizer, load_heads, save_heads
-from mtpd_mlx.checkpoint_format import BaseRef
-from mtpd_mlx.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.format import BaseRef
 
 BITS = 8
 

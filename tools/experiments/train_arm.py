@@ -9,7 +9,7 @@ from typing import Any
 
 from mtpd_mlx.base import Base, load_base, new_base
 from mtpd_mlx.checkpoint import load_heads, reference_base, save_base, save_heads, versions
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, CheckpointConfig
+from mtpd_mlx.checkpoints.format import CONFIG_NAME, CheckpointConfig
 from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.extend import loop_heads
 from mtpd_mlx.files.atomic import write_json

@@ -4,9 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import read_header
-from mtpd_mlx.mtp_formats.names import is_shipped
 
 SAMPLE_BYTES = 4096
 SAMPLES = 16

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.checkpoints.fingerprint import fingerprint_base, tensor_digests
 from mtpd_mlx.files.safetensors import read_header
-from mtpd_mlx.fingerprint import fingerprint_base, tensor_digests
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 MAX_CONFIG_BYTES = 1 << 20

@@ -4,14 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig
+from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig
+from mtpd_mlx.checkpoints.shipped.convert import read_head, stored_to_plain
+from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
+from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS, weight_files
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
-from mtpd_mlx.fingerprint import fingerprint_base
-from mtpd_mlx.mtp_formats.convert import read_head, stored_to_plain
-from mtpd_mlx.mtp_formats.detect import shipped_heads
-from mtpd_mlx.mtp_formats.names import LAYOUTS, weight_files
 
 
 def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) -> dict[str, Any]:

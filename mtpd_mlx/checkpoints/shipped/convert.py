@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mtpd_mlx.checkpoints.shipped.layouts import COPIES, Layout
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.files.safetensors import Raw, RawTensors
-from mtpd_mlx.mtp_formats.names import COPIES, Layout
 
 PLAIN_NORMS = ("hnorm", "enorm", "post_norm")
 EXPERTS = ("gate_proj", "up_proj", "down_proj")

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint_format import WEIGHTS_NAME, CheckpointConfig, read_config
+from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
+from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config
+from mtpd_mlx.checkpoints.shipped.convert import stored_to_plain, write_head
+from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
+from mtpd_mlx.checkpoints.shipped.layouts import COPIES, HEADS_FILE, LAYOUTS, Layout, is_shipped, weight_files
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import INSIDE
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, read_header, write_raw
-from mtpd_mlx.fingerprint import fingerprint_base
-from mtpd_mlx.mtp_formats.convert import stored_to_plain, write_head
-from mtpd_mlx.mtp_formats.detect import shipped_heads
-from mtpd_mlx.mtp_formats.names import COPIES, HEADS_FILE, LAYOUTS, Layout, is_shipped, weight_files
 
 INDEX = "model.safetensors.index.json"
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mtpd_mlx.checkpoints.shipped.layouts import COPIES, LAYOUTS, Layout, is_shipped
 from mtpd_mlx.families.config import group_size_of, read_dims
-from mtpd_mlx.mtp_formats.names import COPIES, LAYOUTS, Layout, is_shipped
 
 
 def shipped_heads(config: dict[str, Any], table: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""What heads, adapters and bases are on disk, for every runtime: no MLX here."""
