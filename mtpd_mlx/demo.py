@@ -28,11 +28,11 @@ from mtpd_mlx.options.train import (
 )
 from mtpd_mlx.parity import compare, decode_all
 from mtpd_mlx.progress import ProgressBar
-from mtpd_mlx.prompts import encode_prompts
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.encoded_prompts import encode_prompts
+from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.training import Outcome, train
 
 ASSETS = Path(__file__).parent / "assets" / "demo"

@@ -20,8 +20,8 @@ from mtpd_mlx.generation import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from mtpd_mlx.options.schema import as_dict, build, flag, read_values
-from mtpd_mlx.speculative.prompts import read_prompts
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.prompts import read_prompts
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 CONFIG_NAME, PART_NAME = "distill_config.json", "part.jsonl"
 SPLITS = ("train.jsonl", "valid.jsonl")

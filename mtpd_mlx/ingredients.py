@@ -18,7 +18,7 @@ from mtpd_mlx.heads import MTPHeads, init_heads
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.options.schema import flag
 from mtpd_mlx.options.train import ModelConfig, TrainOptions
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.train_step import compute_dtype
 
 

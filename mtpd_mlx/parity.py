@@ -10,11 +10,11 @@ import numpy as np
 from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.base import Base
 from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.prompts import EncodedPrompt
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import DecodeStats
+from mtpd_mlx.text.encoded_prompts import EncodedPrompt
 
 
 @dataclass

@@ -35,7 +35,7 @@ from mtpd_mlx.run_folder import (
     parts_of,
     take_up,
 )
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import Run
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from mtpd_mlx.data import Splits, load_dataset
 from mtpd_mlx.options.train import DataConfig
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 TOP_N = 7
 SMALL = {"max_seq_length": 32, "batch_size": 2, "top_n": TOP_N, "shard_mb": 0.05}

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.mlx_runtime import on_cpu
-from mtpd_mlx.tables import format_table
+from mtpd_mlx.text.tables import format_table
 from tools.experiments.settings import BASES
 from tools.scaling.losses import compare_losses
 from tools.scaling.lost_rank import lose_ranks

@@ -106,7 +106,7 @@ class Comparison:
             self.step(f"{name} verify", "mtpd_onnx", "verify", *common, *length, *([] if args.sampling else ["--greedy-only"]))
 
     def table(self) -> str:
-        from mtpd_mlx.tables import format_table
+        from mtpd_mlx.text.tables import format_table
 
         rows = []
         for name, r in self.results.items():

@@ -5,9 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.speculative.frontend import INTERRUPTED, GenerateOptions, Stream, describe, encode_all, eos_tokens, record
 from mtpd_mlx.speculative.stats import DecodeStats
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.generate import INTERRUPTED, GenerateOptions, Stream, describe, encode_all, eos_tokens, record
+from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.batched_backend import Text
 from mtpd_onnx.open import open_batched
 

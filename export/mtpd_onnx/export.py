@@ -16,7 +16,7 @@ from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.hub.pull import resolve_folder
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.adapted import AdaptedTensors
 from mtpd_onnx.batched_graph import build_batched_round
 from mtpd_onnx.dims import Dims, read_dims

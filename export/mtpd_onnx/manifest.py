@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.files.atomic import write_json
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.precision import check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40

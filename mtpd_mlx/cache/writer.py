@@ -40,7 +40,7 @@ from mtpd_mlx.mlx_runtime import mx, on_cpu
 from mtpd_mlx.options.cache import AUTO, CacheConfig
 from mtpd_mlx.options.schema import as_dict, build, read_values
 from mtpd_mlx.options.train import DataConfig
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 LOCATIONS = ("model", "data", "out", "resume", "overwrite")  # may differ on --resume: contents are compared instead
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.decoding.flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,9 +49,9 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from mtpd_mlx.decoding.benchmark import summary
     from mtpd_mlx.decoding.machine import device_kind, device_name
     from mtpd_mlx.decoding.open import open_decoder
-    from mtpd_mlx.prompts import encode_prompts, set_names
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
     from mtpd_mlx.speculative.verify import compare
+    from mtpd_mlx.text.encoded_prompts import encode_prompts, set_names
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     sampling, files = sampling_from(args), list(zip(set_names(args.prompts), args.prompts, strict=True))
     base, heads = load_model(args)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, open_from
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.decoding.prompt_cache import load_cache, save_cache
-    from mtpd_mlx.speculative.chat import run_chat
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.chat import run_chat
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")

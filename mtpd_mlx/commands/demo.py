@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.tables import format_table
+from mtpd_mlx.text.tables import format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

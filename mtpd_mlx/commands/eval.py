@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.commands.base_flags import add_base_flags, base_options
-from mtpd_mlx.tables import format_table
+from mtpd_mlx.text.tables import format_table
 
 MAX_TOKENS = 128
 
@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.evaluate import measure, repetition
     from mtpd_mlx.generation import generate_greedy
     from mtpd_mlx.mlx_runtime import on_cpu
-    from mtpd_mlx.prompts import encode_prompts, set_names
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.encoded_prompts import encode_prompts, set_names
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")

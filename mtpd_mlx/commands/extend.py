@@ -6,7 +6,7 @@ from typing import Any
 
 from mtpd_mlx.options.schema import add_arguments as add_schema
 from mtpd_mlx.options.schema import build, read_yaml
-from mtpd_mlx.tables import format_table
+from mtpd_mlx.text.tables import format_table
 
 HIDDEN = ("HeadsConfig", "LoraConfig")  # what an extension takes from the checkpoint, and what it does not train
 

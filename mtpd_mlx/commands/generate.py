@@ -3,8 +3,8 @@
 import argparse
 
 from mtpd_mlx.decoding.flags import add_model_arguments, open_from
-from mtpd_mlx.speculative.frontend import add_generate_arguments, options_from, run_generate
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.text.generate import add_generate_arguments, options_from, run_generate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     options, sampling = options_from(args), sampling_from(args)
     backend, base = open_from(args, options.plain, options.num_draft_tokens, sampling)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.commands.base_flags import add_base_flags, base_options
-from mtpd_mlx.tables import format_table
+from mtpd_mlx.text.tables import format_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,8 +27,8 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.checkpoint import load_for_decoding
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.parity import compare
-    from mtpd_mlx.prompts import encode_prompts
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, True, **base_options(args))
     folder = resolve_folder(args.folder)

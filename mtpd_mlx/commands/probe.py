@@ -74,8 +74,8 @@ def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[fl
         return (found["car"], "validation text, as recorded in training") if found and known else (None, None)
     from mtpd_mlx.evaluate import measure
     from mtpd_mlx.generation import generate_greedy
-    from mtpd_mlx.prompts import encode_prompts
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(base.path)
     prompts = [p.tokens for p in encode_prompts(args.prompts, tokenizer, base.context_length - 130, 32)]
@@ -108,7 +108,7 @@ def summary(costs: list[Any], car: list[float] | None) -> dict[str, Any]:
 
 
 def describe(v: dict[str, Any]) -> str:
-    from mtpd_mlx.tables import format_table
+    from mtpd_mlx.text.tables import format_table
 
     how = (", --exact" if v["exact"] else "") + (f", --kv-bits {v['kv_bits']}" if v["kv_bits"] else "")
     lines = [f"{v['device']} ({v['backend']}){how}"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtpd_mlx.options.schema import add_arguments as add_schema
 from mtpd_mlx.options.schema import read_yaml
-from mtpd_mlx.tables import format_table
+from mtpd_mlx.text.tables import format_table
 
 HIDDEN = ("HeadsConfig", "LoraConfig")  # what the checkpoint says, and what is not trained
 

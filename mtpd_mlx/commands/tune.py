@@ -49,10 +49,10 @@ def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, 
     from mtpd_mlx.decoding.arms import our_arm, stock_arm
     from mtpd_mlx.decoding.costs import DRAFTS
     from mtpd_mlx.decoding.open import open_decoder
-    from mtpd_mlx.prompts import encode_prompts
     from mtpd_mlx.speculative.bench import interleave
     from mtpd_mlx.speculative.sampling import Sampling
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     tokenizer, options = Tokenizer.from_folder(base.path), decoding_options(args)
     room = base.context_length - args.max_tokens - heads.num_heads - 1
@@ -80,7 +80,7 @@ def choose(speeds: dict[str, float], plans: dict[int, str]) -> Any:
 
 
 def describe(v: dict[str, Any], name: str) -> str:
-    from mtpd_mlx.tables import format_table
+    from mtpd_mlx.text.tables import format_table
 
     stock = v["tokens_per_second"]["stock"]
     rows = [[arm, f"{speed:.1f}", f"{speed / stock:.2f}"] for arm, speed in v["tokens_per_second"].items()]

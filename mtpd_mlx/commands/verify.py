@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, load_model, xtc_special_tokens
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
 TOLERANCE = {"float32": 0.0, "float16": 0.25, "bfloat16": 1.0}
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.prompts import encode_prompts
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
     from mtpd_mlx.speculative.verify import check_tolerance, describe
+    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     sampling = sampling_from(args)
     check_tolerance(args.tolerance)

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mtpd_mlx.speculative.chat_template import check_tools
+from mtpd_mlx.text.chat_template import check_tools
 
 
 class TextTokenizer(Protocol):
-    """What data needs of a tokenizer (mtpd_mlx.speculative.tokenizer.Tokenizer has it)."""
+    """What data needs of a tokenizer (mtpd_mlx.text.tokenizer.Tokenizer has it)."""
 
     eos_token_ids: frozenset[int]
     eos_token_id: int | None

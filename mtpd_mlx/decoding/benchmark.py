@@ -7,7 +7,7 @@ from typing import Any
 from mtpd_mlx.decoding.arms import MLXArm
 from mtpd_mlx.speculative.bench import identical, interleave
 from mtpd_mlx.speculative.stats import acceptance_table, distinct_n
-from mtpd_mlx.tables import format_table
+from mtpd_mlx.text.tables import format_table
 
 Prompts = list[list[int]]
 

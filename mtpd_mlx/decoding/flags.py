@@ -52,7 +52,7 @@ def as_tuned(args: argparse.Namespace, base: Any, num_draft_tokens: int | None) 
 def open_from(args: argparse.Namespace, plain: bool, num_draft_tokens: int | None, sampling: Any) -> tuple[Any, Any]:
     """(decoder, base) as the arguments say."""
     from mtpd_mlx.decoding.open import open_decoder
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     base, heads = load_model(args, plain)
     options, drafts = (decoding_options(args), 0) if plain else as_tuned(args, base, num_draft_tokens)

@@ -12,7 +12,7 @@ from mtpd_mlx.data import load_dataset, load_text
 from mtpd_mlx.data.formats import Document, read_rows, tokenize
 from mtpd_mlx.data.packing import pack, pad
 from mtpd_mlx.options.train import DataConfig
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"

@@ -10,7 +10,7 @@ from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.dataset import MixedDataset, PackedDataset
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.options.train import DataConfig
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 
 def source(rows: int, mark: int) -> PackedDataset:

@@ -16,9 +16,9 @@ from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.open import open_folder
 from tiny import write_base, write_checkpoint
 
-from mtpd_mlx.speculative.chat import run_chat
 from mtpd_mlx.speculative.protocol import Round
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.chat import run_chat
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"

@@ -13,10 +13,10 @@ from mtpd_mlx.demo import ASSETS
 from mtpd_mlx.evaluate import measure, repetition
 from mtpd_mlx.generation import generate_greedy
 from mtpd_mlx.parity import decode_all
-from mtpd_mlx.prompts import encode_prompts
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import walk
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.encoded_prompts import encode_prompts
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 TOKENS = 32
 

@@ -95,7 +95,7 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
     from mtpd_mlx.inspection.describe import describe
     from mtpd_mlx.inspection.render import render
     from mtpd_mlx.inspection.view import LocalView
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     def tensors(folder: Path) -> None:
         source = Tensors.of_base(folder, None)

@@ -87,7 +87,7 @@ def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable
     from mtpd_mlx.distill import PART_NAME, _finished, encode, resumed_config
     from mtpd_mlx.options.distill import DistillConfig
     from mtpd_mlx.run_folder import check_identity, resumed_options
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     cfg = DistillConfig(**json.loads((state["own"] / "distill_config.json").read_text())["options"])
     prompts = encode(Path(cfg.prompts), Tokenizer.from_folder(Path(cfg.model)), cfg)

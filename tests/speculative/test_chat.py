@@ -5,8 +5,8 @@ import io
 from speculative_fakes import ScriptedModel, scripted
 from test_frontend import EOS, byte_tokenizer
 
-from mtpd_mlx.speculative.chat import Chat, run_chat
 from mtpd_mlx.speculative.rounds import StepBackend
+from mtpd_mlx.text.chat import Chat, run_chat
 
 STRICT = (  # as many models have it
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}"

@@ -15,7 +15,8 @@ import tokenizers
 from speculative_fakes import ScriptedModel, scripted
 from tokenizers import decoders, models, pre_tokenizers
 
-from mtpd_mlx.speculative.frontend import (
+from mtpd_mlx.speculative.rounds import StepBackend
+from mtpd_mlx.text.generate import (
     GenerateOptions,
     Prompt,
     add_generate_arguments,
@@ -24,8 +25,7 @@ from mtpd_mlx.speculative.frontend import (
     read_prompts,
     run_generate,
 )
-from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 EOS = 256
 PROMPT = "abc"

@@ -6,8 +6,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from mtpd_mlx.speculative.streaming import LONGEST_WAIT, StopMatcher, StreamDecoder
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.streaming import LONGEST_WAIT, StopMatcher, StreamDecoder
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 TEXTS = [
     "plain words, twice: plain words",

@@ -6,7 +6,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 TEXT = ["Hello there, how are you today?", "I am fine, thank you. And you?", "Numbers 12 and 345 – naïve 中文 🙂"]
 TEMPLATE = """{%- if messages[0]['role'] == 'system' %}

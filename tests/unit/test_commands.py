@@ -60,7 +60,7 @@ def test_eval_prints_all_three_figures(tiny_checkpoint: Path, prompts: Path, tex
 def test_the_loss_on_a_text_is_within_the_context(tiny_base: Path, text_data: Path) -> None:
     from mtpd_mlx.base import Base, load_base
     from mtpd_mlx.commands.eval import base_loss
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     base, trunk = load_base(str(tiny_base)), Base.trunk
     seen: list[int] = []

@@ -19,7 +19,7 @@ from mtpd_mlx.generation import batches_of, generate_batch, generate_greedy
 from mtpd_mlx.mlx_runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from mtpd_mlx.options.train import DataConfig
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 PROMPTS = [[5, 9, 14], [7], [3, 4, 5, 6, 7, 8, 9, 10], [11, 12]]
 

@@ -185,7 +185,7 @@ def test_size_of_the_draft_vocabulary() -> None:
 def test_trained_on_the_most_frequent_tokens_and_kept_by_looping(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
     from mtpd_mlx.data import load_dataset
     from mtpd_mlx.options.train import DataConfig
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer import Tokenizer
 
     out, looped = tmp_path / "out", tmp_path / "looped"
     args = ["--model", str(tiny_base), "--data", str(text_data), "--max-seq-length", "24", "--batch-size", "2"]

@@ -11,7 +11,7 @@ import numpy as np
 from mtpd_mlx.data import Batch, PackedDataset
 from mtpd_mlx.data.formats import Document
 from mtpd_mlx.data.packing import pad
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 from tools.experiments.settings import Setting
 
 

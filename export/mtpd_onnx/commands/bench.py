@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.prompts import encode_prompts
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.tokenizer import Tokenizer
     from mtpd_onnx.manifest import read_manifest
 
     if args.max_tokens < 2 or args.repeats < 1:
@@ -90,7 +90,7 @@ def measure(args: argparse.Namespace, manifest: Any, prompts: list[list[int]]) -
 
 
 def describe(v: dict[str, Any]) -> str:
-    from mtpd_mlx.tables import format_table
+    from mtpd_mlx.text.tables import format_table
     from mtpd_onnx import precision
 
     rows = [["plain", f"{v['plain_tok_s']:.1f}", f"{v['plain_ms']:.3f}", "1.00"]]

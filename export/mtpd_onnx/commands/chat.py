@@ -2,7 +2,7 @@
 
 import argparse
 
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
@@ -16,8 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.speculative.chat import run_chat
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.chat import run_chat
+    from mtpd_mlx.text.tokenizer import Tokenizer
     from mtpd_onnx.open import open_folder
 
     if args.max_tokens < 1:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from mtpd_mlx.speculative.frontend import add_generate_arguments, options_from, run_generate
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
+from mtpd_mlx.text.generate import add_generate_arguments, options_from, run_generate
 from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer import Tokenizer
     from mtpd_onnx.open import open_folder
 
     options, sampling = options_from(args), sampling_from(args)

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_mlx.speculative.sampling import Sampling
-from mtpd_mlx.speculative.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
@@ -26,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.prompts import encode_prompts
-    from mtpd_mlx.speculative.tokenizer import Tokenizer
     from mtpd_mlx.speculative.verify import check_tolerance, describe
+    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.tokenizer import Tokenizer
     from mtpd_onnx.manifest import read_manifest
 
     check_tolerance(args.tolerance)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from mtpd_mlx.speculative.chat_template import Messages
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats
-from mtpd_mlx.speculative.streaming import StreamDecoder
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.chat_template import Messages
+from mtpd_mlx.text.streaming import StreamDecoder
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
 COMMANDS = "commands: q to end, r to start again, h for this help"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd_mlx.speculative.frontend import read_prompts
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.generate import read_prompts
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.prompts import Prompt, read_prompts
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats, distinct_n
-from mtpd_mlx.speculative.streaming import StopMatcher, StreamDecoder
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.prompts import Prompt, read_prompts
+from mtpd_mlx.text.streaming import StopMatcher, StreamDecoder
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 __all__ = ["GenerateOptions", "Prompt", "add_generate_arguments", "options_from", "read_prompts", "run_generate"]
 

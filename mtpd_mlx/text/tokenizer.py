@@ -6,7 +6,7 @@ from typing import Any
 
 import tokenizers
 
-from mtpd_mlx.speculative.chat_template import Messages, Tools, render
+from mtpd_mlx.text.chat_template import Messages, Tools, render
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.speculative.chat_template import Messages, Tools, check_tools
+from mtpd_mlx.text.chat_template import Messages, Tools, check_tools
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mtpd_mlx.speculative.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
 # Runs of invalid bytes are given out after this many tokens: a whole character never needs as many.

@@ -1,0 +1,1 @@
+"""Text for people and models: tokenizer, chat template, prompts, streaming, and the generate and chat front ends."""
