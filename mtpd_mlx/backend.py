@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtpd_mlx.base import Base
-from mtpd_mlx.blocks import make_mask
-from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.blocks import make_mask
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import mx
 
 PREFILL_CHUNK = 512
 

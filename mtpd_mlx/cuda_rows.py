@@ -4,7 +4,7 @@ row_losses.py; tests/unit/test_cuda_rows.py and tools/bench_train.py hold them t
 from functools import cache
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 THREADS = 512
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from mtpd_mlx.acceptance import teacher_force
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import Base, load_base
-from mtpd_mlx.checkpoint import load_checkpoint, versions
 from mtpd_mlx.evaluate import measure, repetition
 from mtpd_mlx.extend import extend_checkpoint, loop_heads
-from mtpd_mlx.generation import generate_greedy
-from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import gather
+from mtpd_mlx.model.base import Base, load_base
+from mtpd_mlx.model.generate import generate_greedy
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.load_save import load_checkpoint, versions
 from mtpd_mlx.options.train import (
     DataConfig,
     HeadsConfig,
@@ -205,8 +205,8 @@ def machine() -> dict[str, Any]:
     import os
     import platform
 
-    from mtpd_mlx.blas import preload_blas
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.blas import preload_blas
+    from mtpd_mlx.model.runtime import mx
 
     return {
         "system": platform.platform(),

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.base import Base, load_base, say_if_slow
-from mtpd_mlx.checkpoint import versions
 from mtpd_mlx.data.formats import read_rows
 from mtpd_mlx.files.atomic import sync, write_json
-from mtpd_mlx.generation import Pick, batches_of, generate_batch, greedy
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base, load_base, say_if_slow
+from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
+from mtpd_mlx.model.load_save import versions
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from mtpd_mlx.options.schema import as_dict, build, flag, read_values
 from mtpd_mlx.text.prompts import read_prompts

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 BUCKET_BYTES = 32 << 20  # gradients are summed in buckets of about this size
 

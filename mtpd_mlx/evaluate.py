@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.acceptance import ForcedBatch, match_tables
-from mtpd_mlx.base import Base
-from mtpd_mlx.generation import Generation
-from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.generate import Generation
+from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.speculative.stats import acceptance_table, distinct_n, novel_positions, walk
 
 

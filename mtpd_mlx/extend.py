@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.base import Base, say_if_slow
-from mtpd_mlx.checkpoint import load_checkpoint, load_heads, reference_base, save_heads, versions
 from mtpd_mlx.checkpoints.format import TUNED, CheckpointConfig, check_num_heads, read_config
-from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.losses import per_head_weights
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base, say_if_slow
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.load_save import load_checkpoint, load_heads, reference_base, save_heads, versions
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import flag, read_values
 from mtpd_mlx.options.train import COPIES_SHARE, ON_RESUME, TrainOptions, with_rate
 from mtpd_mlx.resume import Progress, latest_resume_point

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.options.train import LossConfig
 from mtpd_mlx.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
 from mtpd_mlx.row_stats import row_stats

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.adapters import add_lora
-from mtpd_mlx.base import Base, load_base, new_base, resolve_model, say_if_slow
 from mtpd_mlx.cache.format import CacheIndex
 from mtpd_mlx.cache.reader import CachedDataset, open_cache
-from mtpd_mlx.checkpoint import load_heads
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.packing import add_counts
-from mtpd_mlx.heads import MTPHeads, init_heads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.adapters import add_lora
+from mtpd_mlx.model.base import Base, load_base, new_base, resolve_model, say_if_slow
+from mtpd_mlx.model.heads import MTPHeads, init_heads
+from mtpd_mlx.model.load_save import load_heads
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import flag
 from mtpd_mlx.options.train import ModelConfig, TrainOptions
 from mtpd_mlx.text.tokenizer import Tokenizer

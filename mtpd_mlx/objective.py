@@ -3,13 +3,13 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.adapters import train_lora_alone
-from mtpd_mlx.alignment import shift_left
-from mtpd_mlx.base import Base
 from mtpd_mlx.fused_loss import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
-from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.losses import end_to_end_tv, per_head_weights
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.adapters import train_lora_alone
+from mtpd_mlx.model.alignment import shift_left
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig
 
 Tree = dict[str, Any]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import mx, optim
+from mtpd_mlx.model.runtime import mx, optim
 from mtpd_mlx.options.train import FINE_RATE, OptimConfig
 
 Tree = dict[str, Any]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import Base
-from mtpd_mlx.heads import MTPHeads
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.checkpoint import load_arrays, save_arrays
 from mtpd_mlx.files.atomic import sync, write_json
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.load_save import load_arrays, save_arrays
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.run_folder import RESUME_PREFIX as PREFIX
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mtpd_mlx import cuda_rows
-from mtpd_mlx.mlx_runtime import mx, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cuda
 from mtpd_mlx.options.train import LossConfig
 from mtpd_mlx.row_stats import RowStats, exp, row_stats
 from mtpd_mlx.selection import nth_largest

@@ -7,7 +7,7 @@ import platform
 from dataclasses import dataclass
 
 from mtpd_mlx import cuda_rows
-from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 
 LOG2_E = 1.4426950408889634
 

@@ -4,7 +4,7 @@ A top-N set is {v : z_v >= threshold}: values equal to the N-th largest all belo
 order in which a sort would have met them.
 """
 
-from mtpd_mlx.mlx_runtime import mx, on_cpu
+from mtpd_mlx.model.runtime import mx, on_cpu
 
 
 def nth_largest(z: mx.array, n: int) -> mx.array:

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.alignment import target_masks
 from mtpd_mlx.cache.arrays import to_mlx
 from mtpd_mlx.cache.reader import CachedBatch
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.distributed import World
-from mtpd_mlx.mlx_runtime import bound_queue, mx
+from mtpd_mlx.model.alignment import target_masks
+from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.objective import Model, Tree, objective
 from mtpd_mlx.optimizer import make_optimizer
 from mtpd_mlx.options.train import LossConfig, OptimConfig
@@ -197,7 +197,7 @@ def global_norm(gradients: Tree) -> mx.array:
 
 def compute_dtype(cfg: OptimConfig) -> mx.Dtype:
     """`auto`: bfloat16 on GPUs, float32 on CPUs (whose bfloat16 products are slow)."""
-    from mtpd_mlx.mlx_runtime import on_cpu
+    from mtpd_mlx.model.runtime import on_cpu
 
     name = ("float32" if on_cpu() else "bfloat16") if cfg.compute_dtype == "auto" else cfg.compute_dtype
     return getattr(mx, name)

@@ -52,7 +52,7 @@ def python_files(*folders: str) -> list[Path]:
 def test_light_modules_import_no_runtime(file: Path) -> None:
     names = imported(file)
     assert not top(names) & (MLX | ONNX | {"transformers", "torch"})
-    assert "mtpd_mlx.mlx_runtime" not in names
+    assert "mtpd_mlx.model.runtime" not in names
 
 
 def test_export_never_reaches_mlx() -> None:
@@ -76,15 +76,15 @@ def test_export_never_reaches_mlx() -> None:
 
 def test_mlx_core_is_imported_in_one_place() -> None:
     for file in python_files("mtpd_mlx"):
-        if file.name != "mlx_runtime.py":
+        if file.name != "model/runtime.py":
             direct = {n for n in imported(file) if n.startswith(("mlx.core", "mlx.nn", "mlx.optimizers"))}
             assert not direct, (file, direct)
 
 
 def test_mlx_never_loads_before_the_blas() -> None:
-    """A module-level `import mlx_lm` sorts above `mtpd_mlx.mlx_runtime`: MLX would start with its slow BLAS."""
+    """A module-level `import mlx_lm` sorts above `mtpd_mlx.model.runtime`: MLX would start with its slow BLAS."""
     for file in python_files("mtpd_mlx", "tests"):
-        if file.name != "mlx_runtime.py":
+        if file.name != "model/runtime.py":
             assert not imported_at_once(file) & MLX, file
 
 

@@ -61,8 +61,8 @@ def write_base(folder: Path, config: dict[str, Any] = LLAMA, seed: int = 0, scal
     """A random base in Hugging Face layout; `scale` widens its logits so that argmax is far from ties."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    from mtpd_mlx.base import new_base
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.base import new_base
+    from mtpd_mlx.model.runtime import mx
 
     base = new_base(config, seed)
     weights = [(n, w * scale if w.ndim == 2 else w) for n, w in tree_flatten(base.model.parameters())]
@@ -85,8 +85,8 @@ def write_quantised(
     """The base of `plain_folder`, quantised by mlx-lm. `dtype`: of scales and biases; `options`: as for quantize_model."""
     from mlx_lm.utils import quantize_model, save_config, save_model
 
-    from mtpd_mlx.base import load_base
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.runtime import mx
 
     plain = load_base(str(plain_folder), dtype=getattr(mx, dtype))
     model, config = quantize_model(plain.model, plain.config, group_size, bits, **options)
@@ -107,12 +107,12 @@ def write_checkpoint(
     """Untrained heads with some noise; `draft_tokens`: their draft vocabulary."""
     from mlx.utils import tree_map
 
-    from mtpd_mlx.base import load_base
-    from mtpd_mlx.checkpoint import save_heads
     from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
     from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
-    from mtpd_mlx.heads import init_heads
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.heads import init_heads
+    from mtpd_mlx.model.load_save import save_heads
+    from mtpd_mlx.model.runtime import mx
 
     base = load_base(str(base_folder))
     heads = init_heads(base, num_heads, hidden_source, seed=1)

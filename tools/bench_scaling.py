@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import on_cpu
+from mtpd_mlx.model.runtime import on_cpu
 from mtpd_mlx.text.tables import format_table
 from tools.experiments.settings import BASES
 from tools.scaling.losses import compare_losses

@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx import fused_loss
-from mtpd_mlx.alignment import shift_left
-from mtpd_mlx.base import Base, load_base, new_base
 from mtpd_mlx.data import Batch
 from mtpd_mlx.fused_loss import Rows
-from mtpd_mlx.heads import init_heads
 from mtpd_mlx.losses import heads_objective
-from mtpd_mlx.mlx_runtime import mx, nn, on_cpu
+from mtpd_mlx.model.alignment import shift_left
+from mtpd_mlx.model.base import Base, load_base, new_base
+from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.runtime import mx, nn, on_cpu
 from mtpd_mlx.objective import Model, shift_right
 from mtpd_mlx.options.train import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.train_step import Stepper, cast, compute_dtype
@@ -246,7 +246,7 @@ def lora_tokens_per_s(base: Base, args: argparse.Namespace, iters: int = 12) -> 
         max_seq_length=args.length,
         adapter_file="/dev/null",
     )
-    from mtpd_mlx.mlx_runtime import optim
+    from mtpd_mlx.model.runtime import optim
 
     train(model, optim.Adam(1e-5), data, None, options, training_callback=Listen())
     return statistics.median(speeds[1:])

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that MLX finds an optimised BLAS on Linux CPUs (mtpd_mlx/blas.py says why).
+# Makes sure that MLX finds an optimised BLAS on Linux CPUs (mtpd_mlx/model/blas.py says why).
 #   install_blas.sh PREFIX      PREFIX: the virtual environment, for when the system cannot be changed
 set -uo pipefail
 prefix=${1:?usage: install_blas.sh PREFIX}
@@ -7,7 +7,7 @@ prefix=${1:?usage: install_blas.sh PREFIX}
 source=$(cd "$(dirname "$0")/.." && pwd)
 found() {
   PYTHONPATH="$source" "$prefix/bin/python" -c \
-    'import sys; from mtpd_mlx.blas import preload_blas as p; r = p(); sys.exit(r.needed and r.library is None)' 2>/dev/null
+    'import sys; from mtpd_mlx.model.blas import preload_blas as p; r = p(); sys.exit(r.needed and r.library is None)' 2>/dev/null
 }
 [ -x "$prefix/bin/python" ] || { echo "warning: no Python in $prefix/bin: no BLAS looked for" >&2; exit 0; }
 found && { echo "optimised BLAS: found"; exit 0; }

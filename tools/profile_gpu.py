@@ -92,8 +92,8 @@ def of_genai(args: argparse.Namespace) -> dict[str, Result]:
 
 
 def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
-    from mtpd_mlx.checkpoint import load_checkpoint
     from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.model.load_save import load_checkpoint
     from mtpd_mlx.options.decode import DecodingConfig
     from mtpd_mlx.speculative.sampling import Sampling
 
@@ -110,7 +110,7 @@ def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
 
 def of_train(args: argparse.Namespace) -> dict[str, Result]:
     """host_ms: call (of the compiled step), evaluate (until the device is done: busy less, it waits for the host)."""
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.runtime import mx
     from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train_step import Stepper
     from tools.bench_train import text
@@ -165,7 +165,7 @@ def with_host(result: Result, spent: dict[str, float], passes: int) -> Result:
 def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
     """host_ms: build (calls of the round's graph, compiled or not), enqueue (async_eval), wait (reading results), other."""
     from mtpd_mlx.decoding import fixed, growing, host
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.runtime import mx
 
     spent: dict[str, float] = defaultdict(float)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 
 def to_numpy(array: mx.array) -> np.ndarray:

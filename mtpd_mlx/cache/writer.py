@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.base import Base, load_base, say_if_slow
 from mtpd_mlx.cache.format import (
     INDEX_NAME,
     SPLITS,
@@ -33,10 +32,11 @@ from mtpd_mlx.cache.format import (
 )
 from mtpd_mlx.cache.reader import check_sha256, check_size
 from mtpd_mlx.cache.teacher import teacher_rows
-from mtpd_mlx.checkpoint import reference_base, versions
 from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
 from mtpd_mlx.files.atomic import sync
-from mtpd_mlx.mlx_runtime import mx, on_cpu
+from mtpd_mlx.model.base import Base, load_base, say_if_slow
+from mtpd_mlx.model.load_save import reference_base, versions
+from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.cache import AUTO, CacheConfig
 from mtpd_mlx.options.schema import as_dict, build, read_values
 from mtpd_mlx.options.train import DataConfig

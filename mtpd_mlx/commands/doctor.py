@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> Findings:
-    from mtpd_mlx.blas import preload_blas
     from mtpd_mlx.decoding.machine import cores, device_kind, device_name, memory_bytes
-    from mtpd_mlx.mlx_runtime import mx, on_cpu
+    from mtpd_mlx.model.blas import preload_blas
+    from mtpd_mlx.model.runtime import mx, on_cpu
 
     found, size = Findings(), memory_bytes()
     facts, problems = found.facts, found.problems

@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.checkpoint import load_for_decoding
     from mtpd_mlx.evaluate import measure, repetition
-    from mtpd_mlx.generation import generate_greedy
-    from mtpd_mlx.mlx_runtime import on_cpu
+    from mtpd_mlx.model.generate import generate_greedy
+    from mtpd_mlx.model.load_save import load_for_decoding
+    from mtpd_mlx.model.runtime import on_cpu
     from mtpd_mlx.text.encoded_prompts import encode_prompts, set_names
     from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
 
 def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
     """Mean cross-entropy (nats per token) of the base on a text file."""
-    from mtpd_mlx.alignment import shift_left, target_masks
     from mtpd_mlx.data import load_text
     from mtpd_mlx.losses import cross_entropy
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.alignment import shift_left, target_masks
+    from mtpd_mlx.model.runtime import mx
     from mtpd_mlx.options.train import DataConfig
 
     total, count = 0.0, 0

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_onnx.manifest import read_manifest
 
-    from mtpd_mlx.checkpoint import load_for_decoding
     from mtpd_mlx.hub.pull import resolve_folder
+    from mtpd_mlx.model.load_save import load_for_decoding
     from mtpd_mlx.parity import compare
     from mtpd_mlx.text.encoded_prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtpd_mlx.base import Base
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.bench import Arm, Decode, Run
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend

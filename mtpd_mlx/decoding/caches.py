@@ -7,7 +7,7 @@ know the length has to wait for it. A fixed buffer has neither fault; rows from 
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import mx, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cuda
 
 SMALLEST = 256  # positions of the smallest buffer (mlx-lm's caches grow by as many)
 Rows = tuple[mx.array, mx.array]  # keys, values [1, kv heads, capacity, head_dim]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from mtpd_mlx.decoding.caches import WRITES
 from mtpd_mlx.decoding.plan import Plan
 from mtpd_mlx.decoding.products import PRODUCTS
-from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.speculative.protocol import Backend
 
 GROWING = Plan()

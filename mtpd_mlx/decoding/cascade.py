@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mtpd_mlx.base import Base
-from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import mx
 
 Choose = Callable[[int, mx.array], mx.array]  # (depth - 1, head logits [1, V or D]) -> token ids [1]
 

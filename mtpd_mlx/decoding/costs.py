@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.caches import FixedCache, Rows, Span, bucket, to_fixed, trim_to
 from mtpd_mlx.decoding.calibrate import timed
 from mtpd_mlx.decoding.decoder import Decoder
@@ -17,8 +16,9 @@ from mtpd_mlx.decoding.plan import Plan
 from mtpd_mlx.decoding.prediction import Costs
 from mtpd_mlx.decoding.products import RowProducts
 from mtpd_mlx.decoding.rules import Greedy
-from mtpd_mlx.heads import MTPHeads, init_heads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads, init_heads
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
 
 WIDEST = 17  # tokens of a verify pass

@@ -7,7 +7,7 @@ from mtpd_mlx.decoding.fixed import FixedRounds, round_graph
 from mtpd_mlx.decoding.growing import GrowingRounds
 from mtpd_mlx.decoding.host import HostState, Model, read_token
 from mtpd_mlx.decoding.plan import Plan
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
 
 

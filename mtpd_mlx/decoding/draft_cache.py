@@ -6,7 +6,7 @@ It is trimmed, saved and loaded by mlx_lm.models.cache like any other; loading f
 from collections.abc import Sequence
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 Part = tuple[mx.array, mx.array, int]  # keys, values, offset of one head
 

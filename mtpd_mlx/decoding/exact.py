@@ -8,8 +8,8 @@ block after block (not token after token), so that a block's weights are still i
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.base import Base
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.runtime import mx
 
 Pass = Callable[[mx.array, list[Any]], tuple[mx.array, mx.array, mx.array]]
 """(tokens [1, m], caches) -> (hidden_prenorm [1, m, d], hidden_postnorm [1, m, d], logits [m, V]); the caches advance by m."""

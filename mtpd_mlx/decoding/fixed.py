@@ -12,7 +12,7 @@ from mtpd_mlx.decoding.cascade import draft_chain
 from mtpd_mlx.decoding.host import HostState, Model, read_token, read_tokens
 from mtpd_mlx.decoding.products import RowProducts
 from mtpd_mlx.decoding.rules import contexts_of, rows_from
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 Small = dict[str, mx.array]
 """The state of a round but for its caches: tokens [K+1] (x_P, d_1..d_K), length [] (P); with drafts: tail [K, d] and past [K]

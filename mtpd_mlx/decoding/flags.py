@@ -68,11 +68,11 @@ def xtc_special_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 def load_model(args: argparse.Namespace, plain: bool = False) -> tuple[Any, Any]:
     """(base, heads or None) of the arguments; heads in the base's type."""
-    from mtpd_mlx.base import load_base
-    from mtpd_mlx.checkpoint import load_checkpoint
     from mtpd_mlx.checkpoints.format import CONFIG_NAME
     from mtpd_mlx.hub.pull import resolve_folder
-    from mtpd_mlx.mlx_runtime import mx, on_cpu
+    from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.load_save import load_checkpoint
+    from mtpd_mlx.model.runtime import mx, on_cpu
 
     dequantize = on_cpu() if args.dequantize is None else args.dequantize
     folder = resolve_folder(args.checkpoint)

@@ -4,7 +4,7 @@ and verify pass are one graph and one evaluation, enqueued before the caller see
 from mtpd_mlx.decoding.caches import trim_to
 from mtpd_mlx.decoding.host import HostState, read_token, read_tokens
 from mtpd_mlx.decoding.rules import contexts_of
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 
 class GrowingRounds:

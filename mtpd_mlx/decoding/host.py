@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.caches import check_trimmable, trim_to
 from mtpd_mlx.decoding.cascade import draft_chain, fill_chain, head_logits
 from mtpd_mlx.decoding.exact import Pass, row_by_row, whole_pass
 from mtpd_mlx.decoding.rules import Rule, contexts_of, spread
-from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import mx
 
 PREFILL_CHUNK = 2048  # as in mlx_lm.generate: other chunks would round differently
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # (all tokens so far, logits [1, V]) -> logits [1, V]

@@ -5,7 +5,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import mx, on_cpu, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 
 
 def device_kind() -> str:

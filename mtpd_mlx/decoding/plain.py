@@ -6,7 +6,7 @@ from typing import Any
 from mtpd_mlx.decoding.caches import trim_to
 from mtpd_mlx.decoding.host import HostState, Model, read_token
 from mtpd_mlx.decoding.plan import Plan
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
 
 

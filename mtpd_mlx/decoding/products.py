@@ -7,7 +7,7 @@ reads the matrix once per row (from the L2 cache where that holds it), and sums 
 
 from types import TracebackType
 
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.runtime import mx, nn
 
 PRODUCTS = ("matrix", "rows")
 MOST_ROWS = 32  # a longer pass is a prefill

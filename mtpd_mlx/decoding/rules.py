@@ -5,7 +5,7 @@ Everything is lazy: positions may be numbers or arrays, and nothing is read.
 
 from typing import Protocol
 
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 Position = int | mx.array
 

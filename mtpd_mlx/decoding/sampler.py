@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtpd_mlx.decoding.rules import Position, leading, rows_from, spread
-from mtpd_mlx.mlx_runtime import mx, on_cpu
+from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, KINDS, LARGEST, REPLACE, Sampling, uniforms
 
 EXCLUDE = KINDS  # the column of the table that decides where XTC applies

@@ -13,13 +13,13 @@ model finds them. With P positions cached, the draft call whose last token is at
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.base import Base
 from mtpd_mlx.decoding.cascade import fill_chain, head_logits, run_head
 from mtpd_mlx.decoding.draft_cache import MTPDraftCache, register
 from mtpd_mlx.decoding.host import PREFILL_CHUNK
 from mtpd_mlx.decoding.rules import spread
-from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import mx, nn
 
 LOST = 2  # rounds without hidden states before that is an error
 BEHIND = 64  # rows that deeper heads may lag before they are filled (calls for fewer drafts leave them out)
@@ -185,8 +185,8 @@ class DraftModel(nn.Module):
 def with_heads(model: Any, checkpoint: str | Path) -> ModelWithHeads:
     """`model`: what mlx_lm.load gave for the base of these heads, or this function before. ValueError where its dimensions are
     another base's: a loaded model does not say whose weights it holds, and with others of that shape only drafts are worse."""
-    from mtpd_mlx.checkpoint import load_heads
     from mtpd_mlx.decoding.wrapping import wrapped_base
+    from mtpd_mlx.model.load_save import load_heads
 
     base = wrapped_base(model.inner if isinstance(model, ModelWithHeads) else model)
     heads, _ = load_heads(Path(checkpoint), base)
@@ -199,7 +199,7 @@ def load(checkpoint: str | Path, model: str | None = None) -> tuple[ModelWithHea
     """(model, tokenizer, draft model) of a heads checkpoint, the tokenizer as mlx_lm.load gives it."""
     from mlx_lm.tokenizer_utils import load as load_tokenizer
 
-    from mtpd_mlx.checkpoint import load_for_decoding
+    from mtpd_mlx.model.load_save import load_for_decoding
 
     base, heads, _ = load_for_decoding(Path(checkpoint), model)
     assert base.path is not None

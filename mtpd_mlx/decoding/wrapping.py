@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from mtpd_mlx.base import Base, check_supported
+from mtpd_mlx.model.base import Base, check_supported
 
 
 def wrapped_base(model: Any) -> Base:

@@ -17,7 +17,7 @@ from mtpd_mlx.cli import main
 from mtpd_mlx.commands import tune
 from mtpd_mlx.decoding.machine import machine_key
 from mtpd_mlx.decoding.tuned import Tuned, read_tuned, write_tuned
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = ["--plan", "growing", "-m", "16", "--limit", "2"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from tiny import write_base
 
-from mtpd_mlx.base import load_base
 from mtpd_mlx.decoding.products import MOST_ROWS, RowEmbedding, RowLinear, RowProducts, by_rows
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.runtime import mx, nn
 
 
 def test_rows_are_those_of_the_product() -> None:

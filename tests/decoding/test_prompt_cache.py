@@ -8,10 +8,10 @@ import pytest
 from tiny import LLAMA, write_base, write_checkpoint
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.checkpoint import load_for_decoding
 from mtpd_mlx.cli import main
 from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.decoding.prompt_cache import load_cache, save_cache
+from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend

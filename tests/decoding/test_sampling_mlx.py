@@ -8,10 +8,10 @@ import pytest
 from tiny import VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.checkpoint import load_for_decoding
 from mtpd_mlx.decoding import sampler
 from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.load_save import load_for_decoding
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative import sampling as oracle
 from mtpd_mlx.speculative.loop import generate

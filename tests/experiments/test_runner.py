@@ -91,7 +91,7 @@ def test_results_have_every_measure(results: Path) -> None:
 
 
 def test_checkpoints_load(results: Path) -> None:
-    from mtpd_mlx.checkpoint import load_checkpoint
+    from mtpd_mlx.model.load_save import load_checkpoint
 
     base, heads, _ = load_checkpoint(results / "arms" / "joint4-mtpd-loop8.s0")
     assert heads.num_heads == 8 and base.vocab_size == 320

@@ -43,19 +43,19 @@ def prompts(reference: Reference) -> list[list[int]]:
 
 def own_text(base: Any, prompt: list[int]) -> np.ndarray:
     """Greedy text of the base, int [B, T]: of the prompt and of parts of it."""
-    from mtpd_mlx.generation import generate_greedy
+    from mtpd_mlx.model.generate import generate_greedy
 
     prompts = [prompt[i : i + 9] for i in range(0, 16, 4)]
     return np.array([p + g.tokens for p, g in zip(prompts, generate_greedy(base, prompts, 40, frozenset()), strict=True)])
 
 
 def train_checkpoint(reference: Reference, folder: Path) -> Path:
-    from mtpd_mlx.base import load_base
-    from mtpd_mlx.checkpoint import save_heads
     from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
     from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
     from mtpd_mlx.data import Batch
-    from mtpd_mlx.heads import init_heads
+    from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.heads import init_heads
+    from mtpd_mlx.model.load_save import save_heads
     from mtpd_mlx.objective import Model
     from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train_step import Stepper

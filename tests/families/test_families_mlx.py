@@ -6,9 +6,9 @@ import numpy as np
 from family_models import TOLERANCE, Reference, prompts
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import load_base
-from mtpd_mlx.checkpoint import load_checkpoint
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 
@@ -55,7 +55,7 @@ def test_mlx_blocks_one_by_one(reference: Reference) -> None:
 def test_heads_train(reference: Reference) -> None:
     from tiny import cycle_batch
 
-    from mtpd_mlx.heads import init_heads
+    from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.objective import Model
     from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train_step import Stepper

@@ -10,7 +10,7 @@ import pytest
 from family_models import TOLERANCE, build
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import load_base
+from mtpd_mlx.model.base import load_base
 
 ALL, LAST = ["full_attention"] * 4, ["full_attention", "sliding_attention"] * 2
 CHANGES: list[tuple[str, tuple[str, ...], Any]] = [

@@ -13,7 +13,7 @@ from mtpd_onnx.plain_backend import PlainBackend
 from precision_helpers import TEXT, decode, plain_logits
 from tiny import FAMILIES, write_base, write_checkpoint
 
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 
 def has_gpu() -> bool:

@@ -15,8 +15,8 @@ from mtpd_onnx.open import open_folder
 from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.checkpoint import flatten, load_checkpoint
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.load_save import flatten, load_checkpoint
+from mtpd_mlx.model.runtime import mx
 
 WIDTH = LLAMA["hidden_size"]
 
@@ -90,7 +90,7 @@ def test_rows_are_gathered_unpacked_and_stored_once(bits: int | None, tied: bool
     from mlx_lm.utils import quantize_model, save_config, save_model
     from tiny import write_tokenizer
 
-    from mtpd_mlx.base import load_base
+    from mtpd_mlx.model.base import load_base
 
     folder = write_base(tmp_path / "base", LLAMA | {"tie_word_embeddings": tied})
     if bits is not None:

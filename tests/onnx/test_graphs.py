@@ -11,7 +11,7 @@ from mtpd_onnx.split_backend import SplitModel
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.checkpoint import load_checkpoint
+from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -129,9 +129,9 @@ def test_quantised_base_exports_its_dequantised_values(tmp_path: Path) -> None:
     from mtpd_onnx.weights import Tensors
     from tiny import write_tokenizer
 
-    from mtpd_mlx.base import load_base
-    from mtpd_mlx.checkpoint import flatten
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.load_save import flatten
+    from mtpd_mlx.model.runtime import mx
 
     for bits in (2, 3, 4, 5, 6, 8):
         plain = load_base(str(write_base(tmp_path / "plain")))

@@ -17,8 +17,8 @@ from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, u
 from test_operators import CUDA_OPERATORS
 from tiny import write_base, write_checkpoint
 
-from mtpd_mlx.checkpoint import flatten, load_checkpoint
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.load_save import flatten, load_checkpoint
+from mtpd_mlx.model.runtime import mx
 
 INTEGER_OPERATORS = {"MatMulNBits", "GatherBlockQuantized", "ReduceSum"}  # these have CUDA kernels for float16 and bfloat16
 

@@ -14,8 +14,8 @@ from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, u
 from tiny import VOCAB, write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import load_base
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.runtime import mx
 
 WIDE = SMALL | {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
 LAYER = "model.layers.0"
@@ -163,7 +163,7 @@ def test_draft_vocabulary_of_a_quantised_head_stays_in_integers(tmp_path: Path) 
 
 
 def test_quantised_heads_keep_their_integers(tmp_path: Path) -> None:
-    from mtpd_mlx.checkpoint import load_checkpoint, save_heads
+    from mtpd_mlx.model.load_save import load_checkpoint, save_heads
 
     base = write_quantised(tmp_path / "base", write_base(tmp_path / "plain", SMALL), 8)
     _, heads, config = load_checkpoint(write_checkpoint(tmp_path / "float", base, 2, noise=0.02))

@@ -13,7 +13,7 @@ from mtpd_onnx.rope import rope_tables
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import load_base
+from mtpd_mlx.model.base import load_base
 
 SCALINGS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -30,7 +30,7 @@ SCALINGS: dict[str, dict[str, Any] | None] = {
 def test_tables_rotate_as_mlx_lm_does(name: str, tmp_path: Path) -> None:
     from mlx_lm.models.rope_utils import initialize_rope
 
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.runtime import mx
 
     dims = read_dims(write_base(tmp_path, LLAMA | {"rope_scaling": SCALINGS[name]}))
     positions, half = 200, dims.head_dim // 2

@@ -8,10 +8,10 @@ from mtpd_onnx.open import open_folder
 
 from mtpd_mlx.acceptance import match_tables
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.demo import ASSETS
 from mtpd_mlx.evaluate import measure, repetition
-from mtpd_mlx.generation import generate_greedy
+from mtpd_mlx.model.generate import generate_greedy
+from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.parity import decode_all
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import walk

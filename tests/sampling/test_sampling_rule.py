@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.sampling import (
     LARGEST,
     Sampling,

@@ -87,14 +87,14 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
     from mtpd_onnx.manifest import read_manifest
     from mtpd_onnx.weights import Tensors
 
-    from mtpd_mlx.base import load_base
-    from mtpd_mlx.checkpoint import load_checkpoint
     from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
     from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens
     from mtpd_mlx.files.safetensors import RawTensors
     from mtpd_mlx.inspection.describe import describe
     from mtpd_mlx.inspection.render import render
     from mtpd_mlx.inspection.view import LocalView
+    from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.load_save import load_checkpoint
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     def tensors(folder: Path) -> None:

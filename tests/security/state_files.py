@@ -8,8 +8,8 @@ from typing import Any
 
 def make_state(root: Path, base: Path) -> dict[str, Path]:
     """An interrupted run of `mtpd train`, a cache and an interrupted `mtpd distill-data`, in folders of `root`."""
-    from mtpd_mlx.checkpoint import versions
     from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, load_work
+    from mtpd_mlx.model.load_save import versions
     from mtpd_mlx.options.distill import DistillConfig
     from mtpd_mlx.options.schema import as_dict
 
@@ -31,8 +31,8 @@ def make_state(root: Path, base: Path) -> dict[str, Path]:
 def stepper() -> Any:
     from tiny import LLAMA
 
-    from mtpd_mlx.base import new_base
-    from mtpd_mlx.heads import init_heads
+    from mtpd_mlx.model.base import new_base
+    from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.objective import Model
     from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train_step import Stepper

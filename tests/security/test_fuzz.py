@@ -81,7 +81,7 @@ def test_headers_have_limits_and_must_add_up(tmp_path: Path) -> None:
 def test_code_of_a_model_is_never_run(tiny_base: Path, tmp_path: Path) -> None:
     import shutil
 
-    from mtpd_mlx.base import load_base
+    from mtpd_mlx.model.base import load_base
 
     folder = Path(shutil.copytree(tiny_base, tmp_path / "evil"))
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
@@ -96,7 +96,7 @@ def test_code_of_a_model_is_never_run(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_pickled_weights_are_refused(tiny_base: Path, tmp_path: Path) -> None:
-    from mtpd_mlx.base import load_base
+    from mtpd_mlx.model.base import load_base
 
     folder = tmp_path / "pickled"
     folder.mkdir()

@@ -8,13 +8,13 @@ from tiny import VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.acceptance import match_tables, sampled_tables
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import Base
-from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.evaluate import measure, round_starts
 from mtpd_mlx.extend import loop_heads, stages
-from mtpd_mlx.generation import Generation, generate_greedy
-from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.generate import Generation, generate_greedy
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling, accept_sampled, draw, probabilities, uniforms

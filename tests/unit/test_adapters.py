@@ -11,13 +11,13 @@ from mtpd_onnx.open import open_folder
 from mtpd_onnx.plain_backend import PlainBackend
 from tiny import VOCAB, write_base, write_quantised
 
-from mtpd_mlx.base import Base, load_base
-from mtpd_mlx.checkpoint import load_checkpoint, reference_base, save_heads
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model, read_adapter
 from mtpd_mlx.checkpoints.format import CheckpointConfig
 from mtpd_mlx.cli import main
-from mtpd_mlx.heads import init_heads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base, load_base
+from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.load_save import load_checkpoint, reference_base, save_heads
+from mtpd_mlx.model.runtime import mx
 
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 20).tolist()
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny import FAMILIES, LLAMA, VOCAB, write_base
 
-from mtpd_mlx import base
-from mtpd_mlx.base import check_supported, load_base, new_base
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model import base
+from mtpd_mlx.model.base import check_supported, load_base, new_base
+from mtpd_mlx.model.runtime import mx
 
 
 @pytest.mark.parametrize("family", FAMILIES)

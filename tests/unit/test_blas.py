@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, sys
 {before}
-from mtpd_mlx.blas import compiler_warning, preload_blas
+from mtpd_mlx.model.blas import compiler_warning, preload_blas
 reports = [preload_blas(), preload_blas()]
 compiler_warning(), compiler_warning()
 print(json.dumps([reports[0].needed, reports[0].library, reports[0] is reports[1], "numpy" in sys.modules]))
@@ -37,7 +37,11 @@ def report(before: str = "", **environment: str) -> tuple[list, list[str]]:
 
 def as_if_none_loaded(*modules: str) -> str:
     """MLX's CPU build, with these modules imported already; no CUDA build, whatever is installed."""
-    lines = ["import types, mtpd_mlx.blas as blas", "blas._has_cuda_backend = lambda: False", "blas._needed = lambda: True"]
+    lines = [
+        "import types, mtpd_mlx.model.blas as blas",
+        "blas._has_cuda_backend = lambda: False",
+        "blas._needed = lambda: True",
+    ]
     return "\n".join([*lines, *(f"sys.modules[{m!r}] = types.ModuleType({m!r})" for m in modules)])
 
 

@@ -8,12 +8,12 @@ import pytest
 from cache_helpers import TOP_N, make, rows_of
 from tiny import FAMILIES, LLAMA, VOCAB, write_base
 
-from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.cache.arrays import to_mlx, to_numpy
 from mtpd_mlx.cache.format import Layout, Tensor, bytes_per_token, read_index
 from mtpd_mlx.cache.reader import CachedBatch, CachedDataset
 from mtpd_mlx.cache.teacher import top_logits
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base, load_base
+from mtpd_mlx.model.runtime import mx
 
 
 def quantised(folder: Path, plain: Path) -> Path:

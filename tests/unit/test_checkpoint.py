@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tiny import write_base
 
-from mtpd_mlx.checkpoint import flatten, load_arrays, load_checkpoint, save_arrays, save_heads
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import read_config
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.load_save import flatten, load_arrays, load_checkpoint, save_arrays, save_heads
+from mtpd_mlx.model.runtime import mx
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
 from mtpd_mlx.cli import main
 from mtpd_mlx.decoding.tuned import Tuned, read_tuned, write_tuned
+from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 
 SMALL = ["--iters", "6", "--batch-size", "2", "--max-seq-length", "32", "--warmup", "0", "--steps-per-eval", "3"]
 SMALL += ["--val-batches", "2", "--learning-rate", "1e-3"]
@@ -58,8 +58,8 @@ def test_eval_prints_all_three_figures(tiny_checkpoint: Path, prompts: Path, tex
 
 
 def test_the_loss_on_a_text_is_within_the_context(tiny_base: Path, text_data: Path) -> None:
-    from mtpd_mlx.base import Base, load_base
     from mtpd_mlx.commands.eval import base_loss
+    from mtpd_mlx.model.base import Base, load_base
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     base, trunk = load_base(str(tiny_base)), Base.trunk

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtpd_mlx import row_losses, row_stats
-from mtpd_mlx.mlx_runtime import mx, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cuda
 from mtpd_mlx.options.train import LossConfig
 
 pytestmark = pytest.mark.skipif(not on_cuda(), reason="needs MLX on an NVIDIA GPU")

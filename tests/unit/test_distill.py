@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mtpd_mlx.base import load_base
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, picker, split_of
-from mtpd_mlx.generation import batches_of, generate_batch, generate_greedy
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.generate import batches_of, generate_batch, generate_greedy
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.text.tokenizer import Tokenizer

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from tiny import write_checkpoint
 
-from mtpd_mlx.base import load_base
-from mtpd_mlx.checkpoint import load_checkpoint, save_base, save_heads
 from mtpd_mlx.checkpoints import format as checkpoint_format
 from mtpd_mlx.checkpoints.format import read_config
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.load_save import load_checkpoint, save_base, save_heads
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.resume import Progress, ResumePoint, latest_resume_point, save_resume_point
 from mtpd_mlx.run_folder import begin, check_free, take_up
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from tiny import LLAMA, VOCAB, cycle_batch
 
-from mtpd_mlx.alignment import target_masks
-from mtpd_mlx.base import Base, new_base
 from mtpd_mlx.fused_loss import FusedLoss, OutputHead, Rows, StoredTeacher, default_chunk
-from mtpd_mlx.heads import init_heads
 from mtpd_mlx.losses import Teacher, cross_entropy, head_loss, heads_objective, total_variation
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.alignment import target_masks
+from mtpd_mlx.model.base import Base, new_base
+from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.options.train import LOSSES, LossConfig, OptimConfig
 from mtpd_mlx.row_losses import head_rows, stored_teacher, teacher_rows

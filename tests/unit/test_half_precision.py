@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tiny import write_base
 
-from mtpd_mlx.checkpoint import load_arrays, load_checkpoint, load_for_decoding
 from mtpd_mlx.cli import main
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.load_save import load_arrays, load_checkpoint, load_for_decoding
+from mtpd_mlx.model.runtime import mx
 
 
 @pytest.fixture

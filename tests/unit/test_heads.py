@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from tiny import LLAMA, VOCAB
 
-from mtpd_mlx.alignment import shift_left
-from mtpd_mlx.base import new_base
-from mtpd_mlx.checkpoint import flatten
 from mtpd_mlx.checkpoints.format import MAX_HEADS
 from mtpd_mlx.cli import main
-from mtpd_mlx.heads import MTPHeads, init_heads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.alignment import shift_left
+from mtpd_mlx.model.base import new_base
+from mtpd_mlx.model.heads import MTPHeads, init_heads
+from mtpd_mlx.model.load_save import flatten
+from mtpd_mlx.model.runtime import mx
 
 
 def test_shift_left() -> None:

@@ -9,18 +9,18 @@ from cache_helpers import TOP_N, arguments
 from mtpd_onnx.export import export_checkpoint
 from tiny import FAMILIES, LLAMA, write_base, write_quantised
 
-from mtpd_mlx.base import load_base
 from mtpd_mlx.cache.format import read_index
-from mtpd_mlx.checkpoint import flatten
 from mtpd_mlx.cli import main
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import Raw, write_raw
-from mtpd_mlx.heads import init_heads
 from mtpd_mlx.inspection.counts import head_parameters
 from mtpd_mlx.inspection.describe import describe
 from mtpd_mlx.inspection.shapes import contradiction, expected
 from mtpd_mlx.inspection.view import LocalView
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.load_save import flatten
 
 GEMMA3 = LLAMA | {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 8}
 MORE = {"gemma3": GEMMA3, "olmo2": LLAMA | {"model_type": "olmo2"}, "phi3": LLAMA | {"model_type": "phi3"}}
@@ -44,7 +44,7 @@ def test_counts_are_mlx_s(family: str, tmp_path: Path, capsys: pytest.CaptureFix
     heads = init_heads(base, 1, "postnorm", 0)
     assert seen["needs"]["head_parameters"] == head_parameters(base.dims) == sum(w.size for w in flatten(heads).values())
     cache = base.make_cache()
-    import mtpd_mlx.mlx_runtime as runtime
+    import mtpd_mlx.model.runtime as runtime
 
     base.trunk(runtime.mx.array([[1, 2, 3]]), cache)
     used = sum(2 * c.keys[..., :1, :].nbytes for c in cache)

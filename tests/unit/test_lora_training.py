@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from tiny import LLAMA, cycle_batch, write_quantised
 
-from mtpd_mlx.adapters import LORA_KEYS, add_lora, apply_adapter
-from mtpd_mlx.alignment import target_masks
-from mtpd_mlx.base import load_base, new_base
-from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
-from mtpd_mlx.heads import init_heads
 from mtpd_mlx.losses import cross_entropy, heads_objective
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.adapters import LORA_KEYS, add_lora, apply_adapter
+from mtpd_mlx.model.alignment import target_masks
+from mtpd_mlx.model.base import load_base, new_base
+from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
+from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.options.train import LoraConfig, LossConfig
 
@@ -141,7 +141,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     kind: str, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Adapters or base, and heads: all are new or none is."""
-    from mtpd_mlx import checkpoint
+    from mtpd_mlx.model import load_save as checkpoint
 
     out = tmp_path / "out"
     extra = [] if kind == "lora" else ["--train", "joint"]
@@ -235,7 +235,7 @@ def test_gradients_are_those_of_the_definition(loss: str, kind: str) -> None:
 
 
 def test_folded_in_it_is_the_same_model(tmp_path: Path) -> None:
-    from mtpd_mlx.adapters import adapter_settings, write_adapter
+    from mtpd_mlx.model.adapters import adapter_settings, write_adapter
 
     cfg = LoraConfig(num_layers=-1, lora_rank=4)
     trained, plain = new_base(LLAMA, 0), new_base(LLAMA, 0)

@@ -11,9 +11,9 @@ from mtpd_onnx.plain_backend import PlainBackend
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import load_base
-from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.cli import main
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 
@@ -63,6 +63,6 @@ def test_what_is_slow_on_a_cpu_is_said(
     folder = write_quantised(tmp_path / "q", write_base(tmp_path / "plain"), 8)
     arguments = ["train", "--model", str(folder), "--data", str(text_data), "--iters", "0", "--num-heads", "1"]
     for cpu, extra, said in ((True, [], 1), (True, ["--dequantize"], 0), (False, [], 0)):
-        monkeypatch.setattr("mtpd_mlx.base.on_cpu", lambda cpu=cpu: cpu)
+        monkeypatch.setattr("mtpd_mlx.model.base.on_cpu", lambda cpu=cpu: cpu)
         assert main([*arguments, *extra, "--max-seq-length", "16", "--out", str(tmp_path / "o")]) == 3
         assert capsys.readouterr().err.count("--dequantize is several times as fast") == said

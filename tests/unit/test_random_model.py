@@ -20,8 +20,8 @@ def tool(*arguments: object) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("family", ["llama-untied", "llama-bias", "qwen2", "qwen3"])
 def test_loads_with_its_heads(tmp_path: Path, family: str) -> None:
-    from mtpd_mlx.checkpoint import load_checkpoint
-    from mtpd_mlx.mlx_runtime import mx
+    from mtpd_mlx.model.load_save import load_checkpoint
+    from mtpd_mlx.model.runtime import mx
 
     (tmp_path / "config.json").write_text(json.dumps(FAMILIES[family]))
     write_tokenizer(tmp_path / "tokenizer")

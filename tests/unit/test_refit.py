@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from tiny import write_base, write_checkpoint, write_quantised
 
-from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
+from mtpd_mlx.model.load_save import load_checkpoint
 
 
 def refit(checkpoint: Path, base: Path, data: Path, out: Path, *more: str) -> int:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from tiny import write_base, write_checkpoint
 
-from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
 from mtpd_mlx.cli import main
+from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 from mtpd_mlx.run_folder import OPTIONS_NAME, read_run
 from mtpd_mlx.train_step import Stepper
 from mtpd_mlx.trainer import LOG_NAME

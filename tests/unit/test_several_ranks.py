@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from mtpd_mlx import distributed
-from mtpd_mlx.checkpoint import save_arrays
 from mtpd_mlx.distributed import World
 from mtpd_mlx.ingredients import gather
-from mtpd_mlx.mlx_runtime import kernel_cache, mx
+from mtpd_mlx.model.load_save import save_arrays
+from mtpd_mlx.model.runtime import kernel_cache, mx
 from mtpd_mlx.options.train import TrainOptions
 from mtpd_mlx.training import train
 
@@ -27,7 +27,7 @@ PROGRAM = """
 import os, signal, sys, time
 import mtpd_mlx.rank_watch as watch
 from mtpd_mlx.distributed import World
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 watch.PATIENCE[b""] = 0.5
 world = World.launched()

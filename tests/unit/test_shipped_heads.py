@@ -13,8 +13,6 @@ from tiny import LLAMA, write_base, write_checkpoint, write_quantised
 
 import mtpd_mlx
 from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.base import load_base
-from mtpd_mlx.checkpoint import load_checkpoint
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
@@ -23,7 +21,9 @@ from mtpd_mlx.checkpoints.shipped.read import import_heads
 from mtpd_mlx.checkpoints.shipped.write import export_heads
 from mtpd_mlx.cli import main
 from mtpd_mlx.files.safetensors import Raw, RawTensors, read_header, write_raw
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 

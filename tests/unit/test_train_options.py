@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from tiny import LLAMA, cycle_batch
 
-from mtpd_mlx.base import new_base
 from mtpd_mlx.cli import main
 from mtpd_mlx.distributed import World
-from mtpd_mlx.heads import init_heads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import new_base
+from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.options.train import (
     COPIES_SHARE,

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtpd_mlx.checkpoint import load_arrays, load_checkpoint
 from mtpd_mlx.cli import main
+from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 from mtpd_mlx.trainer import LOG_NAME
 
 SMALL = [

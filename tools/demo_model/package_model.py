@@ -6,10 +6,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from mtpd_mlx.base import load_base
-from mtpd_mlx.checkpoint import copy_tokenizer, load_heads, save_heads
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import BaseRef
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.load_save import copy_tokenizer, load_heads, save_heads
 
 BITS = 8
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.acceptance import ForcedBatch, match_tables, sampled_tables, teacher_force
-from mtpd_mlx.alignment import target_masks
-from mtpd_mlx.base import Base
 from mtpd_mlx.distill import picker
 from mtpd_mlx.evaluate import repetition, summarise
-from mtpd_mlx.generation import Generation, Pick, batches_of, generate_batch, greedy
-from mtpd_mlx.heads import MTPHeads
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.alignment import target_masks
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.generate import Generation, Pick, batches_of, generate_batch, greedy
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from tools.experiments.data import Text
 from tools.experiments.settings import Setting

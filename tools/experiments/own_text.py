@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd_mlx.base import Base
 from mtpd_mlx.data import Batch, PackedDataset
 from mtpd_mlx.distill import picker
-from mtpd_mlx.generation import generate_batch
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.generate import generate_batch
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from tools.experiments.clock import Clock
 from tools.experiments.settings import Setting

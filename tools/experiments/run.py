@@ -16,11 +16,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.base import load_base
-from mtpd_mlx.checkpoint import load_heads, versions
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.files.atomic import write_json
-from mtpd_mlx.mlx_runtime import mx, on_cpu
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.load_save import load_heads, versions
+from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig
 from mtpd_mlx.train_step import compute_dtype

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.mlx_runtime import kernel_cache, mx, on_cuda
+from mtpd_mlx.model.runtime import kernel_cache, mx, on_cuda
 
 ROOT = Path(__file__).parents[2]
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")

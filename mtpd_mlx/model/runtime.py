@@ -1,10 +1,10 @@
-"""The one place from which the project imports MLX, so that an optimised BLAS is loaded before it (blas.py)."""
+"""The one place from which the project imports MLX, so that an optimised BLAS is loaded before it (model/blas.py)."""
 
 import os
 import tempfile
 from importlib.metadata import version
 
-from mtpd_mlx.blas import compiler_warning, preload_blas
+from mtpd_mlx.model.blas import compiler_warning, preload_blas
 
 preload_blas()
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx import __version__
-from mtpd_mlx.base import Base, load_base
 from mtpd_mlx.checkpoints.format import (
     CONFIG_NAME,
     DRAFT_TOKENS,
@@ -24,9 +23,10 @@ from mtpd_mlx.checkpoints.format import (
 from mtpd_mlx.files.atomic import sync, write_json
 from mtpd_mlx.files.publish import publish, stage_folder, staged
 from mtpd_mlx.files.safetensors import read_header
-from mtpd_mlx.heads import MTPHeads
 from mtpd_mlx.hub.pull import resolve_folder
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.base import Base, load_base
+from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import mx, nn
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.adapters import apply_adapter
-from mtpd_mlx.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model, read_adapter
 from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
 from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_name
 from mtpd_mlx.hub.pull import resolve_model
-from mtpd_mlx.mlx_runtime import kernel_cache, mx, nn, on_cpu, on_cuda
+from mtpd_mlx.model.adapters import apply_adapter
+from mtpd_mlx.model.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
+from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mtpd_mlx.data.packing import Batch
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.runtime import mx
 
 
 def shift_left(x: mx.array, k: int) -> mx.array:

@@ -72,7 +72,7 @@ def preload_blas() -> BlasReport:
     if hasattr(ctypes.CDLL(None), "cblas_sgemm"):
         return BlasReport(True, "already loaded")  # LD_PRELOAD, or the program loaded one itself
     if "mlx.core" in sys.modules:  # its symbols are bound: measured, a later load changes nothing
-        _warn("mlx was imported before mtpd_mlx: it stays ~50x slower on this CPU; import mtpd_mlx.mlx_runtime first")
+        _warn("mlx was imported before mtpd_mlx: it stays ~50x slower on this CPU; import mtpd_mlx.model.runtime first")
         return BlasReport(True, None)
     for name in [choice] if choice else _candidates():
         if _load(name):

@@ -10,7 +10,7 @@ from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
 from mtpd_mlx.families.rotary import longrope_magnitude, rope_type
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.runtime import mx, nn
 
 
 def make_rope(dims: Dims, layer: Layer) -> nn.Module:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.adapter_format import CONFIG, WEIGHTS, read_adapter
 from mtpd_mlx.files.atomic import write_json
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LoraConfig
 
 LORA_KEYS = ["lora_a", "lora_b"]

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtpd_mlx.base import Base
-from mtpd_mlx.mlx_runtime import mx
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.runtime import mx
 
 BATCH_SIZE = 16
 Pick = Callable[[mx.array], mx.array]  # logits [B, V] -> token ids [B]

@@ -6,11 +6,11 @@ Offsets and names are drawn in docs/architecture.md.
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.alignment import shift_left
-from mtpd_mlx.base import Base
-from mtpd_mlx.blocks import call_block, recomputed
 from mtpd_mlx.checkpoints.format import check_num_heads
-from mtpd_mlx.mlx_runtime import mx, nn
+from mtpd_mlx.model.alignment import shift_left
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.blocks import call_block, recomputed
+from mtpd_mlx.model.runtime import mx, nn
 
 
 class MTPHead(nn.Module):

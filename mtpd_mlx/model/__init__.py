@@ -1,0 +1,1 @@
+"""The base, the heads and their files on MLX."""
