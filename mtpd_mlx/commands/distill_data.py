@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from mtpd_mlx.distill import distill, load_work, resumed_config
+    from mtpd_mlx.data.own_text import distill, load_work, resumed_config
     from mtpd_mlx.options.distill import DistillConfig
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}

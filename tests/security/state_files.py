@@ -8,7 +8,7 @@ from typing import Any
 
 def make_state(root: Path, base: Path) -> dict[str, Path]:
     """An interrupted run of `mtpd train`, a cache and an interrupted `mtpd distill-data`, in folders of `root`."""
-    from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, load_work
+    from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, load_work
     from mtpd_mlx.model.load_save import versions
     from mtpd_mlx.options.distill import DistillConfig
     from mtpd_mlx.options.schema import as_dict
@@ -84,7 +84,7 @@ def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable
     """name -> (folder to damage, file in it, loader of the folder)."""
     from mtpd_mlx.cache.reader import CachedDataset
     from mtpd_mlx.cache.writer import resumed_options as resumed_cache
-    from mtpd_mlx.distill import PART_NAME, _finished, encode, resumed_config
+    from mtpd_mlx.data.own_text import PART_NAME, _finished, encode, resumed_config
     from mtpd_mlx.options.distill import DistillConfig
     from mtpd_mlx.run_folder import check_identity, resumed_options
     from mtpd_mlx.text.tokenizer import Tokenizer

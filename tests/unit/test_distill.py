@@ -13,7 +13,7 @@ import pytest
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset
-from mtpd_mlx.distill import CONFIG_NAME, PART_NAME, picker, split_of
+from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, picker, split_of
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.generate import batches_of, generate_batch, generate_greedy
 from mtpd_mlx.model.runtime import mx

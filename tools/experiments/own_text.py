@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.data import Batch, PackedDataset
-from mtpd_mlx.distill import picker
+from mtpd_mlx.data.own_text import picker
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import generate_batch
 from mtpd_mlx.model.runtime import mx
