@@ -9,9 +9,9 @@ from mtpd_mlx.cache.arrays import to_mlx
 from mtpd_mlx.cache.reader import CachedBatch
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.distributed import World
+from mtpd_mlx.losses.definitions.objective import Model, Tree, objective
 from mtpd_mlx.model.alignment import target_masks
 from mtpd_mlx.model.runtime import bound_queue, mx
-from mtpd_mlx.objective import Model, Tree, objective
 from mtpd_mlx.optimizer import make_optimizer
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.interruption import Interrupted, deferred
-from mtpd_mlx.objective import Model
+from mtpd_mlx.losses.definitions.objective import Model
 from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.resume import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
 from mtpd_mlx.run_folder import LOG_NAME

@@ -14,11 +14,11 @@ from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.distributed import World
 from mtpd_mlx.files.publish import discard, stage_folder
 from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
+from mtpd_mlx.losses.definitions.objective import Model
 from mtpd_mlx.model.adapters import adapter_settings, write_adapter
 from mtpd_mlx.model.heads import MTPHead
 from mtpd_mlx.model.load_save import reference_base, save_heads, versions, write_base
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.objective import Model
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import TrainOptions, with_rate
 from mtpd_mlx.rank_watch import LOST, stop_clearly

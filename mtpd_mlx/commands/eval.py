@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
 def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
     """Mean cross-entropy (nats per token) of the base on a text file."""
     from mtpd_mlx.data import load_text
-    from mtpd_mlx.losses import cross_entropy
+    from mtpd_mlx.losses.definitions.definitions import cross_entropy
     from mtpd_mlx.model.alignment import shift_left, target_masks
     from mtpd_mlx.model.runtime import mx
     from mtpd_mlx.options.train import DataConfig

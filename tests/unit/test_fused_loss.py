@@ -1,20 +1,20 @@
-"""The fused, chunked loss against automatic differentiation of the definitions (losses.py), and its parts against numpy."""
+"""The fused, chunked loss against automatic differentiation of the definitions (losses/definitions.py), and its parts against numpy."""
 
 import numpy as np
 import pytest
+from mtpd_mlx.losses.definitions.chunked import FusedLoss, OutputHead, Rows, StoredTeacher, default_chunk
+from mtpd_mlx.losses.definitions.definitions import Teacher, cross_entropy, head_loss, heads_objective, total_variation
+from mtpd_mlx.losses.definitions.objective import Model, objective
+from mtpd_mlx.losses.definitions.row_losses import head_rows, stored_teacher, teacher_rows
+from mtpd_mlx.losses.definitions.row_stats import exp, row_stats
+from mtpd_mlx.losses.definitions.top_n import by_bisection, from_ordered_keys, nth_largest, ordered_keys
 from tiny import LLAMA, VOCAB, cycle_batch
 
-from mtpd_mlx.fused_loss import FusedLoss, OutputHead, Rows, StoredTeacher, default_chunk
-from mtpd_mlx.losses import Teacher, cross_entropy, head_loss, heads_objective, total_variation
 from mtpd_mlx.model.alignment import target_masks
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx, nn
-from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.options.train import LOSSES, LossConfig, OptimConfig
-from mtpd_mlx.row_losses import head_rows, stored_teacher, teacher_rows
-from mtpd_mlx.row_stats import exp, row_stats
-from mtpd_mlx.selection import by_bisection, from_ordered_keys, nth_largest, ordered_keys
 from mtpd_mlx.train_step import Stepper
 
 N, D, V, K = 37, 16, 101, 3

@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mtpd_mlx.losses.definitions.definitions import cross_entropy, heads_objective
+from mtpd_mlx.losses.definitions.objective import Model, objective
 from tiny import LLAMA, cycle_batch, write_quantised
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
-from mtpd_mlx.losses import cross_entropy, heads_objective
 from mtpd_mlx.model.adapters import LORA_KEYS, add_lora, apply_adapter
 from mtpd_mlx.model.alignment import target_masks
 from mtpd_mlx.model.base import load_base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 from mtpd_mlx.model.runtime import mx, nn
-from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.options.train import LoraConfig, LossConfig
 
 RUN = ["--iters", "20", "--batch-size", "2", "--max-seq-length", "32", "--num-heads", "2", "--warmup", "2"]

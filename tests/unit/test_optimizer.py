@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from mtpd_mlx.losses.definitions.objective import Model
 from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx import optimizer
 from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.objective import Model
 from mtpd_mlx.optimizer import ADAMW_RMS, make_optimizer
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.train_step import Stepper

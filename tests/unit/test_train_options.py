@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mtpd_mlx.losses.definitions.objective import Model, objective
 from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.cli import main
@@ -17,7 +18,6 @@ from mtpd_mlx.distributed import World
 from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.objective import Model, objective
 from mtpd_mlx.options.train import (
     COPIES_SHARE,
     FINE_RATE,

@@ -15,10 +15,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from mtpd_mlx.losses.definitions.objective import Model
+
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
-from mtpd_mlx.objective import Model
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.train_step import Stepper, compute_dtype
 from tools.experiments.arms import Arm, all_arms

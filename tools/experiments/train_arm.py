@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.losses.definitions.objective import Model
+
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, CheckpointConfig
 from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.extend import loop_heads
@@ -15,7 +17,6 @@ from mtpd_mlx.model.base import Base, load_base, new_base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.load_save import load_heads, reference_base, save_base, save_heads, versions
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.objective import Model
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.resume import PREFIX, latest_resume_point

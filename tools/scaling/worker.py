@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mtpd_mlx.losses.definitions.objective import Model, Tree
 
 from mtpd_mlx.data import Batch
 from mtpd_mlx.distributed import World
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx, on_cpu
-from mtpd_mlx.objective import Model, Tree
 from mtpd_mlx.options.train import LossConfig, OptimConfig, RunConfig
 from mtpd_mlx.rank_watch import stop_clearly
 from mtpd_mlx.resume import latest_resume_point

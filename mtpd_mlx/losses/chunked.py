@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mtpd_mlx.losses.definitions.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
+from mtpd_mlx.losses.definitions.row_stats import row_stats
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.options.train import LossConfig
-from mtpd_mlx.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
-from mtpd_mlx.row_stats import row_stats
 
 # Bytes of one block of logits: CUDA and CPU as measured (docs/log.md); Metal, with larger temporaries, by estimate.
 CHUNK_BYTES = {"cuda": 160 << 20, "metal": 64 << 20, "cpu": 1 << 20}

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.fused_loss import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
-from mtpd_mlx.losses import end_to_end_tv, per_head_weights
+from mtpd_mlx.losses.definitions.chunked import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
+from mtpd_mlx.losses.definitions.definitions import end_to_end_tv, per_head_weights
 from mtpd_mlx.model.adapters import train_lora_alone
 from mtpd_mlx.model.alignment import shift_left
 from mtpd_mlx.model.base import Base

@@ -1,12 +1,12 @@
 """What a loss needs of a row of logits, read once: maximum, its place, and sums of exponentials.
 
-On CUDA one kernel (cuda_rows.py) reads each row once. Elsewhere the same figures come from MLX's own operations.
+On CUDA one kernel (losses/cuda_kernels.py) reads each row once. Elsewhere the same figures come from MLX's own operations.
 """
 
 import platform
 from dataclasses import dataclass
 
-from mtpd_mlx import cuda_rows
+from mtpd_mlx.losses.definitions import cuda_kernels as cuda_rows
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 
 LOG2_E = 1.4426950408889634
