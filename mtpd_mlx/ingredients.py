@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.cache.format import CacheIndex
-from mtpd_mlx.cache.reader import CachedDataset, open_cache
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.packing import add_counts
 from mtpd_mlx.model.adapters import add_lora
@@ -18,6 +16,8 @@ from mtpd_mlx.model.load_save import load_heads
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import flag
 from mtpd_mlx.options.train import ModelConfig, TrainOptions
+from mtpd_mlx.teacher_cache.format import CacheIndex
+from mtpd_mlx.teacher_cache.reader import CachedDataset, open_cache
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.train_step import compute_dtype
 

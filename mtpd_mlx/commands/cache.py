@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.cache.writer import CacheOptions, plan_line, prepare, resumed_options, write_cache
+    from mtpd_mlx.teacher_cache.writer import CacheOptions, plan_line, prepare, resumed_options, write_cache
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}

@@ -74,7 +74,7 @@ def train(out: Path, base: Path, data: Path) -> None:
 
 
 def cache(out: Path, base: Path, data: Path) -> None:
-    from mtpd_mlx.cache.writer import CacheOptions, prepare, write_cache
+    from mtpd_mlx.teacher_cache.writer import CacheOptions, prepare, write_cache
 
     values = {"model": str(base), "data": str(data), "out": str(out), "max_seq_length": 12, "batch_size": 2, "top_n": 3}
     write_cache(prepare(CacheOptions.build(values, {})))
@@ -82,11 +82,11 @@ def cache(out: Path, base: Path, data: Path) -> None:
 
 def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable[[Path], Any]]]:
     """name -> (folder to damage, file in it, loader of the folder)."""
-    from mtpd_mlx.cache.reader import CachedDataset
-    from mtpd_mlx.cache.writer import resumed_options as resumed_cache
     from mtpd_mlx.data.own_text import PART_NAME, _finished, encode, resumed_config
     from mtpd_mlx.options.distill import DistillConfig
     from mtpd_mlx.run_folder import check_identity, resumed_options
+    from mtpd_mlx.teacher_cache.reader import CachedDataset
+    from mtpd_mlx.teacher_cache.writer import resumed_options as resumed_cache
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     cfg = DistillConfig(**json.loads((state["own"] / "distill_config.json").read_text())["options"])

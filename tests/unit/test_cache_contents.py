@@ -8,12 +8,12 @@ import pytest
 from cache_helpers import TOP_N, make, rows_of
 from tiny import FAMILIES, LLAMA, VOCAB, write_base
 
-from mtpd_mlx.cache.arrays import to_mlx, to_numpy
-from mtpd_mlx.cache.format import Layout, Tensor, bytes_per_token, read_index
-from mtpd_mlx.cache.reader import CachedBatch, CachedDataset
-from mtpd_mlx.cache.teacher import top_logits
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.teacher_cache.arrays import to_mlx, to_numpy
+from mtpd_mlx.teacher_cache.format import Layout, Tensor, bytes_per_token, read_index
+from mtpd_mlx.teacher_cache.reader import CachedBatch, CachedDataset
+from mtpd_mlx.teacher_cache.teacher import top_logits
 
 
 def quantised(folder: Path, plain: Path) -> Path:
@@ -112,7 +112,7 @@ def test_selection_equals_a_stable_argsort_with_ties(top_n: int, dtype: str) -> 
 
 
 def test_chunks_do_not_change_the_result(tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    import mtpd_mlx.cache.teacher as teacher
+    import mtpd_mlx.teacher_cache.teacher as teacher
 
     whole = make(tiny_base, text_data, tmp_path / "whole")
     seen = []

@@ -9,11 +9,11 @@ import pytest
 from cache_helpers import make
 from tiny import FAMILIES, LLAMA, write_base, write_tokenizer
 
-from mtpd_mlx.cache.arrays import to_mlx
-from mtpd_mlx.cache.reader import CachedDataset
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.teacher_cache.arrays import to_mlx
+from mtpd_mlx.teacher_cache.reader import CachedDataset
 
 DEEP: dict[str, Any] = LLAMA | {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 12, "head_dim": 64}
 KINDS = {"tied": DEEP, "untied": DEEP | {"tie_word_embeddings": False}}

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from cache_helpers import files_of, make
 
-import mtpd_mlx.cache.reader as reader
-from mtpd_mlx.cache.reader import CachedDataset
+import mtpd_mlx.teacher_cache.reader as reader
+from mtpd_mlx.teacher_cache.reader import CachedDataset
 
 BASE = {"id": "x", "fingerprint": "x", "model_type": "llama", "hidden_size": 64, "vocab_size": 97, "revision": None}
 
@@ -73,7 +73,7 @@ def test_bit_flip_is_refused_on_reading(position: int, cache: Path) -> None:
 
 def test_shard_of_another_layout_is_refused(cache: Path) -> None:
     """Right size and checksum, another header: an index put together by hand."""
-    from mtpd_mlx.cache.format import file_sha256
+    from mtpd_mlx.teacher_cache.format import file_sha256
 
     shard = cache / "train-00000.safetensors"
     content = shard.read_bytes().replace(b'"segments"', b'"fragment"')
@@ -87,7 +87,7 @@ def test_shard_of_another_layout_is_refused(cache: Path) -> None:
 @pytest.mark.parametrize(("name", "bad"), [("tokens", 97), ("tokens", -1), ("top_tokens", 97)])
 def test_tokens_outside_the_vocabulary_are_refused(name: str, bad: int, cache: Path) -> None:
     """Right size and checksum; MLX would read, or write, wherever such an id points to."""
-    from mtpd_mlx.cache.format import file_sha256, read_index, shard_header
+    from mtpd_mlx.teacher_cache.format import file_sha256, read_index, shard_header
 
     index, shard = read_index(cache), cache / "train-00000.safetensors"
     values = json.loads((cache / "cache.json").read_text())

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from cache_helpers import arguments, files_of, make
 
-from mtpd_mlx.cache.format import file_sha256, read_index
-from mtpd_mlx.cache.reader import CachedDataset
-from mtpd_mlx.cache.writer import ShardFile
 from mtpd_mlx.cli import main
+from mtpd_mlx.teacher_cache.format import file_sha256, read_index
+from mtpd_mlx.teacher_cache.reader import CachedDataset
+from mtpd_mlx.teacher_cache.writer import ShardFile
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -228,7 +228,7 @@ def test_plan_is_printed_before_work(tiny_base: Path, long_data: Path, tmp_path:
 def test_ctrl_c_says_how_to_continue(
     tiny_base: Path, long_data: Path, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture
 ) -> None:
-    import mtpd_mlx.cache.writer as writer
+    import mtpd_mlx.teacher_cache.writer as writer
 
     calls, compute, out = [0], writer.teacher_rows, tmp_path / "cache"
 

@@ -71,8 +71,8 @@ def test_same_losses_as_with_the_base(
 
 
 def test_hidden_states_only_take_less(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    from mtpd_mlx.cache.format import bytes_per_token, read_index
-    from mtpd_mlx.cache.reader import CachedDataset
+    from mtpd_mlx.teacher_cache.format import bytes_per_token, read_index
+    from mtpd_mlx.teacher_cache.reader import CachedDataset
 
     folder = make_cache(tiny_base, text_data, tmp_path / "cache", "0")
     assert bytes_per_token(read_index(folder).layout) == 4 + 4 + 1 + 64 * 4

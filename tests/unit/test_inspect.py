@@ -9,7 +9,6 @@ from cache_helpers import TOP_N, arguments
 from mtpd_onnx.export import export_checkpoint
 from tiny import FAMILIES, LLAMA, write_base, write_quantised
 
-from mtpd_mlx.cache.format import read_index
 from mtpd_mlx.cli import main
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.multimodal import text_config, text_name
@@ -21,6 +20,7 @@ from mtpd_mlx.inspection.view import LocalView
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.load_save import flatten
+from mtpd_mlx.teacher_cache.format import read_index
 
 GEMMA3 = LLAMA | {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 8}
 MORE = {"gemma3": GEMMA3, "olmo2": LLAMA | {"model_type": "olmo2"}, "phi3": LLAMA | {"model_type": "phi3"}}

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.cache.arrays import to_numpy
-from mtpd_mlx.cache.format import Layout
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.teacher_cache.arrays import to_numpy
+from mtpd_mlx.teacher_cache.format import Layout
 
 CHUNK_BYTES = 64_000_000  # of float32 logits held at a time
 

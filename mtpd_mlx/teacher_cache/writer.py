@@ -13,7 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.cache.format import (
+from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
+from mtpd_mlx.files.atomic import sync
+from mtpd_mlx.model.base import Base, load_base, say_if_slow
+from mtpd_mlx.model.load_save import reference_base, versions
+from mtpd_mlx.model.runtime import mx, on_cpu
+from mtpd_mlx.options.cache import AUTO, CacheConfig
+from mtpd_mlx.options.schema import as_dict, build, read_values
+from mtpd_mlx.options.train import DataConfig
+from mtpd_mlx.teacher_cache.format import (
     INDEX_NAME,
     SPLITS,
     CacheIndex,
@@ -30,16 +38,8 @@ from mtpd_mlx.cache.format import (
     shard_rows,
     write_index,
 )
-from mtpd_mlx.cache.reader import check_sha256, check_size
-from mtpd_mlx.cache.teacher import teacher_rows
-from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
-from mtpd_mlx.files.atomic import sync
-from mtpd_mlx.model.base import Base, load_base, say_if_slow
-from mtpd_mlx.model.load_save import reference_base, versions
-from mtpd_mlx.model.runtime import mx, on_cpu
-from mtpd_mlx.options.cache import AUTO, CacheConfig
-from mtpd_mlx.options.schema import as_dict, build, read_values
-from mtpd_mlx.options.train import DataConfig
+from mtpd_mlx.teacher_cache.reader import check_sha256, check_size
+from mtpd_mlx.teacher_cache.teacher import teacher_rows
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 LOCATIONS = ("model", "data", "out", "resume", "overwrite")  # may differ on --resume: contents are compared instead

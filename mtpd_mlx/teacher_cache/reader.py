@@ -7,8 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd_mlx.cache.format import CacheIndex, Layout, Shard, file_sha256, numpy_dtype, read_index, row_bytes, shard_header
 from mtpd_mlx.data.packing import Batch, add_counts, epoch_order
+from mtpd_mlx.teacher_cache.format import (
+    CacheIndex,
+    Layout,
+    Shard,
+    file_sha256,
+    numpy_dtype,
+    read_index,
+    row_bytes,
+    shard_header,
+)
 
 
 @dataclass(frozen=True)
