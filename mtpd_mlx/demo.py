@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.acceptance import teacher_force
-from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.evaluate import measure, repetition
 from mtpd_mlx.extend import extend_checkpoint, loop_heads
 from mtpd_mlx.ingredients import gather
+from mtpd_mlx.measure.acceptance import teacher_force
+from mtpd_mlx.measure.evaluate import measure, repetition
+from mtpd_mlx.measure.parity import compare, decode_all
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.heads import MTPHeads
@@ -26,7 +27,6 @@ from mtpd_mlx.options.train import (
     RunConfig,
     TrainOptions,
 )
-from mtpd_mlx.parity import compare, decode_all
 from mtpd_mlx.progress import ProgressBar
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend

@@ -42,12 +42,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    from mtpd_mlx.backend import MLXModel
     from mtpd_mlx.decoding.arms import our_arm, stock_arm
     from mtpd_mlx.decoding.benchmark import measure as interleaved
     from mtpd_mlx.decoding.benchmark import summary
     from mtpd_mlx.decoding.machine import device_kind, device_name
     from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.measure.step_model import MLXModel
     from mtpd_mlx.model.base import load_base
     from mtpd_mlx.speculative.verify import compare
     from mtpd_mlx.text.encoded_prompts import encode_prompts, set_names

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.evaluate import measure, repetition
+    from mtpd_mlx.measure.evaluate import measure, repetition
     from mtpd_mlx.model.generate import generate_greedy
     from mtpd_mlx.model.load_save import load_for_decoding
     from mtpd_mlx.model.runtime import on_cpu

@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_onnx.manifest import read_manifest
 
     from mtpd_mlx.hub.pull import resolve_folder
+    from mtpd_mlx.measure.parity import compare
     from mtpd_mlx.model.load_save import load_for_decoding
-    from mtpd_mlx.parity import compare
     from mtpd_mlx.text.encoded_prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 

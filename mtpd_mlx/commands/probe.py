@@ -72,7 +72,7 @@ def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[fl
         found = recorded_acceptance(read_config(resolve_folder(args.checkpoint)).record)
         known = found is not None and len(found["car"]) == heads.num_heads  # fewer: of a part of the heads
         return (found["car"], "validation text, as recorded in training") if found and known else (None, None)
-    from mtpd_mlx.evaluate import measure
+    from mtpd_mlx.measure.evaluate import measure
     from mtpd_mlx.model.generate import generate_greedy
     from mtpd_mlx.text.encoded_prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer

@@ -52,8 +52,8 @@ def run(args: argparse.Namespace) -> int:
 
 def examine(args: argparse.Namespace, base: Any, heads: Any, prompts: list, sampling: Any, special: tuple[int, ...]) -> Any:
     """Every text of `prompts`, plain, speculative and (where `sampling` is given) sampled. The base's own logits judge them."""
-    from mtpd_mlx.backend import MLXModel
     from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.measure.step_model import MLXModel
     from mtpd_mlx.speculative.verify import Report, compare, decode, judge
 
     options, drafts, length = decoding_options(args), args.num_draft_tokens, args.max_tokens

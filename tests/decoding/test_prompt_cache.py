@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from tiny import LLAMA, write_base, write_checkpoint
 
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.cli import main
 from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.decoding.prompt_cache import load_cache, save_cache
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate

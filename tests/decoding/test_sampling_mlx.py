@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny import VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.decoding import sampler
 from mtpd_mlx.decoding.open import open_decoder
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig

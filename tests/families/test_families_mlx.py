@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from family_models import TOLERANCE, Reference, prompts
 
-from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.model.runtime import mx

@@ -10,7 +10,7 @@ from mtpd_onnx.open import open_folder
 from mtpd_onnx.plain_backend import PlainBackend
 from mtpd_onnx.split_backend import SplitModel
 
-from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from family_models import TOLERANCE, build
 
-from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 
 ALL, LAST = ["full_attention"] * 4, ["full_attention", "sliding_attention"] * 2

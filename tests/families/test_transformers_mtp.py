@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from family_models import build, train_checkpoint
 
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.checkpoints.shipped.write import export_heads
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -10,7 +10,7 @@ from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.open import open_folder
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend

@@ -13,7 +13,7 @@ from mtpd_onnx.weights import Tensors
 from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, unpacked
 from tiny import VOCAB, write_base, write_checkpoint, write_quantised
 
-from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.runtime import mx
 

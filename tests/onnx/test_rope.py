@@ -12,7 +12,7 @@ from mtpd_onnx.plain_backend import PlainBackend
 from mtpd_onnx.rope import rope_tables
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 
 SCALINGS: dict[str, dict[str, Any] | None] = {

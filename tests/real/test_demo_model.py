@@ -6,13 +6,13 @@ import pytest
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.open import open_folder
 
-from mtpd_mlx.acceptance import match_tables
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.demo import ASSETS
-from mtpd_mlx.evaluate import measure, repetition
+from mtpd_mlx.measure.acceptance import match_tables
+from mtpd_mlx.measure.evaluate import measure, repetition
+from mtpd_mlx.measure.parity import decode_all
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.load_save import load_checkpoint
-from mtpd_mlx.parity import decode_all
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import walk
 from mtpd_mlx.text.encoded_prompts import encode_prompts

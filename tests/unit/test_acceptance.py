@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny import VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.acceptance import match_tables, sampled_tables
-from mtpd_mlx.backend import MLXModel
-from mtpd_mlx.evaluate import measure, round_starts
 from mtpd_mlx.extend import loop_heads, stages
+from mtpd_mlx.measure.acceptance import match_tables, sampled_tables
+from mtpd_mlx.measure.evaluate import measure, round_starts
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation, generate_greedy
 from mtpd_mlx.model.heads import MTPHeads

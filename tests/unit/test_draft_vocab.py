@@ -11,9 +11,9 @@ from mtpd_mlx.losses.definitions.definitions import Teacher, cross_entropy, end_
 from mtpd_mlx.losses.definitions.objective import Model, objective
 from tiny import FAMILIES, LLAMA, VOCAB, cycle_batch, write_base, write_checkpoint
 
-from mtpd_mlx.acceptance import match_tables
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.cli import main
+from mtpd_mlx.measure.acceptance import match_tables
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.alignment import shift_left, target_masks
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.generate import generate_greedy

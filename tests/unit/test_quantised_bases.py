@@ -10,8 +10,8 @@ from mtpd_onnx.open import open_folder
 from mtpd_onnx.plain_backend import PlainBackend
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised
 
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.cli import main
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.loop import generate

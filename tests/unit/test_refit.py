@@ -95,7 +95,7 @@ def _llama() -> dict:
 
 
 def test_allowed_mismatch_stays_exact(tmp_path: Path) -> None:
-    from mtpd_mlx.backend import MLXModel
+    from mtpd_mlx.measure.step_model import MLXModel
     from mtpd_mlx.speculative.loop import generate
     from mtpd_mlx.speculative.rounds import StepBackend
 

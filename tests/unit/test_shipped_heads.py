@@ -12,7 +12,6 @@ from mtpd_onnx.open import open_folder
 from tiny import LLAMA, write_base, write_checkpoint, write_quantised
 
 import mtpd_mlx
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
@@ -21,6 +20,7 @@ from mtpd_mlx.checkpoints.shipped.read import import_heads
 from mtpd_mlx.checkpoints.shipped.write import export_heads
 from mtpd_mlx.cli import main
 from mtpd_mlx.files.safetensors import Raw, RawTensors, read_header, write_raw
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.model.runtime import mx

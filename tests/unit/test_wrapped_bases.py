@@ -10,11 +10,11 @@ from mtpd_onnx.open import open_folder
 from mtpd_onnx.plain_backend import PlainBackend
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised, write_tokenizer
 
-from mtpd_mlx.backend import MLXModel
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
 from mtpd_mlx.inspection.describe import describe
 from mtpd_mlx.inspection.view import LocalView
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 
 GEMMA3 = LLAMA | {"model_type": "gemma3_text", "query_pre_attn_scalar": 16, "sliding_window": 8}

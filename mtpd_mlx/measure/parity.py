@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.backend import MLXModel
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.speculative.loop import generate

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.acceptance import ForcedBatch, match_tables
+from mtpd_mlx.measure.acceptance import ForcedBatch, match_tables
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation
 from mtpd_mlx.model.heads import MTPHeads
