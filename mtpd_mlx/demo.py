@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.extend import extend_checkpoint, loop_heads
-from mtpd_mlx.ingredients import gather
 from mtpd_mlx.measure.acceptance import teacher_force
 from mtpd_mlx.measure.evaluate import measure, repetition
 from mtpd_mlx.measure.parity import compare, decode_all
@@ -27,13 +25,15 @@ from mtpd_mlx.options.train import (
     RunConfig,
     TrainOptions,
 )
-from mtpd_mlx.progress import ProgressBar
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.text.encoded_prompts import encode_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
-from mtpd_mlx.training import Outcome, train
+from mtpd_mlx.train.extend import extend_checkpoint, loop_heads
+from mtpd_mlx.train.run import Outcome, train
+from mtpd_mlx.train.screen import ProgressBar
+from mtpd_mlx.train.setup import gather
 
 ASSETS = Path(__file__).parent / "assets" / "demo"
 SHORT = OptimConfig(iters=24, learning_rate=2e-3, warmup=5)

@@ -31,7 +31,7 @@ from mtpd_mlx.model.base import Base, load_base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx, nn, on_cpu
 from mtpd_mlx.options.train import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
-from mtpd_mlx.train_step import Stepper, cast, compute_dtype
+from mtpd_mlx.train.step import Stepper, cast, compute_dtype
 
 DEMO = Path(__file__).parent.parent / "mtpd_mlx" / "assets" / "demo" / "base"
 QWEN = {"model_type": "qwen3", "head_dim": 128, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "rope_theta": 1e6}

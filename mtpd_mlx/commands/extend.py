@@ -23,12 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.checkpoints.format import read_config
-    from mtpd_mlx.extend import extend_checkpoint, extend_options, loop_checkpoint
     from mtpd_mlx.hub.pull import resolve_folder
-    from mtpd_mlx.ingredients import teacher_line
-    from mtpd_mlx.interruption import Interrupted
     from mtpd_mlx.options.train import RunConfig
-    from mtpd_mlx.progress import ProgressBar
+    from mtpd_mlx.train.extend import extend_checkpoint, extend_options, loop_checkpoint
+    from mtpd_mlx.train.interrupt import Interrupted
+    from mtpd_mlx.train.screen import ProgressBar
+    from mtpd_mlx.train.setup import teacher_line
 
     own = ("command", "config", "checkpoint", "to", "train_free")
     flags = {k: v for k, v in vars(args).items() if k not in own}

@@ -21,12 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.hub.pull import resolve_folder
-    from mtpd_mlx.ingredients import gather
     from mtpd_mlx.options.train import TrainOptions
-    from mtpd_mlx.progress import ProgressBar
-    from mtpd_mlx.refit import refit, refit_options
-    from mtpd_mlx.run_folder import resumed_options
-    from mtpd_mlx.training import check_places
+    from mtpd_mlx.train.folder import resumed_options
+    from mtpd_mlx.train.refit import refit, refit_options
+    from mtpd_mlx.train.run import check_places
+    from mtpd_mlx.train.screen import ProgressBar
+    from mtpd_mlx.train.setup import gather
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}
     file_values = read_yaml(Path(args.config)) if args.config else {}

@@ -16,11 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.distributed import World
-    from mtpd_mlx.ingredients import gather, teacher_line
     from mtpd_mlx.options.train import TrainOptions
-    from mtpd_mlx.run_folder import resumed_options
-    from mtpd_mlx.training import check_places, train
+    from mtpd_mlx.train.folder import resumed_options
+    from mtpd_mlx.train.ranks import World
+    from mtpd_mlx.train.run import check_places, train
+    from mtpd_mlx.train.setup import gather, teacher_line
 
     flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
     file_values = read_yaml(Path(args.config)) if args.config else {}
@@ -38,8 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
 def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
     """Trains behind a progress bar and says what was kept."""
-    from mtpd_mlx.distributed import World
-    from mtpd_mlx.progress import ProgressBar
+    from mtpd_mlx.train.ranks import World
+    from mtpd_mlx.train.screen import ProgressBar
 
     leads = World.launched().leads
     with ProgressBar(options.optim.iters, visible=leads) as bar:

@@ -59,7 +59,7 @@ def train_checkpoint(reference: Reference, folder: Path) -> Path:
     from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.model.load_save import save_heads
     from mtpd_mlx.options.train import LossConfig, OptimConfig
-    from mtpd_mlx.train_step import Stepper
+    from mtpd_mlx.train.step import Stepper
 
     base = load_base(str(reference.folder))
     tokens = own_text(base, reference.tokens)

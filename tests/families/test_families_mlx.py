@@ -58,7 +58,7 @@ def test_heads_train(reference: Reference) -> None:
 
     from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.options.train import LossConfig, OptimConfig
-    from mtpd_mlx.train_step import Stepper
+    from mtpd_mlx.train.step import Stepper
 
     base = load_base(str(reference.folder))
     stepper = Stepper(

@@ -35,7 +35,7 @@ def stepper() -> Any:
     from mtpd_mlx.model.base import new_base
     from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.options.train import LossConfig, OptimConfig
-    from mtpd_mlx.train_step import Stepper
+    from mtpd_mlx.train.step import Stepper
 
     base = new_base(LLAMA, 0)
     return Stepper(Model(base, init_heads(base, 1, "postnorm", 0), False), LossConfig(), OptimConfig(iters=4, warmup=0))
@@ -46,7 +46,7 @@ def loop(out: Path) -> Any:
     from tiny import cycle_batch
 
     from mtpd_mlx.options.train import OptimConfig, RunConfig
-    from mtpd_mlx.trainer import Run
+    from mtpd_mlx.train.loop import Run
 
     class Rows:
         def batch(self, step: int) -> Any:
@@ -61,7 +61,7 @@ def loop(out: Path) -> Any:
 
 def train(out: Path, base: Path, data: Path) -> None:
     from mtpd_mlx.options.train import TrainOptions
-    from mtpd_mlx.run_folder import begin
+    from mtpd_mlx.train.folder import begin
 
     out.mkdir()
     options = TrainOptions.build({"model": str(base), "data": str(data), "out": str(out)}, {})
@@ -84,10 +84,10 @@ def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable
     """name -> (folder to damage, file in it, loader of the folder)."""
     from mtpd_mlx.data.own_text import PART_NAME, _finished, encode, resumed_config
     from mtpd_mlx.options.distill import DistillConfig
-    from mtpd_mlx.run_folder import check_identity, resumed_options
     from mtpd_mlx.teacher_cache.reader import CachedDataset
     from mtpd_mlx.teacher_cache.writer import resumed_options as resumed_cache
     from mtpd_mlx.text.tokenizer import Tokenizer
+    from mtpd_mlx.train.folder import check_identity, resumed_options
 
     cfg = DistillConfig(**json.loads((state["own"] / "distill_config.json").read_text())["options"])
     prompts = encode(Path(cfg.prompts), Tokenizer.from_folder(Path(cfg.model)), cfg)

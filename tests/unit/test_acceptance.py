@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from tiny import VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.extend import loop_heads, stages
 from mtpd_mlx.measure.acceptance import match_tables, sampled_tables
 from mtpd_mlx.measure.evaluate import measure, round_starts
 from mtpd_mlx.measure.step_model import MLXModel
@@ -19,6 +18,7 @@ from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling, accept_sampled, draw, probabilities, uniforms
 from mtpd_mlx.speculative.stats import acceptance_table, walk
+from mtpd_mlx.train.extend import loop_heads, stages
 
 PROMPTS = [[5, 6, 7], [9], [11, 3, 50, 4, 60, 2, 8, 1], list(range(40)), [3, 3]]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtpd_mlx.cli import main
-from mtpd_mlx.trainer import LOG_NAME
+from mtpd_mlx.train.loop import LOG_NAME
 
 FLAGS = ["--iters", "5", "--batch-size", "2", "--num-heads", "2", "--warmup", "1", "--learning-rate", "1e-2"]
 FLAGS += ["--steps-per-report", "1", "--steps-per-eval", "2", "--save-every", "2", "--val-batches", "2"]
@@ -81,7 +81,7 @@ def test_hidden_states_only_take_less(tiny_base: Path, text_data: Path, tmp_path
 
 
 def test_interrupted_cached_run_resumes(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtpd_mlx.train_step import Stepper
+    from mtpd_mlx.train.step import Stepper
 
     step, calls = Stepper.step, []
 

@@ -130,7 +130,7 @@ def test_bad_arguments_are_one_line(
 def test_interrupted_extension_resumes(
     stop: int, tiny_checkpoint: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtpd_mlx.train_step import Stepper
+    from mtpd_mlx.train.step import Stepper
 
     def extend(out: Path, *extra: str) -> int:
         arguments = ["extend", str(tiny_checkpoint), "--to", "12", "--data", str(text_data), "--out", str(out), *SMALL]

@@ -11,13 +11,13 @@ from mtpd_onnx.export import export_checkpoint
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens
-from mtpd_mlx.extend import loop_heads
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base, new_base
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint, save_heads
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
+from mtpd_mlx.train.extend import loop_heads
 
 IDS = [3, 10, 20, 50, 96]
 

@@ -167,7 +167,7 @@ def test_bad_maps_are_refused(checkpoint: Path) -> None:
 
 def test_size_of_the_draft_vocabulary() -> None:
     from mtpd_mlx.data import PackedDataset
-    from mtpd_mlx.ingredients import choose_draft_tokens
+    from mtpd_mlx.train.setup import choose_draft_tokens
 
     rows, heads = PackedDataset(cycle_batch(1, 6), 1, 0), init_heads(new_base(LLAMA, 0), 1, "postnorm", 0)
     choose_draft_tokens(heads, VOCAB, rows, VOCAB)

@@ -14,8 +14,8 @@ from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_checkpoint, save_base, save_heads
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.resume import Progress, ResumePoint, latest_resume_point, save_resume_point
-from mtpd_mlx.run_folder import begin, check_free, take_up
+from mtpd_mlx.train.folder import begin, check_free, take_up
+from mtpd_mlx.train.resume_point import Progress, ResumePoint, latest_resume_point, save_resume_point
 
 
 @pytest.fixture

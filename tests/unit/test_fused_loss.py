@@ -15,7 +15,7 @@ from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LOSSES, LossConfig, OptimConfig
-from mtpd_mlx.train_step import Stepper
+from mtpd_mlx.train.step import Stepper
 
 N, D, V, K = 37, 16, 101, 3
 

@@ -13,7 +13,7 @@ from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LOSSES, LossConfig, OptimConfig
-from mtpd_mlx.train_step import Stepper
+from mtpd_mlx.train.step import Stepper
 
 ROWS, LENGTH, V, K = 2, 9, 11, 3
 

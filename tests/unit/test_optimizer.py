@@ -5,13 +5,13 @@ import pytest
 from mtpd_mlx.losses.definitions.objective import Model
 from tiny import LLAMA, cycle_batch
 
-from mtpd_mlx import optimizer
 from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.optimizer import ADAMW_RMS, make_optimizer
 from mtpd_mlx.options.train import LossConfig, OptimConfig
-from mtpd_mlx.train_step import Stepper
+from mtpd_mlx.train import optimizer
+from mtpd_mlx.train.optimizer import ADAMW_RMS, make_optimizer
+from mtpd_mlx.train.step import Stepper
 
 RATE, DECAY, MOMENTUM = 0.01, 0.1, 0.95
 CFG = OptimConfig(iters=10, optimizer="muon", learning_rate=RATE, min_lr_ratio=1.0, warmup=0, weight_decay=DECAY)

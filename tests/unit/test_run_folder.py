@@ -16,9 +16,9 @@ from tiny import write_base, write_checkpoint
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
-from mtpd_mlx.run_folder import OPTIONS_NAME, read_run
-from mtpd_mlx.train_step import Stepper
-from mtpd_mlx.trainer import LOG_NAME
+from mtpd_mlx.train.folder import OPTIONS_NAME, read_run
+from mtpd_mlx.train.loop import LOG_NAME
+from mtpd_mlx.train.step import Stepper
 
 FLAGS = ["--iters", "6", "--batch-size", "2", "--max-seq-length", "24", "--num-heads", "2", "--warmup", "0"]
 FLAGS += ["--steps-per-report", "1", "--steps-per-eval", "3", "--save-every", "2", "--val-batches", "1"]
@@ -181,9 +181,9 @@ def test_config_files_are_compared_on_resume(
 def test_a_fault_of_mlx_leaves_a_resume_point(
     where: str, tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtpd_mlx.ingredients import gather
     from mtpd_mlx.options.train import TrainOptions
-    from mtpd_mlx.training import train
+    from mtpd_mlx.train.run import train
+    from mtpd_mlx.train.setup import gather
 
     name, number = ("step", 4) if where == "step" else ("evaluate", 2 if where == "validation" else 1)
     original, calls, out = getattr(Stepper, name), [0], tmp_path / "out"
@@ -249,7 +249,7 @@ def test_interrupts_by_signal_lose_nothing(tiny_base: Path, text_data: Path, tmp
 def test_interrupted_before_anything_gives_no_advice(
     tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from mtpd_mlx import training
+    from mtpd_mlx.train import run as training
 
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt

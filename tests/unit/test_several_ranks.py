@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
-from mtpd_mlx import distributed
-from mtpd_mlx.distributed import World
-from mtpd_mlx.ingredients import gather
 from mtpd_mlx.model.load_save import save_arrays
 from mtpd_mlx.model.runtime import kernel_cache, mx
 from mtpd_mlx.options.train import TrainOptions
-from mtpd_mlx.training import train
+from mtpd_mlx.train import ranks as distributed
+from mtpd_mlx.train.ranks import World
+from mtpd_mlx.train.run import train
+from mtpd_mlx.train.setup import gather
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, time
-import mtpd_mlx.rank_watch as watch
-from mtpd_mlx.distributed import World
+import mtpd_mlx.train.rank_watch as watch
+from mtpd_mlx.train.ranks import World
 from mtpd_mlx.model.runtime import mx
 
 watch.PATIENCE[b""] = 0.5
@@ -133,11 +133,11 @@ def test_what_rank_0_refuses_alone_all_ranks_hear(tmp_path: Path, tiny_base: Pat
         train(chosen, gather(chosen), lambda record: None)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtpd_mlx.training.World.launched", lambda: Lead(0, 1))
+        patch.setattr("mtpd_mlx.train.run.World.launched", lambda: Lead(0, 1))
         with pytest.raises(ValueError, match="report-to"):
             run(report_to="nobody")
         assert len(heard) == 1 and "report-to" in heard[0]
-        patch.setattr("mtpd_mlx.training.finish", lambda out: None)
+        patch.setattr("mtpd_mlx.train.run.finish", lambda out: None)
         run(overwrite=True)
         save_arrays(out / "resume-2" / "params.safetensors", {"a": mx.zeros(1)})
         with pytest.raises(ValueError, match="damaged resume point"):

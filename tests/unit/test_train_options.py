@@ -14,7 +14,6 @@ from mtpd_mlx.losses.definitions.objective import Model, objective
 from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.cli import main
-from mtpd_mlx.distributed import World
 from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx
@@ -29,9 +28,10 @@ from mtpd_mlx.options.train import (
     TrainOptions,
     with_rate,
 )
-from mtpd_mlx.progress import depths
-from mtpd_mlx.train_step import Stepper, compute_dtype
-from mtpd_mlx.trainer import LOG_NAME
+from mtpd_mlx.train.loop import LOG_NAME
+from mtpd_mlx.train.ranks import World
+from mtpd_mlx.train.screen import depths
+from mtpd_mlx.train.step import Stepper, compute_dtype
 
 FLAGS = ["--iters", "6", "--batch-size", "4", "--max-seq-length", "24", "--num-heads", "2", "--warmup", "1"]
 FLAGS += ["--steps-per-report", "1", "--steps-per-eval", "3", "--save-every", "2", "--val-batches", "2"]

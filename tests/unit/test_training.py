@@ -15,7 +15,7 @@ import pytest
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
-from mtpd_mlx.trainer import LOG_NAME
+from mtpd_mlx.train.loop import LOG_NAME
 
 SMALL = [
     "--iters",
@@ -190,7 +190,7 @@ def test_yaml_gives_options_and_flags_override(tmp_path: Path) -> None:
 def test_wrong_places_are_found_before_the_base_is_loaded(
     wrong: str, text_data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from mtpd_mlx import ingredients
+    from mtpd_mlx.train import setup as ingredients
 
     monkeypatch.setattr(ingredients, "gather", lambda options: pytest.fail("loaded"))
     out = tmp_path / "out"

@@ -21,7 +21,7 @@ from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.options.train import LossConfig, OptimConfig
-from mtpd_mlx.train_step import Stepper, compute_dtype
+from mtpd_mlx.train.step import Stepper, compute_dtype
 from tools.experiments.arms import Arm, all_arms
 from tools.experiments.clock import Clock
 from tools.experiments.data import Text, load_text

@@ -23,7 +23,7 @@ from mtpd_mlx.model.load_save import load_heads, versions
 from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig
-from mtpd_mlx.train_step import compute_dtype
+from mtpd_mlx.train.step import compute_dtype
 from tools.experiments.arms import Arm, all_arms, parts, select
 from tools.experiments.clock import Clock, OutOfTime
 from tools.experiments.data import Text, load_text

@@ -11,7 +11,6 @@ from mtpd_mlx.losses.definitions.objective import Model
 
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, CheckpointConfig
 from mtpd_mlx.data.dataset import MixedDataset
-from mtpd_mlx.extend import loop_heads
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.model.base import Base, load_base, new_base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
@@ -19,9 +18,10 @@ from mtpd_mlx.model.load_save import load_heads, reference_base, save_base, save
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig, RunConfig
-from mtpd_mlx.resume import PREFIX, latest_resume_point
-from mtpd_mlx.train_step import Stepper, compute_dtype
-from mtpd_mlx.trainer import LOG_NAME, Batches, Run
+from mtpd_mlx.train.extend import loop_heads
+from mtpd_mlx.train.loop import LOG_NAME, Batches, Run
+from mtpd_mlx.train.resume_point import PREFIX, latest_resume_point
+from mtpd_mlx.train.step import Stepper, compute_dtype
 from tools.experiments.arms import Arm
 from tools.experiments.clock import Clock
 from tools.experiments.data import Text

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd_mlx.trainer import LOG_NAME
+from mtpd_mlx.train.loop import LOG_NAME
 from tools.experiments.settings import BASES
 from tools.scaling.ranks import ROOT, mlx_launch, python_path, run_ranks, share_kernels, started
 

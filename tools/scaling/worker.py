@@ -17,15 +17,15 @@ import numpy as np
 from mtpd_mlx.losses.definitions.objective import Model, Tree
 
 from mtpd_mlx.data import Batch
-from mtpd_mlx.distributed import World
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.train import LossConfig, OptimConfig, RunConfig
-from mtpd_mlx.rank_watch import stop_clearly
-from mtpd_mlx.resume import latest_resume_point
-from mtpd_mlx.train_step import Stepper, compute_dtype
-from mtpd_mlx.trainer import Run
+from mtpd_mlx.train.loop import Run
+from mtpd_mlx.train.rank_watch import stop_clearly
+from mtpd_mlx.train.ranks import World
+from mtpd_mlx.train.resume_point import latest_resume_point
+from mtpd_mlx.train.step import Stepper, compute_dtype
 from tools.bench_train import text
 from tools.experiments.settings import BASES
 

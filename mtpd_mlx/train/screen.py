@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mtpd_mlx.interruption import Interrupted
+from mtpd_mlx.train.interrupt import Interrupted
 
 T = TypeVar("T")
 BLOCKS = " ▁▂▃▄▅▆▇█"

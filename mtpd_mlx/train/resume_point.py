@@ -9,7 +9,7 @@ from typing import Any
 from mtpd_mlx.files.atomic import sync, write_json
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.run_folder import RESUME_PREFIX as PREFIX
+from mtpd_mlx.train.folder import RESUME_PREFIX as PREFIX
 
 
 @dataclass

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import TUNED, CheckpointConfig, check_num_heads, read_config
-from mtpd_mlx.ingredients import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
 from mtpd_mlx.losses.definitions.definitions import per_head_weights
 from mtpd_mlx.model.base import Base, say_if_slow
 from mtpd_mlx.model.heads import MTPHeads
@@ -15,10 +14,11 @@ from mtpd_mlx.model.load_save import load_checkpoint, load_heads, reference_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import flag, read_values
 from mtpd_mlx.options.train import COPIES_SHARE, ON_RESUME, TrainOptions, with_rate
-from mtpd_mlx.resume import Progress, latest_resume_point
-from mtpd_mlx.run_folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run, taken_up
-from mtpd_mlx.train_step import compute_dtype
-from mtpd_mlx.training import Outcome, digest_of, train
+from mtpd_mlx.train.folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run, taken_up
+from mtpd_mlx.train.resume_point import Progress, latest_resume_point
+from mtpd_mlx.train.run import Outcome, digest_of, train
+from mtpd_mlx.train.setup import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
+from mtpd_mlx.train.step import compute_dtype
 
 
 def stages(num_heads: int, to: int) -> list[int]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mtpd_mlx.distributed import World
+from mtpd_mlx.train.ranks import World
 
 LOST = "another rank was lost"
 FINISHED, ENDED = b"f", b"e"  # what a rank says when it leaves: its work is done; it ends early, as all others do

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import CheckpointConfig, read_config
-from mtpd_mlx.ingredients import Ingredients
 from mtpd_mlx.options.train import TrainOptions
-from mtpd_mlx.training import Outcome, train
+from mtpd_mlx.train.run import Outcome, train
+from mtpd_mlx.train.setup import Ingredients
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mtpd_mlx.options.train import ModelConfig, TrainOptions
 from mtpd_mlx.teacher_cache.format import CacheIndex
 from mtpd_mlx.teacher_cache.reader import CachedDataset, open_cache
 from mtpd_mlx.text.tokenizer import Tokenizer
-from mtpd_mlx.train_step import compute_dtype
+from mtpd_mlx.train.step import compute_dtype
 
 
 @dataclass

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from mtpd_mlx.data.packing import Batch
-from mtpd_mlx.interruption import Interrupted, deferred
 from mtpd_mlx.losses.definitions.objective import Model
 from mtpd_mlx.options.train import OptimConfig, RunConfig
-from mtpd_mlx.resume import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
-from mtpd_mlx.run_folder import LOG_NAME
-from mtpd_mlx.train_step import Stepper
+from mtpd_mlx.train.folder import LOG_NAME
+from mtpd_mlx.train.interrupt import Interrupted, deferred
+from mtpd_mlx.train.resume_point import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
+from mtpd_mlx.train.step import Stepper
 
 __all__ = ["LOG_NAME", "Batches", "Evaluation", "Progress", "Run", "evaluate"]
 

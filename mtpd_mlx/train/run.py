@@ -11,9 +11,7 @@ import numpy as np
 
 from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
-from mtpd_mlx.distributed import World
 from mtpd_mlx.files.publish import discard, stage_folder
-from mtpd_mlx.ingredients import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
 from mtpd_mlx.losses.definitions.objective import Model
 from mtpd_mlx.model.adapters import adapter_settings, write_adapter
 from mtpd_mlx.model.heads import MTPHead
@@ -21,10 +19,8 @@ from mtpd_mlx.model.load_save import reference_base, save_heads, versions, write
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import TrainOptions, with_rate
-from mtpd_mlx.rank_watch import LOST, stop_clearly
-from mtpd_mlx.reporting import reporter
-from mtpd_mlx.resume import Progress
-from mtpd_mlx.run_folder import (
+from mtpd_mlx.text.tokenizer import Tokenizer
+from mtpd_mlx.train.folder import (
     BASE_NAME,
     TRAINED_PARTS,
     begin,
@@ -35,9 +31,13 @@ from mtpd_mlx.run_folder import (
     parts_of,
     take_up,
 )
-from mtpd_mlx.text.tokenizer import Tokenizer
-from mtpd_mlx.train_step import Stepper
-from mtpd_mlx.trainer import Run
+from mtpd_mlx.train.loop import Run
+from mtpd_mlx.train.rank_watch import LOST, stop_clearly
+from mtpd_mlx.train.ranks import World
+from mtpd_mlx.train.reporting import reporter
+from mtpd_mlx.train.resume_point import Progress
+from mtpd_mlx.train.setup import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size
+from mtpd_mlx.train.step import Stepper
 
 
 @dataclass
