@@ -164,7 +164,9 @@ def with_host(result: Result, spent: dict[str, float], passes: int) -> Result:
 
 def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
     """host_ms: build (calls of the round's graph, compiled or not), enqueue (async_eval), wait (reading results), other."""
-    from mtpd_mlx.decoding import fixed, growing, host
+    from mtpd_mlx.decoding import fixed_rounds as fixed
+    from mtpd_mlx.decoding import growing_rounds as growing
+    from mtpd_mlx.decoding import text_state as host
     from mtpd_mlx.model.runtime import mx
 
     spent: dict[str, float] = defaultdict(float)

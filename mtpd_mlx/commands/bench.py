@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.decoding.flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
+from mtpd_mlx.commands.decoding_flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 
@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.decoding.benchmark import describe
-    from mtpd_mlx.decoding.picture import draw
+    from mtpd_mlx.decoding.bench.run import describe
+    from mtpd_mlx.decoding.bench.svg import draw
     from mtpd_mlx.speculative.bench import check_runs
 
     check_runs(args.max_tokens, args.repeats, args.cool_down)
@@ -42,11 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    from mtpd_mlx.decoding.arms import our_arm, stock_arm
-    from mtpd_mlx.decoding.benchmark import measure as interleaved
-    from mtpd_mlx.decoding.benchmark import summary
-    from mtpd_mlx.decoding.machine import device_kind, device_name
+    from mtpd_mlx.decoding.bench.arms import our_arm, stock_arm
+    from mtpd_mlx.decoding.bench.run import measure as interleaved
+    from mtpd_mlx.decoding.bench.run import summary
     from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.decoding.tuning.machine import device_kind, device_name
     from mtpd_mlx.measure.step_model import MLXModel
     from mtpd_mlx.model.base import load_base
     from mtpd_mlx.speculative.verify import compare

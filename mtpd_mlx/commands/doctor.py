@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine() -> Findings:
-    from mtpd_mlx.decoding.machine import cores, device_kind, device_name, memory_bytes
+    from mtpd_mlx.decoding.tuning.machine import cores, device_kind, device_name, memory_bytes
     from mtpd_mlx.model.blas import preload_blas
     from mtpd_mlx.model.runtime import mx, on_cpu
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, load_model
+from mtpd_mlx.commands.decoding_flags import add_model_arguments, decoding_options, load_model
 
 PROFILES = (0.5, 0.6, 0.7, 0.8, 0.9)  # AR of the heads that one might get
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.checkpoints.format import CONFIG_NAME
-    from mtpd_mlx.decoding.costs import DRAFTS, WIDEST, measure_costs
+    from mtpd_mlx.decoding.tuning.costs import DRAFTS, WIDEST, measure_costs
     from mtpd_mlx.hub.pull import resolve_folder
 
     has_heads = (resolve_folder(args.checkpoint) / CONFIG_NAME).is_file()
@@ -83,8 +83,8 @@ def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[fl
 
 
 def summary(costs: list[Any], car: list[float] | None) -> dict[str, Any]:
-    from mtpd_mlx.decoding.machine import device_kind, device_name
-    from mtpd_mlx.decoding.prediction import best, break_even, profile, speedup
+    from mtpd_mlx.decoding.tuning.machine import device_kind, device_name
+    from mtpd_mlx.decoding.tuning.prediction import best, break_even, profile, speedup
 
     rows = []
     for c in costs:

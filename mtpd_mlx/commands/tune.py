@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, load_model
+from mtpd_mlx.commands.decoding_flags import add_model_arguments, decoding_options, load_model
 
 LEAST_GAIN = 1.02  # below this over plain decoding, speculation is not worth its memory
 
@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.decoding.machine import machine_key
-    from mtpd_mlx.decoding.tuned import write_tuned
+    from mtpd_mlx.decoding.tuning.machine import machine_key
+    from mtpd_mlx.decoding.tuning.stored import write_tuned
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.speculative.bench import check_runs
 
@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, float], Any]:
     """(tokens per second of every arm, the choice)."""
-    from mtpd_mlx.decoding.arms import our_arm, stock_arm
-    from mtpd_mlx.decoding.costs import DRAFTS
+    from mtpd_mlx.decoding.bench.arms import our_arm, stock_arm
     from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.decoding.tuning.costs import DRAFTS
     from mtpd_mlx.speculative.bench import interleave
     from mtpd_mlx.speculative.sampling import Sampling
     from mtpd_mlx.text.encoded_prompts import encode_prompts
@@ -71,7 +71,7 @@ def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, 
 
 def choose(speeds: dict[str, float], plans: dict[int, str]) -> Any:
     """The fastest number of drafts, or plain decoding where none gains enough over the faster of both plain arms."""
-    from mtpd_mlx.decoding.tuned import Tuned
+    from mtpd_mlx.decoding.tuning.stored import Tuned
 
     drafts = max(plans, key=lambda k: speeds[f"K={k}"])
     if speeds[f"K={drafts}"] < LEAST_GAIN * max(speeds["plain"], speeds["stock"]):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.decoding.flags import add_model_arguments, decoding_options, load_model, xtc_special_tokens
+from mtpd_mlx.commands.decoding_flags import add_model_arguments, decoding_options, load_model, xtc_special_tokens
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mtpd_mlx.decoding.fixed import FixedRounds, round_graph
-from mtpd_mlx.decoding.growing import GrowingRounds
-from mtpd_mlx.decoding.host import HostState, Model, read_token
-from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.decoding.fixed_rounds import FixedRounds, round_graph
+from mtpd_mlx.decoding.growing_rounds import GrowingRounds
+from mtpd_mlx.decoding.text_state import HostState, Model, read_token
+from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from mtpd_mlx.decoding.calibrate import candidates, choose, room, time_plans
 from mtpd_mlx.decoding.decoder import Decoder, needs_growing
-from mtpd_mlx.decoding.host import KVOptions, LogitsProcessor, Model
 from mtpd_mlx.decoding.plain import PlainDecoder
-from mtpd_mlx.decoding.plan import Plan
-from mtpd_mlx.decoding.rules import Greedy, Rule
 from mtpd_mlx.decoding.sampler import Sampled
+from mtpd_mlx.decoding.text_state import KVOptions, LogitsProcessor, Model
+from mtpd_mlx.decoding.token_rules import Greedy, Rule
+from mtpd_mlx.decoding.tuning.calibrate import candidates, choose, room, time_plans
+from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.options.decode import DecodingConfig

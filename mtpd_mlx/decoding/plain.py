@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from mtpd_mlx.decoding.caches import trim_to
-from mtpd_mlx.decoding.host import HostState, Model, read_token
-from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.decoding.fixed_cache import trim_to
+from mtpd_mlx.decoding.text_state import HostState, Model, read_token
+from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd_mlx.decoding.caches import check_fixable, to_fixed, to_growing
 from mtpd_mlx.decoding.decoder import Decoder
+from mtpd_mlx.decoding.fixed_cache import check_fixable, to_fixed, to_growing
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.runtime import mx

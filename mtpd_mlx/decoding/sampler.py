@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtpd_mlx.decoding.rules import Position, leading, rows_from, spread
+from mtpd_mlx.decoding.token_rules import Position, leading, rows_from, spread
 from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, KINDS, LARGEST, REPLACE, Sampling, uniforms
 

@@ -15,8 +15,8 @@ from tiny import LLAMA, write_base, write_checkpoint
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
 from mtpd_mlx.commands import tune
-from mtpd_mlx.decoding.machine import machine_key
-from mtpd_mlx.decoding.tuned import Tuned, read_tuned, write_tuned
+from mtpd_mlx.decoding.tuning.machine import machine_key
+from mtpd_mlx.decoding.tuning.stored import Tuned, read_tuned, write_tuned
 from mtpd_mlx.model.runtime import mx
 
 ROOT = Path(__file__).parent.parent.parent
@@ -160,7 +160,8 @@ def test_probe_says_what_it_leaves_out_and_what_it_lacks(checkpoint: Path, capsy
 def test_probe_runs_what_it_is_asked_to(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtpd_mlx.decoding import costs, host
+    from mtpd_mlx.decoding import text_state as host
+    from mtpd_mlx.decoding.tuning import costs
 
     seen: list[tuple[bool, bool]] = []  # of every model's passes: row by row? over quantised caches?
 
@@ -251,7 +252,7 @@ def test_verify(checkpoint: Path, prompts: list[str], capsys: pytest.CaptureFixt
     assert values["passed"] and values["identical"] == 4 and values["sampled_tokens"] == 160
     assert main([*arguments, "--temp", "0"]) == 1
     assert "--temp 0 leaves nothing to draw" in capsys.readouterr().err
-    from mtpd_mlx.decoding import rules
+    from mtpd_mlx.decoding import token_rules as rules
 
     monkeypatch.setattr(rules, "leading", lambda matches: mx.array(min(1, matches.size), mx.int32))
     text = output(capsys, [*arguments, "--greedy-only"], 1)

@@ -2,9 +2,9 @@
 
 import pytest
 
-from mtpd_mlx.decoding import calibrate
-from mtpd_mlx.decoding.plan import Plan
-from mtpd_mlx.decoding.prediction import Costs, best, break_even, profile, speedup
+from mtpd_mlx.decoding.tuning import calibrate
+from mtpd_mlx.decoding.tuning.plan import Plan
+from mtpd_mlx.decoding.tuning.prediction import Costs, best, break_even, profile, speedup
 from mtpd_mlx.speculative.protocol import Round
 
 COSTS = Costs(128, 1.0, {m: 1.0 + 0.1 * (m - 1) for m in range(1, 18)}, {1: 1.3, 2: 1.6, 4: 2.2, 8: 3.4})

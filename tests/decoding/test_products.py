@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny import write_base
 
-from mtpd_mlx.decoding.products import MOST_ROWS, RowEmbedding, RowLinear, RowProducts, by_rows
+from mtpd_mlx.decoding.row_products import MOST_ROWS, RowEmbedding, RowLinear, RowProducts, by_rows
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.runtime import mx, nn
 
@@ -19,7 +19,7 @@ def test_rows_are_those_of_the_product() -> None:
 def test_few_rows_alone_and_only_inside(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     base = load_base(str(write_base(tmp_path / "base")))
     calls: list[int] = []
-    monkeypatch.setattr("mtpd_mlx.decoding.products.by_rows", lambda x, w: calls.append(w.shape[0]) or by_rows(x, w))
+    monkeypatch.setattr("mtpd_mlx.decoding.row_products.by_rows", lambda x, w: calls.append(w.shape[0]) or by_rows(x, w))
     products, kinds = RowProducts(base.model), {type(m) for m in base.model.modules()}
     before = [base.logits(base.norm(base.trunk(mx.arange(n)[None] % 50))) for n in (1, 4, MOST_ROWS + 1)]
     assert not calls

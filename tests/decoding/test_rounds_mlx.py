@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.decoding import caches, host
+from mtpd_mlx.decoding import fixed_cache as caches
+from mtpd_mlx.decoding import text_state as host
 from mtpd_mlx.decoding.decoder import Decoder
-from mtpd_mlx.decoding.exact import row_by_row, whole_pass
 from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
-from mtpd_mlx.decoding.plan import PLANS, Plan
+from mtpd_mlx.decoding.row_by_row import row_by_row, whole_pass
+from mtpd_mlx.decoding.tuning.plan import PLANS, Plan
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.load_save import load_for_decoding

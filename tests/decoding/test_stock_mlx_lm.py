@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from tiny import VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.decoding import stock
+from mtpd_mlx.decoding import mlx_lm_draft as stock
 from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.model.runtime import mx

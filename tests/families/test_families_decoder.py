@@ -4,9 +4,9 @@ from pathlib import Path
 
 from family_models import Reference, prompts
 
-from mtpd_mlx.decoding.calibrate import candidates
 from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.decoding.plan import Plan
+from mtpd_mlx.decoding.tuning.calibrate import candidates
+from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.options.decode import DecodingConfig

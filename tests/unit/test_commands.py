@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mtpd_mlx.cli import main
-from mtpd_mlx.decoding.tuned import Tuned, read_tuned, write_tuned
+from mtpd_mlx.decoding.tuning.stored import Tuned, read_tuned, write_tuned
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 
 SMALL = ["--iters", "6", "--batch-size", "2", "--max-seq-length", "32", "--warmup", "0", "--steps-per-eval", "3"]

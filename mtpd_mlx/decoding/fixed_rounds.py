@@ -7,11 +7,11 @@ this one are read, and all shapes repeat: a round can be compiled.
 from collections.abc import Callable
 from typing import Any
 
-from mtpd_mlx.decoding.caches import FixedCache, Rows, Span, bucket, padded, to_fixed, to_growing
-from mtpd_mlx.decoding.cascade import draft_chain
-from mtpd_mlx.decoding.host import HostState, Model, read_token, read_tokens
-from mtpd_mlx.decoding.products import RowProducts
-from mtpd_mlx.decoding.rules import contexts_of, rows_from
+from mtpd_mlx.decoding.draft_chain import draft_chain
+from mtpd_mlx.decoding.fixed_cache import FixedCache, Rows, Span, bucket, padded, to_fixed, to_growing
+from mtpd_mlx.decoding.row_products import RowProducts
+from mtpd_mlx.decoding.text_state import HostState, Model, read_token, read_tokens
+from mtpd_mlx.decoding.token_rules import contexts_of, rows_from
 from mtpd_mlx.model.runtime import mx
 
 Small = dict[str, mx.array]

@@ -1,9 +1,9 @@
 """Rounds over mlx-lm's own caches. The host knows all lengths, so it reads a round before it builds the next one; draft chain
 and verify pass are one graph and one evaluation, enqueued before the caller sees the tokens of the round before."""
 
-from mtpd_mlx.decoding.caches import trim_to
-from mtpd_mlx.decoding.host import HostState, read_token, read_tokens
-from mtpd_mlx.decoding.rules import contexts_of
+from mtpd_mlx.decoding.fixed_cache import trim_to
+from mtpd_mlx.decoding.text_state import HostState, read_token, read_tokens
+from mtpd_mlx.decoding.token_rules import contexts_of
 from mtpd_mlx.model.runtime import mx
 
 

@@ -32,8 +32,8 @@ def decoding_options(args: argparse.Namespace) -> DecodingConfig:
 def as_tuned(args: argparse.Namespace, base: Any, num_draft_tokens: int | None) -> tuple[DecodingConfig, int | None]:
     """(options, number of drafts): where neither is asked for, what `mtpd tune` stored for this machine."""
     from mtpd_mlx.checkpoints.format import CONFIG_NAME
-    from mtpd_mlx.decoding.machine import machine_key
-    from mtpd_mlx.decoding.tuned import read_tuned
+    from mtpd_mlx.decoding.tuning.machine import machine_key
+    from mtpd_mlx.decoding.tuning.stored import read_tuned
     from mtpd_mlx.hub.pull import resolve_folder
 
     options, folder = decoding_options(args), resolve_folder(args.checkpoint)

@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtpd_mlx.decoding.caches import check_trimmable, trim_to
-from mtpd_mlx.decoding.cascade import draft_chain, fill_chain, head_logits
-from mtpd_mlx.decoding.exact import Pass, row_by_row, whole_pass
-from mtpd_mlx.decoding.rules import Rule, contexts_of, spread
+from mtpd_mlx.decoding.draft_chain import draft_chain, fill_chain, head_logits
+from mtpd_mlx.decoding.fixed_cache import check_trimmable, trim_to
+from mtpd_mlx.decoding.row_by_row import Pass, row_by_row, whole_pass
+from mtpd_mlx.decoding.token_rules import Rule, contexts_of, spread
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpd_mlx.decoding.arms import MLXArm
+from mtpd_mlx.decoding.bench.arms import MLXArm
 from mtpd_mlx.speculative.bench import identical, interleave
 from mtpd_mlx.speculative.stats import acceptance_table, distinct_n
 from mtpd_mlx.text.tables import format_table

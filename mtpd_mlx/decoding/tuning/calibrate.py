@@ -5,9 +5,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from mtpd_mlx.decoding.caches import WRITES
-from mtpd_mlx.decoding.plan import Plan
-from mtpd_mlx.decoding.products import PRODUCTS
+from mtpd_mlx.decoding.fixed_cache import WRITES
+from mtpd_mlx.decoding.row_products import PRODUCTS
+from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.speculative.protocol import Backend
 

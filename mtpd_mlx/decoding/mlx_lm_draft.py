@@ -13,10 +13,10 @@ model finds them. With P positions cached, the draft call whose last token is at
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.decoding.cascade import fill_chain, head_logits, run_head
-from mtpd_mlx.decoding.draft_cache import MTPDraftCache, register
-from mtpd_mlx.decoding.host import PREFILL_CHUNK
-from mtpd_mlx.decoding.rules import spread
+from mtpd_mlx.decoding.draft_chain import fill_chain, head_logits, run_head
+from mtpd_mlx.decoding.mlx_lm_cache import MTPDraftCache, register
+from mtpd_mlx.decoding.text_state import PREFILL_CHUNK
+from mtpd_mlx.decoding.token_rules import spread
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx, nn
@@ -185,7 +185,7 @@ class DraftModel(nn.Module):
 def with_heads(model: Any, checkpoint: str | Path) -> ModelWithHeads:
     """`model`: what mlx_lm.load gave for the base of these heads, or this function before. ValueError where its dimensions are
     another base's: a loaded model does not say whose weights it holds, and with others of that shape only drafts are worse."""
-    from mtpd_mlx.decoding.wrapping import wrapped_base
+    from mtpd_mlx.decoding.mlx_lm_base import wrapped_base
     from mtpd_mlx.model.load_save import load_heads
 
     base = wrapped_base(model.inner if isinstance(model, ModelWithHeads) else model)

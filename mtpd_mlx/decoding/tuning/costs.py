@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from mtpd_mlx.decoding.caches import FixedCache, Rows, Span, bucket, to_fixed, trim_to
-from mtpd_mlx.decoding.calibrate import timed
 from mtpd_mlx.decoding.decoder import Decoder
-from mtpd_mlx.decoding.host import HostState, Model
+from mtpd_mlx.decoding.fixed_cache import FixedCache, Rows, Span, bucket, to_fixed, trim_to
 from mtpd_mlx.decoding.open import kv_options, open_decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
-from mtpd_mlx.decoding.plan import Plan
-from mtpd_mlx.decoding.prediction import Costs
-from mtpd_mlx.decoding.products import RowProducts
-from mtpd_mlx.decoding.rules import Greedy
+from mtpd_mlx.decoding.row_products import RowProducts
+from mtpd_mlx.decoding.text_state import HostState, Model
+from mtpd_mlx.decoding.token_rules import Greedy
+from mtpd_mlx.decoding.tuning.calibrate import timed
+from mtpd_mlx.decoding.tuning.plan import Plan
+from mtpd_mlx.decoding.tuning.prediction import Costs
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.runtime import mx

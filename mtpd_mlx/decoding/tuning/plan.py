@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from itertools import product
 
-from mtpd_mlx.decoding.caches import WRITES
-from mtpd_mlx.decoding.products import PRODUCTS
+from mtpd_mlx.decoding.fixed_cache import WRITES
+from mtpd_mlx.decoding.row_products import PRODUCTS
 
 CACHES = ("growing", "fixed")
 

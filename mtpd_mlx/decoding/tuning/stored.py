@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, TUNED, read_config
-from mtpd_mlx.decoding.plan import PLANS
+from mtpd_mlx.decoding.tuning.plan import PLANS
 from mtpd_mlx.files.atomic import write_json
 
 

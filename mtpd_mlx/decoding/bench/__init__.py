@@ -1,0 +1,1 @@
+"""Timing plain, speculative and stock decoding side by side."""

@@ -1,0 +1,1 @@
+"""Which plan and how many drafts are fastest on this machine: measured, predicted, stored."""
