@@ -3,8 +3,8 @@
 import argparse
 import json
 
+from mtpd_mlx.inspection.folder_view import View
 from mtpd_mlx.inspection.memory import Plan
-from mtpd_mlx.inspection.view import View
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def view_of(name: str, revision: str | None) -> View:
     from mtpd_mlx.hub.messages import HubError
     from mtpd_mlx.hub.pull import local_folder, no_such_folder
     from mtpd_mlx.hub.remote import look
-    from mtpd_mlx.inspection.view import LocalView
+    from mtpd_mlx.inspection.folder_view import LocalView
 
     if (folder := local_folder(name)) is not None:
         return LocalView(folder)

@@ -14,8 +14,8 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.files.hub_ids import is_hub_id
     from mtpd_mlx.hub.pull import pull
     from mtpd_mlx.inspection.describe import describe
+    from mtpd_mlx.inspection.folder_view import LocalView
     from mtpd_mlx.inspection.render import render
-    from mtpd_mlx.inspection.view import LocalView
 
     if not is_hub_id(args.name):
         raise ValueError(f"{args.name}: not a hub id of the form owner/name")

@@ -11,7 +11,7 @@ from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.hub.card import card
 from mtpd_mlx.hub.messages import explain, need_package
 from mtpd_mlx.inspection.describe import MANIFEST, describe
-from mtpd_mlx.inspection.view import LocalView
+from mtpd_mlx.inspection.folder_view import LocalView
 
 CARD = "README.md"
 LOCAL = re.compile(r"[/\\~]|\.\.?[/\\]|[A-Za-z]:[/\\]")  # how paths begin

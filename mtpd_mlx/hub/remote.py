@@ -6,7 +6,7 @@ from typing import Any
 from mtpd_mlx.files.hub_ids import split_revision
 from mtpd_mlx.hub.messages import explain, need_package, unreachable
 from mtpd_mlx.hub.pull import cached
-from mtpd_mlx.inspection.view import MAX_JSON_BYTES, LocalView, View, parse_object
+from mtpd_mlx.inspection.folder_view import MAX_JSON_BYTES, LocalView, View, parse_object
 
 
 def look(name: str, revision: str | None = None) -> View:

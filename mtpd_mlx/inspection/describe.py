@@ -12,10 +12,10 @@ from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
+from mtpd_mlx.inspection.folder_view import View
 from mtpd_mlx.inspection.memory import DEVICES, Plan, decode_bytes, train_bytes
-from mtpd_mlx.inspection.parts import CACHE_INDEX, as_object, describe_adapter, describe_cache
+from mtpd_mlx.inspection.sections import CACHE_INDEX, as_object, describe_adapter, describe_cache
 from mtpd_mlx.inspection.shapes import contradiction
-from mtpd_mlx.inspection.view import View
 
 MANIFEST = "manifest.json"
 

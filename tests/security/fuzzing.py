@@ -91,8 +91,8 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
     from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens
     from mtpd_mlx.files.safetensors import RawTensors
     from mtpd_mlx.inspection.describe import describe
+    from mtpd_mlx.inspection.folder_view import LocalView
     from mtpd_mlx.inspection.render import render
-    from mtpd_mlx.inspection.view import LocalView
     from mtpd_mlx.model.base import load_base
     from mtpd_mlx.model.load_save import load_checkpoint
     from mtpd_mlx.text.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import Raw, write_raw
 from mtpd_mlx.inspection.counts import head_parameters
 from mtpd_mlx.inspection.describe import describe
+from mtpd_mlx.inspection.folder_view import LocalView
 from mtpd_mlx.inspection.shapes import contradiction, expected
-from mtpd_mlx.inspection.view import LocalView
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.load_save import flatten

@@ -13,7 +13,7 @@ from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised, wr
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
 from mtpd_mlx.inspection.describe import describe
-from mtpd_mlx.inspection.view import LocalView
+from mtpd_mlx.inspection.folder_view import LocalView
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 

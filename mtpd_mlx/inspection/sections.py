@@ -6,7 +6,7 @@ from typing import Any
 from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
 from mtpd_mlx.checkpoints.adapter_format import WEIGHTS as ADAPTER_WEIGHTS
 from mtpd_mlx.inspection.counts import count
-from mtpd_mlx.inspection.view import View
+from mtpd_mlx.inspection.folder_view import View
 
 CACHE_INDEX = "cache.json"
 
