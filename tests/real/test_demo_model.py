@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from mtpd_mlx.demo.run.run import ASSETS
 from mtpd_onnx.export import export_checkpoint
 from mtpd_onnx.open import open_folder
 
-from mtpd_mlx.demo import ASSETS
 from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.evaluate import measure, repetition
 from mtpd_mlx.measure.parity import decode_all

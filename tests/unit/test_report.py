@@ -6,9 +6,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
-from mtpd_mlx.report import write_report
-from mtpd_mlx.report_plots import Series, bar_plot, line_plot, nice_ticks
+from mtpd_mlx.demo.run.plots import Series, bar_plot, line_plot, nice_ticks
+from mtpd_mlx.demo.run.report import write_report
 
 
 def arm(tau: float, depth: int, steps: int = 3) -> dict:

@@ -82,7 +82,7 @@ class Demo:
 
 
 def run_demo(out: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Runs everything; returns the report and the loss curves (report.py writes them)."""
+    """Runs everything; returns the report and the loss curves (demo/report.py writes them)."""
     demo = Demo(out, say)
     _, shipped, config = load_checkpoint(ASSETS / "heads", dequantize=True)
     say(f"The main model writes its own greedy continuations of {len(demo.prompts)} held-out prompts")
