@@ -18,9 +18,11 @@ from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.adapted import AdaptedTensors
-from mtpd_onnx.batched_graph import build_batched_round
 from mtpd_onnx.dims import Dims, read_dims
-from mtpd_onnx.graphs import Spec, build_plain
+from mtpd_onnx.graphs.builder.batched import build_batched_round
+from mtpd_onnx.graphs.builder.builder import Spec, build_plain
+from mtpd_onnx.graphs.builder.round import build_round
+from mtpd_onnx.graphs.builder.split import build_heads, build_main
 from mtpd_onnx.layouts import Policy, plan
 from mtpd_onnx.manifest import LAYOUTS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
@@ -35,9 +37,7 @@ from mtpd_onnx.precision import (
     choose_activations,
     describe,
 )
-from mtpd_onnx.round_graph import build_round
 from mtpd_onnx.save import WeightsFile, put_in_place, save_graph
-from mtpd_onnx.split_graphs import build_heads, build_main
 from mtpd_onnx.weights import Tensors
 
 DEFAULT_CAPACITY = 4096

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from mtpd_onnx.flavours import Fused
-from mtpd_onnx.graphs import Spec
-from mtpd_onnx.modules import Base, Embedding, Linear
-from mtpd_onnx.packed import Packed
+from mtpd_onnx.graphs.builder.builder import Spec
+from mtpd_onnx.graphs.builder.flavours import Fused
+from mtpd_onnx.graphs.builder.modules import Base, Embedding, Linear
+from mtpd_onnx.graphs.builder.packed_modules import Packed
 from mtpd_onnx.precision import DEFAULT_GROUP_SIZE
 from mtpd_onnx.quantize import affine
 from mtpd_onnx.weights import Tensors

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mtpd_onnx.experts import EXPERT_PARTS, expert_values
-from mtpd_onnx.graphs import Spec
+from mtpd_onnx.graphs.builder.builder import Spec
+from mtpd_onnx.graphs.builder.packed_modules import Packed
 from mtpd_onnx.layouts import DRAFT_HEAD, Part, Policy, parts_of
-from mtpd_onnx.packed import Packed
 from mtpd_onnx.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
 from mtpd_onnx.weights import Tensors
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from mtpd_onnx.dims import read_dims
 from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.graphs.builder.rope import rope_tables
 from mtpd_onnx.open import open_folder
 from mtpd_onnx.plain_backend import PlainBackend
-from mtpd_onnx.rope import rope_tables
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 from onnxscript.nn import Module, Parameter
 
-from mtpd_onnx.flavours import MICROSOFT
-from mtpd_onnx.modules import Embedding, Linear, scaled
+from mtpd_onnx.graphs.builder.flavours import MICROSOFT
+from mtpd_onnx.graphs.builder.modules import Embedding, Linear, scaled
 
 U8 = ir.DataType.UINT8
 INT8_PRODUCTS = 4  # MatMulNBits' accuracy_level: inputs rounded to 8 bits; 0 computes in the inputs' own type

@@ -4,8 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from mtpd_onnx.flavours import Fused
-from mtpd_onnx.graphs import (
+from mtpd_onnx.graphs.builder.builder import (
     END,
     I32,
     I64,
@@ -20,8 +19,9 @@ from mtpd_onnx.graphs import (
     sampler_inputs,
     shared_caches,
 )
-from mtpd_onnx.modules import Base
-from mtpd_onnx.sampling_graph import CONTEXT, F32, NOT_DRAFTED, Sampler
+from mtpd_onnx.graphs.builder.flavours import Fused
+from mtpd_onnx.graphs.builder.modules import Base
+from mtpd_onnx.graphs.builder.sampling import CONTEXT, F32, NOT_DRAFTED, Sampler
 
 
 def build_round(spec: Spec, sampled: bool = False) -> ir.Model:
