@@ -17,16 +17,13 @@ from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_con
 from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.text.tokenizer import Tokenizer
-from mtpd_onnx.adapted import AdaptedTensors
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.graphs.builder.batched import build_batched_round
 from mtpd_onnx.graphs.builder.builder import Spec, build_plain
 from mtpd_onnx.graphs.builder.round import build_round
 from mtpd_onnx.graphs.builder.split import build_heads, build_main
-from mtpd_onnx.layouts import Policy, plan
 from mtpd_onnx.manifest import LAYOUTS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
-from mtpd_onnx.packing import Parameters
 from mtpd_onnx.precision import (
     ACTIVATIONS,
     DEFAULT_GROUP_SIZE,
@@ -38,7 +35,10 @@ from mtpd_onnx.precision import (
     describe,
 )
 from mtpd_onnx.save import WeightsFile, put_in_place, save_graph
-from mtpd_onnx.weights import Tensors
+from mtpd_onnx.weights.tensors.adapted import AdaptedTensors
+from mtpd_onnx.weights.tensors.parameters import Parameters
+from mtpd_onnx.weights.tensors.quantised_layouts import Policy, plan
+from mtpd_onnx.weights.tensors.tensors import Tensors
 
 DEFAULT_CAPACITY = 4096
 DTYPES = {  # of activations, caches and what is not in integers

@@ -126,7 +126,7 @@ def test_rewinding_anywhere_and_going_on_equals_a_fresh_start(tmp_path: Path) ->
 
 def test_quantised_base_exports_its_dequantised_values(tmp_path: Path) -> None:
     from mlx_lm.utils import quantize_model, save_config, save_model
-    from mtpd_onnx.weights import Tensors
+    from mtpd_onnx.weights.tensors.tensors import Tensors
     from tiny import write_tokenizer
 
     from mtpd_mlx.model.base import load_base

@@ -34,7 +34,9 @@ class Spec:
     draft_tokens: tuple[int, ...] | None = None  # ids of the draft vocabulary
     post_norms: bool = False  # each head has a final norm of its own
     draft_bits: int | None = None  # the drafts have an output head of their own, in so many bits
-    layouts: Mapping[str, Packed] = field(default_factory=dict)  # the matrices stored in integers (layouts.py)
+    layouts: Mapping[str, Packed] = field(
+        default_factory=dict
+    )  # the matrices stored in integers (weights/quantised_layouts.py)
 
     def heads(self, flavour: Flavour) -> MTPHeads:
         drafts = None if self.draft_bits is None else self.dims.vocab_size

@@ -1,7 +1,7 @@
 """Torch-shaped ONNX modules of a Llama-class decoder and its MTP heads (shapes and equations: docs/architecture.md).
 
 Parameter names follow the Hugging Face paths, except that q/k/v and gate/up are packed (`qkv_proj`, `gate_up_proj`;
-packing.py says what each parameter is made of). Matrices are stored [out, in]. How an operation is spelt is the flavour's
+weights/parameters.py says what each parameter is made of). Matrices are stored [out, in]. How an operation is spelt is the flavour's
 business (graphs/flavours.py); a block returns the two terms of its residual sum, so that the next norm can fuse the addition.
 """
 

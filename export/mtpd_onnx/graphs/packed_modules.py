@@ -1,6 +1,6 @@
-"""Modules whose matrix is stored in integers; `pack_modules` puts them where the plan says so (layouts.py).
+"""Modules whose matrix is stored in integers; `pack_modules` puts them where the plan says so (weights/quantised_layouts.py).
 
-w = scales * (integers - zero_points) + residual, per group of the inputs (quantize.py). The product with the first term is
+w = scales * (integers - zero_points) + residual, per group of the inputs (weights/quantize.py). The product with the first term is
 com.microsoft.MatMulNBits; the second one adds GroupSum(x) @ residual^T, GroupSum(x)[g] = the sum of x over group g.
 """
 

@@ -10,8 +10,8 @@ from mtpd_onnx.graphs.builder.flavours import Fused
 from mtpd_onnx.graphs.builder.modules import Base, Embedding, Linear
 from mtpd_onnx.graphs.builder.packed_modules import Packed
 from mtpd_onnx.precision import DEFAULT_GROUP_SIZE
-from mtpd_onnx.quantize import affine
-from mtpd_onnx.weights import Tensors
+from mtpd_onnx.weights.tensors.quantize import affine
+from mtpd_onnx.weights.tensors.tensors import Tensors
 
 # In an int4 folder these keep 8 bits where they are rounded here: every token depends on them alone, at both ends.
 ENDS, END_BITS = ("model.embed_tokens", "lm_head"), 8
