@@ -142,7 +142,7 @@ def extend_arm(demo: Demo) -> tuple[MTPHeads, Outcome]:
 
 def export_all(out: Path, longest: int) -> dict[int, Path]:
     """One folder per number of drafts that the speed measurement tries."""
-    from mtpd_onnx.export import export_checkpoint
+    from mtpd_onnx.export.export.export import export_checkpoint
 
     folders = {}
     for k in (2, 3, 4, longest):

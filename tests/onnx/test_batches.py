@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mtpd_onnx import limits
 from mtpd_onnx.batched_backend import check_batches
-from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.export.export.export import export_checkpoint
 from mtpd_onnx.open import open_batched, open_folder
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 

@@ -11,7 +11,7 @@ import pytest
 from mtpd_onnx import manifest, memory
 from mtpd_onnx.batched_backend import BatchedDecoder
 from mtpd_onnx.cli import main
-from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.export.export.export import export_checkpoint
 from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.open import open_folder
 from tiny import write_base, write_checkpoint

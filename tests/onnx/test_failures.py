@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from mtpd_onnx import open as opening
 from mtpd_onnx.cli import main
-from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.export.export.export import export_checkpoint
 from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import Manifest, graph_name, read_manifest
 from mtpd_onnx.plain_backend import PlainBackend

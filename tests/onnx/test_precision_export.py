@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from mtpd_onnx.cli import main
-from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.export.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.open import open_folder
 from mtpd_onnx.weights.tensors.quantize import round_to_nearest

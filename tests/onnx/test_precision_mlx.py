@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from mtpd_onnx.export import export_checkpoint
+from mtpd_onnx.export.export.export import export_checkpoint
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.open import open_folder
 from mtpd_onnx.weights.tensors.tensors import Tensors

@@ -18,6 +18,7 @@ from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
+from mtpd_onnx.export.export.save import WeightsFile, put_in_place, save_graph
 from mtpd_onnx.graphs.builder.batched import build_batched_round
 from mtpd_onnx.graphs.builder.builder import Spec, build_plain
 from mtpd_onnx.graphs.builder.round import build_round
@@ -34,7 +35,6 @@ from mtpd_onnx.precision import (
     choose_activations,
     describe,
 )
-from mtpd_onnx.save import WeightsFile, put_in_place, save_graph
 from mtpd_onnx.weights.tensors.adapted import AdaptedTensors
 from mtpd_onnx.weights.tensors.parameters import Parameters
 from mtpd_onnx.weights.tensors.quantised_layouts import Policy, plan

@@ -1,0 +1,1 @@
+"""`mtpd export`: from a checkpoint to a folder that mtpd-onnx decodes."""
