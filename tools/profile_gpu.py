@@ -62,7 +62,7 @@ def short(name: str) -> str:
 
 
 def of_onnx(args: argparse.Namespace) -> dict[str, Result]:
-    from mtpd_onnx.open import open_folder
+    from mtpd_onnx.runtime.open import open_folder
 
     results = {}
     for name in ("plain", "round"):

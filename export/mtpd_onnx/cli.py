@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtpd_mlx import __version__
-from mtpd_onnx.messages import first_line
+from mtpd_onnx.errors import first_line
 
 COMMANDS = {
     "generate": "generate text from an exported folder",

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.messages import first_line
-from mtpd_onnx.sessions import load_cuda
+from mtpd_onnx.errors import first_line
+from mtpd_onnx.runtime.sessions import load_cuda
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.speculative.bench import Arm, Run
-from mtpd_onnx.messages import first_line
+from mtpd_onnx.errors import first_line
 
 
 def genai_arm(folder: Path, capacity: int, num_threads: int | None) -> Arm:

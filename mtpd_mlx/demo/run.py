@@ -154,7 +154,7 @@ def export_all(out: Path, longest: int) -> dict[int, Path]:
 
 def measure_speed(demo: Demo, shipped: MTPHeads, extended: MTPHeads, folders: dict[int, Path]) -> dict[str, Any]:
     """Tokens per second, medians over interleaved repeats. Each arm decodes the same prompts."""
-    from mtpd_onnx.open import open_folder
+    from mtpd_onnx.runtime.open import open_folder
 
     prompts = demo.prompts[:SPEED_PROMPTS]
     onnx: dict[int, Backend] = {k: open_folder(folder, provider="cpu") for k, folder in folders.items()}

@@ -1,2 +1,2 @@
 """The Hugging Face hub: pulling (pull.py), looking before pulling (remote.py), pushing (push.py, card.py), and what went wrong
-(messages.py). huggingface_hub does the protocol; tokens are its business alone."""
+(errors.py). huggingface_hub does the protocol; tokens are its business alone."""

@@ -94,7 +94,7 @@ def compare(
 ) -> ParityReport:
     """Decodes `prompts` speculatively on MLX and on onnxruntime and holds tokens, logits and acceptance against each other."""
     from mtpd_onnx.manifest import read_manifest
-    from mtpd_onnx.open import open_folder
+    from mtpd_onnx.runtime.open import open_folder
 
     drafts = read_manifest(folder).num_heads
     mlx, mlx_stats = decode_all(StepBackend(MLXModel(base, heads, drafts)), prompts, max_tokens, eos)
@@ -109,8 +109,8 @@ def compare(
 
 def onnx_logits(folder: Path, provider: str) -> Callable[[list[int]], np.ndarray]:
     """tokens -> float32 logits [n, V] of the exported main model, from an empty cache."""
-    from mtpd_onnx.open import open_folder
-    from mtpd_onnx.plain_backend import PlainBackend
+    from mtpd_onnx.runtime.open import open_folder
+    from mtpd_onnx.runtime.plain import PlainBackend
 
     backend: Any = open_folder(folder, provider=provider, plain=True)
     model = backend if isinstance(backend, PlainBackend) else backend.model

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from family_models import TOLERANCE, Reference, prompts
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
-from mtpd_onnx.split_backend import SplitModel
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
+from mtpd_onnx.runtime.split import SplitModel
 
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import LLAMA, VOCAB
 
 from mtpd_mlx.speculative.loop import generate

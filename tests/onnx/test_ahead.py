@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.open import open_folder
+from mtpd_onnx.runtime.open import open_folder
 from tiny import VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.speculative.loop import generate

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtpd_onnx import limits
-from mtpd_onnx.batched_backend import check_batches
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.open import open_batched, open_folder
+from mtpd_onnx.runtime import limits
+from mtpd_onnx.runtime.batched import check_batches
+from mtpd_onnx.runtime.open import open_batched, open_folder
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.speculative.loop import generate

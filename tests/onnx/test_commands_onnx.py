@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mtpd_onnx import manifest, memory
-from mtpd_onnx.batched_backend import BatchedDecoder
+from mtpd_onnx import manifest
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.fused_backend import FusedBackend
-from mtpd_onnx.open import open_folder
+from mtpd_onnx.runtime import memory
+from mtpd_onnx.runtime.batched import BatchedDecoder
+from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.open import open_folder
 from tiny import write_base, write_checkpoint
 
 from mtpd_mlx.speculative.protocol import Round

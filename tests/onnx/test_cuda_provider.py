@@ -7,9 +7,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.fused_backend import FusedBackend
-from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
 from precision_helpers import TEXT, decode, plain_logits
 from tiny import FAMILIES, write_base, write_checkpoint
 

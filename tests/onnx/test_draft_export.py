@@ -9,9 +9,9 @@ import onnx
 import pytest
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import read_manifest
-from mtpd_onnx.open import open_folder
+from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.open import open_folder
 from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel

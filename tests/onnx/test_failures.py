@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
-from mtpd_onnx import open as opening
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.fused_backend import FusedBackend
 from mtpd_onnx.manifest import Manifest, graph_name, read_manifest
-from mtpd_onnx.plain_backend import PlainBackend
-from mtpd_onnx.runner import NUMPY_TYPES, device_zeros
-from mtpd_onnx.sampling_state import SamplingState
-from mtpd_onnx.sessions import open_session
+from mtpd_onnx.runtime import open as opening
+from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.plain import PlainBackend
+from mtpd_onnx.runtime.runner import NUMPY_TYPES, device_zeros
+from mtpd_onnx.runtime.sampling_state import SamplingState
+from mtpd_onnx.runtime.sessions import open_session
 from tiny import write_base, write_checkpoint
 
 from mtpd_mlx.speculative.loop import generate

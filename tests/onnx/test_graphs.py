@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
-from mtpd_onnx.split_backend import SplitModel
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
+from mtpd_onnx.runtime.split import SplitModel
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel
@@ -83,7 +83,7 @@ def test_prefill_in_chunks_equals_prefill_at_once(tmp_path: Path, monkeypatch: p
     fused = open_folder(tmp_path / "fused", provider="cpu", num_threads=1)
     whole = [decode(fused, prompt, 40) for prompt in PROMPTS]
     for chunk in (1, 2, 3, 7):
-        monkeypatch.setattr("mtpd_onnx.limits.PREFILL_CHUNK", chunk)
+        monkeypatch.setattr("mtpd_onnx.runtime.limits.PREFILL_CHUNK", chunk)
         assert [decode(fused, prompt, 40) for prompt in PROMPTS] == whole
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import onnx
 import pytest
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.fused_backend import FusedBackend
-from mtpd_onnx.open import open_folder
+from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.open import open_folder
 from tiny import FAMILIES, write_base, write_checkpoint
 
 # Operators with a CUDA kernel for float16 / int64 / int32 (onnxruntime's docs/OperatorKernels.md). Shape is not among

@@ -8,7 +8,7 @@ import onnx
 import pytest
 from mtpd_onnx.export.export.export import export_checkpoint
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.open import open_folder
+from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.weights.tensors.tensors import Tensors
 from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, unpacked
 from tiny import VOCAB, write_base, write_checkpoint, write_quantised

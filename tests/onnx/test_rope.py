@@ -8,8 +8,8 @@ import pytest
 from mtpd_onnx.dims import read_dims
 from mtpd_onnx.export.export.export import export_checkpoint
 from mtpd_onnx.graphs.builder.rope import rope_tables
-from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mtpd_onnx import cuda_runtime, cuda_stream, messages, sessions
-from mtpd_onnx.cuda_stream import Stream
+from mtpd_onnx import errors as messages
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.open import can_capture
-from mtpd_onnx.sessions import choose_provider, open_session
+from mtpd_onnx.runtime import cuda_runtime, cuda_stream, sessions
+from mtpd_onnx.runtime.cuda_stream import Stream
+from mtpd_onnx.runtime.open import can_capture
+from mtpd_onnx.runtime.sessions import choose_provider, open_session
 
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 

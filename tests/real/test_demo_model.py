@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mtpd_mlx.demo.run.run import ASSETS
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.open import open_folder
+from mtpd_onnx.runtime.open import open_folder
 
 from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.evaluate import measure, repetition

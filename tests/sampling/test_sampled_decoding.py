@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.fused_backend import FusedBackend
-from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.speculative.loop import generate
@@ -96,7 +96,7 @@ def test_prefill_in_chunks_draws_the_same_text(folder: Path, monkeypatch: pytest
     options = Sampling(temp=0.9, repetition_penalty=1.2, seed=5)
     texts = []
     for chunk in (512, 4):
-        monkeypatch.setattr("mtpd_onnx.limits.PREFILL_CHUNK", chunk)
+        monkeypatch.setattr("mtpd_onnx.runtime.limits.PREFILL_CHUNK", chunk)
         texts.append(sample(open_folder(folder, provider="cpu", num_threads=1, sampling=options), PROMPTS[1]))
     assert texts[0] == texts[1]
 

@@ -9,7 +9,7 @@ import pytest
 from mtpd_onnx.dims import read_dims
 from mtpd_onnx.graphs.builder.builder import Graph, Spec, sampler_inputs
 from mtpd_onnx.graphs.builder.sampling import CONTEXT, F32, I64, running_sum
-from mtpd_onnx.sampling_state import settings
+from mtpd_onnx.runtime.sampling_state import settings
 from tiny import LLAMA, write_base
 
 from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, REPLACE, Sampling, draw, probabilities, residual, uniforms

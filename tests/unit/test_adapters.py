@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.open import open_folder
-from mtpd_onnx.plain_backend import PlainBackend
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import VOCAB, write_base, write_quantised
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model, read_adapter

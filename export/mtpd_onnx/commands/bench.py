@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
+from mtpd_onnx.commands.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
 
 def measure(args: argparse.Namespace, manifest: Any, prompts: list[list[int]]) -> dict[str, Any]:
     from mtpd_mlx.speculative.bench import acceptance, backend_arm, identical, interleave
-    from mtpd_onnx.bandwidth import bandwidth
-    from mtpd_onnx.open import open_folder
+    from mtpd_onnx.runtime.bandwidth import bandwidth
+    from mtpd_onnx.runtime.open import open_folder
 
     sampling, runtime = sampling_from(args), runtime_options(args)
     first: Any = open_folder(args.folder, plain=True, sampling=sampling, **runtime)

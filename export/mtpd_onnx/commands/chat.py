@@ -3,7 +3,7 @@
 import argparse
 
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
+from mtpd_onnx.commands.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.text.chat import run_chat
     from mtpd_mlx.text.tokenizer import Tokenizer
-    from mtpd_onnx.open import open_folder
+    from mtpd_onnx.runtime.open import open_folder
 
     if args.max_tokens < 1:
         raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")

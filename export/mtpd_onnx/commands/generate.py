@@ -4,7 +4,7 @@ import argparse
 
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_mlx.text.generate import add_generate_arguments, options_from, run_generate
-from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
+from mtpd_onnx.commands.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.text.tokenizer import Tokenizer
-    from mtpd_onnx.open import open_folder
+    from mtpd_onnx.runtime.open import open_folder
 
     options, sampling = options_from(args), sampling_from(args)
     if args.batch_size != 1:
-        from mtpd_onnx.batched_generate import run_batches
+        from mtpd_onnx.runtime.batched_generate import run_batches
 
         if options.plain or options.num_draft_tokens is not None or not sampling.greedy:
             raise ValueError("--batch-size: batches are decoded greedily with all heads, without --plain or --num-draft-tokens")

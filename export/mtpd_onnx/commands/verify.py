@@ -8,7 +8,7 @@ from typing import Any
 
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_mlx.speculative.sampling import Sampling
-from mtpd_onnx.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
+from mtpd_onnx.commands.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
 TOLERANCE = {"fp32": 0.0, "fp16": 0.25, "bf16": 1.0, "int8": 1.0}
@@ -53,7 +53,7 @@ def examine(
 ) -> Any:
     """Every text of `prompts`, plain, speculative and (where `sampling` is given) sampled."""
     from mtpd_mlx.speculative.verify import Report, compare, decode, judge
-    from mtpd_onnx.open import open_folder
+    from mtpd_onnx.runtime.open import open_folder
 
     reference: Any = open_folder(folder, plain=True, **runtime)
     runtime = runtime | {"provider": reference.provider, "verify": False}  # said once, checked once

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.limits import check_rewind, need_room
+from mtpd_onnx.errors import one_line
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.messages import one_line
-from mtpd_onnx.runner import check_inputs, float_type
+from mtpd_onnx.runtime.limits import check_rewind, need_room
+from mtpd_onnx.runtime.runner import check_inputs, float_type
 
 
 class SplitModel:

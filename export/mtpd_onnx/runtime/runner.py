@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.cuda_stream import Landing, Stream
+from mtpd_onnx.errors import one_line
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.messages import one_line
-from mtpd_onnx.sessions import import_onnxruntime
+from mtpd_onnx.runtime.cuda_stream import Landing, Stream
+from mtpd_onnx.runtime.sessions import import_onnxruntime
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such type
 EAGER, CAPTURED = "-1", "1"  # CUDA graph annotations

@@ -8,8 +8,8 @@ from typing import Any
 from mtpd_mlx.speculative.stats import DecodeStats
 from mtpd_mlx.text.generate import INTERRUPTED, GenerateOptions, Stream, describe, encode_all, eos_tokens, record
 from mtpd_mlx.text.tokenizer import Tokenizer
-from mtpd_onnx.batched_backend import Text
-from mtpd_onnx.open import open_batched
+from mtpd_onnx.runtime.batched import Text
+from mtpd_onnx.runtime.open import open_batched
 
 
 def run_batches(folder: Path, batch_size: int, options: GenerateOptions, runtime: dict[str, Any]) -> int:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.speculative.protocol import Round
-from mtpd_onnx import limits
-from mtpd_onnx.cuda_stream import Stream
-from mtpd_onnx.limits import check_rewind, need_room
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.runner import Runner, cache_state, device_array
-from mtpd_onnx.sampling_state import SamplingState
+from mtpd_onnx.runtime import limits
+from mtpd_onnx.runtime.cuda_stream import Stream
+from mtpd_onnx.runtime.limits import check_rewind, need_room
+from mtpd_onnx.runtime.runner import Runner, cache_state, device_array
+from mtpd_onnx.runtime.sampling_state import SamplingState
 
 
 class PlainBackend:

@@ -6,7 +6,7 @@ import numpy as np
 
 from mtpd_mlx.speculative.sampling import Sampling, uniforms
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.runner import Runner
+from mtpd_onnx.runtime.runner import Runner
 
 CONTEXT = Sampling.repetition_context_size  # what graphs are built for
 

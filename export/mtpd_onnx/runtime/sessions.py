@@ -7,11 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mtpd_onnx.cuda_runtime import check_device
-from mtpd_onnx.cuda_stream import Stream
-from mtpd_onnx.messages import first_line, say
+from mtpd_onnx.errors import first_line, say
 from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
 from mtpd_onnx.precision import describe, export_options
+from mtpd_onnx.runtime.cuda_runtime import check_device
+from mtpd_onnx.runtime.cuda_stream import Stream
 
 PROVIDERS = ("auto", "cuda", "cpu")
 INSTALL_CUDA = 'install it with: pip install -e ".[onnx-gpu]"'

@@ -5,17 +5,17 @@ from pathlib import Path
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
-from mtpd_onnx.batched_backend import BatchedDecoder, check_batches
-from mtpd_onnx.cuda_stream import Stream
-from mtpd_onnx.fused_backend import FusedBackend
+from mtpd_onnx.errors import say_once
 from mtpd_onnx.manifest import LAYOUTS, Manifest, graph_name, read_manifest
-from mtpd_onnx.memory import check_memory
-from mtpd_onnx.messages import say_once
-from mtpd_onnx.plain_backend import PlainBackend
 from mtpd_onnx.precision import export_options
-from mtpd_onnx.sampling_state import SamplingState
-from mtpd_onnx.sessions import choose_provider, import_onnxruntime, open_session
-from mtpd_onnx.split_backend import SplitModel
+from mtpd_onnx.runtime.batched import BatchedDecoder, check_batches
+from mtpd_onnx.runtime.cuda_stream import Stream
+from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.memory import check_memory
+from mtpd_onnx.runtime.plain import PlainBackend
+from mtpd_onnx.runtime.sampling_state import SamplingState
+from mtpd_onnx.runtime.sessions import choose_provider, import_onnxruntime, open_session
+from mtpd_onnx.runtime.split import SplitModel
 
 CAPTURE_RUNS = 8  # capturing runs the graph a few times, and each run may advance by a whole round
 

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from mtpd_onnx.cuda_runtime import free_bytes
-from mtpd_onnx.limits import PREFILL_CHUNK
 from mtpd_onnx.manifest import WEIGHTS_NAME, Manifest
 from mtpd_onnx.precision import ACTIVATION_BYTES
+from mtpd_onnx.runtime.cuda_runtime import free_bytes
+from mtpd_onnx.runtime.limits import PREFILL_CHUNK
 
 WORKSPACE = {"cuda": 600e6, "cpu": 50e6}  # CUDA's context and cuBLAS, onnxruntime's own
 

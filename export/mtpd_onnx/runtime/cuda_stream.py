@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.cuda_runtime import library, reason
+from mtpd_onnx.runtime.cuda_runtime import library, reason
 
 DEVICE_TO_HOST = 2
 NON_BLOCKING, WITHOUT_TIME = 1, 2  # flags of a stream and of an event

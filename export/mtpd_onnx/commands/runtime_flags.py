@@ -4,9 +4,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mtpd_onnx.sessions import PROVIDERS
+from mtpd_onnx.runtime.sessions import PROVIDERS
 
-# Fields of Sampling that exported graphs have built in (sampling_state.py refuses other values).
+# Fields of Sampling that exported graphs have built in (runtime/sampling_state.py refuses other values).
 BUILT_IN = ("xtc_probability", "xtc_threshold", "repetition_context_size")
 
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from mtpd_onnx.cuda_runtime import copy_bandwidth
+from mtpd_onnx.runtime.cuda_runtime import copy_bandwidth
 
 
 def bandwidth(provider: str) -> float | None:

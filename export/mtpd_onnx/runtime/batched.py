@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx import limits
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.runner import Runner, cache_state, float_type
+from mtpd_onnx.runtime import limits
+from mtpd_onnx.runtime.runner import Runner, cache_state, float_type
 
 MINIMUM = (1, 32)
 OUTPUTS = ("accepted", "predicted", "drafts", "next_hidden_tail", "next_token_tail")

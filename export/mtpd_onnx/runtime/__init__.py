@@ -1,0 +1,1 @@
+"""Exported folders on onnxruntime: sessions, device buffers, and a decoder for every layout."""
