@@ -80,7 +80,7 @@ def of_onnx(args: argparse.Namespace) -> dict[str, Result]:
 
 
 def of_genai(args: argparse.Namespace) -> dict[str, Result]:
-    from mtpd_onnx.peer_genai import GenaiPeer
+    from mtpd_onnx.peer.genai import GenaiPeer
 
     peer = GenaiPeer(args.path)
     peer.warm_up()

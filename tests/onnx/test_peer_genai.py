@@ -9,8 +9,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from mtpd_onnx.peer_genai import GenaiPeer, time_genai
-from mtpd_onnx.peer_process import genai_arm
+from mtpd_onnx.peer.genai import GenaiPeer, time_genai
+from mtpd_onnx.peer.process import genai_arm
 
 EOS = 9  # the last token of the fake vocabulary
 CONFIG: dict[str, Any] = {

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from mtpd_onnx.peer_genai import GenaiPeer, time_genai
+from mtpd_onnx.peer.genai import GenaiPeer, time_genai
 
 from mtpd_mlx.speculative.loop import generate
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mtpd_onnx.peer_genai import GenaiPeer
+from mtpd_onnx.peer.genai import GenaiPeer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

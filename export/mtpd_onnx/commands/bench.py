@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace, manifest: Any, prompts: list[list[int]]) -
     speculative = backend_arm("mtp", open_folder(args.folder, sampling=sampling, **runtime))
     arms = [plain, speculative]
     if args.genai is not None:
-        from mtpd_onnx.peer_process import genai_arm
+        from mtpd_onnx.peer.process import genai_arm
 
         arms.append(genai_arm(args.genai, manifest.capacity, args.num_threads))
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731

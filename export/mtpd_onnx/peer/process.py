@@ -18,7 +18,7 @@ from mtpd_onnx.errors import first_line
 
 def genai_arm(folder: Path, capacity: int, num_threads: int | None) -> Arm:
     """Starts the child and loads the model. ValueError in one line where that fails."""
-    command = [sys.executable, "-m", "mtpd_onnx.peer_process", str(folder), str(capacity), str(num_threads or 0)]
+    command = [sys.executable, "-m", "mtpd_onnx.peer.process", str(folder), str(capacity), str(num_threads or 0)]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     atexit.register(child.kill)
     _read(child)
@@ -43,7 +43,7 @@ def _read(child: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def serve(folder: Path, capacity: int, num_threads: int) -> None:
-    from mtpd_onnx.peer_genai import GenaiPeer
+    from mtpd_onnx.peer.genai import GenaiPeer
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both; the parent says it and ends this one
     try:

@@ -1,0 +1,1 @@
+"""onnxruntime-genai timed beside us, in a process of its own."""
