@@ -4,9 +4,9 @@
     python tools/bench_train.py --dims qwen3-0.6b --json          # a GPU: random weights, d1024, V151936, K=4, T=2048, B=4
 
 Arms run interleaved in one process; times are medians, ratios medians over rounds. `naive` is the loss by automatic
-differentiation over whole [B, T, V] logits of every head (mtpd_mlx/losses/definitions.py), in the same compiled step. Loss memory is the
-peak over the loss's own inputs. In a whole step base and heads cost the same in every arm and dilute the ratios: those of the
-loss alone stand beside them, and `speedup_bound`, what a loss that takes no time would gain over naive.
+differentiation over whole [B, T, V] logits of every head (mtpd_mlx/losses/definitions.py), in the same compiled step. Loss
+memory is the peak over the loss's own inputs. In a whole step base and heads cost the same in every arm and dilute the ratios:
+those of the loss alone stand beside them, and `speedup_bound`, what a loss that takes no time would gain over naive.
 """
 
 import argparse
@@ -20,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mtpd_mlx.losses.definitions.chunked import Rows
-from mtpd_mlx.losses.definitions.definitions import heads_objective
-from mtpd_mlx.losses.definitions.objective import Model, shift_right
 
 from mtpd_mlx.data import Batch
-from mtpd_mlx.losses.definitions import chunked as fused_loss
-from mtpd_mlx.model.alignment import shift_left
+from mtpd_mlx.losses import chunked as fused_loss
+from mtpd_mlx.losses.chunked import Rows
+from mtpd_mlx.losses.definitions import heads_objective
+from mtpd_mlx.losses.objective import Model, shift_right
 from mtpd_mlx.model.base import Base, load_base, new_base
-from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.heads import init_heads, shift_left
 from mtpd_mlx.model.runtime import mx, nn, on_cpu
 from mtpd_mlx.options.train import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper, cast, compute_dtype

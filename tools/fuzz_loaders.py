@@ -23,7 +23,7 @@ def main() -> int:
     args = parser.parse_args()
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "security")]
     from fuzzing import attack, targets
-    from mtpd_onnx.export.export.export import export_checkpoint
+    from mtpd_onnx.export.export import export_checkpoint
     from state_files import make_state, state_targets
     from tiny import write_base, write_checkpoint
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.decoding_flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
+from mtpd_mlx.commands.flags import add_model_arguments, as_tuned, load_model, xtc_special_tokens
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 
@@ -50,7 +50,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from mtpd_mlx.measure.step_model import MLXModel
     from mtpd_mlx.model.base import load_base
     from mtpd_mlx.speculative.verify import compare
-    from mtpd_mlx.text.encoded_prompts import encode_prompts, set_names
+    from mtpd_mlx.text.prompts import encode_prompts, set_names
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     sampling, files = sampling_from(args), list(zip(set_names(args.prompts), args.prompts, strict=True))

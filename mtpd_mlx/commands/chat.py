@@ -4,7 +4,7 @@ import argparse
 import os
 from pathlib import Path
 
-from mtpd_mlx.commands.decoding_flags import add_model_arguments, decoding_options, open_from
+from mtpd_mlx.commands.flags import add_model_arguments, decoding_options, open_from
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 

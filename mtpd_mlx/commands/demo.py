@@ -24,8 +24,8 @@ def check_packages() -> None:
 
 def run(args: argparse.Namespace) -> int:
     check_packages()
-    from mtpd_mlx.demo.run.report import write_report
-    from mtpd_mlx.demo.run.run import run_demo
+    from mtpd_mlx.demo.report import write_report
+    from mtpd_mlx.demo.run import run_demo
 
     if args.out.exists():
         if not args.overwrite:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.commands.base_flags import add_base_flags, base_options
+from mtpd_mlx.commands.flags import add_base_flags, base_options
 from mtpd_mlx.text.tables import format_table
 
 MAX_TOKENS = 128
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.model.generate import generate_greedy
     from mtpd_mlx.model.load_save import load_for_decoding
     from mtpd_mlx.model.runtime import on_cpu
-    from mtpd_mlx.text.encoded_prompts import encode_prompts, set_names
+    from mtpd_mlx.text.prompts import encode_prompts, set_names
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     if args.max_tokens < 1:
@@ -62,8 +62,9 @@ def run(args: argparse.Namespace) -> int:
 def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
     """Mean cross-entropy (nats per token) of the base on a text file."""
     from mtpd_mlx.data import load_text
-    from mtpd_mlx.losses.definitions.definitions import cross_entropy
-    from mtpd_mlx.model.alignment import shift_left, target_masks
+    from mtpd_mlx.data.packing import target_masks
+    from mtpd_mlx.losses.definitions import cross_entropy
+    from mtpd_mlx.model.heads import shift_left
     from mtpd_mlx.model.runtime import mx
     from mtpd_mlx.options.train import DataConfig
 

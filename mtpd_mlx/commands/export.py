@@ -10,6 +10,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_onnx.export.export.export import run_export
+    from mtpd_onnx.export.export import run_export
 
     return run_export(args)

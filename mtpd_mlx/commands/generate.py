@@ -2,7 +2,7 @@
 
 import argparse
 
-from mtpd_mlx.commands.decoding_flags import add_model_arguments, open_from
+from mtpd_mlx.commands.flags import add_model_arguments, open_from
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 from mtpd_mlx.text.generate import add_generate_arguments, options_from, run_generate
 

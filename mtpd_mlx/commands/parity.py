@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.base_flags import add_base_flags, base_options
+from mtpd_mlx.commands.flags import add_base_flags, base_options
 from mtpd_mlx.text.tables import format_table
 
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.measure.parity import compare
     from mtpd_mlx.model.load_save import load_for_decoding
-    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, True, **base_options(args))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.decoding_flags import add_model_arguments, decoding_options, load_model
+from mtpd_mlx.commands.flags import add_model_arguments, decoding_options, load_model
 
 PROFILES = (0.5, 0.6, 0.7, 0.8, 0.9)  # AR of the heads that one might get
 
@@ -74,7 +74,7 @@ def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[fl
         return (found["car"], "validation text, as recorded in training") if found and known else (None, None)
     from mtpd_mlx.measure.evaluate import measure
     from mtpd_mlx.model.generate import generate_greedy
-    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(base.path)

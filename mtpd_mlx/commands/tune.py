@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.decoding_flags import add_model_arguments, decoding_options, load_model
+from mtpd_mlx.commands.flags import add_model_arguments, decoding_options, load_model
 
 LEAST_GAIN = 1.02  # below this over plain decoding, speculation is not worth its memory
 
@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, 
     from mtpd_mlx.decoding.tuning.costs import DRAFTS
     from mtpd_mlx.speculative.bench import interleave
     from mtpd_mlx.speculative.sampling import Sampling
-    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     tokenizer, options = Tokenizer.from_folder(base.path), decoding_options(args)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.decoding_flags import add_model_arguments, decoding_options, load_model, xtc_special_tokens
+from mtpd_mlx.commands.flags import add_model_arguments, decoding_options, load_model, xtc_special_tokens
 from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.speculative.verify import check_tolerance, describe
-    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     sampling = sampling_from(args)

@@ -45,6 +45,21 @@ def pad(documents: list[Document], length: int) -> Batch:
     return batch
 
 
+def target_masks(batch: Batch, num_heads: int) -> np.ndarray:
+    """Which positions count, bool [K + 1, B, T]; entry 0 is the main head.
+
+    Head k counts at i when x_i .. x_{i+k+1} lie in one document (segments are contiguous, so equal ends suffice)
+    and the target x_{i+k+1} is not masked (prompt, padding).
+    """
+    masks = np.zeros((num_heads + 1, *batch.tokens.shape), dtype=bool)
+    for k in range(num_heads + 1):
+        n = batch.tokens.shape[1] - (k + 1)
+        if n > 0:
+            here, there = batch.segments[:, :n], batch.segments[:, k + 1 :]
+            masks[k, :, :n] = (here == there) & (here > 0) & batch.loss_mask[:, k + 1 :]
+    return masks
+
+
 def add_counts(parts: Iterable[np.ndarray]) -> np.ndarray:
     """The sum of count vectors of different lengths."""
     total = np.zeros(0, np.int64)

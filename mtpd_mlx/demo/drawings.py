@@ -1,6 +1,6 @@
 """The idea of MTP-D in two drawings: a decoding round; how heads learn and multiply. Inline SVG, coloured by report.css."""
 
-from mtpd_mlx.demo.run.plots import text
+from mtpd_mlx.text.svg import text
 
 ARROW = (
     '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.demo.run.drawings import draw_round, draw_training
-from mtpd_mlx.demo.run.plots import Series, bar_plot, legend, line_plot
+from mtpd_mlx.demo.drawings import draw_round, draw_training
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.text.svg import Series, bar_plot, legend, line_plot
 
 ARM_NAMES = {
     "ce_short": "from scratch, CE",

@@ -28,7 +28,7 @@ from mtpd_mlx.options.train import (
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.text.encoded_prompts import encode_prompts
+from mtpd_mlx.text.prompts import encode_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.train.extend import extend_checkpoint, loop_heads
 from mtpd_mlx.train.run import Outcome, train
@@ -142,7 +142,7 @@ def extend_arm(demo: Demo) -> tuple[MTPHeads, Outcome]:
 
 def export_all(out: Path, longest: int) -> dict[int, Path]:
     """One folder per number of drafts that the speed measurement tries."""
-    from mtpd_onnx.export.export.export import export_checkpoint
+    from mtpd_onnx.export.export import export_checkpoint
 
     folders = {}
     for k in (2, 3, 4, longest):

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.losses.definitions.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
-from mtpd_mlx.losses.definitions.row_stats import row_stats
+from mtpd_mlx.losses.row_losses import HeadRows, TeacherRows, ce_rows, head_rows, stored_teacher, teacher_rows
+from mtpd_mlx.losses.row_stats import row_stats
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.options.train import LossConfig
 

@@ -7,7 +7,7 @@ tests/oracles/losses.py holds the float64 oracle of each.
 
 from dataclasses import dataclass
 
-from mtpd_mlx.model.alignment import shift_left
+from mtpd_mlx.model.heads import shift_left
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig
 

@@ -3,12 +3,11 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.losses.definitions.chunked import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
-from mtpd_mlx.losses.definitions.definitions import end_to_end_tv, per_head_weights
+from mtpd_mlx.losses.chunked import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
+from mtpd_mlx.losses.definitions import end_to_end_tv, per_head_weights
 from mtpd_mlx.model.adapters import train_lora_alone
-from mtpd_mlx.model.alignment import shift_left
 from mtpd_mlx.model.base import Base
-from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.heads import MTPHeads, shift_left
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig
 

@@ -1,6 +1,7 @@
 """The head losses of a block of rows in closed form: value and gradient with respect to the student's logits.
 
-losses/definitions.py defines the same losses for automatic differentiation; tests hold the two, and a float64 oracle, against each other.
+losses/definitions.py defines the same losses for automatic differentiation; tests hold the two, and a float64 oracle,
+against each other.
 With p the student's softmax and q the teacher's over its top-N set S (q = 0 outside, p_S = sum of p over S):
 
     CE  = -log p_t                            gradient p - onehot(t)
@@ -15,9 +16,9 @@ and, for a teacher that is not detached, with respect to its logits: KL gives q 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.losses.definitions import cuda_kernels as cuda_rows
-from mtpd_mlx.losses.definitions.row_stats import RowStats, exp, row_stats
-from mtpd_mlx.losses.definitions.top_n import nth_largest
+from mtpd_mlx.losses import cuda_kernels as cuda_rows
+from mtpd_mlx.losses.row_stats import RowStats, exp, row_stats
+from mtpd_mlx.losses.top_n import nth_largest
 from mtpd_mlx.model.runtime import mx, on_cuda
 from mtpd_mlx.options.train import LossConfig
 

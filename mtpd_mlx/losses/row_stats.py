@@ -6,7 +6,7 @@ On CUDA one kernel (losses/cuda_kernels.py) reads each row once. Elsewhere the s
 import platform
 from dataclasses import dataclass
 
-from mtpd_mlx.losses.definitions import cuda_kernels as cuda_rows
+from mtpd_mlx.losses import cuda_kernels as cuda_rows
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 
 LOG2_E = 1.4426950408889634

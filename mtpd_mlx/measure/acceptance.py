@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtpd_mlx.model.alignment import shift_left
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation
-from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.heads import MTPHeads, shift_left
 from mtpd_mlx.model.runtime import mx
 
 SAMPLED_ROWS = 8  # whose float32 logits are held at once

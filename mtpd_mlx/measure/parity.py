@@ -14,7 +14,7 @@ from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import DecodeStats
-from mtpd_mlx.text.encoded_prompts import EncodedPrompt
+from mtpd_mlx.text.prompts import EncodedPrompt
 
 
 @dataclass

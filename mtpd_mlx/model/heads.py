@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import check_num_heads
-from mtpd_mlx.model.alignment import shift_left
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.blocks import call_block, recomputed
 from mtpd_mlx.model.runtime import mx, nn
@@ -90,6 +89,12 @@ class MTPHeads(nn.Module):
             outputs.append(normed)
             state = self.source(base, raw, normed)
         return outputs
+
+
+def shift_left(x: mx.array, k: int) -> mx.array:
+    """x [B, T, ...] -> y with y[:, i] = x[:, i + k] and zeros in the last k rows. k may exceed T."""
+    k = min(k, x.shape[1])
+    return mx.concatenate([x[:, k:], mx.zeros_like(x[:, :k])], axis=1)
 
 
 def init_heads(base: Base, num_heads: int, hidden_source: str, seed: int) -> MTPHeads:

@@ -1,11 +1,14 @@
-"""Prompt files: what generate, eval and parity read."""
+"""Prompt files, as rows and as token lists: what generate, eval, bench, verify and parity read."""
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.text.chat_template import Messages, Tools, check_tools
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,42 @@ def _messages(place: str, value: Any) -> Messages:
         if m.get("content") is None and m["role"] in ("system", "user"):  # templates would write nothing, or "None"
             raise ValueError(f'{place}: "messages": got no "content" in one of role {m["role"]!r}, expected a text')
     return value
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    id: str
+    tokens: list[int]
+
+
+def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | None = None) -> list[EncodedPrompt]:
+    """Raw prompts are encoded as they are, message lists through the chat template. Prompts beyond `longest` tokens keep
+    their end (their last tokens are what a continuation depends on); an empty file is a ValueError."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"--limit: got {limit}, expected at least 1")
+    if longest < 1:
+        raise ValueError(
+            f"no room for a prompt: the context leaves {longest} positions, expected at least 1; --max-tokens may be too large"
+        )
+    encoded = []
+    for prompt in read_prompts(file)[:limit]:
+        text = prompt.text
+        try:
+            if prompt.messages is not None:
+                text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tools=prompt.tools)
+            tokens = tokenizer.encode(text, add_special_tokens=prompt.messages is None)
+        except ValueError as error:
+            raise ValueError(f"{file}: prompt {prompt.id}: {error}") from error
+        if tokens:
+            encoded.append(EncodedPrompt(prompt.id, tokens[-longest:]))
+    if not encoded:
+        raise ValueError(f"{file}: no prompts in it")
+    return encoded
+
+
+def set_names(files: Sequence[Path]) -> list[str]:
+    """A name for each prompt set: its file's stem, or the whole path where stems are alike. ValueError for a file twice."""
+    stems, twice = Counter(f.stem for f in files), [f for f, n in Counter(files).items() if n > 1]
+    if twice:
+        raise ValueError(f"--prompts: got {twice[0]} twice, expected each file once")
+    return [f.stem if stems[f.stem] == 1 else str(f) for f in files]

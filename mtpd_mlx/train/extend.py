@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import TUNED, CheckpointConfig, check_num_heads, read_config
-from mtpd_mlx.losses.definitions.definitions import per_head_weights
+from mtpd_mlx.losses.definitions import per_head_weights
 from mtpd_mlx.model.base import Base, say_if_slow
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.load_save import load_checkpoint, load_heads, reference_base, save_heads, versions

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mtpd_mlx.data.packing import Batch
-from mtpd_mlx.losses.definitions.objective import Model
+from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.train.folder import LOG_NAME
 from mtpd_mlx.train.interrupt import Interrupted, deferred

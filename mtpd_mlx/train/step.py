@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.data.packing import Batch
-from mtpd_mlx.losses.definitions.objective import Model, Tree, objective
-from mtpd_mlx.model.alignment import target_masks
+from mtpd_mlx.data.packing import Batch, target_masks
+from mtpd_mlx.losses.objective import Model, Tree, objective
 from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.teacher_cache.arrays import to_mlx

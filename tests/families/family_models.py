@@ -50,11 +50,10 @@ def own_text(base: Any, prompt: list[int]) -> np.ndarray:
 
 
 def train_checkpoint(reference: Reference, folder: Path) -> Path:
-    from mtpd_mlx.losses.definitions.objective import Model
-
     from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
     from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
     from mtpd_mlx.data import Batch
+    from mtpd_mlx.losses.objective import Model
     from mtpd_mlx.model.base import load_base
     from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.model.load_save import save_heads

@@ -53,9 +53,9 @@ def test_mlx_blocks_one_by_one(reference: Reference) -> None:
 
 
 def test_heads_train(reference: Reference) -> None:
-    from mtpd_mlx.losses.definitions.objective import Model
     from tiny import cycle_batch
 
+    from mtpd_mlx.losses.objective import Model
     from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train.step import Stepper

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from family_models import TOLERANCE, Reference, prompts
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
 from mtpd_onnx.runtime.split import SplitModel

@@ -174,7 +174,7 @@ def bytes_of(files: dict[str, bytes | Path], name: str) -> bytes:
 
 
 def test_push_of_an_exported_folder(hub: Hub, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    from mtpd_onnx.export.export.export import export_checkpoint
+    from mtpd_onnx.export.export import export_checkpoint
     from mtpd_onnx.manifest import read_manifest
 
     export_checkpoint(tiny_checkpoint, tmp_path / "onnx")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.batched import check_batches
 from mtpd_onnx.runtime.open import open_batched, open_folder

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from mtpd_onnx import manifest
 from mtpd_onnx.cli import main
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime import memory
 from mtpd_onnx.runtime.batched import BatchedDecoder
 from mtpd_onnx.runtime.fused import FusedBackend

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 from mtpd_onnx.cli import main
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder

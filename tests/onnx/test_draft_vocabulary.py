@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.runtime.open import open_folder
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint

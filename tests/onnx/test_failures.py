@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from mtpd_onnx.cli import main
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import Manifest, graph_name, read_manifest
 from mtpd_onnx.runtime import open as opening
 from mtpd_onnx.runtime.fused import FusedBackend

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mtpd_onnx.cli import COMMANDS, main
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import LAYOUTS, read_manifest
 from tiny import write_tokenizer
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
 from mtpd_onnx.runtime.split import SplitModel
@@ -126,7 +126,7 @@ def test_rewinding_anywhere_and_going_on_equals_a_fresh_start(tmp_path: Path) ->
 
 def test_quantised_base_exports_its_dequantised_values(tmp_path: Path) -> None:
     from mlx_lm.utils import quantize_model, save_config, save_model
-    from mtpd_onnx.weights.tensors.tensors import Tensors
+    from mtpd_onnx.weights.tensors import Tensors
     from tiny import write_tokenizer
 
     from mtpd_mlx.model.base import load_base

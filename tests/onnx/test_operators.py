@@ -5,7 +5,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
 from tiny import FAMILIES, write_base, write_checkpoint

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime.open import open_folder
-from mtpd_onnx.weights.tensors.tensors import Tensors
+from mtpd_onnx.weights.tensors import Tensors
 from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, unpacked
 from tiny import VOCAB, write_base, write_checkpoint, write_quantised
 
@@ -108,8 +108,8 @@ def test_what_integer_zero_points_leave_over_is_added(
     fused, greedy = (open_folder(out, provider="cpu", num_threads=1, plain=plain) for plain in (False, True))
     assert decode(fused, TEXT) == decode(greedy, TEXT)
 
-    from mtpd_onnx.weights.tensors import quantised_layouts as layouts
-    from mtpd_onnx.weights.tensors import quantize
+    from mtpd_onnx.weights import quantised_layouts as layouts
+    from mtpd_onnx.weights import quantize
 
     whole = quantize.affine
     for module in (layouts, quantize):

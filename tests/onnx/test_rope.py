@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from mtpd_onnx.dims import read_dims
-from mtpd_onnx.export.export.export import export_checkpoint
-from mtpd_onnx.graphs.builder.rope import rope_tables
+from mtpd_onnx.export.export import export_checkpoint
+from mtpd_onnx.graphs.rope import rope_tables
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint

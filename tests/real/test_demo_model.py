@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from mtpd_mlx.demo.run.run import ASSETS
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 
+from mtpd_mlx.demo.run import ASSETS
 from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.evaluate import measure, repetition
 from mtpd_mlx.measure.parity import decode_all
@@ -15,7 +15,7 @@ from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import walk
-from mtpd_mlx.text.encoded_prompts import encode_prompts
+from mtpd_mlx.text.prompts import encode_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 TOKENS = 32

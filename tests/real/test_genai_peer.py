@@ -43,7 +43,7 @@ def random_model(folder: Path, family: str, tied: bool) -> Path:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_fill_is_the_builders_file_and_both_decode_as_we_do(tmp_path: Path, family: str, tied: bool) -> None:
-    from mtpd_onnx.export.export.export import export_checkpoint
+    from mtpd_onnx.export.export import export_checkpoint
     from mtpd_onnx.runtime.open import open_folder
 
     model = random_model(tmp_path, family, tied)

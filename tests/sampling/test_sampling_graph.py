@@ -7,8 +7,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from mtpd_onnx.dims import read_dims
-from mtpd_onnx.graphs.builder.builder import Graph, Spec, sampler_inputs
-from mtpd_onnx.graphs.builder.sampling import CONTEXT, F32, I64, running_sum
+from mtpd_onnx.graphs.builder import Graph, Spec, sampler_inputs
+from mtpd_onnx.graphs.sampling import CONTEXT, F32, I64, running_sum
 from mtpd_onnx.runtime.sampling_state import settings
 from tiny import LLAMA, write_base
 

@@ -85,7 +85,7 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
     """name -> (folder to damage, file in it, loader of the folder)."""
     from mtpd_onnx.dims import read_dims
     from mtpd_onnx.manifest import read_manifest
-    from mtpd_onnx.weights.tensors.tensors import Tensors
+    from mtpd_onnx.weights.tensors import Tensors
 
     from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
     from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens

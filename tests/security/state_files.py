@@ -29,9 +29,9 @@ def make_state(root: Path, base: Path) -> dict[str, Path]:
 
 
 def stepper() -> Any:
-    from mtpd_mlx.losses.definitions.objective import Model
     from tiny import LLAMA
 
+    from mtpd_mlx.losses.objective import Model
     from mtpd_mlx.model.base import new_base
     from mtpd_mlx.model.heads import init_heads
     from mtpd_mlx.options.train import LossConfig, OptimConfig

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fuzzing import attack, targets
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from tiny import write_checkpoint
 

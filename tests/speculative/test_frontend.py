@@ -16,15 +16,8 @@ from speculative_fakes import ScriptedModel, scripted
 from tokenizers import decoders, models, pre_tokenizers
 
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.text.generate import (
-    GenerateOptions,
-    Prompt,
-    add_generate_arguments,
-    encode_prompt,
-    options_from,
-    read_prompts,
-    run_generate,
-)
+from mtpd_mlx.text.generate import GenerateOptions, Prompt, add_generate_arguments, encode_prompt, options_from, run_generate
+from mtpd_mlx.text.prompts import read_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 EOS = 256

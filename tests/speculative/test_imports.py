@@ -36,7 +36,7 @@ def test_import_without_the_heavy_libraries():
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
-    assert int(first.split()[0]) >= 9  # every module of the package was imported
+    assert int(first.split()[0]) >= 8  # every module of the package was imported
     assert first.endswith("['mtpd_mlx'] False")  # nothing else of the project; Jinja only where a template is rendered
     assert second == "blocked: mlx"  # the block works
 
@@ -47,7 +47,7 @@ def test_modules_name_no_other_library():
 
     allowed = {"mtpd_mlx", "numpy", "tokenizers", "jinja2"} | set(sys.stdlib_module_names)
     files = sorted((ROOT / "mtpd_mlx" / "speculative").glob("*.py"))
-    assert len(files) >= 9
+    assert len(files) >= 8
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from speculative_fakes import ScriptedModel, hashed, plain_text
 
-from mtpd_mlx.speculative.accept import accept_greedy
 from mtpd_mlx.speculative.protocol import Round
-from mtpd_mlx.speculative.rounds import PREFILL_CHUNK, StepBackend
+from mtpd_mlx.speculative.rounds import PREFILL_CHUNK, StepBackend, accept_greedy
 
 
 def test_accept_greedy_counts_the_leading_run():

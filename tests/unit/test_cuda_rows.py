@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from mtpd_mlx.losses.definitions import row_losses, row_stats
+from mtpd_mlx.losses import row_losses, row_stats
 from mtpd_mlx.model.runtime import mx, on_cuda
 from mtpd_mlx.options.train import LossConfig
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtpd_mlx.losses.definitions.definitions import Teacher, cross_entropy, end_to_end_tv, head_loss, total_variation
-from mtpd_mlx.losses.definitions.objective import Model, objective
 from tiny import FAMILIES, LLAMA, VOCAB, cycle_batch, write_base, write_checkpoint
 
 from mtpd_mlx.cli import main
+from mtpd_mlx.data.packing import target_masks
+from mtpd_mlx.losses.definitions import Teacher, cross_entropy, end_to_end_tv, head_loss, total_variation
+from mtpd_mlx.losses.objective import Model, objective
 from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.step_model import MLXModel
-from mtpd_mlx.model.alignment import shift_left, target_masks
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.generate import generate_greedy
-from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.heads import init_heads, shift_left
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint, save_heads
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LOSSES, LossConfig

@@ -1,16 +1,16 @@
-"""The fused, chunked loss against automatic differentiation of the definitions (losses/definitions.py), and its parts against numpy."""
+"""The chunked loss against automatic differentiation of the definitions (losses/definitions.py); its parts against numpy."""
 
 import numpy as np
 import pytest
-from mtpd_mlx.losses.definitions.chunked import FusedLoss, OutputHead, Rows, StoredTeacher, default_chunk
-from mtpd_mlx.losses.definitions.definitions import Teacher, cross_entropy, head_loss, heads_objective, total_variation
-from mtpd_mlx.losses.definitions.objective import Model, objective
-from mtpd_mlx.losses.definitions.row_losses import head_rows, stored_teacher, teacher_rows
-from mtpd_mlx.losses.definitions.row_stats import exp, row_stats
-from mtpd_mlx.losses.definitions.top_n import by_bisection, from_ordered_keys, nth_largest, ordered_keys
 from tiny import LLAMA, VOCAB, cycle_batch
 
-from mtpd_mlx.model.alignment import target_masks
+from mtpd_mlx.data.packing import target_masks
+from mtpd_mlx.losses.chunked import FusedLoss, OutputHead, Rows, StoredTeacher, default_chunk
+from mtpd_mlx.losses.definitions import Teacher, cross_entropy, head_loss, heads_objective, total_variation
+from mtpd_mlx.losses.objective import Model, objective
+from mtpd_mlx.losses.row_losses import head_rows, stored_teacher, teacher_rows
+from mtpd_mlx.losses.row_stats import exp, row_stats
+from mtpd_mlx.losses.top_n import by_bisection, from_ordered_keys, nth_largest, ordered_keys
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx, nn

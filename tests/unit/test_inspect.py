@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cache_helpers import TOP_N, arguments
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from tiny import FAMILIES, LLAMA, write_base, write_quantised
 
 from mtpd_mlx.cli import main

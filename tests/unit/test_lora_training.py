@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mtpd_mlx.losses.definitions.definitions import cross_entropy, heads_objective
-from mtpd_mlx.losses.definitions.objective import Model, objective
 from tiny import LLAMA, cycle_batch, write_quantised
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.cli import main
+from mtpd_mlx.data.packing import target_masks
+from mtpd_mlx.losses.definitions import cross_entropy, heads_objective
+from mtpd_mlx.losses.objective import Model, objective
 from mtpd_mlx.model.adapters import LORA_KEYS, add_lora, apply_adapter
-from mtpd_mlx.model.alignment import target_masks
 from mtpd_mlx.model.base import load_base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint

@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from mtpd_mlx.losses.definitions.definitions import Teacher, heads_objective, reverse_top_n_kl, top_n_kl
-from mtpd_mlx.losses.definitions.objective import Model, objective
 from oracles import losses as oracle
 from tiny import LLAMA, VOCAB, cycle_batch
 
 from mtpd_mlx.data import Batch
-from mtpd_mlx.model.alignment import target_masks
+from mtpd_mlx.data.packing import target_masks
+from mtpd_mlx.losses.definitions import Teacher, heads_objective, reverse_top_n_kl, top_n_kl
+from mtpd_mlx.losses.objective import Model, objective
 from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx

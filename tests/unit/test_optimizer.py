@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from mtpd_mlx.losses.definitions.objective import Model
 from tiny import LLAMA, cycle_batch
 
+from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx

@@ -6,8 +6,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from mtpd_mlx.demo.run.plots import Series, bar_plot, line_plot, nice_ticks
-from mtpd_mlx.demo.run.report import write_report
+
+from mtpd_mlx.demo.report import write_report
+from mtpd_mlx.text.svg import Series, bar_plot, line_plot, nice_ticks
 
 
 def arm(tau: float, depth: int, steps: int = 3) -> dict:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from tiny import LLAMA, write_base, write_checkpoint, write_quantised
 

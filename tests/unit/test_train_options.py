@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtpd_mlx.losses.definitions.objective import Model, objective
 from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.cli import main
+from mtpd_mlx.losses.objective import Model, objective
 from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mtpd_onnx.export.export.export import export_checkpoint
+from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised, write_tokenizer

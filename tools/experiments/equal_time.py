@@ -15,9 +15,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mtpd_mlx.losses.definitions.objective import Model
-
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.options.train import LossConfig, OptimConfig

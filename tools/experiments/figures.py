@@ -1,10 +1,10 @@
-"""SVG files that stand alone: the plots of mtpd_mlx/demo/plots.py with their style and a legend inside."""
+"""SVG files that stand alone: the plots of mtpd_mlx/text/svg.py with their style and a legend inside."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mtpd_mlx.demo.run.plots import LEFT, Series, line_plot, text
+from mtpd_mlx.text.svg import LEFT, Series, line_plot, text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#8c564b")
 STYLE = (

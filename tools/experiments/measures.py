@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.data.own_text import picker
+from mtpd_mlx.data.packing import target_masks
 from mtpd_mlx.measure.acceptance import ForcedBatch, match_tables, sampled_tables, teacher_force
 from mtpd_mlx.measure.evaluate import repetition, summarise
-from mtpd_mlx.model.alignment import target_masks
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation, Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.heads import MTPHeads

@@ -7,11 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.losses.definitions.objective import Model
-
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, CheckpointConfig
 from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.base import Base, load_base, new_base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.load_save import load_heads, reference_base, save_base, save_heads, versions

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mtpd_mlx.losses.definitions.objective import Model, Tree
 
 from mtpd_mlx.data import Batch
+from mtpd_mlx.losses.objective import Model, Tree
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import mx, on_cpu

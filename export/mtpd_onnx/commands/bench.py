@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.text.encoded_prompts import encode_prompts
+    from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
     from mtpd_onnx.manifest import read_manifest
 

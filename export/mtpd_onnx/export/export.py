@@ -18,11 +18,11 @@ from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
-from mtpd_onnx.export.export.save import WeightsFile, put_in_place, save_graph
-from mtpd_onnx.graphs.builder.batched import build_batched_round
-from mtpd_onnx.graphs.builder.builder import Spec, build_plain
-from mtpd_onnx.graphs.builder.round import build_round
-from mtpd_onnx.graphs.builder.split import build_heads, build_main
+from mtpd_onnx.export.save import WeightsFile, put_in_place, save_graph
+from mtpd_onnx.graphs.batched import build_batched_round
+from mtpd_onnx.graphs.builder import Spec, build_plain
+from mtpd_onnx.graphs.round import build_round
+from mtpd_onnx.graphs.split import build_heads, build_main
 from mtpd_onnx.manifest import LAYOUTS, Manifest, describe_files
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
 from mtpd_onnx.precision import (
@@ -35,10 +35,10 @@ from mtpd_onnx.precision import (
     choose_activations,
     describe,
 )
-from mtpd_onnx.weights.tensors.adapted import AdaptedTensors
-from mtpd_onnx.weights.tensors.parameters import Parameters
-from mtpd_onnx.weights.tensors.quantised_layouts import Policy, plan
-from mtpd_onnx.weights.tensors.tensors import Tensors
+from mtpd_onnx.weights.adapted import AdaptedTensors
+from mtpd_onnx.weights.parameters import Parameters
+from mtpd_onnx.weights.quantised_layouts import Policy, plan
+from mtpd_onnx.weights.tensors import Tensors
 
 DEFAULT_CAPACITY = 4096
 DTYPES = {  # of activations, caches and what is not in integers

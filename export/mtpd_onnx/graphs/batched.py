@@ -4,7 +4,7 @@
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from mtpd_onnx.graphs.builder.builder import (
+from mtpd_onnx.graphs.builder import (
     END,
     I32,
     I64,
@@ -17,8 +17,8 @@ from mtpd_onnx.graphs.builder.builder import (
     draft_logits,
     fused_positions,
 )
-from mtpd_onnx.graphs.builder.flavours import Cache, Fused
-from mtpd_onnx.graphs.builder.modules import Base, MTPHead
+from mtpd_onnx.graphs.flavours import Cache, Fused
+from mtpd_onnx.graphs.modules import Base, MTPHead
 
 
 def build_batched_round(spec: Spec) -> ir.Model:

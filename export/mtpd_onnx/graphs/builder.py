@@ -11,11 +11,11 @@ from onnxscript.nn import Module
 
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.builder.flavours import Cache, Flavour, Fused, Positions, widened
-from mtpd_onnx.graphs.builder.modules import Base, MTPHead, MTPHeads
-from mtpd_onnx.graphs.builder.packed_modules import Packed, pack_modules
-from mtpd_onnx.graphs.builder.rope import rope_tables
-from mtpd_onnx.graphs.builder.sampling import CONTEXT, SETTINGS, Sampler
+from mtpd_onnx.graphs.flavours import Cache, Flavour, Fused, Positions, widened
+from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
+from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
+from mtpd_onnx.graphs.rope import rope_tables
+from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler
 
 OPSET, IR_VERSION = 23, 10
 I64, I32 = ir.DataType.INT64, ir.DataType.INT32

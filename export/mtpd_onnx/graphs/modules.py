@@ -1,8 +1,9 @@
 """Torch-shaped ONNX modules of a Llama-class decoder and its MTP heads (shapes and equations: docs/architecture.md).
 
 Parameter names follow the Hugging Face paths, except that q/k/v and gate/up are packed (`qkv_proj`, `gate_up_proj`;
-weights/parameters.py says what each parameter is made of). Matrices are stored [out, in]. How an operation is spelt is the flavour's
-business (graphs/flavours.py); a block returns the two terms of its residual sum, so that the next norm can fuse the addition.
+weights/parameters.py says what each parameter is made of). Matrices are stored [out, in]. How an operation is spelt is the
+flavour's business (graphs/flavours.py). A block returns the two terms of its residual sum, so that the next norm can fuse the
+addition.
 """
 
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from onnxscript.nn import Module, ModuleList, Parameter
 
 from mtpd_mlx.families.dims import Layer
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.builder.flavours import Cache, Flavour, Positions, QKNorms
+from mtpd_onnx.graphs.flavours import Cache, Flavour, Positions, QKNorms
 
 Sum = tuple[ir.Value, ir.Value]  # two terms, not yet added
 

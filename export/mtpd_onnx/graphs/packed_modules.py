@@ -1,7 +1,7 @@
 """Modules whose matrix is stored in integers; `pack_modules` puts them where the plan says so (weights/quantised_layouts.py).
 
-w = scales * (integers - zero_points) + residual, per group of the inputs (weights/quantize.py). The product with the first term is
-com.microsoft.MatMulNBits; the second one adds GroupSum(x) @ residual^T, GroupSum(x)[g] = the sum of x over group g.
+w = scales * (integers - zero_points) + residual, per group of the inputs (weights/quantize.py). The product with the first
+term is com.microsoft.MatMulNBits; the second one adds GroupSum(x) @ residual^T, GroupSum(x)[g] = the sum of x over group g.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 from onnxscript.nn import Module, Parameter
 
-from mtpd_onnx.graphs.builder.flavours import MICROSOFT
-from mtpd_onnx.graphs.builder.modules import Embedding, Linear, scaled
+from mtpd_onnx.graphs.flavours import MICROSOFT
+from mtpd_onnx.graphs.modules import Embedding, Linear, scaled
 
 U8 = ir.DataType.UINT8
 INT8_PRODUCTS = 4  # MatMulNBits' accuracy_level: inputs rounded to 8 bits; 0 computes in the inputs' own type

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from mtpd_onnx.graphs.builder.builder import (
+from mtpd_onnx.graphs.builder import (
     END,
     I32,
     I64,
@@ -19,9 +19,9 @@ from mtpd_onnx.graphs.builder.builder import (
     sampler_inputs,
     shared_caches,
 )
-from mtpd_onnx.graphs.builder.flavours import Fused
-from mtpd_onnx.graphs.builder.modules import Base
-from mtpd_onnx.graphs.builder.sampling import CONTEXT, F32, NOT_DRAFTED, Sampler
+from mtpd_onnx.graphs.flavours import Fused
+from mtpd_onnx.graphs.modules import Base
+from mtpd_onnx.graphs.sampling import CONTEXT, F32, NOT_DRAFTED, Sampler
 
 
 def build_round(spec: Spec, sampled: bool = False) -> ir.Model:

@@ -5,9 +5,9 @@ For other runtimes, for people who want to look inside, and as the oracle of the
 
 import onnx_ir as ir
 
-from mtpd_onnx.graphs.builder.builder import Graph, Spec, argmax, draft_chain
-from mtpd_onnx.graphs.builder.flavours import Cache, Positions, Standard
-from mtpd_onnx.graphs.builder.modules import Base
+from mtpd_onnx.graphs.builder import Graph, Spec, argmax, draft_chain
+from mtpd_onnx.graphs.flavours import Cache, Positions, Standard
+from mtpd_onnx.graphs.modules import Base
 
 STANDARD = {"": 18}  # old enough for any runtime
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.checkpoints.adapter_format import WEIGHTS, read_adapter
-from mtpd_onnx.weights.tensors.tensors import Stored, Tensors
+from mtpd_onnx.weights.tensors import Stored, Tensors
 
 
 class AdaptedTensors(Tensors):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mtpd_mlx.families.dims import Dims
-from mtpd_onnx.weights.tensors.tensors import Tensors
+from mtpd_onnx.weights.tensors import Tensors
 
 EXPERT_PARTS = ("experts_gate_up", "experts_down")
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_onnx.graphs.builder.builder import Spec
-from mtpd_onnx.graphs.builder.packed_modules import Packed
-from mtpd_onnx.weights.tensors.experts import EXPERT_PARTS, expert_values
-from mtpd_onnx.weights.tensors.quantised_layouts import DRAFT_HEAD, Part, Policy, parts_of
-from mtpd_onnx.weights.tensors.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
-from mtpd_onnx.weights.tensors.tensors import Tensors
+from mtpd_onnx.graphs.builder import Spec
+from mtpd_onnx.graphs.packed_modules import Packed
+from mtpd_onnx.weights.experts import EXPERT_PARTS, expert_values
+from mtpd_onnx.weights.quantised_layouts import DRAFT_HEAD, Part, Policy, parts_of
+from mtpd_onnx.weights.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
+from mtpd_onnx.weights.tensors import Tensors
 
 PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
 

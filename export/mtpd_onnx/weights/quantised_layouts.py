@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
-from mtpd_onnx.graphs.builder.builder import Spec
-from mtpd_onnx.graphs.builder.flavours import Fused
-from mtpd_onnx.graphs.builder.modules import Base, Embedding, Linear
-from mtpd_onnx.graphs.builder.packed_modules import Packed
+from mtpd_onnx.graphs.builder import Spec
+from mtpd_onnx.graphs.flavours import Fused
+from mtpd_onnx.graphs.modules import Base, Embedding, Linear
+from mtpd_onnx.graphs.packed_modules import Packed
 from mtpd_onnx.precision import DEFAULT_GROUP_SIZE
-from mtpd_onnx.weights.tensors.quantize import affine
-from mtpd_onnx.weights.tensors.tensors import Tensors
+from mtpd_onnx.weights.quantize import affine
+from mtpd_onnx.weights.tensors import Tensors
 
 # In an int4 folder these keep 8 bits where they are rounded here: every token depends on them alone, at both ends.
 ENDS, END_BITS = ("model.embed_tokens", "lm_head"), 8

@@ -4,7 +4,7 @@ import html
 from typing import Any
 
 from mtpd_mlx.decoding.bench.run import KEYS, LABELS
-from mtpd_mlx.demo.run.plots import Series, bar_plot, line_plot, text
+from mtpd_mlx.text.svg import Series, bar_plot, line_plot, text
 
 WIDTH, BAR, TITLE, PLOT = 720, 34, 30, 290
 STYLE = (

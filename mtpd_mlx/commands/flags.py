@@ -1,14 +1,29 @@
-"""What the MLX commands that decode have in common: arguments, and opening base and heads."""
+"""What MLX commands have in common: the flags of base and heads, and opening them as the flags say."""
 
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.base_flags import add_base_flags, base_options
+from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.schema import add_arguments as add_options
 from mtpd_mlx.options.schema import build
+
+
+def add_base_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--adapter-path", type=Path, metavar="DIR", help=ADAPTER_HELP)
+    parser.add_argument(
+        "--allow-base-mismatch",
+        action="store_true",
+        help="use the heads with another base than their own (its text stays exact, acceptance may fall: see mtpd refit)",
+    )
+
+
+def base_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The keyword arguments of load_checkpoint."""
+    return {"adapter": args.adapter_path, "allow_mismatch": args.allow_base_mismatch}
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
