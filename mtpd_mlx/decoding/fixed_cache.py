@@ -1,4 +1,6 @@
-"""KV caches: mlx-lm's own, whose length the host knows, and fixed buffers, whose length is an array of the graph.
+"""KV caches of fixed capacity, whose length is an array of the graph, and the way to and from mlx-lm's growing ones.
+
+Called by fixed_rounds.py; trim_to and check_trimmable serve every way of decoding.
 
 On MLX CUDA a cache that grows makes a new attention plan for every length (about 50 ms for 2..17 tokens), and a host that must
 know the length has to wait for it. A fixed buffer has neither fault; rows from `offset` on hold leftovers that the mask hides.
@@ -15,13 +17,14 @@ WRITES = ("slice", "scatter")
 
 
 class Span:
-    """The new positions of a pass, from `offset` (int32 []) on. Masks and places are made once for all its caches."""
+    """The new positions of a pass, from `offset` (int32 [], part of the graph) on.
+    Masks and places are made once for all caches."""
 
     def __init__(self, offset: mx.array):
         self.offset = offset
-        self._made: dict[tuple, mx.array] = {}
+        self._made: dict[tuple[Any, ...], mx.array] = {}
 
-    def _once(self, key: tuple, make: Callable[[], mx.array]) -> mx.array:
+    def _once(self, key: tuple[Any, ...], make: Callable[[], mx.array]) -> mx.array:
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -59,10 +62,12 @@ class FixedCache:
 
     @property
     def offset(self) -> mx.array:
+        """int32 []: positions that were cached before this pass (what RoPE starts from)."""
         return self._span.offset
 
     @property
     def rows(self) -> Rows:
+        """The whole buffers, rows from `offset` on included."""
         return self.keys, self.values
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> Rows:
@@ -90,7 +95,10 @@ def bucket(positions: int) -> int:
 
 
 def to_fixed(cache: Any, length: int, capacity: int) -> Rows:
-    """The first `length` positions of an mlx-lm cache in buffers of `capacity` positions."""
+    """The first `length` positions of an mlx-lm cache in buffers [1, kv heads, capacity, head_dim].
+
+    ValueError where it is no plain KVCache.
+    """
     check_fixable([cache])
     keys, values = (x[:, :, :length] for x in (cache.keys, cache.values))
     return padded((keys, values), capacity)
@@ -116,7 +124,7 @@ def to_growing(rows: Rows, length: int) -> Any:
 
 
 def trim_to(caches: Sequence[Any], length: int) -> None:
-    """Keeps positions 0..length-1 of mlx-lm caches."""
+    """Keeps positions 0..length-1 of mlx-lm caches; a cache that is shorter stays as it is."""
     for cache in caches:
         if cache.offset > length:
             cache.trim(cache.offset - length)
@@ -133,6 +141,7 @@ def check_trimmable(caches: Sequence[Any]) -> None:
 
 
 def check_fixable(caches: Sequence[Any]) -> None:
+    """ValueError where a cache is no plain KVCache (quantised, rotating): fixed buffers hold keys and values as they are."""
     for cache in caches:
         if type(cache).__name__ != "KVCache":
             raise ValueError(f"fixed cache: got {type(cache).__name__}, expected KVCache")

@@ -1,4 +1,9 @@
-"""The state of one text with mlx-lm's caches, whose lengths the host knows: prefill, steps, and drafts for the first round."""
+"""The state of one text in mlx-lm's own caches: prefill, steps, and the drafts of the next round.
+
+Used by every way of decoding: rounds over growing caches go on with it, rounds over fixed buffers start from it and return
+to it. Here the host knows all lengths. Shapes: d hidden size, V vocabulary, D draft vocabulary, K drafts per round, N tokens
+that the sampling rule looks back at.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,7 +32,10 @@ class KVOptions:
 
 @dataclass
 class Model:
-    """What decodes: base, `num_draft_tokens` of the heads, and the rule for their logits."""
+    """What decodes: base, the first `num_draft_tokens` heads, and the rule that turns logits into tokens.
+
+    `exact` verifies with the kernels of single-token passes (row_by_row.py). `heads` None: plain decoding.
+    """
 
     base: Base
     heads: MTPHeads | None
@@ -57,8 +65,19 @@ class Model:
 
 
 class HostState:
-    """Positions 0..length-1 (`tokens`) are cached in the base's caches and the heads'; `next` [1] is the token after them and
-    `drafts` [K] what the heads expect behind it (lazy, like `tail` [<= K, d]: the cascade's input at the last positions)."""
+    """One text: what is cached, the token after it, and the drafts behind that token.
+
+    tokens: ids of positions 0..length-1, which base and heads have cached.
+    caches: one mlx-lm cache per base layer, keys and values [1, kv heads, length, head_dim].
+    head_caches: the same, one per drafting head; an entry is final once its token is (docs/architecture.md).
+    next: uint32 [1], the token at position `length`, chosen but not cached. None before prefill.
+    drafts: uint32 [K], what the heads expect at positions length+1..length+K. None without heads or before prefill.
+    tail: [<= K, d], the cascade's input at the last positions, from which the next window starts.
+    kept: [K, V], what each draft was drawn from, where the rule needs it to accept (sampling); else None.
+    table: what the sampling rule drew for the whole text, or None (greedy).
+
+    next, drafts, tail and kept are lazy MLX arrays: reading them waits for the device.
+    """
 
     def __init__(self, model: Model):
         self.model = model
@@ -66,6 +85,7 @@ class HostState:
         self.clear()
 
     def clear(self) -> None:
+        """An empty text with new caches. ValueError where a cache of this base cannot be rewound."""
         self.tokens: list[int] = []
         self.caches: list[Any] = self.model.base.make_cache()
         self.head_caches: list[Any] = self.model.base.make_cache(self.model.num_draft_tokens)
@@ -77,7 +97,7 @@ class HostState:
         self._begun = False
 
     def restore(self, tokens: list[int], caches: list[Any], head_caches: list[Any]) -> None:
-        """A text that was cached before."""
+        """Goes on with a text that was cached before: `tokens` [length] and their entries in both kinds of caches."""
         self.clear()
         self.tokens, self.caches, self.head_caches = list(tokens), caches, head_caches
         self.table, self._begun = self.model.rule.new_table(), True
@@ -87,7 +107,8 @@ class HostState:
         return len(self.tokens)
 
     def prefill(self, tokens: Sequence[int]) -> None:
-        """As mlx_lm.generate does it: all but the last token in chunks, the last one by itself."""
+        """Caches `tokens` [n >= 1] behind what is there, as mlx_lm.generate does: all but the last in chunks, the last one
+        by itself, so that logits round alike. Sets `next` and `drafts`."""
         if not self._begun:
             self.table, self._begun = self.model.rule.new_table(), True
         for start in range(0, len(tokens) - 1, PREFILL_CHUNK):
@@ -115,13 +136,14 @@ class HostState:
         mx.clear_cache()
 
     def rows(self, hidden: mx.array, normed: mx.array) -> mx.array:
-        """The cascade's input at the last positions, those before `hidden` included."""
+        """hidden (before the final norm) and normed, both [1, n, d], of the last n positions -> the cascade's input
+        [<= K + n, d] there and at the positions of `tail` before them."""
         assert self.model.heads is not None
         rows = self.model.heads.source(self.model.base, hidden, normed)[0]
         return rows if self.tail is None else mx.concatenate([self.tail, rows])
 
     def force(self, tokens: Sequence[int]) -> None:
-        """Caches tokens that are all known (few: they are verified in one pass) and drafts behind them."""
+        """Caches a few known tokens [n >= 1] in one pass and drafts behind them."""
         model = self.model
         array = mx.array(list(tokens))
         run = model.plain_pass if len(tokens) == 1 else model.verify_pass
@@ -138,11 +160,12 @@ class HostState:
             mx.async_eval(self.drafts)
 
     def context(self) -> mx.array | None:
-        """[1, N]: the last tokens (the text's first one repeated where there are fewer)."""
+        """uint32 [1, N]: the last tokens, which penalties look at; None where the rule looks at none."""
         size = self.model.rule.context
         return self.recent(size)[None] if size else None
 
     def recent(self, size: int) -> mx.array:
+        """uint32 [size]: the last tokens, the text's first one repeated where there are fewer."""
         held = self.tokens[-size:] if size else []
         return mx.array([self.tokens[0]] * (size - len(held)) + held, mx.uint32)
 
@@ -171,13 +194,14 @@ class HostState:
         self.tail = rows[-k:]
 
     def _whole(self, logits: mx.array) -> mx.array:
-        """Head logits over the whole vocabulary."""
+        """Head logits [1, V], or [1, D] over the draft vocabulary -> [1, V]."""
         heads = self.model.heads
         if heads is None or heads.draft_tokens is None:
             return logits
         return spread(logits, heads.draft_tokens, self.model.base.vocab_size)
 
     def quantise(self) -> None:
+        """Quantises the base's caches once they are long enough, where that is asked for (KVOptions)."""
         kv = self.model.kv
         if kv.bits is None:
             return
@@ -186,7 +210,10 @@ class HostState:
                 self.caches[i] = cache.to_quantized(group_size=kv.group_size, bits=kv.bits)
 
     def refresh(self, length: int) -> None:
-        """Keeps positions 0..length-1. What drafting needs of the last K is made again by running them once more."""
+        """Keeps positions 0..length-1 (length <= self.length).
+
+        The last K of them run once more, since drafting needs their states.
+        """
         k = self.model.num_draft_tokens
         keep = max(0, length - max(k, 1))
         again = self.tokens[keep:length]

@@ -1,6 +1,7 @@
 """From config.json to Dims, and to the arguments that mlx-lm builds the same model from."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def _context_length(config: dict[str, Any], scaling: dict[str, Any] | None) -> i
 
 def _embedding_scale(config: dict[str, Any], family: Family, width: int) -> float:
     if family.module.startswith("gemma"):
-        return width**0.5
+        return math.sqrt(width)
     return float(config.get("embedding_multiplier", 1.0)) if config["model_type"] == "granite" else 1.0
 
 

@@ -15,6 +15,7 @@ from mtpd_mlx.losses.row_stats import row_stats
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.options.train import LossConfig
 
+Arrays = tuple[mx.array, ...]
 # Bytes of one block of logits: CUDA and CPU as measured (docs/log.md); Metal, with larger temporaries, by estimate.
 CHUNK_BYTES = {"cuda": 160 << 20, "metal": 64 << 20, "cpu": 1 << 20}
 
@@ -128,7 +129,7 @@ class FusedLoss:
             return outcome.loss, outcome.values, outcome.best, *gradients
 
         @fused.vjp
-        def backward(primals: tuple, cotangents: tuple, outputs: tuple) -> tuple[mx.array, ...]:
+        def backward(primals: Arrays, cotangents: Arrays, outputs: Arrays) -> Arrays:
             made = [g * cotangents[0].astype(g.dtype) for g in outputs[3:]]
             main = [made.pop(0) if self.train_main else mx.zeros_like(primals[0])]
             still = [mx.zeros_like(p) for p in primals[1 : self.first + 1]]

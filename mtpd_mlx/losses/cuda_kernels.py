@@ -55,7 +55,7 @@ def _table(scalars: list[mx.array], z: mx.array) -> mx.array:
     return mx.concatenate([mx.broadcast_to(s, (z.shape[0], 1)) for s in scalars], axis=1)
 
 
-def _run(kernel: Any, inputs: list[mx.array], options: list, outputs: list, z: mx.array) -> Any:
+def _run(kernel: Any, inputs: list[mx.array], options: list[Any], outputs: list[Any], z: mx.array) -> Any:
     width = 16 // z.dtype.size
     width = width if z.shape[1] % width == 0 else 1  # rows must start at vector boundaries
     return kernel(

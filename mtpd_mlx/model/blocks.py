@@ -73,7 +73,7 @@ def recomputed(block: nn.Module) -> Callable[..., mx.array]:
     """The block, keeping only its input for the backward pass (gradient checkpointing)."""
 
     def call(hidden: mx.array, mask: Any, cache: Any = None) -> mx.array:
-        def inner(params: dict, hidden: mx.array) -> mx.array:
+        def inner(params: dict[str, Any], hidden: mx.array) -> mx.array:
             block.update(params)
             return call_block(block, hidden, mask, cache)
 

@@ -107,7 +107,7 @@ def probabilities(
         left = -np.sort(-np.where(allowed, plain, -1), axis=-1)
         limit = np.minimum(allowed.sum(-1), options.kept)[:, None]
         allowed &= plain >= np.take_along_axis(left, limit - 1, axis=-1)
-    scaled = (logits - logits.max(-1, keepdims=True)) * np.float32(options.inverse_temperature)
+    scaled: np.ndarray = (logits - logits.max(-1, keepdims=True)) * np.float32(options.inverse_temperature)
     return _softmax(np.where(allowed, scaled, -np.inf))
 
 
@@ -115,7 +115,7 @@ def _excluded(left: np.ndarray, threshold: float, rows: np.ndarray, special: Seq
     """XTC, as in mlx-lm: which tokens of left [n, V] go, bool [n, V]: the likely ones but the least probable of them."""
     shares = left / left.sum(-1, keepdims=True)
     least = np.where(shares > threshold, shares, np.inf).min(-1, keepdims=True)
-    out = (shares > least) & rows[:, None]
+    out: np.ndarray = (shares > least) & rows[:, None]
     out[:, list(special)] = False
     return out
 
@@ -128,7 +128,8 @@ def marginal(
     if not rate:
         return probabilities(logits, options, contexts)
     always, never = (probabilities(logits, options, contexts, np.full(len(logits), on), special) for on in (True, False))
-    return rate * always + (1 - rate) * never
+    averaged: np.ndarray = rate * always + (1 - rate) * never
+    return averaged
 
 
 def draw(weights: np.ndarray, u: float) -> int:
@@ -137,21 +138,30 @@ def draw(weights: np.ndarray, u: float) -> int:
     return int(np.searchsorted(running, min(u, LARGEST) * running[-1], side="right"))
 
 
-def residual(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """max(0, p - q), or p where nothing is left of it (p = q up to rounding: then no draft is refused but by rounding)."""
-    left = np.maximum(p - q, 0)
-    return left if left.sum() > 0 else p
+def residual(target_probs: np.ndarray, draft_probs: np.ndarray) -> np.ndarray:
+    """max(0, target - draft) [V], not normalised: what replaces a refused draft is drawn from it (arXiv 2211.17192).
+
+    The target itself where nothing is left: then both are equal, and a draft is refused by rounding alone.
+    """
+    left: np.ndarray = np.maximum(target_probs - draft_probs, 0)
+    return left if left.sum() > 0 else target_probs
 
 
-def accept_sampled(p: np.ndarray, q: np.ndarray, drafts: Sequence[int], table: np.ndarray) -> tuple[int, int]:
-    """(accepted drafts, the token after them). p [m+1, V]: the main head after x_P, d_1..d_m; q [m, V]: what each draft
-    was drawn from; table [m+1, 3]: the uniforms of the drafts' positions and of the one after them."""
+def accept_sampled(
+    target_probs: np.ndarray, draft_probs: np.ndarray, drafts: Sequence[int], table: np.ndarray
+) -> tuple[int, int]:
+    """(accepted drafts, the token after them) by rejection sampling (arXiv 2211.17192): a draft d is kept with probability
+    min(1, target[d] / draft[d]).
+
+    target_probs [m+1, V]: the main head after x_P, d_1..d_m. draft_probs [m, V]: what each draft was drawn from.
+    table [m+1, 3]: the uniforms of the drafts' positions and of the one after them."""
     for i, draft in enumerate(drafts):
-        if not table[i, ACCEPT] * q[i, draft] < p[i, draft]:
-            return i, draw(residual(p[i], q[i]), table[i, REPLACE])
-    return len(drafts), draw(p[len(drafts)], table[len(drafts), REPLACE])
+        if not table[i, ACCEPT] * draft_probs[i, draft] < target_probs[i, draft]:
+            return i, draw(residual(target_probs[i], draft_probs[i]), table[i, REPLACE])
+    return len(drafts), draw(target_probs[len(drafts)], table[len(drafts), REPLACE])
 
 
 def _softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    e: np.ndarray = np.exp(x - x.max(-1, keepdims=True))
+    normalised: np.ndarray = e / e.sum(-1, keepdims=True)
+    return normalised

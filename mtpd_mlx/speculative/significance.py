@@ -63,4 +63,5 @@ def kolmogorov(gap: float, count: int) -> float:
     x = gap * (math.sqrt(count) + 0.12 + 0.11 / math.sqrt(count))
     if x < 0.3:
         return 1.0
-    return min(1.0, max(0.0, 2 * sum((-1) ** (k - 1) * math.exp(-2 * k * k * x * x) for k in range(1, 101))))
+    terms = (math.exp(-2 * k * k * x * x) * (1 if k % 2 else -1) for k in range(1, 101))
+    return min(1.0, max(0.0, 2 * sum(terms)))

@@ -31,13 +31,14 @@ def render(
     from jinja2 import TemplateError
 
     try:
-        return _compile(template).render(
+        rendered: str = _compile(template).render(
             messages=messages,
             tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **special_tokens,
         )
+        return rendered
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"chat template: {reason}") from error

@@ -75,8 +75,11 @@ def _row(place: str, number: int, line: str) -> Prompt:
 
 
 def _messages(place: str, value: Any) -> Messages:
-    fits = isinstance(value, list) and value
-    if not fits or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value):
+    if (
+        not isinstance(value, list)
+        or not value
+        or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value)
+    ):
         raise ValueError(f'{place}: "messages": expected a non-empty list of objects with "role" and "content"')
     for m in value:
         if m.get("content") is None and m["role"] in ("system", "user"):  # templates would write nothing, or "None"

@@ -101,7 +101,7 @@ def make_optimizer(cfg: OptimConfig) -> MatrixDecayAdamW:
     floor = peak * cfg.min_lr_ratio
     warmup = min(cfg.warmup, cfg.iters // 2)
     cosine = optim.cosine_decay(peak, max(cfg.iters - warmup, 1), floor)
-    schedule: Callable = cosine
+    schedule: Callable[[mx.array], mx.array] = cosine
     if warmup > 0:
         ramp = optim.linear_schedule(peak / warmup, peak, warmup)
         schedule = optim.join_schedules([ramp, cosine], [warmup])

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from mtpd_mlx.train.ranks import World
 
@@ -101,7 +102,7 @@ def _connect(world: World) -> dict[int, socket.socket]:
     """Rank 0's connections by rank; another rank's one, to rank 0. ValueError or OSError where they do not come about."""
     servers: list[socket.socket] = []
 
-    def listen() -> list:
+    def listen() -> list[Any]:
         servers.append(socket.create_server((_address_of_rank_0(), 0)))
         return [*servers[0].getsockname()[:2], secrets.token_hex(KEY_BYTES // 2)]
 

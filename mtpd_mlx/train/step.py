@@ -64,7 +64,7 @@ class Stepper:
 
         params, captured = self.params, self.state
 
-        def loss_fn(values: Tree, *inputs: Any) -> tuple:
+        def loss_fn(values: Tree, *inputs: Any) -> tuple[mx.array, mx.array]:
             self._bind_cast(values)
             return objective(self.model, self.fused, *inputs, kl_share=self._kl_share())
 
@@ -87,12 +87,12 @@ class Stepper:
             return metrics, norm, finite
 
         @partial(mx.compile, inputs=captured, outputs=captured)
-        def whole(*inputs: Any) -> tuple:
+        def whole(*inputs: Any) -> tuple[mx.array, mx.array, mx.array]:
             (_, metrics), gradients = gradient(params, *inputs)
             return apply(metrics, gradients)
 
         @partial(mx.compile, inputs=captured)
-        def accumulate(so_far: Tree | None, *inputs: Any) -> tuple:
+        def accumulate(so_far: Tree | None, *inputs: Any) -> tuple[mx.array, Tree]:
             (_, metrics), gradients = gradient(params, *inputs)
             return metrics, gradients if so_far is None else tree_map(mx.add, gradients, so_far)
 
@@ -126,7 +126,7 @@ class Stepper:
         mx.eval(self.state, metrics, norm, finite)
         return metrics, norm, bool(finite)
 
-    def _share(self, batch: Batch, masks: np.ndarray, scale: mx.array) -> tuple:
+    def _share(self, batch: Batch, masks: np.ndarray, scale: mx.array) -> tuple[Any, ...]:
         """This rank's rows as the inputs of `objective`: tokens [B, T], masks [K + 1, B, T], scale, what a cache knows."""
         rows = self.world.rows(len(batch.tokens))
         inputs = (mx.array(batch.tokens[rows]), mx.array(masks[:, rows]), scale)

@@ -1,4 +1,8 @@
-"""What the graphs of a folder are made of, and the one of plain decoding (docs/onnx.md explains every input)."""
+"""Parts that every exported graph is made of, and the graph of plain decoding.
+
+Called by export/export.py; round.py, batched.py and split.py build the other graphs of it. docs/onnx.md explains every input.
+Shapes: S new positions, P cached ones, R rows asked for, V vocabulary, D draft vocabulary, d hidden size, K heads.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +43,7 @@ class Spec:
     )  # the matrices stored in integers (weights/quantised_layouts.py)
 
     def heads(self, flavour: Flavour) -> MTPHeads:
+        """The cascade in operators of `flavour`, with an output head of its own where drafts have one."""
         drafts = None if self.draft_bits is None else self.dims.vocab_size
         if self.draft_tokens is not None:
             drafts = len(self.draft_tokens)
@@ -59,9 +64,11 @@ class Graph:
         self.op: OpBuilder = self.builder.op
 
     def input(self, name: str, dtype: ir.DataType, shape: list[int | str]) -> ir.Value:
+        """A graph input; a text as size is a free dimension."""
         return self.builder.input(name, dtype, shape)
 
     def output(self, value: ir.Value | None, name: str, dtype: ir.DataType, shape: list[int | str]) -> None:
+        """Makes `value` a graph output (through Identity where it is an input or an output already)."""
         assert value is not None
         value = self.op.Identity(value) if value.is_graph_input() or value in self.ir.outputs else value
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(shape)
@@ -83,16 +90,18 @@ class Graph:
         return value
 
     def rope(self, positions: int, local: bool = False) -> tuple[ir.Value, ir.Value]:
+        """(cos, sin) tables [positions, rotated dims / 2]; `local`: those of sliding layers."""
         cos, sin = (t.astype(self.spec.dtype.numpy()) for t in rope_tables(self.spec.dims, positions, local))
         stem = "rope.local" if local else "rope"
         return self.constant(f"{stem}.cos", cos), self.constant(f"{stem}.sin", sin)
 
     def local_rope(self, positions: int) -> tuple[ir.Value, ir.Value] | None:
-        """Of sliding layers, where some have their own and are in the graph."""
+        """The tables of sliding layers, where the model has layers with a rotation of their own; else None."""
         wanted = any(layer.rope == "local" for layer in self.spec.dims.layers)
         return self.rope(positions, local=True) if wanted else None
 
     def model(self) -> ir.Model:
+        """The finished graph as a model."""
         return ir.Model(self.ir, ir_version=IR_VERSION, producer_name="mtpd-mlx")
 
 
@@ -113,6 +122,7 @@ def shared_caches(graph: Graph) -> list[Cache]:
 
 
 def cache_outputs(graph: Graph, caches: list[Cache], shape: list[int | str]) -> None:
+    """Makes keys and values of every cache graph outputs of `shape`, named as cache_names says."""
     for (_, stem), cache in zip(cache_names(graph.spec), caches, strict=True):
         graph.output(cache.key, f"{stem}.key", graph.spec.dtype, shape)
         graph.output(cache.value, f"{stem}.value", graph.spec.dtype, shape)
@@ -155,13 +165,14 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
 
 
 def sampler_inputs(graph: Graph) -> Sampler:
+    """The inputs that sampling needs: settings, uniforms [U, kinds of draws] and the last CONTEXT tokens."""
     settings = graph.input("settings", ir.DataType.FLOAT, [len(SETTINGS)])
     uniforms = graph.input("uniforms", ir.DataType.FLOAT, ["U", KINDS])
     return Sampler(settings, uniforms, graph.input("recent", I64, [CONTEXT]), graph.spec.dims.vocab_size)
 
 
 def next_recent(op: OpBuilder, sampler: Sampler, tokens: ir.Value, row: ir.Value) -> ir.Value:
-    """The N tokens up to row [1] of tokens [S]."""
+    """The last CONTEXT tokens up to row [1] of tokens [S], int64 [CONTEXT]."""
     return op.Gather(op.Concat(sampler.recent, tokens, axis=0), op.Add(row, list(range(1, CONTEXT + 1))))
 
 

@@ -27,12 +27,16 @@ NUMPY_TYPES: dict[str, type] = {
 
 
 class Runner:
-    """One session and its state.
+    """One session and its state on the device.
 
-    state: input -> (output, value); `value` is input and output at once. constants: inputs of the fixed run that no
-    output renews. results: output -> value, what the host reads (of a state's output: the state's own value). stream: what
-    the session runs on, where runs are not to be waited for. ValueError in one line where shapes do not fit the graph,
-    and from any method where onnxruntime or the device fails.
+    state: input name -> (output name, value). The value is bound as input and output at once, so a run renews it in place.
+    constants: inputs of the fixed run that no output renews.
+    results: output name -> an array of its shape and type, what the host reads after a run. Where the output renews a state,
+        the state's own value is read.
+    captured: replay the fixed run as a CUDA graph (see `capture`).
+    stream: the CUDA stream the session runs on, where runs are not to be waited for; None: `start` waits.
+
+    ValueError in one line where shapes do not fit the graph, and from any method where onnxruntime or the device fails.
     """
 
     def __init__(
@@ -65,11 +69,11 @@ class Runner:
 
     @property
     def pending(self) -> int:
-        """Runs that were started and whose results were not read."""
+        """The number of runs that were started and whose results were not read yet."""
         return len(self._started)
 
     def start(self) -> None:
-        """One run from the state alone."""
+        """Starts one run from the state alone; `wait` gives its results."""
         with one_line("onnxruntime"):
             self._session.run_with_iobinding(self._fixed, self._options)
             if self._stream is None:
@@ -80,7 +84,7 @@ class Runner:
         self._started.append(landing)
 
     def wait(self) -> list[np.ndarray]:
-        """The results, in their order, of the run that was started first."""
+        """Waits for the oldest run that was started; its results in the order of `results`."""
         done = self._started.popleft()
         if isinstance(done, list):
             return done
@@ -88,19 +92,22 @@ class Runner:
         return done.arrays()
 
     def drain(self) -> int:
-        """Waits for whatever was started; how many runs' results are lost by it."""
+        """Waits for every run that was started and forgets the results; returns the number of these runs."""
         count = self.pending
         while self.pending:
             self.wait()
         return count
 
     def fixed(self) -> list[np.ndarray]:
-        """One run from the state alone; the results, in their order."""
+        """One run from the state alone; the results in the order of `results`."""
         self.start()
         return self.wait()
 
     def free(self, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
-        """One run of any shape: `inputs` from the host instead of the state, `outputs` to the host. Nothing may be pending."""
+        """One run of any shape (prefill): `inputs` come from the host instead of the state, `outputs` go to the host, in order.
+
+        It renews the state like any run. Nothing may be pending.
+        """
         assert not self.pending
         binding = self._session.io_binding()
         for name in outputs:  # bound first, so that they come first
@@ -126,12 +133,15 @@ class Runner:
             self.set(name, np.zeros(value.shape(), NUMPY_TYPES[value.data_type()]))
 
     def get(self, name: str) -> np.ndarray:
-        """A state tensor."""
+        """A copy of a state tensor on the host."""
         with one_line("onnxruntime"):
             return self._state[name][1].numpy()
 
     def set(self, name: str, array: np.ndarray) -> None:
-        """Overwrites a state tensor or a constant in place (captured graphs know its address). Nothing may be pending."""
+        """Overwrites a state tensor or a constant in place (captured graphs know its address). Nothing may be pending.
+
+        ValueError where the shape is not the tensor's.
+        """
         assert not self.pending
         value = self._state[name][1] if name in self._state else self._constants[name]
         if list(array.shape) != list(value.shape()):
@@ -163,6 +173,7 @@ def check_inputs(session: Any, shapes: Mapping[str, tuple[str, Sequence[int]]]) 
 
 
 def run_options(graph_id: str, wait: bool = True) -> Any:
+    """RunOptions of a run that is captured as CUDA graph `graph_id` (EAGER: not); `wait`: until the device is done."""
     options = import_onnxruntime().RunOptions()
     options.add_run_config_entry("gpu_graph_id", graph_id)
     if not wait:
@@ -171,13 +182,13 @@ def run_options(graph_id: str, wait: bool = True) -> Any:
 
 
 def device_array(array: np.ndarray, provider: str) -> Any:
-    """ValueError where there is no room for it."""
+    """An OrtValue on the provider's device with a copy of `array`. ValueError where there is no room for it."""
     with one_line(f"{array.nbytes / 1e6:.1f} MB on {provider}"):
         return import_onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), provider, 0)
 
 
 def device_zeros(shape: Sequence[int], manifest: Manifest, provider: str) -> Any:
-    """Zeros of the folder's activation type."""
+    """An OrtValue of zeros in the folder's activation type. ValueError where there is no room for it."""
     if manifest.activations == "bf16":
         array = np.zeros(shape, np.uint16)
         with one_line(f"{array.nbytes / 1e6:.1f} MB on {provider}"):
@@ -188,11 +199,13 @@ def device_zeros(shape: Sequence[int], manifest: Manifest, provider: str) -> Any
 
 
 def float_type(manifest: Manifest) -> type:
+    """numpy's type for the folder's activations (bfloat16, which numpy lacks, is handled by device_zeros)."""
     return np.float16 if manifest.activations == "fp16" else np.float32
 
 
 def cache_state(manifest: Manifest, provider: str, num_heads: int, batch_size: int = 1) -> dict[str, tuple[str, Any]]:
-    """The caches of the base's layers and of `num_heads` heads, zeroed."""
+    """The caches of the base's layers and of `num_heads` heads, zeroed, as Runner takes them: keys and values
+    [batch_size, kv heads, capacity, head_dim]."""
     shape = (batch_size, manifest.dims["num_kv_heads"], manifest.capacity, manifest.dims["head_dim"])
     stems = [(f"past_key_values.{i}", f"present.{i}") for i in range(manifest.dims["num_layers"])]
     stems += [(f"past_mtp.{k}", f"present_mtp.{k}") for k in range(num_heads)]
