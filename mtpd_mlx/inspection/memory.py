@@ -1,5 +1,5 @@
 """What training heads and decoding need. Of training an estimate from above: no less than was measured on CUDA and on CPUs, and
-at most half more (docs/log.md, tests/unit/test_memory.py). Metal was never measured."""
+at most half more (docs/log.md, tests/inspection/test_memory.py). Metal was never measured."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Acceptance without decoding: one teacher-forced pass over the base's own greedy text gives what the decoder would accept.
 
 Conditional on drafts 1..k-1 being accepted, the decoder feeds head k exactly the tokens that teacher forcing feeds it, so the
-leading run of matches at every position is the decoder's own (tests/unit/test_acceptance.py holds the two against each other).
+leading run of matches at every position is the decoder's own (tests/measure/test_acceptance.py compares the two).
 """
 
 from dataclasses import dataclass

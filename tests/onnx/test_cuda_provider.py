@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from helpers.precision import TEXT, decode, plain_logits
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
-from precision_helpers import TEXT, decode, plain_logits
 from tiny import FAMILIES, write_base, write_checkpoint
 
 from mtpd_mlx.model.runtime import mx

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.precision import initializers, unpacked
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
-from precision_helpers import initializers, unpacked
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.speculative.loop import generate

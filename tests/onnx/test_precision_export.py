@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from helpers.precision import SMALL, TEXT, decode, initializers, plain_logits, unpacked
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.weights.quantize import round_to_nearest
-from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, unpacked
 from test_operators import CUDA_OPERATORS
 from tiny import write_base, write_checkpoint
 

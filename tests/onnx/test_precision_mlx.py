@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from helpers.precision import SMALL, TEXT, decode, initializers, plain_logits, unpacked
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.weights.tensors import Tensors
-from precision_helpers import SMALL, TEXT, decode, initializers, plain_logits, unpacked
 from tiny import VOCAB, write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.measure.step_model import MLXModel

@@ -4,7 +4,7 @@ import itertools
 from itertools import cycle
 
 import pytest
-from speculative_fakes import ScriptedModel, scripted
+from helpers.fakes import ScriptedModel, scripted
 
 from mtpd_mlx.speculative import loop
 from mtpd_mlx.speculative.bench import Arm, Run, backend_arm, interleave

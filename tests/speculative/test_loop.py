@@ -4,7 +4,7 @@ import random
 from itertools import cycle
 
 import pytest
-from speculative_fakes import VOCAB, FusedModel, ScriptedModel, hashed, plain_text, scripted
+from helpers.fakes import VOCAB, FusedModel, ScriptedModel, hashed, plain_text, scripted
 
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from speculative_fakes import ScriptedModel, hashed, plain_text
+from helpers.fakes import ScriptedModel, hashed, plain_text
 
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.rounds import PREFILL_CHUNK, StepBackend, accept_greedy

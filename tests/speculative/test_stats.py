@@ -6,7 +6,7 @@ from itertools import cycle
 
 import numpy as np
 import pytest
-from speculative_fakes import ScriptedModel, plain_text, scripted
+from helpers.fakes import ScriptedModel, plain_text, scripted
 
 from mtpd_mlx.speculative.loop import Chunk, generate
 from mtpd_mlx.speculative.protocol import Round

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_helpers import files_of, make
+from helpers.cache import files_of, make
 
 import mtpd_mlx.teacher_cache.reader as reader
 from mtpd_mlx.teacher_cache.reader import CachedDataset

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.adapters import write_adapter
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset
@@ -198,8 +199,6 @@ def test_changed_prompts_are_not_mixed_in(tiny_base: Path, tmp_path: Path, capsy
 
 
 def test_a_base_with_an_adapter_writes_its_own_text(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from test_adapters import write_adapter
-
     adapter, prompts = tmp_path / "adapter", prompts_file(tmp_path)
     write_adapter(adapter, tiny_base)
     outs = [tmp_path / name for name in ("plain", "adapted")]

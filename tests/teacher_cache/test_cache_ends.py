@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_helpers import make
+from helpers.cache import make
 from tiny import FAMILIES, LLAMA, write_base, write_tokenizer
 
 from mtpd_mlx.model.base import Base, load_base

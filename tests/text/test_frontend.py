@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from speculative_fakes import ScriptedModel, scripted
+from helpers.fakes import ScriptedModel, scripted
 from tokenizers import decoders, models, pre_tokenizers
 
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -344,8 +344,8 @@ def test_broken_pipe_is_quiet():
             "sys.exit(code)",
         ]
     )
-    here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": str(here.parents[1]), "PYTHONUNBUFFERED": ""}  # as users run it
+    here, paths = Path(__file__).parent, map(str, Path(__file__).parents[1:3])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": ""}  # as users run it
     with subprocess.Popen(
         [sys.executable, "-c", script, str(here)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     ) as process:

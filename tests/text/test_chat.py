@@ -2,7 +2,7 @@
 
 import io
 
-from speculative_fakes import ScriptedModel, scripted
+from helpers.fakes import ScriptedModel, scripted
 from test_frontend import EOS, byte_tokenizer
 
 from mtpd_mlx.speculative.rounds import StepBackend

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_helpers import arguments, files_of, make
+from helpers.cache import arguments, files_of, make
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.teacher_cache.format import file_sha256, read_index

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cache_helpers import TOP_N, arguments
+from helpers.cache import TOP_N, arguments
 from mtpd_onnx.export.export import export_checkpoint
 from tiny import FAMILIES, LLAMA, write_base, write_quantised
 

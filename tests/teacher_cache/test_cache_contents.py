@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cache_helpers import TOP_N, make, rows_of
+from helpers.cache import TOP_N, make, rows_of
 from tiny import FAMILIES, LLAMA, VOCAB, write_base
 
 from mtpd_mlx.model.base import Base, load_base
