@@ -207,7 +207,9 @@ def serve(hub: Hub) -> ThreadingHTTPServer:
     ]
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, args=(0.01,), daemon=True
+    ).start()  # how often it looks for shutdown(): seconds
     return server
 
 

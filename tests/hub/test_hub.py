@@ -1,4 +1,5 @@
-"""Pulling, looking and pushing against a hub on this machine: real huggingface_hub, real HTTP, commands as users run them."""
+"""Pulling, looking and pushing against a hub on this machine: real huggingface_hub, real HTTP; some commands as
+a shell starts them, most in this process."""
 
 import hashlib
 import json
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_helpers import NOWHERE, contents, mtpd, refused
+from hub_helpers import NOWHERE, contents, mtpd, mtpd_process, refused
 from stub_hub import SHA, Hub, Repository
 
 from mtpd_mlx.checkpoints.format import parse_config
@@ -25,7 +26,7 @@ def test_pull_by_id_and_revision_and_decode_offline(hub: Hub, tiny_base: Path, t
     got = {path.rpartition("/")[2] for method, path, _, _ in hub.seen if method == "GET" and "/resolve/" in path}
     assert "model.safetensors" in got and not got & {"pytorch_model.bin", "evil.py", "model.onnx"}
     offline = {"HF_HUB_OFFLINE": "1"}
-    done = mtpd(hub, tmp_path, "generate", "me/base@v1", "--plain", "-p", "abc", "-m", "4", **offline)
+    done = mtpd_process(hub, tmp_path, "generate", "me/base@v1", "--plain", "-p", "abc", "-m", "4", **offline)
     assert done.returncode == 0, done.stderr
     refused(mtpd(hub, tmp_path / "empty", "generate", "me/base", "--plain", "-p", "abc", **offline), "offline")
     done = mtpd(hub, tmp_path, "pull", "me/base", "--out", str(tmp_path / "here"))
@@ -66,11 +67,11 @@ def test_an_interrupted_download_goes_on_where_it_stopped(hub: Hub, tiny_base: P
     hub.repositories["me/base"] = Repository(contents(tiny_base) | {"model.safetensors": whole})
     hub.cut = 15 << 20  # then the server fails altogether
     out = tmp_path / "out"
-    refused(mtpd(hub, tmp_path / "home", "pull", "me/base", "--out", str(out)), "goes on where it stopped")
+    refused(mtpd_process(hub, tmp_path / "home", "pull", "me/base", "--out", str(out)), "goes on where it stopped")
     assert not (out / "model.safetensors").exists()
     hub.failing = None
     hub.seen.clear()
-    done = mtpd(hub, tmp_path / "home", "pull", "me/base", "--out", str(out))
+    done = mtpd_process(hub, tmp_path / "home", "pull", "me/base", "--out", str(out))
     assert done.returncode == 0, done.stderr
     ranges = [r for method, path, r, _ in hub.seen if method == "GET" and path.endswith("model.safetensors")]
     assert len(ranges) == 1 and ranges[0] is not None and int(ranges[0][6:-1]) >= 10 << 20

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hub_helpers import contents, mtpd
+from hub_helpers import contents, mtpd, mtpd_process
 from stub_hub import Hub, Repository
 
 from mtpd_mlx.checkpoints.format import BaseRef
@@ -39,9 +39,9 @@ def test_large_files_that_are_never_fetched(hub: Hub, whole: bytes, tmp_path: Pa
 
 def test_processes_that_pull_at_once_do_not_write_into_one_file(hub: Hub, whole: bytes, tmp_path: Path) -> None:
     """As the ranks of a run do."""
-    hub.pause = 1.5
+    hub.pause = 1.0
     with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda _: mtpd(hub, tmp_path, "pull", "me/base"), range(2)))
+        done = list(pool.map(lambda _: mtpd_process(hub, tmp_path, "pull", "me/base"), range(2)))
     assert [d.returncode for d in done] == [0, 0], [d.stderr for d in done]
     (blob,) = (tmp_path / "hub" / "models--me--base" / "snapshots").glob("*/model.safetensors")
     assert blob.read_bytes() == whole

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from hub_helpers import NOWHERE, contents, mtpd, refused
+from hub_helpers import NOWHERE, contents, mtpd, mtpd_process, refused
 from stub_hub import SHA, Hub, Repository
 
 LINE = "using what the local cache holds"
@@ -47,7 +47,7 @@ def test_a_snapshot_with_holes_is_none(hub: Hub, pulled: Path) -> None:
     (snapshot(pulled) / "model.safetensors").unlink()
     refused(mtpd(hub, pulled, "inspect", "me/base", **OFFLINE), "me/base: no such folder; as a hub id: not in the local cache")
     shutil.rmtree(pulled / "hub" / "models--me--base" / "trees")  # as after another program, which keeps no list
-    done = mtpd(hub, pulled, "generate", "me/base", "--plain", "-p", "a")
+    done = mtpd_process(hub, pulled, "generate", "me/base", "--plain", "-p", "a")
     refused(done, "not whole in the local cache, and the hub cannot be reached")
 
 
