@@ -7,9 +7,14 @@ from typing import Any
 
 
 def write_json(file: Path, values: Any) -> None:
-    """Writes JSON under a temporary name, then renames: the final name never holds half a file."""
+    """Replaces a file whole with JSON."""
+    write_text(file, json.dumps(values, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes under a temporary name, then renames: the final name never holds half a file."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(text)
     sync(temporary)
     temporary.replace(file)
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.experiments.results_file import MAIN_DIGITS, is_results, read_results, rounded
+
 AIMS = {
     "car4_points": 5.0,
     "main_loss_percent": 0.5,
@@ -48,18 +50,21 @@ class Run:
 
 
 def read_speed(folder: Path) -> list[dict[str, Any]]:
-    """Its speed.json, a list of rows: runtime, device, setting, arm, num_draft_tokens, temp, tau, plain and heads (tokens a
-    second), conditions."""
+    """Its speed.json, written by hand: columns (runtime, device, setting, arm, num_draft_tokens, temp, tau, plain and heads in
+    tokens a second, conditions) and rows."""
     file = folder / SPEED_NAME
-    return json.loads(file.read_text()) if file.exists() else []
+    if not file.exists():
+        return []
+    content = json.loads(file.read_text())
+    return [dict(zip(content["columns"], row, strict=True)) for row in content["rows"]]
 
 
 def read_runs(folder: Path) -> list[Run]:
     """Every JSON file of the folder that is a run's."""
     runs, speed = [], read_speed(folder)
     for file in sorted(folder.glob("*.json")):
-        content = json.loads(file.read_text())
-        if isinstance(content, dict) and {"setting", "arms"} <= content.keys():
+        if is_results(json.loads(file.read_text())):
+            content = read_results(file)
             of_run = [row for row in speed if row["setting"] == content["setting"] and row["arm"] in content["arms"]]
             runs.append(Run(file.stem, content, of_run))
     return runs
@@ -178,8 +183,12 @@ def joint_recipe(run: Run) -> list[float]:
 
 
 def summary(runs: list[Run]) -> dict[str, Any]:
-    """docs/results/summary.json."""
-    return {run.name: summary_of(run) for run in runs}
+    """docs/results/summary.json, rounded."""
+    return {run.name: rounded(summary_of(run)) | {"main_loss": main_losses(run)} for run in runs}
+
+
+def main_losses(run: Run) -> dict[str, Any]:
+    return {key: rounded(e["main"]["all"], MAIN_DIGITS) for key, e in run.arms.items()}
 
 
 def summary_of(run: Run) -> dict[str, Any]:
@@ -194,7 +203,6 @@ def summary_of(run: Run) -> dict[str, Any]:
         "tau": {key: greedy(e)["tau"] for key, e in measured.items()},
         "sampled_tau": {key: e["sampled"]["all"]["tau"] for key, e in measured.items()},
         "tau_over_one_head": tau_ratios(run),
-        "main_loss": {key: e["main"]["all"] for key, e in run.arms.items()},
         "costs": {
             key: {"seconds": cost(e), "step_ms": e["train"]["step_ms"], "peak_gb": e["train"]["peak_gb"]}
             for key, e in run.arms.items()

@@ -1,6 +1,5 @@
 """What is measured of an arm: acceptance on seven sets, greedy and sampled, repetition, main loss by domain."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -74,8 +73,8 @@ def generate(base: Base, text: Text, s: Setting, pick: Pick) -> list[Generation]
 
 
 def domain_losses(base: Base, text: Text, s: Setting) -> dict[str, dict[str, float]]:
-    """By domain, and "all": loss (nats per token) and bits per byte of held-out text, mean entropy of the predictions (nats;
-    the loss where a model is as sure as it is right), accuracy of the best token. End tokens count, and stand for no bytes."""
+    """By domain of held-out text, and "all": loss (nats per token), mean entropy of the predictions (nats; the loss where a
+    model is as sure as it is right), accuracy of the best token, tokens, bytes. End tokens count, and stand for no bytes."""
     rows = text.valid
     targets = target_masks(rows, 0)[0]  # [R, T]: position i predicts token i + 1 of the same document
     nats, entropy, right = np.zeros(targets.shape), np.zeros(targets.shape), np.zeros(targets.shape)
@@ -93,7 +92,6 @@ def domain_losses(base: Base, text: Text, s: Setting) -> dict[str, dict[str, flo
     def figures(chosen: np.ndarray) -> dict[str, float]:
         count = int(targets[chosen].sum())
         total = {n: float((v * targets)[chosen].sum()) for n, v in (("loss", nats), ("entropy", entropy), ("accuracy", right))}
-        bits = total["loss"] / math.log(2) / int(sizes[chosen].sum())
-        return {name: value / count for name, value in total.items()} | {"bits_per_byte": bits, "tokens": count}
+        return {name: value / count for name, value in total.items()} | {"tokens": count, "bytes": int(sizes[chosen].sum())}
 
     return {"all": figures(names == names)} | {d: figures(names == d) for d in sorted(set(text.domains))}

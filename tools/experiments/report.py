@@ -3,12 +3,11 @@
 
     python -m tools.experiments.report docs/results
 
-FOLDER holds results files of tools/experiments/run.py under any names (each is a section) and perhaps speed.json, what was
-timed with those arms (findings.py, read_speed). Writes FOLDER.md beside it.
+FOLDER holds results files of tools/experiments/run.py under any names (each is a section) and perhaps speed.json, the speeds
+measured with those arms (findings.py, read_speed). Writes FOLDER.md beside it.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 from tools.experiments.figures import save_plot, series_of
@@ -23,6 +22,7 @@ from tools.experiments.pages import (
     speed_table,
     sureness_table,
 )
+from tools.experiments.results_file import write_generated
 
 SUMMARY_NAME = "summary.json"
 JOINT = ("joint4-ce", "joint4-mtpd", f"joint4-{LATE}", f"joint4-{FREE}")
@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args(argv).folder
     runs = read_runs(folder)
-    (folder / SUMMARY_NAME).write_text(json.dumps(summary(runs), indent=1) + "\n")
+    write_generated(folder / SUMMARY_NAME, "tools.experiments.report", summary(runs))
     page = [
         INTRO,
         "## The paper's figures and ours\n\n",

@@ -11,13 +11,11 @@ value of the setting (tools/experiments/settings.py has them all). Run it from t
 """
 
 import argparse
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
-from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_heads, versions
 from mtpd_mlx.model.runtime import mx, on_cpu
@@ -28,6 +26,7 @@ from tools.experiments.arms import Arm, all_arms, parts, select
 from tools.experiments.clock import Clock, OutOfTime
 from tools.experiments.data import Text, load_text
 from tools.experiments.measures import BaseMeasures
+from tools.experiments.results_file import read_results, write_results
 from tools.experiments.settings import SETTINGS, Setting, setting
 from tools.experiments.train_arm import base_folder, ensure_trained, has_heads, is_trained, stored_figures
 
@@ -44,7 +43,7 @@ class Results:
         conditions = {"setting": name, "options": asdict(s), "data": data, "device": device, "versions": versions()}
         self.content: dict[str, Any] = conditions | {"arms": {}}
         if self.file.exists():
-            stored = json.loads(self.file.read_text())
+            stored = read_results(self.file)
             for key in ("setting", "options", "data"):
                 if stored[key] != conditions[key]:
                     raise ValueError(f"{self.file}: made with another {key}; use another folder or the same --set")
@@ -56,7 +55,7 @@ class Results:
     def add(self, arm: Arm, entry: dict[str, Any]) -> None:
         self.content["arms"][arm.key] = entry
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.file, self.content)
+        write_results(self.file, self.content)
 
 
 class Measurer:

@@ -127,7 +127,7 @@ def train(
         "skipped_steps": run.progress.skipped,
         "start": run.progress.start,
         "curve": [{k: r[k] for k in ("iter", "main_loss", "head_loss", "tau")} for r in reports],
-        "options": as_dict(arm.loss, optim),
+        "options": as_dict(optim),
     }
 
 
