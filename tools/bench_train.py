@@ -1,12 +1,13 @@
 """What training heads costs: steps of the fused MTP-D loss against CE, the naive loss and mlx-lm's LoRA trainer.
 
-    python tools/bench_train.py --quick --json                    # CPU, the bundled model, under 2 minutes
-    python tools/bench_train.py --dims qwen3-0.6b --json          # a GPU: random weights, d1024, V151936, K=4, T=2048, B=4
+    python -m tools.bench_train --quick --json                    # CPU, the bundled model, under 2 minutes
+    python -m tools.bench_train --dims qwen3-0.6b --json          # a GPU: random weights, d1024, V151936, K=4, T=2048, B=4
 
 Arms run interleaved in one process; times are medians, ratios medians over rounds. `naive` is the loss by automatic
 differentiation over whole [B, T, V] logits of every head (mtpd_mlx/losses/definitions.py), in the same compiled step. Loss
 memory is the peak over the loss's own inputs. In a whole step base and heads cost the same in every arm and dilute the ratios:
-those of the loss alone stand beside them, and `speedup_bound`, what a loss that takes no time would gain over naive.
+those of the loss alone stand beside them, and `speedup_bound`, what a loss that takes no time would gain over naive. Run it
+from the repository root.
 """
 
 import argparse
@@ -16,14 +17,12 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mtpd_mlx.data import Batch
-from mtpd_mlx.losses import chunked as fused_loss
-from mtpd_mlx.losses.chunked import Rows
+from mtpd_mlx.losses.chunked import CHUNK_BYTES, Rows
 from mtpd_mlx.losses.definitions import heads_objective
 from mtpd_mlx.losses.objective import Model, shift_right
 from mtpd_mlx.model.base import Base, load_base, new_base
@@ -31,21 +30,9 @@ from mtpd_mlx.model.heads import init_heads, shift_left
 from mtpd_mlx.model.runtime import mx, nn, on_cpu
 from mtpd_mlx.options.train import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper, cast, compute_dtype
+from tools.paths import DEMO
+from tools.random_model import DIMS
 
-DEMO = Path(__file__).parent.parent / "mtpd_mlx" / "assets" / "demo" / "base"
-QWEN = {"model_type": "qwen3", "head_dim": 128, "rms_norm_eps": 1e-6, "tie_word_embeddings": True, "rope_theta": 1e6}
-DIMS: dict[str, dict[str, Any]] = {
-    "qwen3-0.6b": QWEN
-    | {
-        "hidden_size": 1024,
-        "num_hidden_layers": 28,
-        "intermediate_size": 3072,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "vocab_size": 151936,
-        "max_position_embeddings": 40960,
-    }
-}
 Go = Callable[[], tuple[int, float]]  # peak memory [bytes] and time [s] of one go
 PEAK_FLOPS = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12}  # dense bf16, data sheets
 
@@ -58,7 +45,7 @@ def text(vocab_size: int, rows: int, length: int, seed: int) -> Batch:
 def make_base(dims: str | None, bits: int | None) -> Base:
     dtype = compute_dtype(OptimConfig())
     if dims is None:
-        return load_base(str(DEMO), dequantize=True, dtype=dtype)
+        return load_base(str(DEMO / "base"), dequantize=True, dtype=dtype)
     base = new_base(DIMS[dims], 0)
     base.model.set_dtype(dtype)
     if bits:
@@ -318,7 +305,7 @@ def main() -> int:
     args.length = args.length or (2048 if args.dims else 128)
     args.naive_rows = args.naive_rows or args.batch_size
     if args.chunk_mb:
-        fused_loss.CHUNK_BYTES.update(dict.fromkeys(fused_loss.CHUNK_BYTES, args.chunk_mb << 20))
+        CHUNK_BYTES.update(dict.fromkeys(CHUNK_BYTES, args.chunk_mb << 20))
     result: dict[str, Any] = {}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     status = 0

@@ -19,19 +19,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tools.paths import DEMO, python_path
 from tools.random_model import DIMS
 
-ROOT = Path(__file__).parent.parent
-PROMPTS = ROOT / "mtpd_mlx" / "assets" / "demo" / "text" / "prompts.jsonl"
+PROMPTS = DEMO / "text" / "prompts.jsonl"
 
 
 def command(*words: object) -> str:
     """Runs `python -m words`; its standard output. RuntimeError with the last line of its errors."""
-    paths = [str(ROOT), str(ROOT / "export"), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, words)], capture_output=True, text=True, env=environment, check=False
-    )
+    program = [sys.executable, "-m", *map(str, words)]
+    done = subprocess.run(program, capture_output=True, text=True, env=os.environ | python_path(), check=False)
     if done.returncode and not done.stdout.startswith("{"):
         raise RuntimeError(f"{words[0]} {words[1]}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     return done.stdout

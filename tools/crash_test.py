@@ -2,9 +2,10 @@
 """kill -9 at random moments while a cache is written, data is distilled and heads are trained: every resume must go on, and
 the result must be that of a run nobody disturbed.
 
-    python tools/crash_test.py --kills 20
+    python -m tools.crash_test --kills 20
 
 Uses the bundled model and a little of its text; works in a temporary folder. Exit code 1 at the first thing that is wrong.
+Run it from the repository root.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-DEMO = Path(__file__).parent.parent / "mtpd_mlx" / "assets" / "demo"
+from tools.paths import DEMO
+
 TRAINING = ["--num-heads", "2", "--warmup", "2", "--save-every", "2", "--steps-per-report", "1", "--steps-per-eval", "5"]
 COMMANDS = {
     "cache": [

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
+from tools.paths import ROOT
+
 FOLDER = ROOT / "tests" / "families" / "references"
 VOCAB, LENGTH = 97, 28
 TINY = {"vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 4}

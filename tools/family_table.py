@@ -19,8 +19,8 @@ from pathlib import Path
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.families.rotary import rope_type
+from tools.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 REFERENCES, OUT = ROOT / "tests" / "families" / "references", ROOT / "docs" / "families.md"
 COLUMNS = {
     "MLX logits": ("test_mlx_logits",),

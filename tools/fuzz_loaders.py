@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tools.paths import ROOT
 
 
 def main() -> int:

@@ -164,9 +164,7 @@ def with_host(result: Result, spent: dict[str, float], passes: int) -> Result:
 
 def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
     """host_ms: build (calls of the round's graph, compiled or not), enqueue (async_eval), wait (reading results), other."""
-    from mtpd_mlx.decoding import fixed_rounds as fixed
-    from mtpd_mlx.decoding import growing_rounds as growing
-    from mtpd_mlx.decoding import text_state as host
+    from mtpd_mlx.decoding import fixed_rounds, growing_rounds, text_state
     from mtpd_mlx.model.runtime import mx
 
     spent: dict[str, float] = defaultdict(float)
@@ -179,8 +177,8 @@ def mlx_passes(decoder: Any, args: argparse.Namespace) -> Result:
             token = decoder.round(token).emitted[-1] if decoder.num_draft_tokens else decoder.step(token)
         mx.synchronize()
 
-    readers: tuple[Any, ...] = (fixed, growing, host)
-    enqueue, read = mx.async_eval, host.read_tokens
+    readers: tuple[Any, ...] = (fixed_rounds, growing_rounds, text_state)
+    enqueue, read = mx.async_eval, text_state.read_tokens
     if hasattr(decoder, "_graph"):
         decoder._graph = timed(spent, "build", decoder._graph)
     try:

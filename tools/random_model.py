@@ -27,21 +27,19 @@ from mtpd_mlx import __version__
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, DRAFT_TOKENS, WEIGHTS_NAME, BaseRef, CheckpointConfig
 from mtpd_mlx.files.atomic import write_json
+from tools.experiments.settings import BASES
 from tools.genai_peer.safetensors_folder import lay_out
+from tools.paths import DEMO
 
-DEMO = Path(__file__).parent.parent / "mtpd_mlx" / "assets" / "demo" / "base"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-COMMON = {"rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 0}
-QWEN3 = COMMON | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 128, "rope_theta": 1e6}
+QWEN3: dict[str, Any] = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 128, "rope_theta": 1e6}
+QWEN3 |= {"rms_norm_eps": 1e-6, "tie_word_embeddings": True, "hidden_act": "silu", "bos_token_id": 0, "eos_token_id": 0}
 QWEN3 |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8}
 QWEN3 |= {"vocab_size": 151936, "max_position_embeddings": 40960}
-LLAMA = COMMON | {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "head_dim": 64, "rope_theta": 1e4}
-LLAMA |= {"num_hidden_layers": 16, "num_attention_heads": 12, "num_key_value_heads": 4}
-LLAMA |= {"vocab_size": 8192, "max_position_embeddings": 2048}
 DIMS: dict[str, dict[str, Any]] = {
     "qwen3-0.6b": QWEN3 | {"hidden_size": 1024, "intermediate_size": 3072},
     "qwen3-1.7b": QWEN3 | {"hidden_size": 2048, "intermediate_size": 6144},
-    "llama-107m": LLAMA | {"hidden_size": 768, "intermediate_size": 2048},
+    "llama-107m": BASES["llama-107m"] | {"vocab_size": 8192},
 }
 DTYPES = {"fp16": np.dtype("<f2"), "fp32": np.dtype("<f4")}
 PIECE = 1 << 22  # elements that one thread draws at a time
@@ -156,7 +154,9 @@ def main() -> int:
     parser.add_argument("out", type=Path, help="folder to write: base/ and heads/")
     parser.add_argument("--num-heads", type=int, default=4, help="0: the base alone (default: %(default)s)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp16", help="default: %(default)s")
-    parser.add_argument("--tokenizer", type=Path, default=DEMO, help="folder whose tokenizer is copied (default: the demo's)")
+    parser.add_argument(
+        "--tokenizer", type=Path, default=DEMO / "base", help="folder whose tokenizer is copied (default: the demo's)"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the base's matrices (default: %(default)s)")
     parser.add_argument("--noise", type=float, default=0.02, help="scale of the heads' matrices (default: %(default)s)")
     parser.add_argument("--draft-vocab", type=int, metavar="D", help="tokens that the heads draft among (default: all)")

@@ -15,13 +15,15 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+from tools.paths import ROOT, python_path
 
 
 def measured(title: str, command: list[str]) -> float:
     """Runs `command`; prints its last line, seconds and peak memory; returns the peak in GB. Exits where it fails."""
     started = time.perf_counter()
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    child = subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | python_path(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     assert child.stdout is not None
     lines = [line.rstrip() for line in child.stdout.read().replace("\r", "\n").splitlines() if line.strip()]
     _, status, usage = os.wait4(child.pid, 0)
@@ -79,7 +81,7 @@ def main() -> int:
     ]
     peaks.append(measured("train", [*trained, *steps]))
     if not (heads / "mtp_config.json").is_file():
-        print("real_size: error: no step was better than the start; try another --seed or more --iters", file=sys.stderr)
+        print("real_size: error: no step was better than the start; try more --iters", file=sys.stderr)
         return 1
     peaks.append(measured("inspect heads", [*mtpd, "inspect", str(heads)]))
     peaks.append(measured("generate on MLX", [*mtpd, "generate", str(heads), *prompt]))

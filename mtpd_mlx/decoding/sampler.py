@@ -88,7 +88,10 @@ def probabilities(
     excluded: mx.array | None = None,
     special: Sequence[int] = (),
 ) -> mx.array:
-    """float32 [n, V]: what a token is drawn from, as in sampling.py. logits [n, V], contexts [n, N], excluded bool [n]."""
+    """float32 [n, V]: the distribution that a token is drawn from, as in speculative/sampling.py.
+
+    logits [n, V], contexts [n, N], excluded bool [n].
+    """
     logits = logits.astype(mx.float32)
     if contexts is not None and options.repetition_penalty != 1:
         contexts = contexts.astype(mx.int32)

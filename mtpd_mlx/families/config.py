@@ -18,7 +18,7 @@ WRONG = (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, Ove
 
 
 def read_config_json(folder: Path) -> dict[str, Any]:
-    """`folder`/config.json as a dictionary; of a multimodal model the part of its text (wrapped.py).
+    """`folder`/config.json as a dictionary; of a multimodal model the part of its text (multimodal.py).
 
     ValueError in one line where it is missing, too large or no JSON object.
     """

@@ -21,10 +21,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Device:
-    """item: bytes of the compute type (--compute-dtype auto). chunk: fused_loss.CHUNK_BYTES. in_flight: what of queued work's
-    buffers lives at once; on CUDA 2.3 GB were measured, whatever K and the batch (mlx_runtime.bound_queue). fused: attention's
-    backward pass keeps no scores (cuDNN); MLX has no such kernel for Metal and CPUs. unpacks: products with a quantised output
-    head make it whole first (assumed)."""
+    """item: bytes of the compute type (--compute-dtype auto). chunk: CHUNK_BYTES of losses/chunked.py. in_flight: what of
+    queued work's buffers lives at once; on CUDA 2.3 GB were measured, whatever K and the batch (bound_queue in
+    model/runtime.py). fused: attention's backward pass keeps no scores (cuDNN); MLX has no such kernel for Metal and CPUs.
+    unpacks: products with a quantised output head make it whole first (assumed)."""
 
     item: int
     chunk: int

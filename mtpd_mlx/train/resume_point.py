@@ -51,7 +51,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_evaluation(value: Any) -> bool:
-    """What trainer.Evaluation.to_dict gives."""
+    """Is it what Evaluation.to_dict in train/loop.py gives?"""
     if not isinstance(value, dict) or not all(_is_number(value.get(name)) for name in ("main_loss", "tau")):
         return False
     for name in ("head_loss", "car", "ar"):

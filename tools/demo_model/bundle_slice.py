@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""The bundled slice of text: service dialogues from the training split, validation text and held-out prompts."""
+"""The bundled slice of text: service dialogues from the training split, validation text and held-out prompts.
+
+    python -m tools.demo_model.bundle_slice --data DATA --out OUT
+
+Run it from the repository root.
+"""
 
 import argparse
 import json
@@ -22,7 +27,7 @@ def service_rows(file: Path, limit: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder written by prepare_data.py")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

@@ -1,5 +1,10 @@
 #!/usr/bin/env python3
-"""Packs a joint checkpoint as it ships: 8-bit base in OUT/base, 8-bit heads in OUT/heads (they name ../base)."""
+"""Packs a joint checkpoint as it ships: 8-bit base in OUT/base, 8-bit heads in OUT/heads (they name ../base).
+
+    python -m tools.demo_model.package_model --joint RUN --out OUT
+
+Run it from the repository root.
+"""
 
 import argparse
 import shutil
@@ -15,7 +20,7 @@ BITS = 8
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--joint", type=Path, required=True, help="checkpoint folder of the joint run")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

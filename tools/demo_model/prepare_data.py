@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
 """Text, tokenizer and held-out prompts of the small demo model, from openly licensed dialogues.
 
+    python -m tools.demo_model.prepare_data --source SOURCE --out OUT
+
 Reads SOURCE/train/dialog_*.jsonl.xz (rows with "text") and writes to OUT: train/valid/test.jsonl ({"text"} rows, one dialogue
-each), prompts.jsonl, a byte-level BPE in Hugging Face form under OUT/tokenizer, and stats.json.
+each), prompts.jsonl, a byte-level BPE in Hugging Face form under OUT/tokenizer, and stats.json. Run it from the
+repository root.
 """
 
 import argparse
 import hashlib
 import json
-import lzma
 import random
 import re
 import unicodedata
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
+
+from tools.experiments.texts import END, PAD, read_jsonl, train_tokenizer
 
 SOURCES = {  # file: licence
     "dialog_sgd": "CC-BY-SA-4.0",
@@ -24,8 +28,6 @@ SOURCES = {  # file: licence
     "dialog_synthetic_persona": "CC-BY-4.0",
 }
 SERVICE = ("dialog_sgd", "dialog_taskmaster4")  # the domain that prompts come from
-END = "<|endoftext|>"
-PAD = "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for m in messages %}"
     "{{ {'user': 'User', 'assistant': 'Assistant', 'system': 'System'}[m['role']] }}: {{ m['content'] | trim }}\n"
@@ -45,26 +47,8 @@ def clean(text: str) -> str | None:
 
 
 def read_source(folder: Path, name: str) -> list[str]:
-    with lzma.open(folder / "train" / f"{name}.jsonl.xz", "rt", encoding="utf-8") as f:
-        texts = [clean(json.loads(line)["text"]) for line in f]
+    texts = [clean(row["text"]) for row in read_jsonl(folder / "train" / f"{name}.jsonl.xz")]
     return list(dict.fromkeys(t for t in texts if t is not None))
-
-
-def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with single digits, as GPT-2 splits words."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END, PAD],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:

@@ -65,7 +65,7 @@ def share_of(file: Path, share: float, rng: random.Random) -> list[str]:
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE; every digit is a token of its own."""
+    """Byte-level BPE that splits words as GPT-2 does; every digit is a token of its own."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

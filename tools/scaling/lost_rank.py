@@ -15,9 +15,9 @@ from pathlib import Path
 
 from mtpd_mlx.train.loop import LOG_NAME
 from tools.experiments.settings import BASES
-from tools.scaling.ranks import ROOT, mlx_launch, python_path, run_ranks, share_kernels, started
+from tools.paths import DEMO, ROOT, python_path
+from tools.scaling.ranks import mlx_launch, run_ranks, share_kernels, started
 
-DEMO = ROOT / "mtpd_mlx" / "assets" / "demo"
 ITERS, SAVE_EVERY = 200, 50
 ALLOWED = 60.0  # seconds from the kill until every rank has stopped
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.model.runtime import kernel_cache, mx, on_cuda
+from tools.paths import ROOT, python_path
 
-ROOT = Path(__file__).parents[2]
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -56,11 +56,6 @@ def share_kernels(count: int) -> None:
     if gpus() and first.is_dir():
         for rank in range(1, count):
             shutil.copytree(first, kernel_cache(rank), dirs_exist_ok=True)
-
-
-def python_path() -> dict[str, str]:
-    """For programs of this repository, wherever they are started from."""
-    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export"), os.environ.get("PYTHONPATH", "")])}
 
 
 def environments(count: int, folder: Path) -> list[dict[str, str]]:

@@ -1,9 +1,12 @@
 """One rank of bench_scaling: times training steps, or trains for a few and logs their losses.
 
-python -m tools.scaling.worker measure SPEC.json     # with the variables of tools/scaling/ranks.py
-python -m tools.scaling.worker losses SPEC.json
+    python -m tools.scaling.worker measure SPEC.json     # with the variables of tools/scaling/ranks.py
+    python -m tools.scaling.worker losses SPEC.json
+
+tools/scaling/ranks.py starts it from the repository root.
 """
 
+import argparse
 import json
 import sys
 import time
@@ -208,11 +211,15 @@ def losses(spec: Spec, world: World) -> dict[str, Any]:
 
 
 def main() -> None:
-    task, file = sys.argv[1:]
-    spec = Spec(**json.loads(Path(file).read_text()))
+    tasks = {"measure": measure, "losses": losses}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(tasks))
+    parser.add_argument("spec", type=Path, help="JSON of a Spec")
+    args = parser.parse_args()
+    spec = Spec(**json.loads(args.spec.read_text()))
     world = World.launched()
     with stop_clearly(world, "the benchmark ends here"):
-        results = {"measure": measure, "losses": losses}[task](spec, world)
+        results = tasks[args.task](spec, world)
     (Path(spec.folder) / f"rank-{world.rank}.json").write_text(json.dumps(results))
 
 

@@ -22,7 +22,7 @@ from mtpd_onnx.graphs.modules import Base, MTPHead
 
 
 def build_batched_round(spec: Spec) -> ir.Model:
-    """As round_graph.build_round, row by row for B texts; what differs between texts comes from the host.
+    """As graphs/round.py, build_round, row by row for B texts; what differs between texts comes from the host.
 
     tokens [B, S], the first lengths[b] of them real, at positions past_length[b]..; checked [B, R]: rows after which the
     main head is asked; after [B, R]: the tokens there, -1 after the last one; window [B, W]: rows of the heads' window,

@@ -15,7 +15,7 @@ from mtpd_onnx.runtime.sampling_state import SamplingState
 
 
 class FusedBackend:
-    """Verify, accept and the whole draft chain in one run (round_graph.build_round); the host reads what was emitted.
+    """Verify, accept and the whole draft chain in one run (graphs/round.py, build_round); the host reads what was emitted.
 
     The tokens to verify, the position and the tails stay on the device. The host sets them where it does something else
     than the next round: prefill, a step, another token than the device goes on with, a rewind. `ahead`: the next round is

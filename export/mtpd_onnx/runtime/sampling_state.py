@@ -12,7 +12,7 @@ CONTEXT = Sampling.repetition_context_size  # what graphs are built for
 
 
 def settings(options: Sampling, vocab: int) -> np.ndarray:
-    """The input `settings`, float32 in the order of sampling_graph.SETTINGS."""
+    """The input `settings`, float32 in the order of SETTINGS in graphs/sampling.py."""
     top_p = options.top_p if 0 < options.top_p < 1 else 2.0
     values = (options.inverse_temperature, top_p, options.min_p, options.kept or vocab, options.repetition_penalty)
     return np.array(values, np.float32)
