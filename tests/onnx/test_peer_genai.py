@@ -157,15 +157,15 @@ def test_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 PEER = """
 from pathlib import Path
-from mtpd_onnx import peer_genai, peer_process
+from mtpd_onnx.peer import genai, process
 
 class Peer:
     def __init__(self, *args): pass
     def warm_up(self): pass
     def generate(self, prompt, max_tokens): return prompt[:max_tokens], 0.25, 0.5
 
-peer_genai.GenaiPeer = Peer
-peer_process.serve(Path(), 32, 0)
+genai.GenaiPeer = Peer
+process.serve(Path(), 32, 0)
 """
 
 
