@@ -17,7 +17,7 @@ ARM_NAMES = {
     "mtpd_looped": "looped to 8, copied",
     "mtpd_extended": "looped to 8, trained",
 }
-STYLE = Path(__file__).parent / "assets" / "report.css"
+STYLE = Path(__file__).parent / "report.css"
 Curves = dict[str, list[dict[str, Any]]]
 
 

@@ -35,7 +35,7 @@ from mtpd_mlx.train.run import Outcome, train
 from mtpd_mlx.train.screen import ProgressBar
 from mtpd_mlx.train.setup import gather
 
-ASSETS = Path(__file__).parent / "assets" / "demo"
+ASSETS = Path(__file__).parent.parent / "assets" / "demo"
 SHORT = OptimConfig(iters=24, learning_rate=2e-3, warmup=5)
 EXTENSION = OptimConfig(iters=16, learning_rate=1e-3, warmup=2)
 DATA = DataConfig(data=(str(ASSETS / "text"),), max_seq_length=128, batch_size=4)

@@ -1,4 +1,4 @@
-"""Plots of the demo report as inline SVG. Colours are CSS variables (assets/report.css), so they follow light and dark."""
+"""Plots of the demo report as inline SVG. Colours are CSS variables (demo/report.css), so they follow light and dark."""
 
 import html
 import math
