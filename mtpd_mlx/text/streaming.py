@@ -4,44 +4,45 @@ from collections.abc import Sequence
 
 from mtpd_mlx.text.tokenizer import Tokenizer
 
-REPLACEMENT = "\ufffd"
-# Runs of invalid bytes are given out after this many tokens: a whole character never needs as many.
+# Tokens that bring no text for so long are given out as they are: a whole character never needs as many.
 LONGEST_WAIT = 32
 
 
 class StreamDecoder:
     """Text as it becomes certain: a character whose bytes are spread over tokens waits for its last one.
 
-    The pieces, joined, are tokenizer.decode of all tokens (special ones skipped). Only the last group of tokens that
-    ended with a whole character is decoded again (decoders treat the first token of a text differently, so it is the
-    context of the next): the cost per token does not grow with the text.
+    The pieces, joined, are tokenizer.decode of all tokens (special ones skipped). tokenizers' DecodeStream finds them. It has
+    no end of a text (inside a character), no bound on how long invalid bytes wait, and raises where a token changes text that
+    is out, such as half a character behind the byte token of a line break: both bytes decode to U+FFFD then. Here such text
+    is given out as far as it is new, and the next token begins a new stream.
     """
 
     def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._window: list[int] = []  # a shown group of tokens, then those that wait
-        self._shown = 0  # characters of the window's text that are out
-        self._group = 0  # where the waiting tokens begin
+        self._step = tokenizer.stream()
+        self._shown: list[int] = []  # the last tokens whose text is out: decoders treat the first token of a text differently
+        self._waiting: list[int] = []  # the tokens after them
 
     def add(self, token: int) -> str:
         """The text that `token` completes (possibly none)."""
-        if token in self._tokenizer.special_token_ids:  # no text, and no context for the next token
-            return ""
-        self._window.append(token)
-        text = self._tokenizer.decode(self._window)
-        waits = text.endswith(REPLACEMENT) and len(self._window) - self._group < LONGEST_WAIT
-        if waits or len(text) <= self._shown:
-            return ""
-        new = text[self._shown :]
-        self._window = self._window[self._group :]
-        self._group, self._shown = len(self._window), len(self._tokenizer.decode(self._window))
-        return new
+        self._waiting.append(token)
+        try:
+            text = self._step(token)
+        except Exception:  # the library raises no other kind
+            return self.finish()
+        if text is None:
+            return self.finish() if len(self._waiting) == LONGEST_WAIT else ""
+        self._shown, self._waiting = self._waiting, []
+        return text
 
     def finish(self) -> str:
-        """What never became a whole character. Ends the text."""
-        new = self._tokenizer.decode(self._window)[self._shown :]
-        self._window, self._shown, self._group = [], 0, 0
-        return new
+        """What never became a whole character."""
+        decode = self._tokenizer.decode
+        text = decode(self._shown + self._waiting)[len(decode(self._shown)) :]
+        self._waiting, self._step = [], self._tokenizer.stream()
+        for token in self._shown:
+            self._step(token)
+        return text
 
 
 class StopMatcher:

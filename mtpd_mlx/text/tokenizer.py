@@ -1,10 +1,12 @@
 """A Hugging Face tokenizer folder without transformers: tokenizer.json, special tokens and chat template."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers.decoders import DecodeStream
 
 from mtpd_mlx.text.chat_template import Messages, Tools, render
 
@@ -26,8 +28,6 @@ class Tokenizer:
         self.eos_token_id, self.eos_token_ids = eos_token_id, eos_token_ids
         self._template, self._special_tokens = template, special_tokens or {}
         self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        added = backend.get_added_tokens_decoder()
-        self.special_token_ids = frozenset(i for i, token in added.items() if token.special)
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> "Tokenizer":
@@ -69,6 +69,12 @@ class Tokenizer:
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def stream(self) -> Callable[[int], str | None]:
+        """A function that takes the tokens of one text, one by one, and returns the text that each completes (None: none).
+        It raises Exception where a token changes text that was returned before."""
+        stream = DecodeStream(skip_special_tokens=True)
+        return lambda token: stream.step(self._backend, token)
 
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)

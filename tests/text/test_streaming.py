@@ -94,12 +94,22 @@ def test_work_per_token_does_not_grow_with_the_text():
     tokenizer, longest = byte_level(), 0
 
     class Counting:
-        special_token_ids = tokenizer.special_token_ids
-
         def decode(self, ids):
             nonlocal longest
             longest = max(longest, len(ids))
             return tokenizer.decode(ids)
+
+        def stream(self):
+            step, waiting = tokenizer.stream(), 0
+
+            def count(token):  # the library decodes all tokens that wait once more
+                nonlocal longest, waiting
+                text = step(token)
+                waiting = 0 if text is not None else waiting + 1
+                longest = max(longest, waiting)
+                return text
+
+            return count
 
     broken = tokenizer.encode("é")[:1] * 500  # never a whole character
     for ids in (tokenizer.encode("plain words 中文 " * 200), broken, [tokenizer.token_id("<|end|>")] * 500):

@@ -149,9 +149,9 @@ def test_no_eos_at_all(folder):
     assert tokenizer.eos_token_ids == frozenset() and tokenizer.eos_token_id is None
 
 
-def test_special_token_ids(folder):
+def test_token_ids(folder):
     tokenizer = Tokenizer.from_folder(folder)
-    assert tokenizer.special_token_ids == {0, 1, 2} and tokenizer.token_id("</s>") == 1
+    assert tokenizer.token_id("</s>") == 1
     assert tokenizer.token_id("no such token") is None
 
 
