@@ -1,6 +1,7 @@
-"""The idea of MTP-D in two drawings: a decoding round; how heads learn and multiply. Inline SVG, coloured by report.css."""
+"""The idea of MTP-D in two drawings: a decoding round; how heads learn and multiply. Inline SVG for the demo's report, coloured
+by report.css."""
 
-from mtpd_mlx.text.svg import text
+from mtpd_mlx.text.svg import WIDTH, picture, rect, text
 
 ARROW = (
     '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
@@ -11,19 +12,20 @@ COLUMN, BOX = 118, 96  # distance of token columns and width of a token box, in 
 
 def box(x: float, y: float, content: str, css: str, width: float = BOX, height: float = 32) -> str:
     """A rounded box with one line of centred text."""
-    shape = f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height:.0f}" rx="6" class="{css}"/>'
-    return shape + text(x + width / 2, y + height / 2 + 5, content, css="label")
+    return rect(x, y, width, height, f'class="{css}"', 6) + text(x + width / 2, y + height / 2 + 5, content, css="label")
 
 
-def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<path d="M{x1:.0f} {y1:.0f} L{x2:.0f} {y2:.0f}" class="arrow" marker-end="url(#arrow)"/>'
+def arrow(x1: float, y1: float, x2: float, y2: float, rise: float = 0) -> str:
+    """A straight arrow, or one that bends up by about `rise`."""
+    way = f"C{x1 + 20:.0f} {y1 - rise:.0f} {x2 - 20:.0f} {y2 - rise:.0f} {x2:.0f} {y2:.0f}" if rise else f"L{x2:.0f} {y2:.0f}"
+    return f'<path d="M{x1:.0f} {y1:.0f} {way}" class="arrow" marker-end="url(#arrow)"/>'
 
 
 def draw_round() -> str:
     """One round: heads guess, the main model checks in one pass, the matching prefix and its own next token stay."""
     left, guesses = 128, ("at", "8", ":", "15")
     xs = [left + i * COLUMN for i in range(5)]
-    parts = [f'<svg viewBox="0 0 720 264" role="img" aria-label="a decoding round">{ARROW}']
+    parts = [ARROW]
     parts += [text(0, y, label, "start", "step") for y, label in ((49, "1  guess"), (129, "2  check"), (213, "3  keep"))]
     parts += [text(xs[0] + BOX / 2, 18, "known")]
     parts += [text(x + BOX / 2, 18, f"head {k}") for k, x in enumerate(xs[1:], start=1)]
@@ -37,21 +39,17 @@ def draw_round() -> str:
     parts += [box(xs[4], 190, "40", "token-main")]
     parts += [text(xs[2] + BOX / 2, 243, "guessed right: kept"), text(xs[4] + BOX / 2, 243, "15 was wrong:")]
     parts += [text(xs[4] + BOX / 2, 259, "the model's own word")]
-    return "".join([*parts, "</svg>"])
+    return picture(WIDTH, 264, "a decoding round", parts)
 
 
 def bars(x: float, y: float, heights: tuple[int, ...], css: str) -> str:
     """A small histogram standing on y."""
-    return "".join(
-        f'<rect x="{x + i * 17:.0f}" y="{y - h:.0f}" width="13" height="{h}" rx="2" class="{css}"/>'
-        for i, h in enumerate(heights)
-    )
+    return "".join(rect(x + i * 17, y - h, 13, h, f'class="{css}"', 2) for i, h in enumerate(heights))
 
 
 def draw_training() -> str:
     """Left: the distillation target of a head. Right: looping."""
-    parts = [f'<svg viewBox="0 0 720 196" role="img" aria-label="distillation and looping">{ARROW}']
-    parts += [text(0, 16, "Distillation: learn the whole opinion", "start", "step")]
+    parts = [ARROW, text(0, 16, "Distillation: learn the whole opinion", "start", "step")]
     parts += [bars(30, 112, (62, 34, 12, 7, 4), "bar-main"), text(71, 132, "main model's next"), text(71, 148, "word (fixed)")]
     parts += [
         bars(228, 112, (44, 20, 24, 14, 10), "bar-draft"),
@@ -66,8 +64,6 @@ def draw_training() -> str:
         parts.append(box(start + k * 41, 92, str(k + 1), "token-draft" if k < 4 else "token-guess", side, 34))
     for k in range(4):
         x1, x2 = start + k * 41 + side / 2, start + (k + 4) * 41 + side / 2
-        parts.append(
-            f'<path d="M{x1:.0f} 90 C{x1 + 20:.0f} 34 {x2 - 20:.0f} 34 {x2:.0f} 89" class="arrow" marker-end="url(#arrow)"/>'
-        )
+        parts.append(arrow(x1, 90, x2, 89, rise=56))
     parts += [text(start + 1.92 * 41, 148, "trained, now frozen"), text(start + 5.92 * 41, 148, "copied, then trained")]
-    return "".join([*parts, "</svg>"])
+    return picture(WIDTH, 196, "distillation and looping", parts)
