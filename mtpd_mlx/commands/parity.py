@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--max-tokens", type=int, default=64, help="tokens per prompt (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="use only the first prompts")
     parser.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--step-by-step", action="store_true", help="on MLX pass by pass, not as mtpd generate decodes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -38,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = Tokenizer.from_folder(folder)
     room = min(base.context_length, manifest.capacity) - args.max_tokens - manifest.num_heads - 1
     prompts = encode_prompts(args.prompts, tokenizer, room, args.limit)
-    report = compare(base, heads, folder, prompts, args.max_tokens, tokenizer.eos_token_ids, args.provider)
+    how = {"provider": args.provider, "step_by_step": args.step_by_step}
+    report = compare(base, heads, folder, prompts, args.max_tokens, tokenizer.eos_token_ids, **how)
     print(json.dumps(report.to_dict(), indent=2) if args.json else describe(report))
     return 1 if is_exact(manifest) and not report.tokens_equal else 0
 

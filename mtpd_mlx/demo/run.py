@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.measure.acceptance import teacher_force
 from mtpd_mlx.measure.evaluate import measure, repetition
 from mtpd_mlx.measure.parity import compare, decode_all
-from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.heads import MTPHeads
@@ -27,7 +27,6 @@ from mtpd_mlx.options.train import (
 )
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
-from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.text.prompts import encode_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.train.extend import extend_checkpoint, loop_heads
@@ -162,8 +161,8 @@ def measure_speed(demo: Demo, shipped: MTPHeads, extended: MTPHeads, folders: di
     best = max(by_k, key=by_k.__getitem__)
     mlx_drafts = min(best, 4)
     arms: dict[str, tuple[Backend, bool]] = {
-        "mlx_plain": (StepBackend(MLXModel(demo.base, None)), True),
-        "mlx_mtpd": (StepBackend(MLXModel(demo.base, shipped, mlx_drafts)), False),
+        "mlx_plain": (open_decoder(demo.base, None), True),
+        "mlx_mtpd": (open_decoder(demo.base, shipped, num_draft_tokens=mlx_drafts), False),
         "onnx_plain": (open_folder(folders[best], provider="cpu", plain=True), True),
         "onnx_mtpd": (onnx[best], False),
     }
@@ -183,7 +182,7 @@ def measure_speed(demo: Demo, shipped: MTPHeads, extended: MTPHeads, folders: di
 
 def samples(demo: Demo, heads: MTPHeads, count: int = 3) -> list[dict[str, Any]]:
     """A few texts in pieces, each marked as accepted draft or as the main head's own token."""
-    backend, shown = StepBackend(MLXModel(demo.base, heads)), []
+    backend, shown = open_decoder(demo.base, heads), []
     for prompt in demo.prompts[:count]:
         backend.rewind_to(0)
         pieces: list[dict[str, str]] = []

@@ -1,4 +1,7 @@
-"""The same prompts on both runtimes: are the tokens the same, and how far apart are the logits?"""
+"""The same prompts on both runtimes: are the tokens the same, and how far apart are the logits?
+
+Called by `mtpd parity` and the demo. MLX decodes as `mtpd generate` does.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
@@ -90,14 +94,20 @@ def compare(
     prompts: list[EncodedPrompt],
     max_tokens: int,
     eos: frozenset[int],
+    *,
     provider: str = "cpu",
+    step_by_step: bool = False,
 ) -> ParityReport:
-    """Decodes `prompts` speculatively on MLX and on onnxruntime and holds tokens, logits and acceptance against each other."""
+    """Decodes `prompts` speculatively on MLX and on onnxruntime and holds tokens, logits and acceptance against each other.
+    `step_by_step`: on MLX by the oracle of decoding/ (measure/step_model.py)."""
     from mtpd_onnx.manifest import read_manifest
     from mtpd_onnx.runtime.open import open_folder
 
     drafts = read_manifest(folder).num_heads
-    mlx, mlx_stats = decode_all(StepBackend(MLXModel(base, heads, drafts)), prompts, max_tokens, eos)
+    ours: Backend = (
+        StepBackend(MLXModel(base, heads, drafts)) if step_by_step else open_decoder(base, heads, num_draft_tokens=drafts)
+    )
+    mlx, mlx_stats = decode_all(ours, prompts, max_tokens, eos)
     onnx, onnx_stats = decode_all(open_folder(folder, provider=provider), prompts, max_tokens, eos)
     report = ParityReport(len(prompts), sum(len(d.tokens) for d in mlx), 0.0)
     report.divergences = [d for d in map(lambda a, b: find_divergence(base, a, b), mlx, onnx) if d is not None]

@@ -6,14 +6,13 @@ import pytest
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 
+from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.demo.run import ASSETS
 from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.evaluate import measure, repetition
 from mtpd_mlx.measure.parity import decode_all
-from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.load_save import load_checkpoint
-from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import walk
 from mtpd_mlx.text.prompts import encode_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
@@ -36,8 +35,8 @@ def test_it_fits_the_repository() -> None:
 def test_teacher_forcing_decoder_and_runtimes_agree_on_real_text(shipped: tuple, tmp_path: Path) -> None:
     base, heads, tokenizer, prompts = shipped
     eos = tokenizer.eos_token_ids
-    plain, _ = decode_all(StepBackend(MLXModel(base, None)), prompts, TOKENS, eos, plain=True)
-    ours, stats = decode_all(StepBackend(MLXModel(base, heads)), prompts, TOKENS, eos)
+    plain, _ = decode_all(open_decoder(base, None), prompts, TOKENS, eos, plain=True)
+    ours, stats = decode_all(open_decoder(base, heads), prompts, TOKENS, eos)
     assert [d.tokens for d in ours] == [d.tokens for d in plain]
     texts = generate_greedy(base, [p.tokens for p in prompts], TOKENS, eos)
     assert [t.tokens for t in texts] == [d.tokens for d in plain]
