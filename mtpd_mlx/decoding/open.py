@@ -42,8 +42,8 @@ def open_decoder(
 
 
 def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder | PlainDecoder:
-    """`plan`: a name, or auto: the only one possible, or else the fastest of a few rounds; mlx-lm's own caches where the
-    model's context is too short to measure any."""
+    """`plan`: a name, or auto: on a GPU the fastest of a few rounds; mlx-lm's own caches on a CPU, where options need them, and
+    where the model's context is too short to measure any."""
 
     def make(chosen: Plan, capacity: int | None = capacity) -> Decoder | PlainDecoder:
         if chosen.cache == "growing" and not model.num_draft_tokens:

@@ -20,13 +20,12 @@ MARGIN = 0.97  # another plan must be faster than mlx-lm's own caches by so much
 
 
 def candidates(num_draft_tokens: int) -> tuple[Plan, ...]:
-    """What is worth measuring on this device. Plain decoding grows mlx-lm's caches everywhere but on CUDA."""
+    """What is worth measuring on this device: one plan is not measured. CPUs use mlx-lm's own caches, since fixed buffers
+    bring them nothing; so does plain decoding everywhere but on CUDA."""
     if on_cuda():
         products = PRODUCTS if num_draft_tokens else PRODUCTS[:1]
         return (GROWING, *(Plan("fixed", True, write, how) for write in WRITES for how in products))
-    if not num_draft_tokens:
-        return (GROWING,)
-    return (GROWING, Plan("fixed")) if on_cpu() else (GROWING, Plan("fixed"), Plan("fixed", True))
+    return (GROWING,) if on_cpu() or not num_draft_tokens else (GROWING, Plan("fixed"), Plan("fixed", True))
 
 
 def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_size: int) -> dict[Plan, float]:
