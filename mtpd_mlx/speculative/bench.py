@@ -16,12 +16,13 @@ LONGEST_REST = 3600  # seconds
 @dataclass(frozen=True)
 class Run:
     """One text: its tokens, the seconds to the first one (prefill) and those of the others; of each pass of the main model
-    after prefill, where passes are counted."""
+    after prefill, where passes are counted. peak_memory: bytes held at most, weights included, where they are counted."""
 
     tokens: list[int]
     prefill_seconds: float
     decode_seconds: float
     pass_seconds: list[float] = field(default_factory=list)
+    peak_memory: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -48,6 +49,11 @@ class Arm:
     @property
     def prefill_seconds(self) -> float:
         return statistics.median(run.prefill_seconds for run in self.runs)
+
+    @property
+    def peak_memory(self) -> int:
+        """The largest of all runs."""
+        return max(run.peak_memory for run in self.runs)
 
     @property
     def milliseconds_per_pass(self) -> float | None:

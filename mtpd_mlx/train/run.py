@@ -117,12 +117,12 @@ def _train(
     if options.run.resume:
         world.from_lead(lambda: take_up(out, identity))
         run.resume()
-    services: list[Callable[[dict[str, Any]], None]] = []  # of rank 0; where it is refused, all ranks hear of it
-    world.from_lead(lambda: services.extend(filter(None, [reporter(options)])))
+    service = world.on_lead(lambda: reporter(options))
 
     def tell(record: dict[str, Any]) -> None:
-        for told in (show, *services):
-            told(record)
+        show(record)
+        if service is not None:
+            service(record)
 
     if not options.run.resume:
         world.from_lead(lambda: begin(out, options.to_dict(), identity))

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mtpd_mlx.model.base import Base
@@ -13,16 +12,11 @@ from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.stats import DecodeStats
 
-
-@dataclass
-class MLXArm(Arm):
-    """peak_memory: bytes that MLX held at most during a run, weights included. accepted_share: of a draft model's tokens."""
-
-    peak_memory: int = 0
+Stream = Callable[[list[int], int], Iterator[list[int]]]  # (prompt, max_tokens) -> tokens, the first ones from prefill
 
 
-def timed(stream: Callable[[list[int], int], Iterator[list[int]]], arm: list[MLXArm]) -> Decode:
-    """A Decode of something that yields tokens, the first ones from prefill. `arm`: filled by the caller with its own arm."""
+def timed(stream: Stream) -> Decode:
+    """The texts run to max_tokens: no token ends them."""
 
     def decode(prompt: list[int], max_tokens: int) -> Run:
         mx.synchronize()
@@ -34,21 +28,14 @@ def timed(stream: Callable[[list[int], int], Iterator[list[int]]], arm: list[MLX
         for piece in pieces:
             tokens += piece
         ended = time.perf_counter()
-        arm[0].peak_memory = max(arm[0].peak_memory, mx.get_peak_memory())
+        peak = mx.get_peak_memory()
         mx.synchronize()  # work enqueued ahead of the last token must not slow the next arm
-        return Run(tokens, first - began, ended - first)
+        return Run(tokens, first - began, ended - first, peak_memory=peak)
 
     return decode
 
 
-def make_arm(name: str, stream: Callable[[list[int], int], Iterator[list[int]]], stats: DecodeStats | None = None) -> MLXArm:
-    """An arm whose texts run to max_tokens: no token ends them."""
-    holder: list[MLXArm] = []
-    holder.append(MLXArm(name, timed(stream, holder), stats))
-    return holder[0]
-
-
-def our_arm(name: str, backend: Backend, plain: bool = False) -> MLXArm:
+def our_arm(name: str, backend: Backend, plain: bool = False) -> Arm:
     stats = DecodeStats(backend.num_draft_tokens)
 
     def stream(prompt: list[int], max_tokens: int) -> Iterator[list[int]]:
@@ -57,12 +44,10 @@ def our_arm(name: str, backend: Backend, plain: bool = False) -> MLXArm:
             stats.add(chunk)
             yield chunk.tokens
 
-    return make_arm(name, stream, stats)
+    return Arm(name, timed(stream), stats)
 
 
-def stock_arm(
-    base: Base, sampling: Sampling, special: Sequence[int] = (), draft: Any = None, num_draft_tokens: int = 2
-) -> MLXArm:
+def stock_arm(base: Base, sampling: Sampling, special: Sequence[int] = (), draft: Any = None, num_draft_tokens: int = 2) -> Arm:
     """mlx_lm.generate's own generator over the same weights; `draft`: with this draft model."""
 
     def stream(prompt: list[int], max_tokens: int) -> Iterator[list[int]]:
@@ -77,7 +62,7 @@ def stock_arm(
         for token, *_ in steps:
             yield [int(token)]
 
-    return make_arm("stock" if draft is None else "stock speculative", stream)
+    return Arm("stock" if draft is None else "stock speculative", timed(stream))
 
 
 def stock_sampling(options: Sampling, special: Sequence[int]) -> dict[str, Any]:

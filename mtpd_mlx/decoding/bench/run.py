@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpd_mlx.decoding.bench.arms import MLXArm
-from mtpd_mlx.speculative.bench import identical, interleave
+from mtpd_mlx.speculative.bench import Arm, identical, interleave
 from mtpd_mlx.speculative.stats import acceptance_table, distinct_n
 from mtpd_mlx.text.tables import format_table
 
@@ -16,16 +15,16 @@ Prompts = list[list[int]]
 class Results:
     """All arms, and the runs of each prompt set: (set, first run, last run + 1, first and last + 1 counted round)."""
 
-    arms: dict[str, MLXArm]
+    arms: dict[str, Arm]
     sets: list[tuple[str, slice, slice]] = field(default_factory=list)
 
     @property
-    def mtpd(self) -> MLXArm:
+    def mtpd(self) -> Arm:
         return self.arms["mtpd"]
 
 
 def measure(
-    arms: Sequence[MLXArm], sets: dict[str, Prompts], max_tokens: int, repeats: int, cool_down: float, see: Callable[[], None]
+    arms: Sequence[Arm], sets: dict[str, Prompts], max_tokens: int, repeats: int, cool_down: float, see: Callable[[], None]
 ) -> Results:
     """Every arm decodes every prompt of every set `repeats` times, interleaved."""
     results = Results({arm.name: arm for arm in arms})
@@ -62,7 +61,7 @@ KEYS = {"stock": "stock_plain", "plain": "plain", "stock speculative": "stock_sp
 def figures(results: Results, runs: slice, rounds: slice) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, arm in results.arms.items():
-        part = MLXArm(name, arm.decode, runs=arm.runs[runs])
+        part = Arm(name, arm.decode, runs=arm.runs[runs])
         values[f"{KEYS[name]}_tok_s"] = part.tokens_per_second
         values[f"{KEYS[name]}_ttft_ms"] = 1000 * part.prefill_seconds
         values[f"{KEYS[name]}_peak_memory_gb"] = arm.peak_memory / 1e9
