@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.experiments.results_file import MAIN_DIGITS, is_results, read_results, rounded
+from tools.experiments.results_file import MAIN_DIGITS, is_results, rounded, unpacked
 
 AIMS = {
     "car4_points": 5.0,
@@ -63,8 +63,8 @@ def read_runs(folder: Path) -> list[Run]:
     """Every JSON file of the folder that is a run's."""
     runs, speed = [], read_speed(folder)
     for file in sorted(folder.glob("*.json")):
-        if is_results(json.loads(file.read_text())):
-            content = read_results(file)
+        if is_results(stored := json.loads(file.read_text())):
+            content = unpacked(stored)
             of_run = [row for row in speed if row["setting"] == content["setting"] and row["arm"] in content["arms"]]
             runs.append(Run(file.stem, content, of_run))
     return runs
