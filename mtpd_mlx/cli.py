@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from mtpd_mlx import __version__
+from mtpd_mlx.text.messages import messages_on_stderr
 
 TRACEBACK = "MTPD_TRACEBACK"  # environment variable: 1 prints tracebacks of errors that are told in one line
 COMMANDS = {
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = importlib.import_module(f"mtpd_mlx.commands.{arguments[0].replace('-', '_')}")
             command.add_arguments(parsers[arguments[0]])
         args = parser.parse_args(arguments)  # exits by itself where there is no command, or an unknown one
-        return command.run(args)
+        with messages_on_stderr():
+            return command.run(args)
     except KeyboardInterrupt:
         print("mtpd: interrupted", file=sys.stderr)
         return 130

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mtpd_mlx import __version__
+from mtpd_mlx.text.messages import messages_on_stderr
 from mtpd_onnx.errors import first_line
 
 COMMANDS = {
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = import_command(arguments[0])
             command.add_arguments(parsers[arguments[0]])
         args = parser.parse_args(arguments)  # exits by itself where there is no command, or an unknown one
-        return command.run(args)
+        with messages_on_stderr():
+            return command.run(args)
     except KeyboardInterrupt:
         print("mtpd-onnx: interrupted", file=sys.stderr)
         return 130

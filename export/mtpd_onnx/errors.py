@@ -1,23 +1,20 @@
-"""What is said on stderr, and onnxruntime's errors, which share no base but Exception, in one line."""
+"""onnxruntime's errors, which share no base but Exception, in one line; messages that are logged once."""
 
+import logging
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
 PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 OUT_OF_MEMORY = re.compile(r"out of memory|allocate memory|bad_alloc", re.IGNORECASE)
-
-
-def say(text: str) -> None:
-    print(f"mtpd-onnx: {text}", file=sys.stderr)
+logger = logging.getLogger(__name__)
 
 
 @cache
 def say_once(text: str) -> None:
-    """The same text once in a process, however many sessions are opened."""
-    say(text)
+    """Logs the same text once in a process, however many sessions are opened."""
+    logger.info(text)
 
 
 def first_line(error: BaseException) -> str:

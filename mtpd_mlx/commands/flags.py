@@ -1,7 +1,7 @@
 """What MLX commands have in common: the flags of base and heads, and opening them as the flags say."""
 
 import argparse
-import sys
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.schema import add_arguments as add_options
 from mtpd_mlx.options.schema import build
+
+logger = logging.getLogger(__name__)
 
 
 def add_base_flags(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +60,7 @@ def as_tuned(args: argparse.Namespace, base: Any, num_draft_tokens: int | None) 
     if tuned is None:
         return options, None
     if not tuned.num_draft_tokens:
-        print("mtpd: tuned: plain decoding is fastest here (--num-draft-tokens K overrides)", file=sys.stderr)
+        logger.info("tuned: plain decoding is fastest here (--num-draft-tokens K overrides)")
     elif options.plan == "auto" and not options.exact and options.kv_bits is None:
         options = replace(options, plan=tuned.plan)
     return options, tuned.num_draft_tokens

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.commands.flags import add_model_arguments, decoding_options, load_model
 
+logger = logging.getLogger(__name__)
 PROFILES = (0.5, 0.6, 0.7, 0.8, 0.9)  # AR of the heads that one might get
 
 
@@ -29,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     base, heads = load_model(args, plain=not has_heads)
     contexts = usable_contexts(args.contexts, base.context_length, 8 * WIDEST)
     if options.kv_bits is not None and max(contexts) < options.quantized_kv_start:
-        say(f"--kv-bits: no context reaches --quantized-kv-start {options.quantized_kv_start}: nothing is quantised")
+        logger.info("--kv-bits: no context reaches --quantized-kv-start %d: nothing is quantised", options.quantized_kv_start)
     car, source = acceptance(args, base, heads)
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
     drafts = DRAFTS if heads is None else sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
@@ -42,10 +44,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def say(text: str) -> None:
-    print(f"mtpd: {text}", file=sys.stderr)
-
-
 def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[int]:
     """Those behind which `room` positions are free; what is left out is said. ValueError where none is left."""
     longest = context_length - room
@@ -55,8 +53,8 @@ def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[i
     if not usable or min(wanted) < 1:
         raise ValueError(f"--contexts: got {wanted}, expected some in 1..{longest}")
     if longer := [n for n in wanted if n > longest]:
-        lengths = ", ".join(map(str, longer))
-        say(f"context {lengths} left out: this model's context is {context_length}, of which measuring takes {room}")
+        left_out = f"context {', '.join(map(str, longer))} left out"
+        logger.info("%s: this model's context is %d, of which measuring takes %d", left_out, context_length, room)
     return usable
 
 

@@ -1,7 +1,7 @@
 """From the name of a model, checkpoint or exported folder to a local folder."""
 
 import json
-import sys
+import logging
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from mtpd_mlx.hub.resume import fetch_large
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*.model", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
 NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.py", "*.gguf", "*/*")
 INDEX = "model.safetensors.index.json"
+logger = logging.getLogger(__name__)
 
 
 @cache  # one look at the hub, and one line about it, per run
@@ -54,7 +55,7 @@ def cached(name: str, revision: str | None, error: Exception) -> Path:
         raise HubError(name, f"{held} in the local cache{at}, and {reason(error, revision)}")
     if not offline(error):
         why = type(error).__name__
-        print(f"mtpd: {name}: the hub cannot be reached ({why}): using what the local cache holds", file=sys.stderr)
+        logger.warning("%s: the hub cannot be reached (%s): using what the local cache holds", name, why)
     return folder
 
 

@@ -4,7 +4,7 @@ Everything else sees a `Base`: embedding, trunk (hidden state before the final n
 the decoder-block type. A family is added in families/table.py, once tests/families covers it.
 """
 
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
 from mtpd_mlx.model.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -241,9 +243,9 @@ def say_if_slow(base: Base) -> None:
     """One line where a base will run packed on a CPU (said, not changed, since floating point takes 4 to 8 times the memory),
     and where CUDA kernels are still to be compiled."""
     if base.is_quantized and on_cpu():
-        print("mtpd: this base is quantised, which CPUs compute slowly: --dequantize is several times as fast", file=sys.stderr)
+        logger.warning("this base is quantised, which CPUs compute slowly: --dequantize is several times as fast")
     if on_cuda() and not any(Path(kernel_cache(0)).glob("*")):
-        print("mtpd: MLX compiles its CUDA kernels first, which takes a minute or three here once", file=sys.stderr)
+        logger.info("MLX compiles its CUDA kernels first, which takes a minute or three here once")
 
 
 def new_base(config: dict[str, Any], seed: int) -> Base:

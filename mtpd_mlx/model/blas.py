@@ -6,6 +6,7 @@ MLX's Linux CPU wheel carries the reference BLAS, some fifty times slower. A BLA
 
 import ctypes
 import importlib.util
+import logging
 import os
 import shutil
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 ENVIRONMENT = "MTPD_BLAS"  # a library's path, or "off"
 SYSTEM_LIBRARIES = ("libopenblas.so.0", "libopenblas.so", "libmkl_rt.so.3", "libmkl_rt.so.2", "libblis.so.4")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,6 @@ def _load(name: str) -> bool:
         return False
 
 
-def _warn(text: str) -> None:
-    print(f"mtpd: {text}", file=sys.stderr)
-
-
 @cache
 def preload_blas() -> BlasReport:
     """Loads the first BLAS found; called once, before mlx.core. Warns in one line where that cannot help or none is there."""
@@ -72,13 +71,17 @@ def preload_blas() -> BlasReport:
     if hasattr(ctypes.CDLL(None), "cblas_sgemm"):
         return BlasReport(True, "already loaded")  # LD_PRELOAD, or the program loaded one itself
     if "mlx.core" in sys.modules:  # its symbols are bound: measured, a later load changes nothing
-        _warn("mlx was imported before mtpd_mlx: it stays ~50x slower on this CPU; import mtpd_mlx.model.runtime first")
+        logger.warning(
+            "mlx was imported before mtpd_mlx: it stays ~50x slower on this CPU; import mtpd_mlx.model.runtime first"
+        )
         return BlasReport(True, None)
     for name in [choice] if choice else _candidates():
         if _load(name):
             return BlasReport(True, name)
     problem = f"{ENVIRONMENT}={choice} cannot be loaded as a BLAS" if choice else "no optimised BLAS found"
-    _warn(f"{problem}: MLX will be ~50x slower on this CPU; install one (Debian/Ubuntu: apt install libopenblas0-pthread)")
+    logger.warning(
+        f"{problem}: MLX will be ~50x slower on this CPU; install one (Debian/Ubuntu: apt install libopenblas0-pthread)"
+    )
     return BlasReport(True, None)
 
 
@@ -86,4 +89,4 @@ def preload_blas() -> BlasReport:
 def compiler_warning() -> None:
     """MLX compiles fused CPU kernels with `g++` at run time and runs without them, slower and silently, where it is missing."""
     if sys.platform == "linux" and shutil.which("g++") is None:
-        _warn("no g++ found: MLX runs uncompiled on CPU, same results but slower (install g++)")
+        logger.warning("no g++ found: MLX runs uncompiled on CPU, same results but slower (install g++)")

@@ -5,11 +5,11 @@ SIGTERM, which mlx.launch sends, and a connection from every rank to rank 0, whi
 """
 
 import json
+import logging
 import os
 import secrets
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +23,7 @@ FINISHED, ENDED = b"f", b"e"  # what a rank says when it leaves: its work is don
 PATIENCE = {b"": 3.0, ENDED: 45.0}  # seconds in which this rank may end by itself; nothing said: the other one is gone
 REACH = 20.0  # seconds for the ranks to connect
 KEY_BYTES = 16
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def stop_clearly(world: World, how_to_continue: str) -> Iterator[None]:
         try:
             watch.follow(_connect(world))
         except (ValueError, OSError) as error:  # the launcher still watches
-            print(f"mtpd: rank {world.rank}: ranks cannot watch each other ({error})", file=sys.stderr)
+            logger.warning("rank %d: ranks cannot watch each other (%s)", world.rank, error)
         yield
         said = FINISHED
     except (ValueError, KeyboardInterrupt):
@@ -56,7 +57,7 @@ class _Watch:
         self.peers: dict[int, socket.socket] = {}
 
     def leave(self, why: str, code: int) -> None:
-        print(f"mtpd: rank {self.rank} {why}; {self.how_to_continue}", file=sys.stderr, flush=True)
+        logger.error("rank %d %s; %s", self.rank, why, self.how_to_continue)
         os._exit(code)
 
     def heed_sigterm(self) -> None:

@@ -10,6 +10,7 @@ from tiny import FAMILIES, LLAMA, VOCAB, write_base
 from mtpd_mlx.model import base
 from mtpd_mlx.model.base import check_supported, load_base, new_base
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.text.messages import messages_on_stderr
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -93,11 +94,13 @@ def test_a_first_run_on_cuda_says_why_it_waits(
     monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "ptx"))
     for cuda, said in ((False, 0), (True, 1)):
         monkeypatch.setattr(base, "on_cuda", lambda cuda=cuda: cuda)
-        base.say_if_slow(loaded)
+        with messages_on_stderr():
+            base.say_if_slow(loaded)
         assert capsys.readouterr().err.count("compiles its CUDA kernels") == said
     (tmp_path / "ptx").mkdir()
     (tmp_path / "ptx" / "kernel.ptx").touch()
-    base.say_if_slow(loaded)
+    with messages_on_stderr():
+        base.say_if_slow(loaded)
     assert capsys.readouterr().err == ""
 
 

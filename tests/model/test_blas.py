@@ -13,8 +13,10 @@ PROGRAM = """
 import json, sys
 {before}
 from mtpd_mlx.model.blas import compiler_warning, preload_blas
-reports = [preload_blas(), preload_blas()]
-compiler_warning(), compiler_warning()
+from mtpd_mlx.text.messages import messages_on_stderr
+with messages_on_stderr():
+    reports = [preload_blas(), preload_blas()]
+    compiler_warning(), compiler_warning()
 print(json.dumps([reports[0].needed, reports[0].library, reports[0] is reports[1], "numpy" in sys.modules]))
 """
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="macOS builds of MLX bring their own matrix product")

@@ -14,6 +14,8 @@ from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.open import can_capture
 from mtpd_onnx.runtime.sessions import choose_provider, open_session
 
+from mtpd_mlx.text.messages import messages_on_stderr
+
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 
 
@@ -60,7 +62,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Simple
     return replace
 
 
-def test_auto_says_what_it_runs_on_and_why(use: Callable[..., SimpleNamespace], capsys: pytest.CaptureFixture[str]) -> None:
+def check_auto(use: Callable[..., SimpleNamespace]) -> None:
     fake = use(runtime=FakeCuda())
     assert choose_provider("auto", "fp32", "fp32") == "cpu"
     assert fake.loads == []  # CUDA is not touched where nothing runs on it
@@ -69,6 +71,11 @@ def test_auto_says_what_it_runs_on_and_why(use: Callable[..., SimpleNamespace], 
     assert fake.loads == [True]
     use(cuda=False)
     assert choose_provider("auto", "fp32", "fp32") == "cpu"
+
+
+def test_auto_says_what_it_runs_on_and_why(use: Callable[..., SimpleNamespace], capsys: pytest.CaptureFixture[str]) -> None:
+    with messages_on_stderr():
+        check_auto(use)
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -78,7 +85,8 @@ def test_auto_says_what_it_runs_on_and_why(use: Callable[..., SimpleNamespace], 
         "mtpd-onnx: running on cuda: the folder is fp16",
         "mtpd-onnx: running on cpu: the folder is fp32; this onnxruntime has no CUDA",
     ]
-    assert choose_provider("cpu", "fp32", "fp32") == "cpu" and capsys.readouterr().err == ""
+    with messages_on_stderr():
+        assert choose_provider("cpu", "fp32", "fp32") == "cpu" and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -163,6 +171,7 @@ def test_too_small_for_cuda_graphs_is_said_once(capsys: pytest.CaptureFixture[st
     def manifest(capacity: int) -> Manifest:
         return Manifest("fused", "fp16", "fp16", 3, "postnorm", capacity, {}, {}, {}, {}, {}, {})
 
-    assert can_capture(manifest(32)) and not can_capture(manifest(31)) and not can_capture(manifest(31))
+    with messages_on_stderr():
+        assert can_capture(manifest(32)) and not can_capture(manifest(31)) and not can_capture(manifest(31))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mtpd-onnx: decoding without CUDA graphs, which need a capacity of 32 (the folder has 31)")

@@ -28,11 +28,12 @@ import os, signal, sys, time
 import mtpd_mlx.train.rank_watch as watch
 from mtpd_mlx.train.ranks import World
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.text.messages import messages_on_stderr
 
 watch.PATIENCE[b""] = 0.5
 world = World.launched()
 try:
-    with watch.stop_clearly(world, "continue so"):
+    with messages_on_stderr(), watch.stop_clearly(world, "continue so"):
         {body}
     print("left", world.rank)
 except ValueError:

@@ -1,9 +1,9 @@
 """From a heads checkpoint and its base to one self-contained folder for mtpd-onnx."""
 
 import argparse
+import logging
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -40,6 +40,7 @@ from mtpd_onnx.weights.parameters import Parameters
 from mtpd_onnx.weights.quantised_layouts import Policy, plan
 from mtpd_onnx.weights.tensors import Tensors
 
+logger = logging.getLogger(__name__)
 DEFAULT_CAPACITY = 4096
 DTYPES = {  # of activations, caches and what is not in integers
     "fp32": ir.DataType.FLOAT,
@@ -267,7 +268,7 @@ def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) 
     weights_read: dict[str, int] = {}
     for name, build in zip(LAYOUTS[layout], builders, strict=True):
         graph = build(spec)
-        print(f"writing {name}", file=sys.stderr)
+        logger.info("writing %s", name)
         weights_read[name] = save_graph(graph, folder / name, weights, parameters.value)
         io[name] = {
             "inputs": [str(v.name) for v in graph.graph.inputs],

@@ -3,16 +3,18 @@
 import contextlib
 import ctypes
 import io
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from mtpd_onnx.errors import first_line, say
+from mtpd_onnx.errors import first_line
 from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
 from mtpd_onnx.precision import describe, export_options
 from mtpd_onnx.runtime.cuda_runtime import check_device
 from mtpd_onnx.runtime.cuda_stream import Stream
 
+logger = logging.getLogger(__name__)
 PROVIDERS = ("auto", "cuda", "cpu")
 INSTALL_CUDA = 'install it with: pip install -e ".[onnx-gpu]"'
 MOST_THREADS = 64  # where there are fewer CPUs: each one more slows the others down
@@ -51,7 +53,7 @@ def choose_provider(wanted: str, precision: str, activations: str) -> str:
         check_device()
     if wanted == "auto":
         other = f"for CUDA export it with {for_cuda}" if available else "this onnxruntime has no CUDA"
-        say(f"running on {chosen}: the folder is {folder}" + (f"; {other}" if chosen == "cpu" else ""))
+        logger.info("running on %s: the folder is %s%s", chosen, folder, f"; {other}" if chosen == "cpu" else "")
     return chosen
 
 

@@ -1,7 +1,7 @@
 """Which plan is fastest here? Each candidate decodes a few rounds, in turn."""
 
+import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -11,6 +11,7 @@ from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 from mtpd_mlx.speculative.protocol import Backend
 
+logger = logging.getLogger(__name__)
 GROWING = Plan()
 WARM_UP, TURNS = 1, 5  # each of a lead-in and calls that are timed
 CALLS, ENOUGH = 4, 0.25  # timed in a row, and seconds after which fewer do
@@ -46,7 +47,7 @@ def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_siz
             try:
                 seconds, token = timed(backend, token, CALLS, ENOUGH)
             except (RuntimeError, ValueError) as error:
-                print(f"mtpd: plan {plan} fails here and is left out: {str(error).splitlines()[0]}", file=sys.stderr)
+                logger.warning("plan %s fails here and is left out: %s", plan, str(error).splitlines()[0])
                 del running[plan]
                 continue
             if turn >= WARM_UP:

@@ -1,0 +1,39 @@
+"""Log records as lines on standard error, for both programs: mtpd_mlx.cli and mtpd_onnx.cli run their commands inside.
+
+Library code logs with `logging.getLogger(__name__)` and configures nothing. From Python its messages are seen by who configures
+logging.
+"""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+PREFIXES = {"mtpd_mlx": "mtpd", "mtpd_onnx": "mtpd-onnx"}  # by package
+LEVEL = "MTPD_LOG"  # environment variable: the least level that is shown
+LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class _Line(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{PREFIXES[record.name.partition('.')[0]]}: {record.getMessage()}"
+
+
+@contextmanager
+def messages_on_stderr() -> Iterator[None]:
+    """While it is open, records of INFO and above (or of the level in MTPD_LOG) are shown. ValueError for another level."""
+    level = os.environ.get(LEVEL) or "INFO"
+    if level not in LEVELS:
+        raise ValueError(f"{LEVEL}: got {level!r}, expected one of {', '.join(LEVELS)}")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Line())
+    loggers = [logging.getLogger(package) for package in PREFIXES]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.setLevel(logging.NOTSET)
