@@ -27,7 +27,7 @@ from mtpd_mlx.losses.definitions import heads_objective
 from mtpd_mlx.losses.objective import Model, shift_right
 from mtpd_mlx.model.base import Base, load_base, new_base
 from mtpd_mlx.model.heads import init_heads, shift_left
-from mtpd_mlx.model.runtime import mx, nn, on_cpu
+from mtpd_mlx.model.runtime import bound_queue, mx, nn, on_cpu
 from mtpd_mlx.options.train import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper, cast, compute_dtype
 from tools.paths import DEMO
@@ -281,6 +281,7 @@ def run(args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def main() -> int:
+    bound_queue()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dims", choices=sorted(DIMS), help="random weights of these dims instead of the bundled model")
     parser.add_argument("--bits", type=int, help="quantise the random base (group 64)")

@@ -110,13 +110,14 @@ def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
 
 def of_train(args: argparse.Namespace) -> dict[str, Result]:
     """host_ms: call (of the compiled step), evaluate (until the device is done: busy less, it waits for the host)."""
-    from mtpd_mlx.model.runtime import mx
+    from mtpd_mlx.model.runtime import bound_queue, mx
     from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train.step import Stepper
     from tools.bench_train import text
     from tools.experiments.settings import BASES, setting
     from tools.scaling.worker import Spec, make_model
 
+    bound_queue()
     name, results = str(args.path), {}
     if name not in BASES:
         raise SystemExit(f"profile_gpu: error: train: got {name}, expected one of {', '.join(BASES)}")

@@ -15,6 +15,7 @@ from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.load_save import load_checkpoint, versions
+from mtpd_mlx.model.runtime import bound_queue
 from mtpd_mlx.options.train import (
     DataConfig,
     HeadsConfig,
@@ -82,6 +83,7 @@ class Demo:
 
 def run_demo(out: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
     """Runs everything; returns the report and the loss curves (demo/report.py writes them)."""
+    bound_queue()
     demo = Demo(out, say)
     _, shipped, config = load_checkpoint(ASSETS / "heads", dequantize=True)
     say(f"The main model writes its own greedy continuations of {len(demo.prompts)} held-out prompts")

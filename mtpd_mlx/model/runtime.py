@@ -1,4 +1,8 @@
-"""The one place from which the project imports MLX, so that an optimised BLAS is loaded before it (model/blas.py)."""
+"""MLX: the one place from which the project imports it.
+
+Importing this loads an optimised BLAS first (model/blas.py), logs where MLX will be slow, and gives every rank of a CUDA run a
+kernel cache of its own. None of these can be had later.
+"""
 
 import os
 import tempfile
@@ -30,8 +34,10 @@ def on_cuda() -> bool:
 
 
 def bound_queue() -> None:
-    """For training on CUDA, before the process's first operation: up to ten batches of queued work hold their buffers, and MLX
-    makes batches of 1 GB. Smaller ones take half of the memory and about the same time (docs/log.md); what is set stays."""
+    """Whatever trains calls this before it loads or makes a base: MLX reads the variable at the process's first operation.
+
+    On CUDA up to ten batches of queued work hold their buffers, and MLX makes batches of 1 GB. Smaller ones take half of the
+    memory and about the same time (docs/log.md). What is set stays."""
     if on_cuda():
         os.environ.setdefault(*QUEUED_MB)
 

@@ -11,7 +11,7 @@ from mtpd_mlx.losses.definitions import per_head_weights
 from mtpd_mlx.model.base import Base, say_if_slow
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.load_save import load_checkpoint, load_heads, reference_base, save_heads, versions
-from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.schema import flag, read_values
 from mtpd_mlx.options.train import COPIES_SHARE, ON_RESUME, TrainOptions, with_rate
 from mtpd_mlx.train.folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run, taken_up
@@ -100,6 +100,7 @@ def extend_checkpoint(
 ) -> list[tuple[int, Outcome]]:
     """Trains each stage; `show(count)` gives the reporter of a stage. The last stage is written to `out`. On --resume stages
     that had come to their end are taken as they are."""
+    bound_queue()
     out, cfg = Path(options.run.out), options.model
     if out.resolve() == checkpoint.resolve():  # its copies would replace the heads that --resume begins with
         raise ValueError(f"--out {out}: is the checkpoint itself; use another folder")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.model.runtime import bound_queue, mx
 
 BUCKET_BYTES = 32 << 20  # gradients are summed in buckets of about this size
 
@@ -31,6 +31,7 @@ class World:
         """The world that mlx.launch (or mpirun) started this process in."""
         if not any(name in os.environ for name in ("MLX_RANK", "MLX_HOSTFILE", "OMPI_COMM_WORLD_RANK")):
             return cls.alone()
+        bound_queue()  # ranks hear of one another before they load anything
         group = mx.distributed.init()
         return cls(group.rank(), group.size(), group) if group.size() > 1 else cls.alone()
 

@@ -13,7 +13,7 @@ from mtpd_mlx.model.adapters import add_lora
 from mtpd_mlx.model.base import Base, load_base, new_base, resolve_model, say_if_slow
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.load_save import load_heads
-from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.schema import flag
 from mtpd_mlx.options.train import ModelConfig, TrainOptions
 from mtpd_mlx.teacher_cache.format import CacheIndex
@@ -35,6 +35,7 @@ class Ingredients:
 
 def gather(options: TrainOptions) -> Ingredients:
     """Loads or creates base and heads as the options say."""
+    bound_queue()
     cfg = options.model
     compute = compute_dtype(options.optim)
     if cfg.cache is not None:

@@ -7,14 +7,13 @@ import numpy as np
 
 from mtpd_mlx.data.packing import Batch, target_masks
 from mtpd_mlx.losses.objective import Model, Tree, objective
-from mtpd_mlx.model.runtime import bound_queue, mx
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.teacher_cache.arrays import to_mlx
 from mtpd_mlx.teacher_cache.reader import CachedBatch
 from mtpd_mlx.train.optimizer import make_optimizer
 from mtpd_mlx.train.ranks import World
 
-bound_queue()  # of every process that trains, since nothing trains without this file
 RISE = 0.1  # of all steps: how long the distillation term takes to rise where it does not begin at once
 
 

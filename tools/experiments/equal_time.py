@@ -19,6 +19,7 @@ from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.runtime import bound_queue
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper, compute_dtype
 from tools.experiments.arms import Arm, all_arms
@@ -65,6 +66,7 @@ def timed_arms(known: dict[str, Arm], text: Text, s: Setting, out: Path, args: a
 
 
 def main() -> None:
+    bound_queue()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=list(SETTINGS))
     parser.add_argument("data", type=Path)

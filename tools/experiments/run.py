@@ -18,7 +18,7 @@ from typing import Any
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_heads, versions
-from mtpd_mlx.model.runtime import mx, on_cpu
+from mtpd_mlx.model.runtime import bound_queue, mx, on_cpu
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig
 from mtpd_mlx.train.step import compute_dtype
@@ -93,6 +93,7 @@ def line(arm: Arm, entry: dict[str, Any]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    bound_queue()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("setting", choices=list(SETTINGS))
     parser.add_argument("data", type=Path)

@@ -22,8 +22,9 @@ from mtpd_mlx.data import Batch
 from mtpd_mlx.losses.objective import Model, Tree
 from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
-from mtpd_mlx.model.runtime import mx, on_cpu
+from mtpd_mlx.model.runtime import bound_queue, mx, on_cpu
 from mtpd_mlx.options.train import LossConfig, OptimConfig, RunConfig
+from mtpd_mlx.text.messages import messages_on_stderr
 from mtpd_mlx.train.loop import Run
 from mtpd_mlx.train.rank_watch import stop_clearly
 from mtpd_mlx.train.ranks import World
@@ -216,9 +217,10 @@ def main() -> None:
     parser.add_argument("task", choices=list(tasks))
     parser.add_argument("spec", type=Path, help="JSON of a Spec")
     args = parser.parse_args()
+    bound_queue()
     spec = Spec(**json.loads(args.spec.read_text()))
     world = World.launched()
-    with stop_clearly(world, "the benchmark ends here"):
+    with messages_on_stderr(), stop_clearly(world, "the benchmark ends here"):
         results = tasks[args.task](spec, world)
     (Path(spec.folder) / f"rank-{world.rank}.json").write_text(json.dumps(results))
 
