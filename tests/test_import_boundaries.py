@@ -13,8 +13,8 @@ ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 
 # Packages and modules, lowest first: each imports from earlier layers alone. `onnx.` stands for mtpd_onnx.
 LAYERS = """
-files speculative onnx.errors onnx.precision | families text | checkpoints onnx.dims onnx.manifest
-| inspection options onnx.graphs onnx.runtime | hub onnx.weights onnx.peer | model onnx.export | data decoding
+files speculative onnx.errors onnx.layouts onnx.precision | families | checkpoints onnx.dims | options
+| inspection text | onnx.manifest | onnx.graphs onnx.runtime | hub onnx.weights onnx.peer | model onnx.export | data decoding
 | losses teacher_cache measure | train | demo onnx.commands | onnx.cli | commands | cli
 """
 # What runs without MLX: a GPU box with mtpd-onnx has none. Modules of other packages that are light one by one.

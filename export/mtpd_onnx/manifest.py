@@ -8,18 +8,15 @@ from typing import Any
 
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.text.tokenizer import Tokenizer
+from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS
 from mtpd_onnx.precision import check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
 FORMAT, FORMAT_VERSION = "mtpd-onnx", 4
 WEIGHTS_NAME = "weights.bin"
-LAYOUTS = {
-    "fused": ("round.onnx", "plain.onnx", "sampled_round.onnx", "sampled_plain.onnx", "batched_round.onnx"),
-    "split": ("main.onnx", "mtp_heads.onnx"),
-}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """`precision`: of the weights; `activations`: what is computed in (precision.py); `dims`: the numbers that shapes are made
     of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
@@ -47,7 +44,7 @@ class Manifest:
 
 def graph_name(plain: bool, sampled: bool) -> str:
     """The graph of layout fused that decodes so."""
-    return LAYOUTS["fused"][2 * sampled + plain]
+    return FUSED[sampled, plain]
 
 
 def describe_files(folder: Path) -> dict[str, dict[str, Any]]:
@@ -104,7 +101,7 @@ def _check_values(manifest: Manifest) -> None:
     drafted, vocabulary = manifest.draft_vocab, manifest.dims["vocab_size"]
     if drafted is not None and not (type(drafted) is int and 0 < drafted <= vocabulary):
         raise ValueError(f"draft_vocab: got {drafted!r}, expected 1..{vocabulary} or null")
-    drafts = [n for n in manifest.io[LAYOUTS[manifest.layout][0 if manifest.layout == "fused" else 1]]["inputs"]]
+    drafts = manifest.io[FUSED[False, False] if manifest.layout == "fused" else HEADS]["inputs"]
     stem = "past_mtp." if manifest.layout == "fused" else "past."
     heads = len({n.split(".")[1] for n in drafts if n.startswith(stem)})
     if heads != manifest.num_heads:

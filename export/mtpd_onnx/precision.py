@@ -7,8 +7,7 @@ ACTIVATIONS = tuple(PROVIDERS)
 ACTIVATION_BYTES = {"fp32": 4, "int8": 4, "fp16": 2, "bf16": 2}
 WEIGHT_BITS = {"int4": 4, "int8": 8}
 DRAFT_HEAD_BITS = (4, 8)
-DEFAULT_GROUP_SIZE = 64  # weights that share a scale; mlx-lm's default
-GROUP_SIZES = (32, 64, 128)
+GROUP_SIZES = (32, 64, 128)  # weights that share a scale
 
 
 def choose_activations(precision: str, wanted: str | None) -> str:

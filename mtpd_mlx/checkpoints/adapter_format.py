@@ -12,7 +12,6 @@ from mtpd_mlx.files.safetensors import read_header
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
 KINDS = ("lora", "dora", "full")
-ADAPTER_HELP = "adapter of mlx-lm (LoRA) to apply to the base"
 
 
 @dataclass(frozen=True)

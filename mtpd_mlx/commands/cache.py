@@ -1,27 +1,16 @@
 """mtpd cache."""
 
-import argparse
-from pathlib import Path
+from mtpd_mlx.options.cache import CacheConfig
+from mtpd_mlx.options.schema import Given
+from mtpd_mlx.options.train import DataConfig
 
-from mtpd_mlx.options.schema import add_arguments as add_schema
-from mtpd_mlx.options.schema import read_yaml
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.options.cache import CacheConfig
-    from mtpd_mlx.options.train import DataConfig
-
-    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
-    add_schema(parser, CacheConfig, DataConfig)
+FILE_OPTIONS = (CacheConfig, DataConfig)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(given: Given) -> int:
     from mtpd_mlx.teacher_cache.writer import CacheOptions, plan_line, prepare, resumed_options, write_cache
 
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
-    file_values = read_yaml(Path(args.config)) if args.config else {}
-    resume = (file_values | flags).get("resume")
-    options = resumed_options(file_values, flags) if resume else CacheOptions.build(file_values, flags)
+    options = (resumed_options if given.resume else CacheOptions.build)(given.file, given.flags)
     out = options.cache.out
     job = prepare(options)
     for problem in job.damaged:

@@ -1,18 +1,14 @@
 """mtpd demo."""
 
-import argparse
 import importlib.util
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.options.demo import DemoOptions
 from mtpd_mlx.text.tables import format_table
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder to write (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+OPTIONS = (DemoOptions,)
 
 
 def check_packages() -> None:
@@ -22,29 +18,29 @@ def check_packages() -> None:
         raise ImportError(f'{", ".join(missing)} not installed; install with: pip install -e ".[mlx,onnx]"')
 
 
-def run(args: argparse.Namespace) -> int:
+def run(demo: DemoOptions) -> int:
     check_packages()
     from mtpd_mlx.demo.report import write_report
     from mtpd_mlx.demo.run import run_demo
 
-    if args.out.exists():
-        if not args.overwrite:
-            raise ValueError(f"--out {args.out}: exists already; use --overwrite or another folder")
-        if any(args.out.iterdir()) and not (args.out / ".mtpd-demo").exists():
-            raise ValueError(f"--out {args.out}: not a folder of an earlier demo, so it is not replaced")
-        shutil.rmtree(args.out)
-    args.out.mkdir(parents=True)
-    (args.out / ".mtpd-demo").touch()
+    if demo.out.exists():
+        if not demo.overwrite:
+            raise ValueError(f"--out {demo.out}: exists already; use --overwrite or another folder")
+        if any(demo.out.iterdir()) and not (demo.out / ".mtpd-demo").exists():
+            raise ValueError(f"--out {demo.out}: not a folder of an earlier demo, so it is not replaced")
+        shutil.rmtree(demo.out)
+    demo.out.mkdir(parents=True)
+    (demo.out / ".mtpd-demo").touch()
     start = time.perf_counter()
 
     def say(text: str) -> None:
         print(f"\n[{time.perf_counter() - start:5.0f} s] {text}", flush=True)
 
-    report, curves = run_demo(args.out, say)
+    report, curves = run_demo(demo.out, say)
     report["seconds"] = time.perf_counter() - start
-    write_report(report, curves, args.out)
+    write_report(report, curves, demo.out)
     print("\n" + describe(report))
-    print(f"\nreport: {args.out / 'report.html'} and {args.out / 'report.json'}")
+    print(f"\nreport: {demo.out / 'report.html'} and {demo.out / 'report.json'}")
     return 0 if report["parity"]["tokens_equal"] else 1
 
 

@@ -1,29 +1,17 @@
 """mtpd distill-data."""
 
-import argparse
-from pathlib import Path
+from mtpd_mlx.options.distill import DistillConfig
+from mtpd_mlx.options.schema import Given, build
 
-from mtpd_mlx.options.schema import add_arguments as add_schema
-from mtpd_mlx.options.schema import build, read_yaml
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.options.distill import DistillConfig
-
-    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
-    add_schema(parser, DistillConfig)
+FILE_OPTIONS = (DistillConfig,)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(given: Given) -> int:
     from tqdm import tqdm
 
     from mtpd_mlx.data.own_text import distill, load_work, resumed_config
-    from mtpd_mlx.options.distill import DistillConfig
 
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
-    file_values = read_yaml(Path(args.config)) if args.config else {}
-    resume = (file_values | flags).get("resume")
-    cfg = resumed_config(file_values, flags) if resume else build((DistillConfig,), file_values, flags)[0]
+    cfg = resumed_config(given.file, given.flags) if given.resume else build((DistillConfig,), given.file, given.flags)[0]
     work = load_work(cfg)
     with tqdm(total=len(work.prompts), unit="prompt", dynamic_ncols=True) as bar:
         made = 0

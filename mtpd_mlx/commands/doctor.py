@@ -1,6 +1,5 @@
 """mtpd doctor."""
 
-import argparse
 import json
 import platform
 import shutil
@@ -9,12 +8,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtpd_mlx.options.measure import JsonOptions
+
+OPTIONS = (JsonOptions,)
+
 SIZE = 1024  # of the matrix product that is timed
 SLOW = 30.0  # GFLOP/s in float32 below which a CPU's BLAS is the reference one
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 @dataclass
@@ -25,10 +24,10 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(output: JsonOptions) -> int:
     """Exit status 1 where something should be fixed."""
     found = examine()
-    if args.json:
+    if output.json:
         print(json.dumps({**found.facts, "problems": found.problems}, indent=2))
     else:
         width = max(map(len, found.facts))

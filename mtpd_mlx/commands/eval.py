@@ -1,30 +1,24 @@
 """mtpd eval."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.commands.flags import add_base_flags, base_options
+from mtpd_mlx.commands.loading import base_keywords
+from mtpd_mlx.options.base import CheckpointOptions
+from mtpd_mlx.options.measure import EvalOptions, check_files
 from mtpd_mlx.text.tables import format_table
 
-MAX_TOKENS = 128
+OPTIONS = (CheckpointOptions, EvalOptions)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="heads checkpoint")
-    parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
-    add_base_flags(parser)
-    parser.add_argument("--prompts", nargs="+", required=True, metavar="FILE", help="prompt sets: .jsonl or .txt")
-    parser.add_argument("-m", "--max-tokens", type=int, default=MAX_TOKENS, help="tokens per prompt (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="use only the first prompts of each set")
-    parser.add_argument("--valid", metavar="FILE", help="text whose loss under the base is reported (.jsonl or .txt)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+def check(place: CheckpointOptions, evaluation: EvalOptions) -> None:
+    check_files(evaluation)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(place: CheckpointOptions, evaluation: EvalOptions) -> int:
     from mtpd_mlx.measure.evaluate import measure, repetition
     from mtpd_mlx.model.generate import generate_greedy
     from mtpd_mlx.model.load_save import load_for_decoding
@@ -32,30 +26,25 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.text.prompts import encode_prompts, set_names
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    if args.max_tokens < 1:
-        raise ValueError(f"--max-tokens: got {args.max_tokens}, expected at least 1")
-    if args.valid and not Path(args.valid).expanduser().is_file():
-        raise ValueError(f"--valid {args.valid}: no such file")
-    paths = [Path(name) for name in args.prompts]
-    files = list(zip(set_names(paths), paths, strict=True))
-    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, on_cpu(), **base_options(args))
+    files = list(zip(set_names(evaluation.prompts), evaluation.prompts, strict=True))
+    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, on_cpu(), **base_keywords(place))
     assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)
     sets: dict[str, Any] = {}
     for name, file in files:
-        prompts = encode_prompts(file, tokenizer, base.context_length - args.max_tokens, args.limit)
-        texts = generate_greedy(base, [p.tokens for p in prompts], args.max_tokens, tokenizer.eos_token_ids)
+        prompts = encode_prompts(file, tokenizer, base.context_length - evaluation.max_tokens, evaluation.limit)
+        texts = generate_greedy(base, [p.tokens for p in prompts], evaluation.max_tokens, tokenizer.eos_token_ids)
         sets[name] = measure(base, heads, texts) | {
             "prompts": len(prompts),
             "tokens": sum(len(t.tokens) for t in texts),
             "distinct4": repetition(texts),
         }
-    result = {"checkpoint": args.checkpoint, "num_heads": heads.num_heads, "max_tokens": args.max_tokens, "sets": sets}
-    evaluation = config.record.get("eval", {})
-    result["training_validation"] = {k: evaluation.get(k) for k in ("start", "validation")}
-    if args.valid:
-        result["base_valid_loss"] = base_loss(base, Path(args.valid), tokenizer)
-    print(json.dumps(result, indent=2) if args.json else describe(result))
+    result = {"checkpoint": place.checkpoint, "num_heads": heads.num_heads, "max_tokens": evaluation.max_tokens, "sets": sets}
+    measured = config.record.get("eval", {})
+    result["training_validation"] = {k: measured.get(k) for k in ("start", "validation")}
+    if evaluation.valid:
+        result["base_valid_loss"] = base_loss(base, evaluation.valid, tokenizer)
+    print(json.dumps(result, indent=2) if evaluation.json else describe(result))
     return 0
 
 

@@ -1,15 +1,5 @@
 """mtpd export: the same as `mtpd-onnx export` (neither needs MLX)."""
 
-import argparse
+from mtpd_onnx.commands.export import OPTIONS, run
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_onnx.cli import import_command  # it says what to install
-
-    import_command("export").add_arguments(parser)
-
-
-def run(args: argparse.Namespace) -> int:
-    from mtpd_onnx.export.export import run_export
-
-    return run_export(args)
+__all__ = ["OPTIONS", "run"]

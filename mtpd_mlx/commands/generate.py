@@ -1,21 +1,18 @@
 """mtpd generate."""
 
-import argparse
+from mtpd_mlx.commands.loading import open_from
+from mtpd_mlx.options.base import RunnableOptions
+from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.options.sampling import SamplingOptions
+from mtpd_mlx.options.text import TunedGenerateOptions
 
-from mtpd_mlx.commands.flags import add_model_arguments, open_from
-from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_mlx.text.generate import add_generate_arguments, options_from, run_generate
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    add_generate_arguments(parser, drafts="as tuned here, or all heads")
-    add_sampling_arguments(parser)
+OPTIONS = (RunnableOptions, TunedGenerateOptions, DecodingConfig, SamplingOptions)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(place: RunnableOptions, options: TunedGenerateOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> int:
+    from mtpd_mlx.text.generate import run_generate
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    options, sampling = options_from(args), sampling_from(args)
-    backend, base = open_from(args, options.plain, options.num_draft_tokens, sampling)
+    drafts = options.num_draft_tokens
+    backend, base = open_from(place, decoding, sampling, plain=options.plain, num_draft_tokens=drafts)
     return run_generate(backend, Tokenizer.from_folder(base.path), options)

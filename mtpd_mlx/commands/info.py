@@ -1,5 +1,5 @@
 """mtpd info: mtpd inspect under the name that says nothing is downloaded."""
 
-from mtpd_mlx.commands.inspect import add_arguments, run
+from mtpd_mlx.commands.inspect import OPTIONS, run
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["OPTIONS", "run"]

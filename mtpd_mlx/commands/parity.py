@@ -1,28 +1,18 @@
 """mtpd parity."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.flags import add_base_flags, base_options
+from mtpd_mlx.commands.loading import base_keywords
+from mtpd_mlx.options.base import CheckpointOptions
+from mtpd_mlx.options.measure import ParityOptions
 from mtpd_mlx.text.tables import format_table
 
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="heads checkpoint")
-    parser.add_argument("folder", help="folder exported from it")
-    parser.add_argument("--model", help="base to use instead of the recorded one (same weights)")
-    add_base_flags(parser)
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="prompts (.jsonl or .txt)")
-    parser.add_argument("-m", "--max-tokens", type=int, default=64, help="tokens per prompt (default: %(default)s)")
-    parser.add_argument("--limit", type=int, help="use only the first prompts")
-    parser.add_argument("--provider", choices=("auto", "cuda", "cpu"), default="cpu", help="default: %(default)s")
-    parser.add_argument("--step-by-step", action="store_true", help="on MLX pass by pass, not as mtpd generate decodes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+OPTIONS = (CheckpointOptions, ParityOptions)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(place: CheckpointOptions, parity: ParityOptions) -> int:
     from mtpd_onnx.manifest import read_manifest
 
     from mtpd_mlx.hub.pull import resolve_folder
@@ -31,17 +21,25 @@ def run(args: argparse.Namespace) -> int:
     from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    base, heads, config = load_for_decoding(Path(args.checkpoint), args.model, True, **base_options(args))
-    folder = resolve_folder(args.folder)
+    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, True, **base_keywords(place))
+    folder = resolve_folder(parity.folder)
     manifest = read_manifest(folder)
     if manifest.base["fingerprint"] != config.base.fingerprint:
-        raise ValueError(f"{args.folder} was exported from another base than {args.checkpoint} (fingerprints differ)")
+        raise ValueError(f"{parity.folder} was exported from another base than {place.checkpoint} (fingerprints differ)")
     tokenizer = Tokenizer.from_folder(folder)
-    room = min(base.context_length, manifest.capacity) - args.max_tokens - manifest.num_heads - 1
-    prompts = encode_prompts(args.prompts, tokenizer, room, args.limit)
-    how = {"provider": args.provider, "step_by_step": args.step_by_step}
-    report = compare(base, heads, folder, prompts, args.max_tokens, tokenizer.eos_token_ids, **how)
-    print(json.dumps(report.to_dict(), indent=2) if args.json else describe(report))
+    room = min(base.context_length, manifest.capacity) - parity.max_tokens - manifest.num_heads - 1
+    prompts = encode_prompts(parity.prompts, tokenizer, room, parity.limit)
+    report = compare(
+        base,
+        heads,
+        folder,
+        prompts,
+        parity.max_tokens,
+        tokenizer.eos_token_ids,
+        provider=parity.provider,
+        step_by_step=parity.step_by_step,
+    )
+    print(json.dumps(report.to_dict(), indent=2) if parity.json else describe(report))
     return 1 if is_exact(manifest) and not report.tokens_equal else 0
 
 

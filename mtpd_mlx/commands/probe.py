@@ -1,38 +1,34 @@
 """mtpd probe."""
 
-import argparse
 import json
 import logging
 import sys
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.flags import add_model_arguments, decoding_options, load_model
+from mtpd_mlx.commands.loading import load_model
+from mtpd_mlx.options.base import RunnableOptions
+from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.options.measure import MeasureOptions, ProbeOptions
+
+OPTIONS = (RunnableOptions, ProbeOptions, DecodingConfig)
 
 logger = logging.getLogger(__name__)
+MOST_PROMPTS = 32  # that acceptance is measured on
 PROFILES = (0.5, 0.6, 0.7, 0.8, 0.9)  # AR of the heads that one might get
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    add = parser.add_argument
-    add("--contexts", type=int, nargs="+", default=[128, 512, 2048], metavar="N", help="prompt lengths (default: %(default)s)")
-    add("--prompts", type=Path, metavar="FILE", help="measure the heads' acceptance on these (default: as recorded)")
-    add("--json", action="store_true", help="print one JSON object")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(place: RunnableOptions, probe: ProbeOptions, options: DecodingConfig) -> int:
     from mtpd_mlx.checkpoints.format import CONFIG_NAME
     from mtpd_mlx.decoding.tuning.costs import DRAFTS, WIDEST, measure_costs
     from mtpd_mlx.hub.pull import resolve_folder
 
-    has_heads = (resolve_folder(args.checkpoint) / CONFIG_NAME).is_file()
-    options = decoding_options(args)
-    base, heads = load_model(args, plain=not has_heads)
-    contexts = usable_contexts(args.contexts, base.context_length, 8 * WIDEST)
+    has_heads = (resolve_folder(place.checkpoint) / CONFIG_NAME).is_file()
+    base, heads = load_model(place, plain=not has_heads)
+    contexts = usable_contexts(list(probe.contexts), base.context_length, 8 * WIDEST)
     if options.kv_bits is not None and max(contexts) < options.quantized_kv_start:
         logger.info("--kv-bits: no context reaches --quantized-kv-start %d: nothing is quantised", options.quantized_kv_start)
-    car, source = acceptance(args, base, heads)
+    car, source = acceptance(place.checkpoint, probe.prompts, base, heads)
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
     drafts = DRAFTS if heads is None else sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
     costs = [measure_costs(base, n, options, drafts, heads, dots) for n in contexts]
@@ -40,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     how = {"exact": options.exact, "kv_bits": options.kv_bits}
     heads_of = {"num_heads": None if heads is None else heads.num_heads, "car": car, "car_source": source}
     values = how | heads_of | summary(costs, car)
-    print(json.dumps(values, indent=2) if args.json else describe(values))
+    print(json.dumps(values, indent=2) if probe.json else describe(values))
     return 0
 
 
@@ -58,7 +54,7 @@ def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[i
     return usable
 
 
-def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[float] | None, str | None]:
+def acceptance(checkpoint: str, file: Path | None, base: Any, heads: Any) -> tuple[list[float] | None, str | None]:
     """(CAR by depth of the checkpoint's heads, on which text): measured, or as recorded; None where neither."""
     from mtpd_mlx.checkpoints.format import read_config
     from mtpd_mlx.hub.pull import resolve_folder
@@ -66,8 +62,8 @@ def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[fl
 
     if heads is None:
         return None, None
-    if args.prompts is None:
-        found = recorded_acceptance(read_config(resolve_folder(args.checkpoint)).record)
+    if file is None:
+        found = recorded_acceptance(read_config(resolve_folder(checkpoint)).record)
         known = found is not None and len(found["car"]) == heads.num_heads  # fewer: of a part of the heads
         return (found["car"], "validation text, as recorded in training") if found and known else (None, None)
     from mtpd_mlx.measure.evaluate import measure
@@ -76,8 +72,9 @@ def acceptance(args: argparse.Namespace, base: Any, heads: Any) -> tuple[list[fl
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     tokenizer = Tokenizer.from_folder(base.path)
-    prompts = [p.tokens for p in encode_prompts(args.prompts, tokenizer, base.context_length - 130, 32)]
-    return measure(base, heads, generate_greedy(base, prompts, 96, frozenset()))["car"], args.prompts.name
+    length = MeasureOptions.max_tokens
+    prompts = [p.tokens for p in encode_prompts(file, tokenizer, base.context_length - length, MOST_PROMPTS)]
+    return measure(base, heads, generate_greedy(base, prompts, length, frozenset()))["car"], file.name
 
 
 def summary(costs: list[Any], car: list[float] | None) -> dict[str, Any]:

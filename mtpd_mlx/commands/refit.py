@@ -1,43 +1,32 @@
 """mtpd refit."""
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.options.schema import add_arguments as add_schema
-from mtpd_mlx.options.schema import read_yaml
+from mtpd_mlx.options.base import TRAINING_OF_HEADS, RefitOptions
+from mtpd_mlx.options.schema import Given
+from mtpd_mlx.options.train import TrainOptions
 from mtpd_mlx.text.tables import format_table
 
-HIDDEN = ("HeadsConfig", "LoraConfig")  # what the checkpoint says, and what is not trained
+OPTIONS = (RefitOptions,)
+FILE_OPTIONS = TRAINING_OF_HEADS
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.options.train import TrainOptions
-
-    parser.add_argument("checkpoint", help="heads checkpoint to adapt: a folder or a hub id")
-    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
-    add_schema(parser, *(c for c in TrainOptions.classes() if c.__name__ not in HIDDEN))
-
-
-def run(args: argparse.Namespace) -> int:
+def run(named: RefitOptions, given: Given) -> int:
     from mtpd_mlx.hub.pull import resolve_folder
-    from mtpd_mlx.options.train import TrainOptions
     from mtpd_mlx.train.folder import resumed_options
     from mtpd_mlx.train.refit import refit, refit_options
     from mtpd_mlx.train.run import check_places
     from mtpd_mlx.train.screen import ProgressBar
     from mtpd_mlx.train.setup import gather
 
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "checkpoint")}
-    file_values = read_yaml(Path(args.config)) if args.config else {}
-    options = (resumed_options if (file_values | flags).get("resume") else TrainOptions.build)(file_values, flags)
-    checkpoint = resolve_folder(args.checkpoint)
+    options = (resumed_options if given.resume else TrainOptions.build)(given.file, given.flags)
+    checkpoint = resolve_folder(named.checkpoint)
     refitted, _ = refit_options(checkpoint, options)
     check_places(refitted)
     ingredients = gather(refitted)
-    with ProgressBar(options.optim.iters, f"refit {args.checkpoint}") as bar:
+    with ProgressBar(options.optim.iters, f"refit {named.checkpoint}") as bar:
         result = bar.guard(options.run.out, lambda: refit(checkpoint, options, bar.show, ingredients))
-    print(f"\nvalidation text (teacher-forced), heads of {args.checkpoint} on {options.model.model}:")
+    print(f"\nvalidation text (teacher-forced), heads of {named.checkpoint} on {options.model.model}:")
     print(table(result.own, result.before, result.after))
     if not result.improved:
         print(f"no step was better than the heads as they were: they are kept, now for the new base -> {options.run.out}")

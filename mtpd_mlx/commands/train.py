@@ -1,34 +1,24 @@
 """mtpd train."""
 
-import argparse
-from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.options.schema import add_arguments as add_schema
-from mtpd_mlx.options.schema import read_yaml
+from mtpd_mlx.options.schema import Given
+from mtpd_mlx.options.train import TrainOptions
+
+FILE_OPTIONS = TrainOptions.classes()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from mtpd_mlx.options.train import TrainOptions
-
-    parser.add_argument("-c", "--config", help="YAML file with any of the options below; flags override it")
-    add_schema(parser, *TrainOptions.classes())
-
-
-def run(args: argparse.Namespace) -> int:
-    from mtpd_mlx.options.train import TrainOptions
+def run(given: Given) -> int:
     from mtpd_mlx.train.folder import resumed_options
     from mtpd_mlx.train.ranks import World
     from mtpd_mlx.train.run import check_places, train
     from mtpd_mlx.train.setup import gather, teacher_line
 
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
-    file_values = read_yaml(Path(args.config)) if args.config else {}
-    if (file_values | flags).get("resume"):
-        saved = World.launched().from_lead(lambda: resumed_options(file_values, flags).to_dict())
+    if given.resume:
+        saved = World.launched().from_lead(lambda: resumed_options(given.file, given.flags).to_dict())
         options = TrainOptions.from_dict(saved)
     else:
-        options = TrainOptions.build(file_values, flags)
+        options = TrainOptions.build(given.file, given.flags)
     check_places(options)
     ingredients = gather(options)
     if World.launched().leads and (line := teacher_line(options)):

@@ -1,50 +1,39 @@
 """mtpd tune."""
 
-import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.commands.flags import add_model_arguments, decoding_options, load_model
+from mtpd_mlx.commands.loading import load_model
+from mtpd_mlx.options.base import RunnableOptions
+from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.options.measure import TuneOptions
+
+OPTIONS = (RunnableOptions, TuneOptions, DecodingConfig)
 
 LEAST_GAIN = 1.02  # below this over plain decoding, speculation is not worth its memory
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_arguments(parser)
-    add = parser.add_argument
-    add("--prompts", type=Path, required=True, metavar="FILE", help="prompts like those to come (.jsonl or .txt)")
-    add("-m", "--max-tokens", type=int, default=96, metavar="N", help="per prompt (default: %(default)s)")
-    add("--limit", type=int, default=4, metavar="N", help="use only the first prompts (default: %(default)s)")
-    add("--repeats", type=int, default=2, metavar="N", help="runs of each prompt (default: %(default)s)")
-    add("--cool-down", type=float, default=0.0, metavar="S", help="seconds of rest after every text")
-    add("--dry-run", action="store_true", help="measure, but store nothing")
-    add("--json", action="store_true", help="print one JSON object")
-
-
-def run(args: argparse.Namespace) -> int:
+def run(place: RunnableOptions, tune: TuneOptions, options: DecodingConfig) -> int:
     from mtpd_mlx.decoding.tuning.machine import machine_key
     from mtpd_mlx.decoding.tuning.stored import write_tuned
     from mtpd_mlx.hub.pull import resolve_folder
-    from mtpd_mlx.speculative.bench import check_runs
 
-    check_runs(args.max_tokens, args.repeats, args.cool_down)
-    folder = resolve_folder(args.checkpoint)
-    if not args.dry_run and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+    folder = resolve_folder(place.checkpoint)
+    if not tune.dry_run and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{folder}: cannot be written, so nothing can be stored; --dry-run measures only")
-    base, heads = load_model(args)
-    speeds, tuned = measure(args, base, heads)
+    base, heads = load_model(place)
+    speeds, tuned = measure(tune, options, base, heads)
     machine = machine_key(base.dtype)
-    if not args.dry_run:
+    if not tune.dry_run:
         write_tuned(folder, machine, tuned)
-    values = {"machine": machine, "tokens_per_second": speeds, "chosen": vars(tuned), "stored": not args.dry_run}
-    print(json.dumps(values, indent=2) if args.json else describe(values, tuned.name))
+    values = {"machine": machine, "tokens_per_second": speeds, "chosen": vars(tuned), "stored": not tune.dry_run}
+    print(json.dumps(values, indent=2) if tune.json else describe(values, tuned.name))
     return 0
 
 
-def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, float], Any]:
+def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -> tuple[dict[str, float], Any]:
     """(tokens per second of every arm, the choice)."""
     from mtpd_mlx.decoding.bench.arms import our_arm, stock_arm
     from mtpd_mlx.decoding.open import open_decoder
@@ -54,16 +43,16 @@ def measure(args: argparse.Namespace, base: Any, heads: Any) -> tuple[dict[str, 
     from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    tokenizer, options = Tokenizer.from_folder(base.path), decoding_options(args)
-    room = base.context_length - args.max_tokens - heads.num_heads - 1
-    prompts = [p.tokens for p in encode_prompts(args.prompts, tokenizer, room, args.limit)]
+    tokenizer = Tokenizer.from_folder(base.path)
+    room = base.context_length - tune.max_tokens - heads.num_heads - 1
+    prompts = [p.tokens for p in encode_prompts(tune.prompts, tokenizer, room, tune.limit)]
     counts = sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
     decoders = {k: open_decoder(base, heads, options, k) for k in counts}
     plain = our_arm("plain", open_decoder(base, None, options.of_plain()), plain=True)
     arms = {k: our_arm(f"K={k}", decoder) for k, decoder in decoders.items()}
     stock = stock_arm(base, Sampling())  # greedy
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
-    interleave([stock, plain, *arms.values()], prompts, args.max_tokens, args.repeats, args.cool_down, dots)
+    interleave([stock, plain, *arms.values()], prompts, tune.max_tokens, tune.repeats, tune.cool_down, dots)
     print(file=sys.stderr)
     speeds = {arm.name: arm.tokens_per_second for arm in (stock, plain, *arms.values())}
     return speeds, choose(speeds, {k: str(d.plan) for k, d in decoders.items()})

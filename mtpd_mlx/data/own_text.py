@@ -18,8 +18,8 @@ from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.load_save import versions
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.options.distill import DistillConfig
-from mtpd_mlx.options.schema import as_dict, build, flag, read_values
+from mtpd_mlx.options.distill import DistillConfig, check_together
+from mtpd_mlx.options.schema import as_dict, build, read_values
 from mtpd_mlx.text.prompts import read_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -38,12 +38,8 @@ class Work:
 
 
 def load_work(cfg: DistillConfig) -> Work:
-    for name in ("model", "prompts"):
-        if not getattr(cfg, name):
-            raise ValueError(f"missing option --{name}")
-    for name in ("top_p", "top_k", "min_p"):
-        if cfg.temp == 0 and getattr(cfg, name):
-            raise ValueError(f"{flag(name)}: expected a --temp above 0 with it (0 is greedy)")
+    check_together(cfg)
+    assert cfg.model is not None and cfg.prompts is not None
     adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
     base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
     assert base.path is not None
@@ -62,7 +58,7 @@ def load_work(cfg: DistillConfig) -> Work:
 
 def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[list[int]]:
     """Prompts as token ids: beginnings of {"text"} rows; prompts and conversations through the chat template, if any."""
-    limit = None if cfg.limit < 0 else cfg.limit
+    limit = None if cfg.limit is None or cfg.limit < 0 else cfg.limit
     if _holds_text(file):
         texts = [row["text"] for row in read_rows(file)[:limit] if "text" in row]
         encoded = [ids[: cfg.prompt_tokens] for ids in tokenizer.encode_batch(texts)]
@@ -173,6 +169,7 @@ def claim(work: Work) -> set[int]:
         return {r["row"] for r in rows}
     if existing and not cfg.overwrite:
         raise ValueError(f"--out {out}: holds {existing[0]} already; use --resume, --overwrite or another folder")
+    assert cfg.prompts is not None
     if any((out / name).samefile(Path(cfg.prompts).expanduser()) for name in existing):
         raise ValueError(f"--out {out}: --overwrite would replace {cfg.prompts}, the --prompts themselves; use another folder")
     out.mkdir(parents=True, exist_ok=True)

@@ -145,11 +145,13 @@ def export_all(out: Path, longest: int) -> dict[int, Path]:
     """One folder per number of drafts that the speed measurement tries."""
     from mtpd_onnx.export.export import export_checkpoint
 
+    from mtpd_mlx.options.export import ExportOptions
+
     folders = {}
     for k in (2, 3, 4, longest):
         checkpoint = ASSETS / "heads" if k <= 4 else out / "mtpd_extended"
         folders[k] = out / "onnx" / f"k{k}"
-        export_checkpoint(checkpoint, folders[k], num_draft_tokens=k, overwrite=True)
+        export_checkpoint(checkpoint, folders[k], ExportOptions(num_draft_tokens=k, overwrite=True))
     return folders
 
 

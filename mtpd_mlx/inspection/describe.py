@@ -13,14 +13,15 @@ from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.folder_view import View
-from mtpd_mlx.inspection.memory import DEVICES, Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.memory import DEVICES, decode_bytes, train_bytes
 from mtpd_mlx.inspection.sections import CACHE_INDEX, as_object, describe_adapter, describe_cache
 from mtpd_mlx.inspection.shapes import contradiction
+from mtpd_mlx.options.hub import MemoryPlan
 
 MANIFEST = "manifest.json"
 
 
-def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
+def describe(view: View, plan: MemoryPlan | None = None) -> dict[str, Any]:
     """`kind`: model, heads, onnx, cache, adapter or unknown, and what is known of each. ValueError on damaged files."""
     files = view.files()
     size = {"files": len(files), "bytes": sum(files.values())}
@@ -33,11 +34,11 @@ def describe(view: View, plan: Plan | None = None) -> dict[str, Any]:
     if ADAPTER_CONFIG in files:
         return {"kind": "adapter", "name": view.name} | size | describe_adapter(view, files)
     if "config.json" in files:
-        return {"kind": "model", "name": view.name} | size | _model(view, files, plan or Plan())
+        return {"kind": "model", "name": view.name} | size | _model(view, files, plan or MemoryPlan())
     return {"kind": "unknown", "name": view.name} | size
 
 
-def _model(view: View, files: dict[str, int], plan: Plan) -> dict[str, Any]:
+def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any]:
     config = text_config(view.json("config.json"))
     weights = sorted(n for n in files if n.startswith("model") and n.endswith(".safetensors"))
     beside = sorted(n for n in files if fnmatch(n, HEADS_FILES))
@@ -102,9 +103,14 @@ def _caches(dims: Dims, item: int) -> dict[str, Any]:
     }
 
 
-def _needs(dims: Dims, counts: Counts, plan: Plan, item: int) -> dict[str, Any]:
+def _needs(dims: Dims, counts: Counts, plan: MemoryPlan, item: int) -> dict[str, Any]:
     return {
-        "plan": vars(plan),
+        "plan": {
+            "num_heads": plan.num_heads,
+            "batch_size": plan.batch_size,
+            "tokens": plan.max_seq_length,
+            "positions": plan.context,
+        },
         "head_parameters": head_parameters(dims),
         "block_parameters": block_parameters(dims, dims.head_layer.experts),
         "train_heads_bytes": {name: train_bytes(dims, counts, plan, device) for name, device in DEVICES.items()},

@@ -5,18 +5,9 @@ from dataclasses import dataclass
 
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.inspection.counts import Counts, cache_bytes, head_parameters
+from mtpd_mlx.options.hub import MemoryPlan
 
 RUNTIME_BYTES = 400 << 20  # of decoding
-
-
-@dataclass(frozen=True)
-class Plan:
-    """num_heads K, rows and tokens of a micro-batch, positions decoded."""
-
-    num_heads: int = 4
-    batch_size: int = 4
-    tokens: int = 2048
-    positions: int = 4096
 
 
 @dataclass(frozen=True)
@@ -42,9 +33,9 @@ DEVICES = {
 QUEUED = 0.75  # share of all blocks of a short step that live at once: 4.1 of 6.2 GB were measured with a longer queue
 
 
-def train_bytes(dims: Dims, counts: Counts, plan: Plan, device: Device) -> int:
+def train_bytes(dims: Dims, counts: Counts, plan: MemoryPlan, device: Device) -> int:
     """Heads of a frozen base, MTP-D over the whole vocabulary, without --grad-checkpoint."""
-    heads, rows = plan.num_heads * head_parameters(dims), plan.batch_size * plan.tokens
+    heads, rows = plan.num_heads * head_parameters(dims), plan.batch_size * plan.max_seq_length
     base = counts.stored if counts.quantised else counts.parameters * device.item  # held in the compute type
     # float32: weights and two moments, the new ones beside the old while a step ends, gradients; and a cast for computing.
     states = heads * (12 + 12 + 4 + (device.item if device.item < 4 else 0))
@@ -62,16 +53,16 @@ def _kept_per_row(dims: Dims) -> int:
     return 16 * dims.hidden_size + 4 * q + 4 * kv + 6 * size
 
 
-def _scores(dims: Dims, plan: Plan, device: Device) -> int:
+def _scores(dims: Dims, plan: MemoryPlan, device: Device) -> int:
     """Attention scores [B, heads, T, T], one of each head of the cascade and three more at work."""
     if device.fused and dims.head_dim <= 128 and dims.head_dim % 8 == 0:
         return 0
-    return (plan.num_heads + 3) * plan.batch_size * dims.num_heads * plan.tokens**2 * device.item
+    return (plan.num_heads + 3) * plan.batch_size * dims.num_heads * plan.max_seq_length**2 * device.item
 
 
-def _logits(dims: Dims, counts: Counts, plan: Plan, device: Device) -> float:
+def _logits(dims: Dims, counts: Counts, plan: MemoryPlan, device: Device) -> float:
     """Blocks of logits and of their gradients, for the main head and each head, and what is unpacked for their products."""
-    rows, width = plan.batch_size * plan.tokens, dims.vocab_size * device.item
+    rows, width = plan.batch_size * plan.max_seq_length, dims.vocab_size * device.item
     blocks = 2 * (plan.num_heads + 1) * -(-rows // max(32, device.chunk // width))
     most = max(device.in_flight, 8.0 * 32 * width)
     made = 2 * (plan.num_heads + 1) * rows * width
@@ -80,8 +71,8 @@ def _logits(dims: Dims, counts: Counts, plan: Plan, device: Device) -> float:
     return min(QUEUED * made, most)
 
 
-def decode_bytes(dims: Dims, weights: int, plan: Plan, item: int) -> int:
+def decode_bytes(dims: Dims, weights: int, plan: MemoryPlan, item: int) -> int:
     """Base and heads in the base's type, caches of both at `positions`."""
-    positions = min(plan.positions, dims.context_length)
+    positions = min(plan.context, dims.context_length)
     heads = plan.num_heads * head_parameters(dims) * item
     return weights + heads + cache_bytes(dims, positions, dims.num_layers + plan.num_heads, item) + RUNTIME_BYTES

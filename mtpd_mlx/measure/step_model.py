@@ -8,8 +8,7 @@ from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.blocks import make_mask
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
-
-PREFILL_CHUNK = 512
+from mtpd_mlx.speculative.rounds import PREFILL_CHUNK
 
 
 class MLXModel:

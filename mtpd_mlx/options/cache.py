@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
-from mtpd_mlx.options.schema import NOT_NEGATIVE, Range, option
+from mtpd_mlx.options.schema import NOT_NEGATIVE, Range, option, same
+from mtpd_mlx.options.train import ModelConfig, RunConfig
 
 AUTO = "auto"
 DTYPE_CHOICES = (AUTO, "float32", "bfloat16", "float16")
@@ -11,9 +11,9 @@ DTYPE_CHOICES = (AUTO, "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class CacheConfig:
-    model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id")
-    adapter_path: str | None = option(None, ADAPTER_HELP)
-    out: str = option("cache", "cache folder to write")
+    model: str | None = same(ModelConfig, "model")
+    adapter_path: str | None = same(ModelConfig, "adapter_path")
+    out: str = same(RunConfig, "out", default="cache")
     top_n: int = option(
         128,
         "teacher logits kept per position, for training with a --top-n up to this (0: hidden states only)",
@@ -23,7 +23,7 @@ class CacheConfig:
     compute_dtype: str = option(
         AUTO, "dtype an unquantised base runs in (auto: bfloat16 on GPU, float32 on CPU)", DTYPE_CHOICES
     )
-    dequantize: bool = option(False, "run a quantised base in floating point (on CPU this is faster)")
+    dequantize: bool = same(ModelConfig, "dequantize")
     shard_mb: float = option(256.0, "size of a shard file in MB (10^6 bytes)", takes=Range(0, above=True))
-    overwrite: bool = option(False, "replace an existing cache")
-    resume: bool = option(False, "continue the interrupted cache in --out, with the options it was started with")
+    overwrite: bool = same(RunConfig, "overwrite")
+    resume: bool = same(RunConfig, "resume")

@@ -1,28 +1,43 @@
-"""The options of `mtpd distill-data`."""
+"""The options of `mtpd distill-data`, one by one and checked together."""
 
 from dataclasses import dataclass
 
-from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
-from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, option
+from mtpd_mlx.options.measure import MeasureOptions
+from mtpd_mlx.options.sampling import SamplingOptions
+from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, flag, option, same
+from mtpd_mlx.options.text import PROMPTS_HELP, GenerateOptions, TextOptions
+from mtpd_mlx.options.train import DataConfig, ModelConfig, RunConfig
 
 
 @dataclass(frozen=True)
 class DistillConfig:
-    model: str = option("", "the base: a local folder in Hugging Face format, or a hub id")
-    adapter_path: str | None = option(None, ADAPTER_HELP)
-    prompts: str = option("", "file of prompts (.jsonl or .txt) in any of mlx-lm's data formats")
-    out: str = option("distilled", "folder to write train.jsonl and valid.jsonl to")
-    max_tokens: int = option(256, "new tokens per prompt", takes=POSITIVE)
+    model: str | None = same(ModelConfig, "model")
+    adapter_path: str | None = same(ModelConfig, "adapter_path")
+    prompts: str | None = option(
+        None, PROMPTS_HELP + '; also any of the formats of training data ("text": see --prompt-tokens)', metavar="FILE"
+    )
+    out: str = same(RunConfig, "out", default="distilled")
+    max_tokens: int = same(TextOptions, "max_tokens")
     prompt_tokens: int = option(64, 'for {"text"} rows: how many of their first tokens are the prompt', takes=POSITIVE)
     batch_size: int = option(16, "prompts generated at a time", takes=POSITIVE)
-    temp: float = option(0.0, "sampling temperature (0: greedy)", takes=NOT_NEGATIVE)
-    top_p: float = option(0.0, "nucleus sampling (0: off)", takes=SHARE)
-    top_k: int = option(0, "sample from the k best tokens (0: off)", takes=NOT_NEGATIVE)
-    min_p: float = option(0.0, "least probability, as a share of the best token's (0: off)", takes=SHARE)
+    temp: float = same(SamplingOptions, "temp", takes=NOT_NEGATIVE)
+    top_p: float = same(SamplingOptions, "top_p", takes=SHARE)
+    top_k: int = same(SamplingOptions, "top_k", takes=NOT_NEGATIVE)
+    min_p: float = same(SamplingOptions, "min_p", takes=SHARE)
     seed: int = option(0, "seed of sampling and of the split", takes=SEED)
-    limit: int = option(-1, "use only the first prompts of the file (-1: all)", takes=Range(-1))
-    valid_share: float = option(0.02, "share of the prompts that goes to valid.jsonl", takes=SHARE)
-    ignore_chat_template: bool = option(False, "do not wrap prompts in the tokenizer's chat template")
-    dequantize: bool = option(False, "hold a quantised base in floating point (on CPU this is faster)")
-    overwrite: bool = option(False, "replace earlier output")
-    resume: bool = option(False, "continue an interrupted run")
+    limit: int | None = same(MeasureOptions, "limit", takes=Range(-1))  # -1: all, as earlier versions wrote it
+    valid_share: float = option(DataConfig.valid_share, "share of the prompts that goes to valid.jsonl", takes=SHARE)
+    ignore_chat_template: bool = same(GenerateOptions, "ignore_chat_template")
+    dequantize: bool = same(ModelConfig, "dequantize")
+    overwrite: bool = same(RunConfig, "overwrite")
+    resume: bool = same(RunConfig, "resume")
+
+
+def check_together(cfg: DistillConfig) -> None:
+    """ValueError in one line where an option is missing, or would have no effect."""
+    for name in ("model", "prompts"):
+        if not getattr(cfg, name):
+            raise ValueError(f"missing option {flag(name)}")
+    for name in ("top_p", "top_k", "min_p"):
+        if cfg.temp == 0 and getattr(cfg, name):
+            raise ValueError(f"{flag(name)}: expected a --temp above 0 with it (0 is greedy)")

@@ -1,19 +1,19 @@
-"""One frozen dataclass per concern is the only place where a default lives.
+"""Fields of option dataclasses, and instances of these built from a YAML file and from flags.
 
-Flags and YAML keys are generated from the dataclass fields: `learning_rate` is `--learning-rate` and `learning_rate:`.
+The dataclasses of mtpd_mlx.options are made of these fields; command_line.py makes flags of them. A frozen dataclass per
+concern is the only place where a default lives: `learning_rate` is `--learning-rate` and `learning_rate:`.
 Precedence: default < YAML file < flag. YAML files are flat, as mlx-lm's are.
 """
 
-import argparse
 import dataclasses
 import difflib
 import math
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
+REQUIRED: Any = dataclasses.MISSING  # in place of a default: the option must be given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,10 @@ class Range:
     above: bool = False  # more than `low`, not `low` itself
     below: bool = False
     length: int | None = None
+    infinite: bool = False  # infinity is one of them
 
     def holds(self, value: float) -> bool:
-        finite = isinstance(value, int) or math.isfinite(value)
+        finite = self.infinite or isinstance(value, int) or math.isfinite(value)
         over = value > self.low if self.above else value >= self.low
         return finite and over and (value < self.high if self.below else value <= self.high)
 
@@ -46,50 +47,67 @@ SHARE = Range(0, 1)
 SEED = Range(0, 2**32 - 1)
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None, takes: Range = FINITE) -> Any:
-    """A dataclass field with the help text and choices that its flag shows, and the numbers it takes."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "takes": takes})
+def option(
+    default: Any,
+    help: str,
+    choices: tuple[Any, ...] | None = None,
+    takes: Range = FINITE,
+    *,
+    short: str | None = None,
+    metavar: str | None = None,
+    unset: str | None = None,
+    empty: bool = False,
+    repeated: bool = False,
+    hidden: bool = False,
+) -> Any:
+    """A dataclass field with what its flag shows and takes. `help` says the default where it is a value; `unset`: what it
+    says for None. `short`: one more name, a letter. `empty`: an empty text is one. `repeated`: the flag is given once for each
+    value of a list, not once before all. `hidden`: help leaves it out."""
+    metadata = {"help": help, "choices": choices, "takes": takes, "short": short, "metavar": metavar, "unset": unset}
+    more = {"empty": empty, "repeated": repeated, "hidden": hidden, "switch": False, "positional": False}
+    return dataclasses.field(default=default, metadata=metadata | more)
 
 
-def _field_types(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def switch(help: str) -> Any:
+    """A flag that turns something on. A --no- form it has only where a file may have turned it on."""
+    return _with(option(False, help), switch=True)
 
 
-def _scalar_type(annotation: Any) -> tuple[type, bool]:
+def argument(help: str) -> Any:
+    """A positional argument."""
+    return _with(option(REQUIRED, help), positional=True)
+
+
+def same(cls: type, name: str, **changes: Any) -> Any:
+    """The option `name` of another dataclass once more. changes: its default, or keywords of `option`, where they differ."""
+    (field,) = (f for f in dataclasses.fields(cls) if f.name == name)
+    default = changes.pop("default", field.default)
+    return dataclasses.field(default=default, metadata=dict(field.metadata) | changes)
+
+
+def _with(field: Any, **changes: Any) -> Any:
+    return dataclasses.field(default=field.default, metadata=dict(field.metadata) | changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What a user set in the file of --config and by flags, by option name."""
+
+    file: dict[str, Any]
+    flags: dict[str, Any]
+
+    @property
+    def resume(self) -> bool:
+        return bool((self.file | self.flags).get("resume"))
+
+
+def scalar_type(annotation: Any) -> tuple[type, bool]:
     """Returns (scalar type, is it a list) of `int`, `float | None`, `tuple[float, ...]` and the like."""
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(a for a in typing.get_args(annotation) if a is not type(None))
     if typing.get_origin(annotation) is tuple:
         return typing.get_args(annotation)[0], True
     return annotation, False
-
-
-def add_arguments(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """Adds one flag per field of each dataclass. Absent flags stay absent, so that YAML values are not overridden."""
-    for cls in classes:
-        group = parser.add_argument_group(cls.__name__.removesuffix("Config").lower())
-        hints = _field_types(cls)
-        for field in dataclasses.fields(cls):
-            scalar, is_list = _scalar_type(hints[field.name])
-            given = field.default is not dataclasses.MISSING and field.default not in (None, "", ())
-            default = f" (default: {_show(field.default)})" if given else ""
-            text = field.metadata.get("help", "").replace("%", "%%") + default.replace("%", "%%")
-            common: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
-            if scalar is bool:
-                group.add_argument(flag(field.name), action=argparse.BooleanOptionalAction, **common)
-            else:
-                group.add_argument(
-                    flag(field.name),
-                    type=scalar,
-                    choices=field.metadata.get("choices"),
-                    nargs="+" if is_list else None,
-                    metavar=None if field.metadata.get("choices") else scalar.__name__.upper(),
-                    **common,
-                )
-
-
-def _show(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -113,7 +131,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_values(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """The values given in a file and by flags, by field name, as their fields hold them; an unknown or ill-typed key of the
     file is a ValueError."""
-    known = {f.name: _field_types(c)[f.name] for c in classes for f in dataclasses.fields(c)}
+    hints = {c: typing.get_type_hints(c) for c in classes}
+    known = {f.name: hints[c][f.name] for c in classes for f in dataclasses.fields(c)}
     values: dict[str, Any] = {}
     for key, value in file_values.items():
         name = str(key).replace("-", "_")
@@ -131,16 +150,12 @@ def build(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[st
     built = []
     for cls in classes:
         own = {f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}
-        missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in own]
+        missing = [f.name for f in dataclasses.fields(cls) if f.default is REQUIRED and f.name not in own]
         if missing:
             raise ValueError(f"missing option {flag(missing[0])}")
-        for name, value in own.items():
-            if "" in (value if isinstance(value, tuple) else (value,)):  # of a shell variable that is not set, for one
-                raise ValueError(f"{flag(name)}: got an empty text")
-        instance = cls(**own)
         for f in dataclasses.fields(cls):
-            _check(f, getattr(instance, f.name))
-        built.append(instance)
+            _check(f, own.get(f.name, f.default))
+        built.append(cls(**own))
     return built
 
 
@@ -150,10 +165,12 @@ def flag(name: str) -> str:
 
 
 def _check(field: dataclasses.Field, value: Any) -> None:
-    choices, span = field.metadata.get("choices"), field.metadata.get("takes", FINITE)
+    choices, span = field.metadata["choices"], field.metadata["takes"]
     if choices and value is not None and value not in choices:
-        raise ValueError(f"{field.name}: got {value!r}, expected one of {', '.join(choices)}")
+        raise ValueError(f"{field.name}: got {value!r}, expected one of {', '.join(map(str, choices))}")
     every = value if isinstance(value, tuple) else (value,)
+    if "" in every and not field.metadata["empty"]:  # of a shell variable that is not set, for one
+        raise ValueError(f"{flag(field.name)}: got an empty text")
     if span.length is not None and len(every) != span.length:
         raise ValueError(f"{flag(field.name)}: got {len(every)} values, expected {span.length}")
     for number in every:
@@ -163,7 +180,7 @@ def _check(field: dataclasses.Field, value: Any) -> None:
 
 def _coerce(name: str, value: Any, annotation: Any) -> Any:
     """YAML value -> field type. YAML reads `1e-4` as text and `3` as int where a float is meant."""
-    scalar, is_list = _scalar_type(annotation)
+    scalar, is_list = scalar_type(annotation)
     if value is None and type(None) in typing.get_args(annotation):
         return None
     try:

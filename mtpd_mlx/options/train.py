@@ -3,9 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.checkpoints.adapter_format import ADAPTER_HELP
 from mtpd_mlx.checkpoints.format import HIDDEN_SOURCES, MAX_HEADS
-from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, as_dict, build, flag, option, read_values
+from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, SEED, Range, as_dict, build, flag, option, read_values, switch
 
 TRAINS = ("heads", "joint", "lora")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
@@ -23,8 +22,8 @@ KL_START_FROM_SCRATCH = 0.5  # of --kl-start for a base from scratch, --detach-t
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id")
-    adapter_path: str | None = option(None, ADAPTER_HELP)
+    model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id", metavar="MODEL")
+    adapter_path: str | None = option(None, "adapter of mlx-lm (LoRA) to apply to the base", metavar="DIR")
     model_config: str | None = option(None, "config.json of a base to train from scratch (with --train joint)")
     tokenizer: str | None = option(None, "folder with the tokenizer of a base trained from scratch")
     cache: str | None = option(
@@ -36,7 +35,7 @@ class ModelConfig:
         "LoRA adapters, which mlx-lm reads)",
         TRAINS,
     )
-    dequantize: bool = option(False, "hold a quantised base in floating point (on CPU this is faster)")
+    dequantize: bool = switch("hold a quantised base in floating point (on CPU this is faster)")
 
     @property
     def base_trains(self) -> bool:
@@ -63,7 +62,9 @@ class HeadsConfig:
         takes=POSITIVE,
     )
     init_heads: str | None = option(None, "checkpoint (a folder or a hub id) whose heads are the starting point")
-    allow_base_mismatch: bool = option(False, "start from --init-heads that were trained on another base")
+    allow_base_mismatch: bool = switch(
+        "take heads that were trained on another base (text stays exact, acceptance may fall: see mtpd refit)"
+    )
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    out: str = option("heads", "checkpoint folder to write")
+    out: str = option("heads", "folder to write", metavar="DIR")
     seed: int = option(0, "seed of initialisation and data order", takes=SEED)
     steps_per_report: int = option(10, "steps between reports (0: only at the end)", takes=NOT_NEGATIVE)
     steps_per_eval: int = option(200, "steps between validations (0: only at start and end)", takes=NOT_NEGATIVE)
@@ -152,8 +153,8 @@ class RunConfig:
     save_every: int = option(200, "steps between resume points (0: only when interrupted)", takes=NOT_NEGATIVE)
     report_to: str | None = option(None, "services that get the figures, as in mlx-lm: wandb, swanlab, or both with a comma")
     project_name: str | None = option(None, "project name for --report-to (default: the name of --out)")
-    overwrite: bool = option(False, "replace an existing checkpoint folder")
-    resume: bool = option(False, "continue the interrupted run in --out")
+    overwrite: bool = switch("replace what --out holds")
+    resume: bool = switch("continue the interrupted run in --out, with the options it was started with")
 
 
 @dataclass(frozen=True)

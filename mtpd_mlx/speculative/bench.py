@@ -80,15 +80,6 @@ def backend_arm(name: str, backend: Backend, plain: bool = False) -> Arm:
     return Arm(name, decode, stats)
 
 
-def check_runs(max_tokens: int, repeats: int, cool_down: float) -> None:
-    """ValueError, before anything is loaded, for what cannot be measured."""
-    for name, value, least in (("--max-tokens", max_tokens, 2), ("--repeats", repeats, 1)):
-        if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}")
-    if not 0 <= cool_down <= LONGEST_REST:
-        raise ValueError(f"--cool-down: got {cool_down}, expected 0..{LONGEST_REST}")
-
-
 def interleave(
     arms: Sequence[Arm],
     prompts: Sequence[list[int]],
@@ -99,8 +90,6 @@ def interleave(
 ) -> None:
     """Every arm decodes a prompt before the next prompt begins; the order of the arms turns by one each time. One run of each
     arm on the first prompt goes before and is not counted."""
-    if not 0 <= cool_down <= LONGEST_REST:
-        raise ValueError(f"--cool-down: got {cool_down}, expected 0..{LONGEST_REST} seconds")
     for arm in arms:
         arm.decode(prompts[0], max_tokens)
         if arm.stats is not None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from mtpd_mlx.speculative.protocol import Prefills, Round, StepModel
 
-PREFILL_CHUNK = 512
+PREFILL_CHUNK = 512  # positions of one pass over a prompt, where nothing else is asked for
 
 
 def accept_greedy(predicted: Sequence[int], drafts: Sequence[int]) -> int:

@@ -62,12 +62,6 @@ class Report:
         return values | {"identical": self.identical, "first_divergences": [vars(d) for d in self.divergences]}
 
 
-def check_tolerance(tolerance: float | None) -> None:
-    """ValueError where --tolerance is no margin."""
-    if tolerance is not None and not tolerance >= 0:
-        raise ValueError(f"--tolerance: got {tolerance}, expected at least 0")
-
-
 Texts = list[list[int]]
 Prompts = Sequence[tuple[str, list[int]]]  # (id, tokens)
 

@@ -1,78 +1,19 @@
-"""What `mtpd generate` and `mtpd-onnx generate` share: flags, prompts, streaming, statistics."""
+"""What `mtpd generate` and `mtpd-onnx generate` share: prompts, streaming, statistics."""
 
-import argparse
 import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
+from mtpd_mlx.options.command_line import BROKEN_PIPE, INTERRUPTED
+from mtpd_mlx.options.text import GenerateOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats, distinct_n
 from mtpd_mlx.text.prompts import Prompt, read_prompts
 from mtpd_mlx.text.streaming import StopMatcher, StreamDecoder
 from mtpd_mlx.text.tokenizer import Tokenizer
-
-__all__ = ["GenerateOptions", "Prompt", "add_generate_arguments", "options_from", "read_prompts", "run_generate"]
-
-INTERRUPTED, BROKEN_PIPE = 130, 141  # exit status, as a shell reports SIGINT and SIGPIPE
-
-
-@dataclass(frozen=True)
-class GenerateOptions:
-    """The options of generation and the only place of their defaults (names as in mlx_lm.generate)."""
-
-    prompt: str | None = None
-    prompts: str | None = None
-    system_prompt: str | None = None
-    max_tokens: int = 100
-    num_draft_tokens: int | None = None
-    stop: Sequence[str] = ()
-    extra_eos_token: Sequence[str] = ()
-    ignore_chat_template: bool = False
-    plain: bool = False
-    json: bool = False
-    quiet: bool = False
-
-    def __post_init__(self) -> None:
-        if self.prompt is not None and self.prompts is not None:
-            raise ValueError("got --prompt and --prompts, expected one of them")
-        if self.prompt is None and self.prompts is None:
-            raise ValueError("got no prompt, expected one with --prompt, or a file of them with --prompts")
-        if self.max_tokens < 1:
-            raise ValueError(f"--max-tokens: got {self.max_tokens}, expected at least 1")
-        if self.num_draft_tokens is not None and self.num_draft_tokens < 0:
-            raise ValueError(f"--num-draft-tokens: got {self.num_draft_tokens}, expected at least 0")
-        if not all(self.stop):
-            raise ValueError("--stop: got an empty text, expected at least one character")
-
-
-def add_generate_arguments(parser: argparse.ArgumentParser, drafts: str = "all heads") -> None:
-    """`drafts`: the help's words for how many are made by default."""
-    default = {f.name: f.default for f in fields(GenerateOptions)}
-    parser.set_defaults(**{k: [] if v == () else v for k, v in default.items()})  # argparse appends to lists only
-    add = parser.add_argument
-    add("-p", "--prompt", help='prompt; "-" reads standard input; \\n and \\t are line break and tab')
-    add("--prompts", metavar="FILE", help='prompts instead: .jsonl rows with "prompt" (raw text) or "messages", or .txt')
-    add("--system-prompt", metavar="TEXT", help="system message for the chat template")
-    add("-m", "--max-tokens", type=int, metavar="N", help=f"tokens at most (default: {default['max_tokens']})")
-    add("--num-draft-tokens", type=int, metavar="K", help=f"drafts per round (default: {drafts}; 0: plain decoding)")
-    add("--stop", action="append", metavar="TEXT", help="stop before this text (repeatable)")
-    add("--extra-eos-token", nargs="+", metavar="TOKEN", help="further tokens that end the text")
-    add("--ignore-chat-template", action="store_true", help="use the prompt as it is")
-    add("--plain", action="store_true", help="ordinary decoding, one token per pass")
-    add("--json", action="store_true", help="one JSON object per prompt instead of streamed text")
-    add("--quiet", action="store_true", help="text only, no statistics")
-
-
-def options_from(args: argparse.Namespace) -> GenerateOptions:
-    """The options among parsed arguments. ValueError in one line where they contradict."""
-    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(GenerateOptions)}
-    values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    return GenerateOptions(**values)
 
 
 def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOptions, out: TextIO | None = None) -> int:
@@ -154,7 +95,7 @@ def _discard(out: TextIO) -> None:
 def collect_prompts(options: GenerateOptions) -> list[Prompt]:
     """The prompts of --prompts FILE, or the one of --prompt."""
     if options.prompts is not None:
-        return read_prompts(Path(options.prompts))
+        return read_prompts(options.prompts)
     assert options.prompt is not None
     if options.prompt == "-":
         try:

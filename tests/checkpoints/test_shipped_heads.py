@@ -24,6 +24,7 @@ from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 
@@ -206,7 +207,7 @@ def test_a_norm_of_their_own_is_kept_and_decodes_alike_on_both_runtimes(tmp_path
     assert main(["extend", str(tmp_path / "own"), "--to", "4", "--train-free", "--out", str(tmp_path / "longer")]) == 0
     assert load_checkpoint(tmp_path / "longer")[1].num_heads == 4
     for layout in ("fused", "split"):
-        export_checkpoint(tmp_path / "own", tmp_path / layout, layout=layout)
+        export_checkpoint(tmp_path / "own", tmp_path / layout, ExportOptions(layout=layout))
     backends = [StepBackend(MLXModel(base_model, heads))]
     backends += [open_folder(tmp_path / layout, provider="cpu", num_threads=1) for layout in ("fused", "split")]
     seen = []

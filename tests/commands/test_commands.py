@@ -172,7 +172,7 @@ def test_faults_of_mlx_give_one_line(
 ) -> None:
     from mtpd_mlx.commands import generate
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(generate, "open_from", fail)
@@ -190,6 +190,6 @@ def test_help_names_the_defaults_that_hold(capsys: pytest.CaptureFixture) -> Non
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown[command] = " ".join(capsys.readouterr().out.split())
-    assert "drafts per round (default: as tuned here, or all heads; 0: plain decoding)" in shown["generate"]
+    assert "drafts per round; 0: plain decoding (default: as tuned here, or all heads)" in shown["generate"]
     assert "repeatable (default: another text every time)" in shown["generate"]
     assert "repeatable (default: 0)" in shown["verify"]

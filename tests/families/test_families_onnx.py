@@ -12,6 +12,7 @@ from mtpd_onnx.runtime.split import SplitModel
 
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -24,7 +25,7 @@ def exported(reference: Reference, checkpoint: Path, tmp_path_factory: pytest.Te
     """Folders fused/ and split/."""
     out = tmp_path_factory.mktemp("onnx")
     for layout in ("fused", "split"):
-        export_checkpoint(checkpoint, out / layout, layout=layout)
+        export_checkpoint(checkpoint, out / layout, ExportOptions(layout=layout))
     return out
 
 

@@ -5,7 +5,8 @@ from tiny import LLAMA
 
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.inspection.counts import Counts, block_parameters
-from mtpd_mlx.inspection.memory import DEVICES, Plan, decode_bytes, train_bytes
+from mtpd_mlx.inspection.memory import DEVICES, decode_bytes, train_bytes
+from mtpd_mlx.options.hub import MemoryPlan
 
 QWEN = {
     "model_type": "qwen3",
@@ -40,7 +41,7 @@ FOUR_BIT = Counts(PARAMETERS, int(PARAMETERS * 4.5 / 8), ["bfloat16"], 197)
     ],
 )
 def test_at_least_what_was_measured(counts: Counts, rows: int, tokens: int, device: str, measured: float) -> None:
-    said = train_bytes(DIMS, counts, Plan(4, rows, tokens), DEVICES[device]) / 1e9
+    said = train_bytes(DIMS, counts, MemoryPlan(4, rows, tokens), DEVICES[device]) / 1e9
     assert measured <= said <= 1.5 * measured
 
 
@@ -69,12 +70,12 @@ def test_activations_and_scores_on_the_cpu(config: dict, heads: int, rows: int, 
     from mtpd_mlx.inspection.counts import head_parameters
 
     held = 12 * heads * head_parameters(dims) + device.runtime
-    said = (train_bytes(dims, counts, Plan(heads, rows, tokens), device) - held) / 1e6
+    said = (train_bytes(dims, counts, MemoryPlan(heads, rows, tokens), device) - held) / 1e6
     assert measured <= said <= 1.5 * measured
 
 
 def test_memory_grows_with_what_is_planned() -> None:
-    dims, large, small_plan = read_dims(LLAMA), Plan(4, 8, 512, 256), Plan(1, 1, 64, 64)
+    dims, large, small_plan = read_dims(LLAMA), MemoryPlan(4, 8, 512, 256), MemoryPlan(1, 1, 64, 64)
     none, some = Counts(0, 0, [], 0), Counts(1 << 28, 1 << 30, ["float32"], 0)
     for device in DEVICES.values():
         least, more, most = (
@@ -82,4 +83,6 @@ def test_memory_grows_with_what_is_planned() -> None:
         )
         assert least < more < most
     assert decode_bytes(dims, 0, small_plan, 2) < decode_bytes(dims, 0, large, 2) < decode_bytes(dims, 0, large, 4)
-    assert train_bytes(DIMS, PLAIN, Plan(), DEVICES["metal"]) > train_bytes(DIMS, PLAIN, Plan(), DEVICES["cuda"])  # scores
+    assert train_bytes(DIMS, PLAIN, MemoryPlan(), DEVICES["metal"]) > train_bytes(
+        DIMS, PLAIN, MemoryPlan(), DEVICES["cuda"]
+    )  # scores

@@ -14,6 +14,7 @@ from mtpd_mlx.cli import main
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 
@@ -51,7 +52,7 @@ def test_quantised_base(family: str, bits: Any, tmp_path: Path) -> None:
     texts = [[t for c in generate(b, text[:6], max_tokens=24) for t in c.tokens] for b in backends]
     assert texts[0] == texts[1]
     for precision in ("fp32", "int8"):
-        export_checkpoint(checkpoint, tmp_path / precision, precision=precision, group_size=32)
+        export_checkpoint(checkpoint, tmp_path / precision, ExportOptions(precision=precision, group_size=32))
         onnx = open_folder(tmp_path / precision, provider="cpu", plain=True, num_threads=1)
         assert isinstance(onnx, PlainBackend)
         np.testing.assert_allclose(onnx.logits(text), unpacked, rtol=0, atol=1e-3)

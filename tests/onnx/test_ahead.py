@@ -9,6 +9,7 @@ from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from tiny import VOCAB, write_base, write_checkpoint
 
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -19,7 +20,7 @@ K, CAPACITY = 3, 64
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ahead")
     checkpoint = write_checkpoint(folder / "heads", write_base(folder / "base", scale=2.0), K, noise=0.05)
-    export_checkpoint(checkpoint, folder / "onnx", capacity=CAPACITY)
+    export_checkpoint(checkpoint, folder / "onnx", ExportOptions(capacity=CAPACITY))
     return folder / "onnx"
 
 

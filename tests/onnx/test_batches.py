@@ -10,12 +10,14 @@ from mtpd_onnx.runtime.batched import check_batches
 from mtpd_onnx.runtime.open import open_batched, open_folder
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 
 
 def export(folder: Path, family: str = "llama-tied", **options: object) -> Path:
     base = write_base(folder / "base", FAMILIES[family], scale=2.0)
-    export_checkpoint(write_checkpoint(folder / "heads", base, 3, noise=0.02, **options), folder / "onnx", capacity=128)  # type: ignore[arg-type]
+    checkpoint = write_checkpoint(folder / "heads", base, 3, noise=0.02, **options)  # type: ignore[arg-type]
+    export_checkpoint(checkpoint, folder / "onnx", ExportOptions(capacity=128))
     return folder / "onnx"
 
 
@@ -68,7 +70,7 @@ def test_prompts_that_leave_no_room_beside_texts_that_rest(longest: int, folder:
 def test_texts_rest_in_a_cache_of_one_round(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", FAMILIES["llama-tied"], scale=2.0)
     heads = write_checkpoint(tmp_path / "heads", base, 3, noise=0.02)
-    export_checkpoint(heads, tmp_path / "onnx", capacity=5)
+    export_checkpoint(heads, tmp_path / "onnx", ExportOptions(capacity=5))
     prompts = [[5], [7, 8, 9, 10], [1, 2, 3]]
     assert together(tmp_path / "onnx", prompts, 9) == alone(tmp_path / "onnx", prompts, 9)
 

@@ -14,6 +14,7 @@ from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import FAMILIES, write_base, write_checkpoint
 
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.options.export import ExportOptions
 
 
 def has_gpu() -> bool:
@@ -48,7 +49,7 @@ def test_cuda_computes_what_the_cpu_does(family: str, precision: str, tmp_path: 
     spread_norms(base)
     checkpoint = write_checkpoint(tmp_path / "heads", base, 3, noise=0.05)
     export_checkpoint(checkpoint, tmp_path / "fp32")
-    export_checkpoint(checkpoint, tmp_path / "half", precision=precision)
+    export_checkpoint(checkpoint, tmp_path / "half", ExportOptions(precision=precision))
     expected = plain_logits(tmp_path / "fp32")
     plain = open_folder(tmp_path / "half", provider="cuda", plain=True)
     assert isinstance(plain, PlainBackend)
@@ -62,7 +63,7 @@ def test_cuda_computes_what_the_cpu_does(family: str, precision: str, tmp_path: 
 @pytest.mark.parametrize("plain", [False, True], ids=["round", "step"])
 def test_capturing_leaves_no_trace_and_changes_no_text(plain: bool, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", scale=2.0), 3, noise=0.05)
-    export_checkpoint(checkpoint, tmp_path / "half", precision="fp16")
+    export_checkpoint(checkpoint, tmp_path / "half", ExportOptions(precision="fp16"))
     captured, eager = (open_folder(tmp_path / "half", provider="cuda", plain=plain, captured=c) for c in (True, False))
     assert isinstance(captured, FusedBackend | PlainBackend) and captured.ahead
     assert not any(captured.runner.get(name).any() for name in captured.runner._state)

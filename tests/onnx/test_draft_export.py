@@ -17,6 +17,7 @@ from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import flatten, load_checkpoint
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.options.export import ExportOptions
 
 WIDTH = LLAMA["hidden_size"]
 
@@ -29,7 +30,7 @@ def export(folder: Path, base: Path, ids: list[int] | None, source: str = "postn
     """A checkpoint in folder/heads, exported to folder/fused and folder/split."""
     checkpoint = write_checkpoint(folder / "heads", base, 3, source, noise=0.02, draft_tokens=ids)
     for layout in ("fused", "split"):
-        export_checkpoint(checkpoint, folder / layout, layout=layout)
+        export_checkpoint(checkpoint, folder / layout, ExportOptions(layout=layout))
     return checkpoint
 
 

@@ -10,6 +10,7 @@ from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 
 PROMPTS = [[9, 4, 7], list(range(30))]
@@ -39,7 +40,7 @@ def test_the_text_is_that_of_plain_decoding(family: str, bits: int, draft_vocab:
     drafts = None if draft_vocab is None else sorted(np.random.default_rng(1).choice(VOCAB, 40, replace=False).tolist())
     checkpoint = checkpoint_in(tmp_path, family, drafts)
     export_checkpoint(checkpoint, tmp_path / "whole")
-    manifest = export_checkpoint(checkpoint, tmp_path / "few", draft_head_bits=bits, **OPTIONS)
+    manifest = export_checkpoint(checkpoint, tmp_path / "few", ExportOptions(draft_head_bits=bits, **OPTIONS))
     texts, accepted = decode(tmp_path / "few")
     assert texts == decode(tmp_path / "few", plain=True)[0] == decode(tmp_path / "whole")[0]
     assert accepted > 0 or draft_vocab is not None
@@ -57,8 +58,8 @@ def test_the_text_is_that_of_plain_decoding(family: str, bits: int, draft_vocab:
 def test_integers_of_the_base_are_not_touched(tmp_path: Path) -> None:
     """An int8 folder whose drafts take 4 bits: the main head keeps its own 8."""
     checkpoint = checkpoint_in(tmp_path)
-    export_checkpoint(checkpoint, tmp_path / "int8", precision="int8", **OPTIONS)
-    export_checkpoint(checkpoint, tmp_path / "both", precision="int8", draft_head_bits=4, **OPTIONS)
+    export_checkpoint(checkpoint, tmp_path / "int8", ExportOptions(precision="int8", **OPTIONS))
+    export_checkpoint(checkpoint, tmp_path / "both", ExportOptions(precision="int8", draft_head_bits=4, **OPTIONS))
     one, two = (initializers(tmp_path / name / "round.onnx") for name in ("int8", "both"))
     assert one.keys() < two.keys()
     assert all(np.array_equal(one[name], two[name]) for name in one)

@@ -12,6 +12,7 @@ from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -36,7 +37,7 @@ def test_both_layouts(family: str, size: int, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", FAMILIES[family], scale=2.0)
     checkpoint = write_checkpoint(tmp_path / "heads", base, 3, noise=0.02, draft_tokens=drafts)
     for layout in ("fused", "split"):
-        export_checkpoint(checkpoint, tmp_path / layout, layout=layout)
+        export_checkpoint(checkpoint, tmp_path / layout, ExportOptions(layout=layout))
         assert read_manifest(tmp_path / layout).draft_vocab == size
     fused, split = (open_folder(tmp_path / name, provider="cpu", num_threads=1) for name in ("fused", "split"))
     plain = open_folder(tmp_path / "fused", provider="cpu", plain=True, num_threads=1)

@@ -20,6 +20,7 @@ from mtpd_onnx.runtime.sampling_state import SamplingState
 from mtpd_onnx.runtime.sessions import open_session
 from tiny import write_base, write_checkpoint
 
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -32,7 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     place = tmp_path_factory.mktemp("failures")
     checkpoint = write_checkpoint(place / "heads", write_base(place / "base", scale=2.0), K, noise=0.02)
     for layout in ("fused", "split"):
-        export_checkpoint(checkpoint, place / layout, layout=layout)
+        export_checkpoint(checkpoint, place / layout, ExportOptions(layout=layout))
     return {layout: place / layout for layout in ("fused", "split")}
 
 
@@ -164,7 +165,9 @@ def test_a_failed_capture_says_how_to_do_without(folders: dict[str, Path]) -> No
 
 @pytest.mark.parametrize("activations", ["fp32", "fp16", "bf16"])
 def test_state_of_every_type_can_be_zeroed(activations: str) -> None:
-    value = device_zeros((2, 3), Manifest("fused", activations, activations, K, "postnorm", 8, {}, {}, {}, {}, {}, {}), "cpu")
+    kinds = {"layout": "fused", "precision": activations, "activations": activations, "hidden_source": "postnorm"}
+    empty: dict[str, Any] = {name: {} for name in ("dims", "base", "files", "io", "weights_read", "versions")}
+    value = device_zeros((2, 3), Manifest(**kinds, num_heads=K, capacity=8, **empty), "cpu")
     value.update_inplace(np.zeros((2, 3), NUMPY_TYPES[value.data_type()]))
 
 

@@ -12,6 +12,8 @@ from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import LAYOUTS, read_manifest
 from tiny import write_tokenizer
 
+from mtpd_mlx.options.export import ExportOptions
+
 
 @pytest.fixture(scope="module")
 def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -102,7 +104,7 @@ def test_export_refuses_in_one_line_and_leaves_nothing(tiny_checkpoint: Path, tm
         ({"model": "./none"}, "no such folder"),
     ):
         with pytest.raises(ValueError, match=word) as error:
-            export_checkpoint(tiny_checkpoint, out, **options)
+            export_checkpoint(tiny_checkpoint, out, ExportOptions(**options))
         assert "\n" not in str(error.value) and not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("precious")
@@ -129,9 +131,9 @@ def test_an_export_that_cannot_take_its_place_loses_nothing(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Path, "rename", rename)
-        export_checkpoint(tiny_checkpoint, folder, overwrite=True)
+        export_checkpoint(tiny_checkpoint, folder, ExportOptions(overwrite=True))
     assert (folder / "notes.txt").read_text() == "mine" and read_manifest(folder, verify=True).num_heads == 3
-    export_checkpoint(tiny_checkpoint, folder, num_draft_tokens=1, overwrite=True)
+    export_checkpoint(tiny_checkpoint, folder, ExportOptions(num_draft_tokens=1, overwrite=True))
     assert not (folder / "notes.txt").exists() and read_manifest(folder).num_heads == 1
     assert [p for p in folder.parent.iterdir() if p.name.endswith(".old")] == []
 
@@ -140,7 +142,7 @@ def test_out_is_a_folder_of_its_own(exported: Path, tiny_checkpoint: Path, tmp_p
     for name in ("link", "dangling"):
         (tmp_path / name).symlink_to(exported if name == "link" else tmp_path / "nowhere")
         with pytest.raises(ValueError, match=rf"--out .*{name}: got a symbolic link, expected"):
-            export_checkpoint(tiny_checkpoint, tmp_path / name, overwrite=True)
+            export_checkpoint(tiny_checkpoint, tmp_path / name, ExportOptions(overwrite=True))
     with pytest.raises(ValueError, match=r"--out \.: got no name, expected"):
         export_checkpoint(tiny_checkpoint, Path())
 
@@ -156,7 +158,7 @@ def test_the_page_names_every_file_command_input_and_output(exported: Path) -> N
 
 
 def test_fewer_drafts(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    export_checkpoint(tiny_checkpoint, tmp_path / "k1", num_draft_tokens=1)
+    export_checkpoint(tiny_checkpoint, tmp_path / "k1", ExportOptions(num_draft_tokens=1))
     assert read_manifest(tmp_path / "k1").num_heads == 1
     arguments = ["generate", str(tmp_path / "k1"), "-p", "abc", "-m", "9", "--provider", "cpu"]
     assert main([*arguments, "--num-draft-tokens", "2"]) == 1

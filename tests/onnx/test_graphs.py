@@ -12,6 +12,7 @@ from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -40,7 +41,7 @@ def test_every_family_decodes_as_mlx_does(family: str, tmp_path: Path) -> None:
     checkpoint = make(tmp_path, family)
     base, heads, _ = load_checkpoint(checkpoint)
     export_checkpoint(checkpoint, tmp_path / "fused")
-    export_checkpoint(checkpoint, tmp_path / "split", layout="split")
+    export_checkpoint(checkpoint, tmp_path / "split", ExportOptions(layout="split"))
     fused, split = (open_folder(tmp_path / name, provider="cpu", num_threads=1) for name in ("fused", "split"))
     plain = open_folder(tmp_path / "fused", provider="cpu", plain=True, num_threads=1)
     assert isinstance(plain, PlainBackend) and isinstance(split, StepBackend) and isinstance(split.model, SplitModel)
@@ -63,7 +64,7 @@ def test_fused_equals_split_equals_plain(num_heads: int, source: str, tmp_path: 
         folder = tmp_path / str(noise)
         checkpoint = make(folder, num_heads=num_heads, source=source, noise=noise)
         export_checkpoint(checkpoint, folder / "fused")
-        export_checkpoint(checkpoint, folder / "split", layout="split")
+        export_checkpoint(checkpoint, folder / "split", ExportOptions(layout="split"))
         fused, split = (open_folder(folder / name, provider="cpu", num_threads=1) for name in ("fused", "split"))
         plain = open_folder(folder / "fused", provider="cpu", plain=True, num_threads=1)
         for prompt in PROMPTS:
@@ -150,7 +151,7 @@ def test_quantised_base_exports_its_dequantised_values(tmp_path: Path) -> None:
 def test_fp16_export_is_valid_onnx_with_half_the_weights(tmp_path: Path) -> None:
     checkpoint = make(tmp_path)
     full = export_checkpoint(checkpoint, tmp_path / "fp32")
-    half = export_checkpoint(checkpoint, tmp_path / "fp16", precision="fp16")
+    half = export_checkpoint(checkpoint, tmp_path / "fp16", ExportOptions(precision="fp16"))
     assert half.files["weights.bin"]["bytes"] < 0.8 * full.files["weights.bin"]["bytes"]
     with pytest.raises(ValueError, match="fp16"):
         open_folder(tmp_path / "fp16", provider="cpu")
@@ -159,7 +160,7 @@ def test_fp16_export_is_valid_onnx_with_half_the_weights(tmp_path: Path) -> None
 def test_only_standard_operators_in_the_split_layout(tmp_path: Path) -> None:
     import onnx
 
-    export_checkpoint(make(tmp_path, "qwen3"), tmp_path / "split", layout="split")
+    export_checkpoint(make(tmp_path, "qwen3"), tmp_path / "split", ExportOptions(layout="split"))
     for name in ("main.onnx", "mtp_heads.onnx"):
         model = onnx.load(str(tmp_path / "split" / name), load_external_data=False)
         assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}

@@ -10,6 +10,8 @@ from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
 from tiny import FAMILIES, write_base, write_checkpoint
 
+from mtpd_mlx.options.export import ExportOptions
+
 # Operators with a CUDA kernel for float16 / int64 / int32 (onnxruntime's docs/OperatorKernels.md). Shape is not among
 # them on purpose: it runs on the CPU, and a CUDA graph refuses a model with such a node.
 CUDA_OPERATORS = {
@@ -43,7 +45,7 @@ def graph_of(folder: Path, name: str) -> onnx.ModelProto:
 
 
 def test_cuda_has_a_kernel_for_every_node_of_the_fused_graphs(checkpoint: Path, tmp_path: Path) -> None:
-    export_checkpoint(checkpoint, tmp_path / "fp16", precision="fp16")
+    export_checkpoint(checkpoint, tmp_path / "fp16", ExportOptions(precision="fp16"))
     for name in ("round.onnx", "plain.onnx"):
         model = graph_of(tmp_path / "fp16", name)
         assert {node.op_type for node in model.graph.node} <= CUDA_OPERATORS
@@ -62,7 +64,7 @@ def test_nodes_per_block_stay_few(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_split_graphs_use_an_old_standard_opset(checkpoint: Path, tmp_path: Path) -> None:
-    export_checkpoint(checkpoint, tmp_path / "split", layout="split")
+    export_checkpoint(checkpoint, tmp_path / "split", ExportOptions(layout="split"))
     for name in ("main.onnx", "mtp_heads.onnx"):
         model = graph_of(tmp_path / "split", name)
         assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
@@ -99,7 +101,7 @@ def test_a_round_with_another_token_than_drafted_for_proposes_nothing(checkpoint
 
 def test_overwrite_never_removes_anything_but_an_export(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not an exported folder") as error:
-        export_checkpoint(checkpoint, checkpoint, overwrite=True)
+        export_checkpoint(checkpoint, checkpoint, ExportOptions(overwrite=True))
     assert "\n" not in str(error.value) and (checkpoint / "heads.safetensors").is_file()
     export_checkpoint(checkpoint, tmp_path / "out")
-    assert export_checkpoint(checkpoint, tmp_path / "out", num_draft_tokens=2, overwrite=True).num_heads == 2
+    assert export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(num_draft_tokens=2, overwrite=True)).num_heads == 2

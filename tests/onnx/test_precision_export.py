@@ -19,6 +19,7 @@ from tiny import write_base, write_checkpoint
 
 from mtpd_mlx.model.load_save import flatten, load_checkpoint
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.options.export import ExportOptions
 
 INTEGER_OPERATORS = {"MatMulNBits", "GatherBlockQuantized", "ReduceSum"}  # these have CUDA kernels for float16 and bfloat16
 
@@ -52,7 +53,7 @@ def test_rounding_is_off_by_half_a_step_at_most(bits: int, shift: float, scale: 
 
 @pytest.mark.parametrize(("precision", "group_size"), [("int4", 32), ("int8", 64)])
 def test_an_unquantised_model_is_rounded(precision: str, group_size: int, checkpoint: Path, tmp_path: Path) -> None:
-    manifest = export_checkpoint(checkpoint, tmp_path / "out", precision=precision, group_size=group_size)
+    manifest = export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision=precision, group_size=group_size))
     stored = initializers(tmp_path / "out" / "round.onnx")
     base, heads, _ = load_checkpoint(checkpoint)
     weights = {n: np.array(w.astype(mx.float32)) for n, w in {**flatten(base.model), **flatten(heads)}.items()}
@@ -78,7 +79,7 @@ def test_an_unquantised_model_is_rounded(precision: str, group_size: int, checkp
 
 def test_int8_for_cpus_is_unpacked_when_the_session_opens(checkpoint: Path, tmp_path: Path) -> None:
     """Not in every run: after onnxruntime's own constant folding nothing of the unpacking is left."""
-    export_checkpoint(checkpoint, tmp_path / "out", precision="int8")
+    export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision="int8"))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -106,7 +107,7 @@ def test_int8_activations_round_inside_products_only(checkpoint: Path, tmp_path:
 
 def folder_of(checkpoint: Path, folder: Path, precision: str, activations: str | None = None) -> Path:
     out = folder / f"{precision}-{activations}"
-    export_checkpoint(checkpoint, out, precision=precision, activations=activations)
+    export_checkpoint(checkpoint, out, ExportOptions(precision=precision, activations=activations))
     return out
 
 
@@ -150,7 +151,7 @@ def test_half_precisions_round_the_weights_as_said(checkpoint: Path, tmp_path: P
     base, _, _ = load_checkpoint(checkpoint)
     embedding = np.array(base.model.model.embed_tokens.weight)
     for precision, dtype in (("fp16", np.float16), ("bf16", ml_dtypes.bfloat16)):
-        manifest = export_checkpoint(checkpoint, tmp_path / precision, precision=precision)
+        manifest = export_checkpoint(checkpoint, tmp_path / precision, ExportOptions(precision=precision))
         rounding = float(np.abs(embedding - embedding.astype(dtype).astype(np.float32)).max())
         assert manifest.record["weights"]["base"]["largest_error"] >= rounding > 0
 
@@ -158,7 +159,7 @@ def test_half_precisions_round_the_weights_as_said(checkpoint: Path, tmp_path: P
 def test_widths_that_do_not_divide_into_groups_stay_in_floating_point(tmp_path: Path) -> None:
     config = SMALL | {"hidden_size": 80, "intermediate_size": 160, "num_attention_heads": 4, "head_dim": 16}
     checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", config), 1)
-    manifest = export_checkpoint(checkpoint, tmp_path / "out", precision="int4", group_size=32)
+    manifest = export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision="int4", group_size=32))
     account = manifest.record["weights"]["base"]
     assert (account["rounded"], account["floating"]) == (2, 3)  # o_proj (64) and down_proj (160); the others are 80 wide
     assert len(plain_logits(tmp_path / "out")) == len(TEXT)
@@ -173,7 +174,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(checkpoint: Path, tmp_
         ({"precision": "bf16", "layout": "split"}, "--layout split: got --precision bf16"),
     ):
         with pytest.raises(ValueError, match=words) as error:
-            export_checkpoint(checkpoint, tmp_path / "never", **options)
+            export_checkpoint(checkpoint, tmp_path / "never", ExportOptions(**options))
         assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
     out = folder_of(checkpoint, tmp_path, "int4")
     file = out / "manifest.json"

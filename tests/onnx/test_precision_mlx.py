@@ -16,6 +16,7 @@ from tiny import VOCAB, write_base, write_checkpoint, write_quantised
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.options.export import ExportOptions
 
 WIDE = SMALL | {"hidden_size": 128, "head_dim": 32, "intermediate_size": 256}
 LAYER = "model.layers.0"
@@ -34,7 +35,7 @@ def export(folder: Path, base: Path, precision: str, name: str = "out", **option
     checkpoint = folder / "heads"
     if not checkpoint.is_dir():
         write_checkpoint(checkpoint, base, 1, noise=0.02, draft_tokens=options.pop("draft_tokens", None))
-    return folder / name, export_checkpoint(checkpoint, folder / name, precision=precision, **options)
+    return folder / name, export_checkpoint(checkpoint, folder / name, ExportOptions(precision=precision, **options))
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -169,7 +169,9 @@ def test_too_small_for_cuda_graphs_is_said_once(capsys: pytest.CaptureFixture[st
     messages.say_once.cache_clear()
 
     def manifest(capacity: int) -> Manifest:
-        return Manifest("fused", "fp16", "fp16", 3, "postnorm", capacity, {}, {}, {}, {}, {}, {})
+        kinds = {"layout": "fused", "precision": "fp16", "activations": "fp16", "hidden_source": "postnorm"}
+        empty: dict[str, Any] = {name: {} for name in ("dims", "base", "files", "io", "weights_read", "versions")}
+        return Manifest(**kinds, num_heads=3, capacity=capacity, **empty)
 
     with messages_on_stderr():
         assert can_capture(manifest(32)) and not can_capture(manifest(31)) and not can_capture(manifest(31))

@@ -13,6 +13,7 @@ from mtpd_mlx.measure.evaluate import measure, repetition
 from mtpd_mlx.measure.parity import decode_all
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.stats import walk
 from mtpd_mlx.text.prompts import encode_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
@@ -50,7 +51,7 @@ def test_teacher_forcing_decoder_and_runtimes_agree_on_real_text(shipped: tuple,
     assert next(rounds, None) is None
     figures = measure(base, heads, texts)
     assert figures["tau"] > 2.0 and repetition(texts) > 0.6
-    export_checkpoint(ASSETS / "heads", tmp_path / "onnx", capacity=512)
+    export_checkpoint(ASSETS / "heads", tmp_path / "onnx", ExportOptions(capacity=512))
     for is_plain in (False, True):
         folder = open_folder(tmp_path / "onnx", provider="cpu", plain=is_plain)
         assert [d.tokens for d in decode_all(folder, prompts, TOKENS, eos, is_plain)[0]] == [d.tokens for d in plain]

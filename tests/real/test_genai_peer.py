@@ -46,6 +46,8 @@ def test_fill_is_the_builders_file_and_both_decode_as_we_do(tmp_path: Path, fami
     from mtpd_onnx.export.export import export_checkpoint
     from mtpd_onnx.runtime.open import open_folder
 
+    from mtpd_mlx.options.export import ExportOptions
+
     model = random_model(tmp_path, family, tied)
     for precision, provider in (("fp32", "cpu"), ("fp16", "cuda")):
         built, skeleton, filled = (tmp_path / f"{name}-{precision}" for name in ("built", "skeleton", "filled"))
@@ -58,7 +60,7 @@ def test_fill_is_the_builders_file_and_both_decode_as_we_do(tmp_path: Path, fami
     assert json.loads((built / "genai_config.json").read_text())["model"]["decoder"]["session_options"]["provider_options"]
     expected, got = ([t.tokens for t in time_genai(tmp_path / name, PROMPTS, 20, 64)] for name in ("built-fp32", "filled-fp32"))
     assert got == expected and len(set(expected[0])) > 3
-    export_checkpoint(model / "heads", tmp_path / "ours", capacity=64)
+    export_checkpoint(model / "heads", tmp_path / "ours", ExportOptions(capacity=64))
     ours = open_folder(tmp_path / "ours", provider="cpu", plain=True)
     for prompt, tokens in zip(PROMPTS, expected, strict=True):
         ours.rewind_to(0)

@@ -15,9 +15,12 @@ import tokenizers
 from helpers.fakes import ScriptedModel, scripted
 from tokenizers import decoders, models, pre_tokenizers
 
+from mtpd_mlx.options.command_line import add_arguments
+from mtpd_mlx.options.schema import build
+from mtpd_mlx.options.text import GenerateOptions
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.text.generate import GenerateOptions, Prompt, add_generate_arguments, encode_prompt, options_from, run_generate
-from mtpd_mlx.text.prompts import read_prompts
+from mtpd_mlx.text.generate import encode_prompt, run_generate
+from mtpd_mlx.text.prompts import Prompt, read_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 EOS = 256
@@ -53,13 +56,12 @@ def run(backend, out=None, tokenizer=TOKENIZER, **options):
 
 def parse(*argv):
     parser = argparse.ArgumentParser()
-    add_generate_arguments(parser)
-    return options_from(parser.parse_args(argv))
+    add_arguments(parser, (GenerateOptions,))
+    return build((GenerateOptions,), {}, vars(parser.parse_args(argv)))[0]
 
 
 def test_defaults_live_in_the_dataclass_alone():
     assert parse("-p", "x") == GenerateOptions(prompt="x")
-    assert GenerateOptions(prompt="x").max_tokens == 100
 
 
 def test_every_option_has_a_flag():

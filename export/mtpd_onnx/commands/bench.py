@@ -1,61 +1,54 @@
 """mtpd-onnx bench."""
 
-import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.options.sampling_flags import add_sampling_arguments, sampling_from
-from mtpd_onnx.commands.runtime_flags import BUILT_IN, add_runtime_arguments, runtime_options
+from mtpd_mlx.options.measure import GraphBenchOptions
+from mtpd_mlx.options.runtime import RuntimeOptions
+from mtpd_mlx.options.sampling import GraphSampling
+
+OPTIONS = (RuntimeOptions, GraphBenchOptions, GraphSampling)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_runtime_arguments(parser)
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="prompts (.jsonl or .txt)")
-    parser.add_argument("-m", "--max-tokens", type=int, default=128, metavar="N", help="per prompt (default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=8, metavar="N", help="use only the first prompts (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each prompt (default: %(default)s)")
-    parser.add_argument("--cool-down", type=float, default=0.0, metavar="S", help="seconds of rest after every text")
-    parser.add_argument("--genai", type=Path, metavar="DIR", help="the same model as an onnxruntime-genai folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    add_sampling_arguments(parser, BUILT_IN)
-
-
-def run(args: argparse.Namespace) -> int:
+def run(runtime: RuntimeOptions, bench: GraphBenchOptions, sampling: GraphSampling) -> int:
     from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
     from mtpd_onnx.manifest import read_manifest
 
-    if args.max_tokens < 2 or args.repeats < 1:
-        raise ValueError(f"bench: got --max-tokens {args.max_tokens} --repeats {args.repeats}, expected at least 2 and 1")
-    manifest = read_manifest(args.folder, args.verify)
+    manifest = read_manifest(runtime.folder, runtime.verify)
     if manifest.layout != "fused":
         raise ValueError(f"bench: got a {manifest.layout} folder, expected fused")
-    room = manifest.capacity - args.max_tokens - manifest.num_heads - 1
-    prompts = encode_prompts(args.prompts, Tokenizer.from_folder(args.folder), room, args.limit)
-    values = measure(args, manifest, [p.tokens for p in prompts])
-    print(json.dumps(values, indent=2) if args.json else describe(values))
+    room = manifest.capacity - bench.max_tokens - manifest.num_heads - 1
+    prompts = encode_prompts(bench.prompts, Tokenizer.from_folder(runtime.folder), room, bench.limit)
+    values = measure(runtime, bench, sampling, manifest, [p.tokens for p in prompts])
+    print(json.dumps(values, indent=2) if bench.json else describe(values))
     return 0
 
 
-def measure(args: argparse.Namespace, manifest: Any, prompts: list[list[int]]) -> dict[str, Any]:
+def measure(
+    runtime: RuntimeOptions,
+    bench: GraphBenchOptions,
+    sampling: GraphSampling,
+    manifest: Any,
+    prompts: list[list[int]],
+) -> dict[str, Any]:
     from mtpd_mlx.speculative.bench import acceptance, backend_arm, identical, interleave
     from mtpd_onnx.runtime.bandwidth import bandwidth
     from mtpd_onnx.runtime.open import open_folder
 
-    sampling, runtime = sampling_from(args), runtime_options(args)
-    first: Any = open_folder(args.folder, plain=True, sampling=sampling, **runtime)
-    runtime |= {"provider": first.provider, "verify": False}
+    how = runtime.of_folder()
+    first: Any = open_folder(runtime.folder, plain=True, sampling=sampling, **how)
+    how |= {"provider": first.provider, "verify": False}
     plain = backend_arm("plain", first, plain=True)
-    speculative = backend_arm("mtp", open_folder(args.folder, sampling=sampling, **runtime))
+    speculative = backend_arm("mtp", open_folder(runtime.folder, sampling=sampling, **how))
     arms = [plain, speculative]
-    if args.genai is not None:
+    if bench.genai is not None:
         from mtpd_onnx.peer.process import genai_arm
 
-        arms.append(genai_arm(args.genai, manifest.capacity, args.num_threads))
+        arms.append(genai_arm(bench.genai, manifest.capacity, runtime.num_threads))
     dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
-    interleave(arms, prompts, args.max_tokens, args.repeats, args.cool_down, dots)
+    interleave(arms, prompts, bench.max_tokens, bench.repeats, bench.cool_down, dots)
     print(file=sys.stderr)
     step, round_ = plain.milliseconds_per_pass, speculative.milliseconds_per_pass
     assert step is not None and round_ is not None
@@ -67,9 +60,9 @@ def measure(args: argparse.Namespace, manifest: Any, prompts: list[list[int]]) -
         "activations": manifest.activations,
         "num_draft_tokens": manifest.num_heads,
         "prompts": len(prompts),
-        "max_tokens": args.max_tokens,
-        "repeats": args.repeats,
-        "temp": args.temp,
+        "max_tokens": bench.max_tokens,
+        "repeats": bench.repeats,
+        "temp": sampling.temp,
         "plain_tok_s": plain.tokens_per_second,
         "mtp_tok_s": speculative.tokens_per_second,
         "genai_tok_s": arms[2].tokens_per_second if len(arms) > 2 else None,

@@ -1,6 +1,42 @@
-"""mtpd-onnx export."""
+"""mtpd-onnx export, and mtpd export: from a checkpoint to a folder. Only running it needs onnx and onnxscript."""
 
-from mtpd_onnx.export.export import add_export_arguments as add_arguments
-from mtpd_onnx.export.export import run_export as run
+from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["add_arguments", "run"]
+from mtpd_mlx.options.export import ExportOptions, PlaceOptions
+
+OPTIONS = (PlaceOptions, ExportOptions)
+
+
+def run(place: PlaceOptions, options: ExportOptions) -> int:
+    from mtpd_mlx.hub.pull import resolve_folder
+    from mtpd_onnx.precision import describe
+
+    try:
+        from mtpd_onnx.export.export import export_checkpoint
+    except ModuleNotFoundError as error:
+        raise ImportError(f'{error.name} is not installed; install with: pip install -e ".[export]"') from error
+    manifest = export_checkpoint(resolve_folder(place.checkpoint), place.out, options)
+    size = sum(entry["bytes"] for entry in manifest.files.values())
+    print(
+        f"{place.out}: {manifest.layout} {describe(manifest.precision, manifest.activations)}, "
+        f"{manifest.num_heads} draft tokens, {manifest.capacity} positions, {size / 1e6:.1f} MB"
+    )
+    for line in weights_lines(manifest.record["weights"]):
+        print(line)
+    return 0
+
+
+def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
+    """How the matrices of base and heads were stored, and the largest absolute difference of a weight from its checkpoint."""
+    for name, account in weights.items():
+        if not isinstance(account, dict) or not any(account[kind] for kind in ("kept", "rounded", "floating")):
+            continue
+        kinds = {
+            "kept": "with MLX's integers",
+            "rounded": f"rounded here in groups of {weights['group_size']}",
+            "floating": "in floating point",
+        }
+        counts = ", ".join(f"{account[kind]} {words}" for kind, words in kinds.items() if account[kind])
+        where = f" (absolute, in {account['largest_error_in']})" if account["largest_error"] else ""
+        yield f"{name.replace('_', ' ')} matrices: {counts}; largest weight error {account['largest_error']:.3g}{where}"

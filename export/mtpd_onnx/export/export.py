@@ -1,10 +1,9 @@
 """From a heads checkpoint and its base to one self-contained folder for mtpd-onnx."""
 
-import argparse
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.hub.pull import resolve_folder
+from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.export.save import WeightsFile, put_in_place, save_graph
@@ -23,41 +23,30 @@ from mtpd_onnx.graphs.batched import build_batched_round
 from mtpd_onnx.graphs.builder import Spec, build_plain
 from mtpd_onnx.graphs.round import build_round
 from mtpd_onnx.graphs.split import build_heads, build_main
-from mtpd_onnx.manifest import LAYOUTS, Manifest, describe_files
+from mtpd_onnx.layouts import BATCHED, FUSED, HEADS, MAIN
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
-from mtpd_onnx.precision import (
-    ACTIVATIONS,
-    DEFAULT_GROUP_SIZE,
-    DRAFT_HEAD_BITS,
-    GROUP_SIZES,
-    PRECISIONS,
-    WEIGHT_BITS,
-    choose_activations,
-    describe,
-)
+from mtpd_onnx.manifest import Manifest, describe_files
+from mtpd_onnx.precision import WEIGHT_BITS, choose_activations
 from mtpd_onnx.weights.adapted import AdaptedTensors
 from mtpd_onnx.weights.parameters import Parameters
 from mtpd_onnx.weights.quantised_layouts import Policy, plan
 from mtpd_onnx.weights.tensors import Tensors
 
 logger = logging.getLogger(__name__)
-DEFAULT_CAPACITY = 4096
 DTYPES = {  # of activations, caches and what is not in integers
     "fp32": ir.DataType.FLOAT,
     "int8": ir.DataType.FLOAT,
     "fp16": ir.DataType.FLOAT16,
     "bf16": ir.DataType.BFLOAT16,
 }
-BUILDERS: dict[str, tuple[Callable[[Spec], ir.Model], ...]] = {
-    "fused": (
-        build_round,
-        build_plain,
-        partial(build_round, sampled=True),
-        partial(build_plain, sampled=True),
-        build_batched_round,
-    ),
-    "split": (build_main, build_heads),
+BUILDERS: dict[str, dict[str, Callable[[Spec], ir.Model]]] = {  # by layout and file name
+    "fused": {
+        FUSED[sampled, plain]: partial(build_plain if plain else build_round, sampled=sampled) for sampled, plain in FUSED
+    }
+    | {BATCHED: build_batched_round},
+    "split": {MAIN: build_main, HEADS: build_heads},
 }
+DEFAULT = ExportOptions()
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -68,135 +57,49 @@ COPIED = (
 )
 
 
-def add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="heads checkpoint: a folder or a hub id")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--model", help="the base, where it is not where the checkpoint says")
-    parser.add_argument("--adapter-path", type=Path, metavar="DIR", help="adapter of mlx-lm (LoRA) to apply to the base")
-    parser.add_argument("--allow-base-mismatch", action="store_true", help="export the heads with another base than their own")
-    parser.add_argument(
-        "--layout",
-        choices=list(LAYOUTS),
-        default="fused",
-        help="fused: one graph per decoding round; split: main and heads in standard ONNX operators (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="fp32",
-        help="of the weights: fp32 runs on CPU, fp16 and bf16 on CUDA, int4 and int8 on either (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--activations",
-        choices=ACTIVATIONS,
-        help="with int4 and int8: fp32 for CPU (the default), fp16 or bf16 for CUDA, int8 for CPU: faster, inputs of products "
-        "rounded to 8 bits",
-    )
-    parser.add_argument(
-        "--group-size",
-        type=int,
-        choices=GROUP_SIZES,
-        default=DEFAULT_GROUP_SIZE,
-        help="weights that share a scale, where int4 and int8 weights are made here (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--draft-head-bits",
-        type=int,
-        choices=DRAFT_HEAD_BITS,
-        help="an output head for the drafts alone, rounded to so many bits: quicker drafts, verified as ever",
-    )
-    parser.add_argument("--num-draft-tokens", type=int, help="export only the first heads (default: all)")
-    parser.add_argument(
-        "--capacity", type=int, help=f"cache positions (default: the model's context, at most {DEFAULT_CAPACITY})"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
-
-
-def run_export(args: argparse.Namespace) -> int:
-    manifest = export_checkpoint(
-        resolve_folder(args.checkpoint),
-        args.out,
-        model=args.model,
-        adapter=args.adapter_path,
-        allow_mismatch=args.allow_base_mismatch,
-        layout=args.layout,
-        precision=args.precision,
-        activations=args.activations,
-        group_size=args.group_size,
-        draft_head_bits=args.draft_head_bits,
-        num_draft_tokens=args.num_draft_tokens,
-        capacity=args.capacity,
-        overwrite=args.overwrite,
-    )
-    size = sum(entry["bytes"] for entry in manifest.files.values())
-    print(
-        f"{args.out}: {manifest.layout} {describe(manifest.precision, manifest.activations)}, "
-        f"{manifest.num_heads} draft tokens, {manifest.capacity} positions, {size / 1e6:.1f} MB"
-    )
-    for line in weights_lines(manifest.record["weights"]):
-        print(line)
-    return 0
-
-
-def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
-    """How the matrices of base and heads were stored, and the largest absolute difference of a weight from its checkpoint."""
-    for name, account in weights.items():
-        if not isinstance(account, dict) or not any(account[kind] for kind in ("kept", "rounded", "floating")):
-            continue
-        kinds = {
-            "kept": "with MLX's integers",
-            "rounded": f"rounded here in groups of {weights['group_size']}",
-            "floating": "in floating point",
-        }
-        counts = ", ".join(f"{account[kind]} {words}" for kind, words in kinds.items() if account[kind])
-        where = f" (absolute, in {account['largest_error_in']})" if account["largest_error"] else ""
-        yield f"{name.replace('_', ' ')} matrices: {counts}; largest weight error {account['largest_error']:.3g}{where}"
-
-
-def export_checkpoint(
-    checkpoint: Path,
-    out: Path,
-    *,
-    model: str | None = None,
-    adapter: Path | None = None,
-    allow_mismatch: bool = False,
-    layout: str = "fused",
-    precision: str = "fp32",
-    activations: str | None = None,
-    group_size: int = DEFAULT_GROUP_SIZE,
-    draft_head_bits: int | None = None,
-    num_draft_tokens: int | None = None,
-    capacity: int | None = None,
-    overwrite: bool = False,
-) -> Manifest:
+def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFAULT) -> Manifest:
     """Writes `out` under a temporary name, checks it, then renames. ValueError in one line on anything that does not fit."""
-    activations = choose_activations(precision, activations)
-    check_layout(layout, precision, draft_head_bits)
+    activations = choose_activations(options.precision, options.activations)
     config = read_config(checkpoint)
-    base_folder = locate_base(checkpoint, config, model)
+    base_folder = locate_base(checkpoint, config, options.model)
     dims = read_dims(base_folder, tied=weights_say_tied(base_folder))
-    num_heads = config.num_heads if num_draft_tokens is None else num_draft_tokens
+    num_heads = config.num_heads if options.num_draft_tokens is None else options.num_draft_tokens
     if not 1 <= num_heads <= config.num_heads:
         raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{config.num_heads}")
-    capacity = min(dims.context_length, DEFAULT_CAPACITY) if capacity is None else capacity
+    capacity = min(dims.context_length, DEFAULT_CAPACITY) if options.capacity is None else options.capacity
     if not num_heads + 2 <= capacity <= dims.context_length:
         raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
-    if adapter is None and (model is None or not allow_mismatch):
+    adapter = None if options.adapter_path is None else Path(options.adapter_path).expanduser()
+    allow_mismatch = options.allow_base_mismatch
+    if adapter is None and (options.model is None or not allow_mismatch):
         adapter = config.base.locate_adapter(checkpoint)
     check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint_model(base_folder, adapter))
-    check_target(out, overwrite)
+    check_target(out, options.overwrite)
     base = Tensors.of_base(base_folder, dims.quantization)
     if adapter is not None:
         base = AdaptedTensors(base, adapter)
     heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
     ids = read_draft_tokens(checkpoint, config)
     drafts = None if ids is None else tuple(ids.tolist())
+    group_size, draft_head_bits = options.group_size, options.draft_head_bits
     if draft_head_bits is not None and dims.hidden_size % group_size:
         raise ValueError(f"--draft-head-bits: hidden size {dims.hidden_size} is not a multiple of --group-size {group_size}")
     spec = Spec(
-        dims, num_heads, config.hidden_source, DTYPES[activations], capacity, drafts, config.post_norms, draft_head_bits
+        dims=dims,
+        num_heads=num_heads,
+        hidden_source=config.hidden_source,
+        dtype=DTYPES[activations],
+        capacity=capacity,
+        draft_tokens=drafts,
+        post_norms=config.post_norms,
+        draft_bits=draft_head_bits,
     )
-    policy = Policy(WEIGHT_BITS.get(precision), group_size, activations == "int8", draft_head_bits)
+    policy = Policy(
+        bits=WEIGHT_BITS.get(options.precision),
+        group_size=group_size,
+        int8_products=activations == "int8",
+        draft_bits=draft_head_bits,
+    )
     spec = replace(spec, layouts=plan(spec, policy, base, heads))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -204,21 +107,14 @@ def export_checkpoint(
     temporary.mkdir()
     try:
         parameters = Parameters(spec, policy, base, heads)
-        graphs = write_graphs(temporary, spec, layout, parameters)
+        graphs = write_graphs(temporary, spec, options.layout, parameters)
         copy_tokenizer(base_folder, temporary)
-        kinds = (layout, precision, activations)
-        manifest = describe_folder(temporary, spec, kinds, config, graphs, parameters.report())
+        kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
+        manifest = describe_folder(temporary, spec, kinds=kinds, config=config, graphs=graphs, weights=parameters.report())
         put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return manifest
-
-
-def check_layout(layout: str, precision: str, draft_head_bits: int | None) -> None:
-    if layout == "split" and precision not in ("fp32", "fp16"):
-        raise ValueError(f"--layout split: got --precision {precision}, expected fp32 or fp16 (standard operators only)")
-    if layout == "split" and draft_head_bits is not None:
-        raise ValueError("--draft-head-bits: the split layout has standard operators only; use --layout fused")
 
 
 def check_target(out: Path, overwrite: bool) -> None:
@@ -263,10 +159,9 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
 def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
     """Writes the graphs of `layout` and the weights they share; returns the manifest's io and weights_read."""
     weights = WeightsFile(folder)
-    builders = BUILDERS[layout]
     io: dict[str, Any] = {}
     weights_read: dict[str, int] = {}
-    for name, build in zip(LAYOUTS[layout], builders, strict=True):
+    for name, build in BUILDERS[layout].items():
         graph = build(spec)
         logger.info("writing %s", name)
         weights_read[name] = save_graph(graph, folder / name, weights, parameters.value)
@@ -286,7 +181,8 @@ def copy_tokenizer(base_folder: Path, folder: Path) -> None:
 def describe_folder(
     folder: Path,
     spec: Spec,
-    kinds: tuple[str, str, str],
+    *,
+    kinds: dict[str, str],
     config: CheckpointConfig,
     graphs: tuple[dict[str, Any], dict[str, int]],
     weights: dict[str, Any],
@@ -294,17 +190,18 @@ def describe_folder(
     """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: io, weights_read."""
     names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
     manifest = Manifest(
-        *kinds,
-        spec.num_heads,
-        spec.hidden_source,
-        spec.capacity,
-        {name: getattr(spec.dims, name) for name in names},
-        vars(config.base),
-        describe_files(folder),
-        *graphs,
-        versions(),
-        {"eval": config.record.get("eval", {}), "weights": weights},
-        config.draft_vocab,
+        **kinds,
+        num_heads=spec.num_heads,
+        hidden_source=spec.hidden_source,
+        capacity=spec.capacity,
+        dims={name: getattr(spec.dims, name) for name in names},
+        base=vars(config.base),
+        files=describe_files(folder),
+        io=graphs[0],
+        weights_read=graphs[1],
+        versions=versions(),
+        record={"eval": config.record.get("eval", {}), "weights": weights},
+        draft_vocab=config.draft_vocab,
     )
     manifest.write(folder)
     return manifest

@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.options.command_line import INTERRUPTED
+from mtpd_mlx.options.text import GenerateOptions
 from mtpd_mlx.speculative.stats import DecodeStats
-from mtpd_mlx.text.generate import INTERRUPTED, GenerateOptions, Stream, describe, encode_all, eos_tokens, record
+from mtpd_mlx.text.generate import Stream, describe, encode_all, eos_tokens, record
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.runtime.batched import Text
 from mtpd_onnx.runtime.open import open_batched

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-PREFILL_CHUNK = 512
+from mtpd_mlx.speculative.rounds import PREFILL_CHUNK as PREFILL_CHUNK  # re-exported: backends read it here
 
 
 def need_room(backend: Any, positions: int) -> None:

@@ -6,7 +6,8 @@ from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.errors import say_once
-from mtpd_onnx.manifest import LAYOUTS, Manifest, graph_name, read_manifest
+from mtpd_onnx.layouts import BATCHED, HEADS, MAIN
+from mtpd_onnx.manifest import Manifest, graph_name, read_manifest
 from mtpd_onnx.precision import export_options
 from mtpd_onnx.runtime.batched import BatchedDecoder, check_batches
 from mtpd_onnx.runtime.cuda_stream import Stream
@@ -45,7 +46,7 @@ def open_folder(
     if manifest.layout == "split":
         if sampling is not None:
             raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")
-        main, heads = (open_session(folder / n, chosen, num_threads) for n in LAYOUTS["split"])
+        main, heads = (open_session(folder / n, chosen, num_threads) for n in (MAIN, HEADS))
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)
     captured = captured and chosen == "cuda" and can_capture(manifest)
     name = graph_name(plain, sampling is not None)
@@ -83,7 +84,7 @@ def open_batched(
     check_batches(import_onnxruntime().__version__)
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
     check_memory(folder, manifest, chosen, plain=False, sampled=False, batch_size=batch_size)
-    session = open_session(folder / LAYOUTS["fused"][-1], chosen, num_threads)
+    session = open_session(folder / BATCHED, chosen, num_threads)
     return BatchedDecoder(session, manifest, chosen, batch_size)
 
 

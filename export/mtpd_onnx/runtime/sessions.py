@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.options.runtime import PROVIDERS
 from mtpd_onnx.errors import first_line
 from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
 from mtpd_onnx.precision import describe, export_options
@@ -15,7 +16,6 @@ from mtpd_onnx.runtime.cuda_runtime import check_device
 from mtpd_onnx.runtime.cuda_stream import Stream
 
 logger = logging.getLogger(__name__)
-PROVIDERS = ("auto", "cuda", "cpu")
 INSTALL_CUDA = 'install it with: pip install -e ".[onnx-gpu]"'
 MOST_THREADS = 64  # where there are fewer CPUs: each one more slows the others down
 ERROR, FATAL = 3, 4  # severities of onnxruntime's own log

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_onnx.graphs.builder import Spec
 from mtpd_onnx.graphs.flavours import Fused
 from mtpd_onnx.graphs.modules import Base, Embedding, Linear
 from mtpd_onnx.graphs.packed_modules import Packed
-from mtpd_onnx.precision import DEFAULT_GROUP_SIZE
 from mtpd_onnx.weights.quantize import affine
 from mtpd_onnx.weights.tensors import Tensors
 
@@ -23,7 +23,7 @@ class Policy:
     """What `--precision int4 | int8` asks for. bits None: no integers at all."""
 
     bits: int | None = None
-    group_size: int = DEFAULT_GROUP_SIZE
+    group_size: int = ExportOptions.group_size
     int8_products: bool = False
     draft_bits: int | None = None  # `--draft-head-bits`
     end_bits: int = END_BITS

@@ -1,0 +1,82 @@
+"""Base and heads as options name them, and the decoder of them. What MLX commands call to load and to open."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mtpd_mlx.options.base import CheckpointOptions, RunnableOptions
+from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.speculative.sampling import Sampling
+
+logger = logging.getLogger(__name__)
+
+
+def base_keywords(place: CheckpointOptions) -> dict[str, Any]:
+    """The keyword arguments of load_checkpoint."""
+    adapter = None if place.adapter_path is None else Path(place.adapter_path).expanduser()
+    return {"adapter": adapter, "allow_mismatch": place.allow_base_mismatch}
+
+
+def as_tuned(
+    place: RunnableOptions, options: DecodingConfig, base: Any, num_draft_tokens: int | None
+) -> tuple[DecodingConfig, int | None]:
+    """(options, number of drafts): where neither is asked for, what `mtpd tune` stored for this machine."""
+    from mtpd_mlx.checkpoints.format import CONFIG_NAME
+    from mtpd_mlx.decoding.tuning.machine import machine_key
+    from mtpd_mlx.decoding.tuning.stored import read_tuned
+    from mtpd_mlx.hub.pull import resolve_folder
+
+    folder = resolve_folder(place.checkpoint)
+    if num_draft_tokens is not None or not (folder / CONFIG_NAME).is_file():
+        return options, num_draft_tokens
+    tuned = read_tuned(folder, machine_key(base.dtype))
+    if tuned is None:
+        return options, None
+    if not tuned.num_draft_tokens:
+        logger.info("tuned: plain decoding is fastest here (--num-draft-tokens K overrides)")
+    elif options.plan == "auto" and not options.exact and options.kv_bits is None:
+        options = replace(options, plan=tuned.plan)
+    return options, tuned.num_draft_tokens
+
+
+def open_from(
+    place: RunnableOptions, options: DecodingConfig, sampling: Sampling, *, plain: bool, num_draft_tokens: int | None
+) -> tuple[Any, Any]:
+    """(decoder, base) as the options say."""
+    from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.text.tokenizer import Tokenizer
+
+    base, heads = load_model(place, plain)
+    options, drafts = (options, 0) if plain else as_tuned(place, options, base, num_draft_tokens)
+    special = xtc_special_tokens(Tokenizer.from_folder(base.path)) if sampling.xtc_probability else ()
+    heads = None if drafts == 0 else heads
+    return open_decoder(base, heads, options, drafts, sampling=sampling, xtc_special_tokens=special), base
+
+
+def xtc_special_tokens(tokenizer: Any) -> tuple[int, ...]:
+    """What XTC never leaves out, as in mlx_lm.generate: line break and end of text."""
+    return (*tokenizer.encode("\n", False), *sorted(tokenizer.eos_token_ids))
+
+
+def load_model(place: RunnableOptions, plain: bool = False) -> tuple[Any, Any]:
+    """(base, heads or None) of the options; heads in the base's type."""
+    from mtpd_mlx.checkpoints.format import CONFIG_NAME
+    from mtpd_mlx.hub.pull import resolve_folder
+    from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.load_save import load_checkpoint
+    from mtpd_mlx.model.runtime import mx, on_cpu
+
+    dequantize = on_cpu() if place.dequantize is None else place.dequantize
+    folder, known = resolve_folder(place.checkpoint), base_keywords(place)
+    if plain and not (folder / CONFIG_NAME).is_file():
+        base, heads = load_base(place.checkpoint, dequantize=dequantize, adapter=known["adapter"]), None
+    else:
+        base, heads, _ = load_checkpoint(folder, place.model, dequantize, **known)
+    if place.dtype is not None:
+        base.model.set_dtype(getattr(mx, place.dtype))
+    if heads is not None:
+        heads.set_dtype(base.dtype)
+        mx.eval(heads.parameters())
+    mx.eval(base.model.parameters())
+    return base, heads

@@ -1,0 +1,78 @@
+"""The options of `mtpd export` and `mtpd-onnx export`, and of `mtpd export-heads`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtpd_onnx.layouts import LAYOUTS
+from mtpd_onnx.precision import ACTIVATIONS, DRAFT_HEAD_BITS, GROUP_SIZES, PRECISIONS, choose_activations
+
+from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS as HEAD_LAYOUTS
+from mtpd_mlx.options.base import CheckpointOptions
+from mtpd_mlx.options.schema import POSITIVE, REQUIRED, option, same, switch
+from mtpd_mlx.options.train import RunConfig
+
+DEFAULT_CAPACITY = 4096  # cache positions at most, where no number is asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceOptions:
+    """From which checkpoint to which folder."""
+
+    GROUP = ""
+
+    checkpoint: str = same(CheckpointOptions, "checkpoint")
+    out: Path = same(RunConfig, "out", default=REQUIRED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """ValueError in one line where they exclude each other."""
+
+    model: str | None = same(CheckpointOptions, "model")
+    adapter_path: str | None = same(CheckpointOptions, "adapter_path")
+    allow_base_mismatch: bool = same(CheckpointOptions, "allow_base_mismatch")
+    layout: str = option(
+        "fused", "fused: one graph per decoding round; split: main and heads in standard ONNX operators", tuple(LAYOUTS)
+    )
+    precision: str = option(
+        "fp32", "of the weights: fp32 runs on CPU, fp16 and bf16 on CUDA, int4 and int8 on either", PRECISIONS
+    )
+    activations: str | None = option(
+        None,
+        "with int4 and int8: fp32 for CPU (the default), fp16 or bf16 for CUDA, int8 for CPU: faster, inputs of products "
+        "rounded to 8 bits",
+        ACTIVATIONS,
+    )
+    group_size: int = option(64, "weights that share a scale, where int4 and int8 weights are made here", GROUP_SIZES)
+    draft_head_bits: int | None = option(
+        None,
+        "an output head for the drafts alone, rounded to so many bits: quicker drafts, verified as ever",
+        DRAFT_HEAD_BITS,
+    )
+    num_draft_tokens: int | None = option(None, "export only the first heads", takes=POSITIVE, metavar="K", unset="all")
+    capacity: int | None = option(
+        None,
+        "cache positions",
+        takes=POSITIVE,
+        metavar="N",
+        unset=f"the model's context, at most {DEFAULT_CAPACITY}",
+    )
+    overwrite: bool = same(RunConfig, "overwrite")
+
+    def __post_init__(self) -> None:
+        choose_activations(self.precision, self.activations)
+        if self.layout == "split" and self.precision not in ("fp32", "fp16"):
+            raise ValueError(
+                f"--layout split: got --precision {self.precision}, expected fp32 or fp16 (standard operators only)"
+            )
+        if self.layout == "split" and self.draft_head_bits is not None:
+            raise ValueError("--draft-head-bits: the split layout has standard operators only; use --layout fused")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportHeadsOptions(PlaceOptions):
+    model: str | None = same(CheckpointOptions, "model")
+    format: str = option("nextn", "names of the tensors", tuple(HEAD_LAYOUTS))
+    link: bool = switch("hard-link the base's weights instead of copying them")
+    copy_ends: bool = switch("repeat the base's ends per head, as DeepSeek-V3 does")
+    allow_base_mismatch: bool = same(CheckpointOptions, "allow_base_mismatch")

@@ -1,0 +1,68 @@
+"""The options of commands on folders and hub ids: import-heads, inspect, info, pull, push."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtpd_mlx.files.hub_ids import is_hub_id
+from mtpd_mlx.options.export import DEFAULT_CAPACITY
+from mtpd_mlx.options.measure import JsonOptions
+from mtpd_mlx.options.schema import POSITIVE, REQUIRED, argument, option, same, switch
+from mtpd_mlx.options.train import DataConfig, HeadsConfig, RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevisionOptions:
+    revision: str | None = option(None, "branch, tag or commit of a hub id", metavar="NAME", unset="main")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportHeadsOptions(RevisionOptions):
+    model: str = argument("model that ships MTP heads: a folder or a hub id")
+    out: Path = same(RunConfig, "out", default=REQUIRED)
+    overwrite: bool = same(RunConfig, "overwrite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectOptions(RevisionOptions, JsonOptions):
+    GROUP = "view"
+
+    name: str = argument("a model, heads checkpoint, exported folder, cache or adapter; or a hub id")
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What memory is planned for: training num_heads heads on batch_size rows of max_seq_length tokens, and decoding up to
+    `context` positions."""
+
+    GROUP = "memory to plan for"
+
+    num_heads: int = same(HeadsConfig, "num_heads", takes=POSITIVE)
+    batch_size: int = same(DataConfig, "batch_size")
+    max_seq_length: int = same(DataConfig, "max_seq_length", default=2048, takes=POSITIVE)
+    context: int = option(DEFAULT_CAPACITY, "positions to decode", takes=POSITIVE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullOptions(RevisionOptions):
+    name: str = argument("hub id, owner/name or owner/name@revision")
+    out: Path | None = same(RunConfig, "out", default=None, unset="the hub's local cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushOptions:
+    folder: Path = argument("heads checkpoint or exported folder")
+    repository: str = argument("hub id to upload to, owner/name; log in first with `hf auth login`")
+    base_id: str | None = option(None, "the base's hub id, where the checkpoint names a local folder", metavar="ID")
+    license: str | None = option(None, "licence of the heads, for the card (for example apache-2.0)", metavar="NAME")
+    private: bool = switch("make a private repository")
+    overwrite: bool = switch("write into a repository that holds files already")
+    dry_run: bool = switch("print the card and the files; upload nothing")
+
+
+def check_pull(pull: PullOptions) -> None:
+    """ValueError where there is nothing to pull, or no place for it."""
+    if not is_hub_id(pull.name):
+        raise ValueError(f"{pull.name}: not a hub id of the form owner/name")
+    out = pull.out
+    if out is not None and out.exists() and any(out.iterdir()) and not (out / ".cache").is_dir():
+        raise ValueError(f"--out {out}: is not empty, and not an interrupted pull; use another folder")

@@ -1,0 +1,117 @@
+"""The options of commands that measure on prompts: bench, eval, parity, probe, tune, verify."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtpd_mlx.options.runtime import PROVIDERS
+from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, argument, option, same, switch
+from mtpd_mlx.options.text import PROMPTS_HELP, GenerateOptions, TextOptions, TunedGenerateOptions
+from mtpd_mlx.speculative.bench import LONGEST_REST
+from mtpd_mlx.speculative.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class JsonOptions:
+    json: bool = switch("print one JSON object")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    prompts: Path = option(REQUIRED, PROMPTS_HELP, metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilesOptions:
+    prompts: tuple[Path, ...] = option(REQUIRED, f"{PROMPTS_HELP}; or several files", metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions:
+    GROUP = "measurement"
+
+    max_tokens: int = same(TextOptions, "max_tokens", default=128)  # many texts, that nobody reads
+    limit: int | None = option(None, "use only the first prompts of each file", takes=POSITIVE, metavar="N", unset="all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalOptions(JsonOptions, MeasureOptions, FilesOptions):
+    valid: Path | None = option(None, "text whose loss under the base is reported (.jsonl or .txt)", metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedOptions(MeasureOptions):
+    """Of commands that time: several texts of each prompt, of two tokens at least (the first one is prefill's)."""
+
+    max_tokens: int = same(MeasureOptions, "max_tokens", takes=Range(2))
+    limit: int | None = same(MeasureOptions, "limit", default=8)
+    repeats: int = option(3, "runs of each prompt", takes=POSITIVE, metavar="N")
+    cool_down: float = option(0.0, "seconds of rest after every text", takes=Range(0, LONGEST_REST), metavar="S")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(JsonOptions, TimedOptions, FilesOptions):
+    num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
+    draft_model: str | None = option(None, "also time mlx_lm's own speculative decoding with this model", metavar="MODEL")
+    svg: Path | None = option(None, "also draw the figures", metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphBenchOptions(JsonOptions, TimedOptions, FileOptions):
+    genai: Path | None = option(None, "the same model as an onnxruntime-genai folder", metavar="DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(JsonOptions, TimedOptions, FileOptions):
+    dry_run: bool = switch("measure, but store nothing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions(JsonOptions, MeasureOptions, FileOptions):
+    tolerance: float | None = option(
+        None,
+        "top-2 margin below which a difference is a near-tie",
+        takes=Range(0, infinite=True),
+        metavar="X",
+        unset="by the dtype that is computed in",
+    )
+    greedy_only: bool = switch("leave the sampling test out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftedVerifyOptions(VerifyOptions):
+    num_draft_tokens: int | None = same(GenerateOptions, "num_draft_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityOptions(JsonOptions, MeasureOptions, FileOptions):
+    folder: str = argument("folder exported from it, or its hub id")
+    provider: str = option("cpu", "what the exported folder runs on", PROVIDERS)
+    step_by_step: bool = switch("on MLX pass by pass, not as mtpd generate decodes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions(JsonOptions):
+    GROUP = "measurement"
+
+    contexts: tuple[int, ...] = option((128, 512, 2048), "prompt lengths", metavar="N")
+    prompts: Path | None = option(
+        None, "measure the heads' acceptance on these", metavar="FILE", unset="as recorded in training"
+    )
+
+
+def check_sampled(verify: VerifyOptions, sampling: Sampling) -> None:
+    """ValueError where the sampling test of verify would have nothing to draw."""
+    if sampling.greedy and not verify.greedy_only:
+        raise ValueError("--temp 0 leaves nothing to draw; give a temperature, or --greedy-only")
+
+
+def check_files(evaluation: EvalOptions) -> None:
+    """ValueError where the text of --valid is not there."""
+    if evaluation.valid is not None and not evaluation.valid.expanduser().is_file():
+        raise ValueError(f"--valid {evaluation.valid}: no such file")
+
+
+def check_drawing(bench: BenchOptions) -> None:
+    """ValueError where --svg cannot be written."""
+    if bench.svg is not None and (bench.svg.is_dir() or not bench.svg.parent.is_dir()):
+        raise ValueError(f"--svg {bench.svg}: expected a file in a folder that is there")

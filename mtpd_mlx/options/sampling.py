@@ -1,0 +1,62 @@
+"""The options of sampling: flags for the fields of Sampling, where their defaults live. Instances are samplings."""
+
+from dataclasses import dataclass
+
+from mtpd_mlx.options.schema import option, same
+from mtpd_mlx.speculative.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class SamplingOptions(Sampling):
+    """Names and ranges as in Sampling, which checks them."""
+
+    GROUP = "sampling"
+
+    temp: float = option(Sampling.temp, "temperature; 0 takes the most probable token", metavar="X")
+    top_p: float = option(
+        Sampling.top_p, "draw from the most probable tokens that together reach this probability; 0: off", metavar="X"
+    )
+    min_p: float = option(
+        Sampling.min_p, "draw only tokens at least this probable, relative to the most probable one; 0: off", metavar="X"
+    )
+    top_k: int = option(Sampling.top_k, "draw from this many most probable tokens; 0: off", metavar="N")
+    repetition_penalty: float = option(
+        Sampling.repetition_penalty,
+        "divide the logits of recent tokens by this (multiply those below 0); 1: off",
+        metavar="X",
+    )
+    repetition_context_size: int = option(
+        Sampling.repetition_context_size, "recent tokens that the penalty looks at", metavar="N"
+    )
+    xtc_probability: float = option(
+        Sampling.xtc_probability,
+        "how often XTC leaves out all likely tokens but the least probable of them; 0: never",
+        metavar="X",
+    )
+    xtc_threshold: float = option(Sampling.xtc_threshold, "from which probability on XTC calls a token likely", metavar="X")
+    seed: int | None = option(Sampling.seed, "makes sampling repeatable", metavar="N", unset="another text every time")
+
+
+@dataclass(frozen=True)
+class GraphSampling(SamplingOptions):
+    """Of exported graphs, which have some values built in: mtpd_onnx/runtime/sampling_state.py refuses others."""
+
+    repetition_context_size: int = same(SamplingOptions, "repetition_context_size", hidden=True)
+    xtc_probability: float = same(SamplingOptions, "xtc_probability", hidden=True)
+    xtc_threshold: float = same(SamplingOptions, "xtc_threshold", hidden=True)
+
+
+@dataclass(frozen=True)
+class JudgedSampling(SamplingOptions):
+    """Of mtpd verify: a distribution is judged, the same one every time."""
+
+    temp: float = same(SamplingOptions, "temp", default=0.8)
+    seed: int | None = same(SamplingOptions, "seed", default=0)
+
+
+@dataclass(frozen=True)
+class JudgedGraphSampling(GraphSampling):
+    """Of mtpd-onnx verify."""
+
+    temp: float = same(JudgedSampling, "temp")
+    seed: int | None = same(JudgedSampling, "seed")

@@ -1,0 +1,96 @@
+"""The options of commands that write texts (generate, chat): prompts, length, drafts, what is printed."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, option, same, switch
+from mtpd_mlx.speculative.sampling import Sampling
+
+PROMPTS_HELP = 'file of prompts: .jsonl with "prompt" (raw text) or "messages", or lines of .txt'
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """ValueError where there is no prompt, or two."""
+
+    prompt: str | None = option(
+        None, 'prompt; "-" reads standard input; \\n and \\t are line break and tab', short="p", metavar="PROMPT", empty=True
+    )
+    prompts: Path | None = option(None, PROMPTS_HELP, metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None and self.prompts is not None:
+            raise ValueError("got --prompt and --prompts, expected one of them")
+        if self.prompt is None and self.prompts is None:
+            raise ValueError("got no prompt, expected one with --prompt, or a file of them with --prompts")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextOptions:
+    GROUP = "text"
+
+    system_prompt: str | None = option(None, "system message for the chat template", metavar="TEXT", empty=True)
+    max_tokens: int = option(256, "tokens of a text, at most", takes=POSITIVE, short="m", metavar="N")
+    plain: bool = switch("ordinary decoding, one token per pass")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(TextOptions, PromptOptions):
+    """Of both programs."""
+
+    num_draft_tokens: int | None = option(
+        None, "drafts per round; 0: plain decoding", takes=NOT_NEGATIVE, metavar="K", unset="all heads"
+    )
+    stop: tuple[str, ...] = option((), "stop before this text (repeatable)", metavar="TEXT", repeated=True)
+    extra_eos_token: tuple[str, ...] = option((), "further tokens that end the text", metavar="TOKEN")
+    ignore_chat_template: bool = switch("use prompts as they are, without the chat template")
+    json: bool = switch("one JSON object per prompt instead of streamed text")
+    quiet: bool = switch("text only, no statistics")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedGenerateOptions(GenerateOptions):
+    """`mtpd tune` stores with a checkpoint what is fastest."""
+
+    num_draft_tokens: int | None = same(GenerateOptions, "num_draft_tokens", unset="as tuned here, or all heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchedGenerateOptions(GenerateOptions):
+    batch_size: int = option(
+        1,
+        "decode B of --prompts at once (greedy, without CUDA graphs; needs onnxruntime 1.32 or later)",
+        takes=POSITIVE,
+        metavar="B",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatOptions(TextOptions):
+    show_drafts: bool = switch("accepted draft tokens in green")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedChatOptions(ChatOptions):
+    num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
+    prompt_cache_file: Path | None = option(None, "go on with this cache where it fits; saved at the end", metavar="FILE")
+
+
+def check_batches(generate: BatchedGenerateOptions, sampling: Sampling) -> None:
+    """ValueError where batches are asked for with what they cannot do."""
+    if generate.batch_size != 1 and (generate.plain or generate.num_draft_tokens is not None or not sampling.greedy):
+        raise ValueError("--batch-size: batches are decoded greedily with all heads, without --plain or --num-draft-tokens")
+
+
+def check_cache_file(chat: TunedChatOptions, decoding: DecodingConfig) -> None:
+    """ValueError, before a word is said, where the cache could not be saved at the end."""
+    if (file := chat.prompt_cache_file) is None:
+        return
+    if not file.parent.is_dir():
+        raise ValueError(f"--prompt-cache-file: no folder {file.parent}")
+    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--prompt-cache-file: cannot write {file}")
+    if decoding.kv_bits is not None:
+        raise ValueError("--prompt-cache-file: a quantised cache cannot be saved; leave --kv-bits out")
