@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd_mlx.options.runtime import PROVIDERS
-from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, argument, option, same, switch
+from mtpd_mlx.options.runtime import FolderOptions, RuntimeOptions
+from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, option, same, switch
 from mtpd_mlx.options.text import PROMPTS_HELP, GenerateOptions, TextOptions, TunedGenerateOptions
 from mtpd_mlx.speculative.bench import LONGEST_REST
 from mtpd_mlx.speculative.sampling import Sampling
@@ -84,8 +84,8 @@ class DraftedVerifyOptions(VerifyOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ParityOptions(JsonOptions, MeasureOptions, FileOptions):
-    folder: str = argument("folder exported from it, or its hub id")
-    provider: str = option("cpu", "what the exported folder runs on", PROVIDERS)
+    folder: str = same(FolderOptions, "folder")
+    provider: str = same(RuntimeOptions, "provider", default="cpu")  # MLX's float32 is compared with the same on a CPU
     step_by_step: bool = switch("on MLX pass by pass, not as mtpd generate decodes")
 
 
@@ -94,9 +94,7 @@ class ProbeOptions(JsonOptions):
     GROUP = "measurement"
 
     contexts: tuple[int, ...] = option((128, 512, 2048), "prompt lengths", metavar="N")
-    prompts: Path | None = option(
-        None, "measure the heads' acceptance on these", metavar="FILE", unset="as recorded in training"
-    )
+    prompts: Path | None = same(FileOptions, "prompts", default=None, unset="none: acceptance as recorded in training")
 
 
 def check_sampled(verify: VerifyOptions, sampling: Sampling) -> None:

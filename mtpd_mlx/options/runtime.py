@@ -19,7 +19,7 @@ class FolderOptions:
 class RuntimeOptions(FolderOptions):
     GROUP = "runtime"
 
-    provider: str = option("auto", "onnxruntime's; auto: the one that runs the folder", PROVIDERS)
+    provider: str = option("auto", "of onnxruntime; auto: the one that runs the folder", PROVIDERS)
     num_threads: int | None = option(None, "CPU threads", metavar="N", unset="onnxruntime's choice")
     cuda_graph: bool = option(True, "replay rounds as CUDA graphs")
 
