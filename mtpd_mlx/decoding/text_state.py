@@ -16,6 +16,7 @@ from mtpd_mlx.decoding.token_rules import Rule, contexts_of, spread
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.options.decode import DecodingConfig
 
 PREFILL_CHUNK = 2048  # as in mlx_lm.generate: other chunks would round differently
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # (all tokens so far, logits [1, V]) -> logits [1, V]
@@ -26,8 +27,8 @@ class KVOptions:
     """Quantised KV caches, as in mlx_lm.generate. bits None: not quantised."""
 
     bits: int | None = None
-    group_size: int = 64
-    start: int = 5000
+    group_size: int = DecodingConfig.kv_group_size
+    start: int = DecodingConfig.quantized_kv_start
 
 
 @dataclass

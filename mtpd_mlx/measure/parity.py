@@ -14,6 +14,7 @@ from mtpd_mlx.decoding.open import open_decoder
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.options.measure import ParityOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -95,7 +96,7 @@ def compare(
     max_tokens: int,
     eos: frozenset[int],
     *,
-    provider: str = "cpu",
+    provider: str = ParityOptions.provider,
     step_by_step: bool = False,
 ) -> ParityReport:
     """Decodes `prompts` speculatively on MLX and on onnxruntime and holds tokens, logits and acceptance against each other.

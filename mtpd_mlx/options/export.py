@@ -6,6 +6,7 @@ from pathlib import Path
 from mtpd_onnx.layouts import LAYOUTS
 from mtpd_onnx.precision import ACTIVATIONS, DRAFT_HEAD_BITS, GROUP_SIZES, PRECISIONS, choose_activations
 
+from mtpd_mlx.checkpoints.shipped.layouts import DEFAULT_LAYOUT
 from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS as HEAD_LAYOUTS
 from mtpd_mlx.options.base import CheckpointOptions
 from mtpd_mlx.options.schema import POSITIVE, REQUIRED, option, same, switch
@@ -72,7 +73,7 @@ class ExportOptions:
 @dataclass(frozen=True, kw_only=True)
 class ExportHeadsOptions(PlaceOptions):
     model: str | None = same(CheckpointOptions, "model")
-    format: str = option("nextn", "names of the tensors", tuple(HEAD_LAYOUTS))
+    format: str = option(DEFAULT_LAYOUT, "names of the tensors", tuple(HEAD_LAYOUTS))
     link: bool = switch("hard-link the base's weights instead of copying them")
     copy_ends: bool = switch("repeat the base's ends per head, as DeepSeek-V3 does")
     allow_base_mismatch: bool = same(CheckpointOptions, "allow_base_mismatch")

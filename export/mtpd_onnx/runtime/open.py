@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
@@ -24,13 +25,13 @@ CAPTURE_RUNS = 8  # capturing runs the graph a few times, and each run may advan
 def open_folder(
     folder: Path,
     *,
-    provider: str = "auto",
+    provider: str = RuntimeOptions.provider,
     plain: bool = False,
     num_threads: int | None = None,
     num_draft_tokens: int | None = None,
     verify: bool = False,
     sampling: Sampling | None = None,
-    captured: bool = True,
+    captured: bool = RuntimeOptions.cuda_graph,
 ) -> Backend:
     """Checks the folder and loads what decoding needs: for plain decoding the main model alone.
 
@@ -69,7 +70,12 @@ def can_capture(manifest: Manifest) -> bool:
 
 
 def open_batched(
-    folder: Path, batch_size: int, *, provider: str = "auto", num_threads: int | None = None, verify: bool = False
+    folder: Path,
+    batch_size: int,
+    *,
+    provider: str = RuntimeOptions.provider,
+    num_threads: int | None = None,
+    verify: bool = False,
 ) -> BatchedDecoder:
     """Several texts at once, greedily and never as CUDA graphs (a run has as many rows as it needs). ValueError where this
     onnxruntime or this folder cannot."""

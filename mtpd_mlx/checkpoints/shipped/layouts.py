@@ -25,6 +25,7 @@ class Layout:
         return self.block.format(k=k, n=num_layers + k)
 
 
+DEFAULT_LAYOUT = "nextn"  # of what is written, where none is asked for
 LAYOUTS: dict[str, Layout] = {
     # DeepSeek-V3, GLM-4.5: heads are further layers
     "nextn": Layout(

@@ -10,7 +10,7 @@ from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config
 from mtpd_mlx.checkpoints.shipped.convert import stored_to_plain, write_head
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
-from mtpd_mlx.checkpoints.shipped.layouts import COPIES, HEADS_FILE, LAYOUTS, Layout, is_shipped, weight_files
+from mtpd_mlx.checkpoints.shipped.layouts import COPIES, DEFAULT_LAYOUT, HEADS_FILE, LAYOUTS, Layout, is_shipped, weight_files
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import INSIDE
@@ -34,7 +34,7 @@ def export_heads(
     checkpoint: Path,
     base: Path,
     out: Path,
-    layout: str = "nextn",
+    layout: str = DEFAULT_LAYOUT,
     *,
     link: bool = False,
     copy_ends: bool = False,
