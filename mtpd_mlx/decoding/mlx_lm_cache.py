@@ -1,6 +1,6 @@
 """The prompt cache of our draft model in stock mlx_lm: tokens, the heads' KV caches and the last hidden states.
 
-It is trimmed, saved and loaded by mlx_lm.models.cache like any other; loading finds the class by name in that module.
+Used by mlx_lm_draft.py. It is trimmed, saved and loaded by mlx_lm.models.cache like any other.
 """
 
 from collections.abc import Sequence
@@ -90,7 +90,10 @@ def _part(head: Any) -> Sequence[Any]:
 
 
 def register() -> None:
-    """Makes mlx_lm.models.cache.load_prompt_cache find the class."""
+    """Makes mlx_lm.models.cache.load_prompt_cache find the class; called when a draft model is made.
+
+    Patches the module mlx_lm.models.cache, in whose globals a file's class names are looked up. Broken by any other lookup.
+    """
     import mlx_lm.models.cache as module
 
     module.MTPDraftCache = MTPDraftCache  # type: ignore[attr-defined]

@@ -48,7 +48,11 @@ def _repeated(module: nn.Module, count: int) -> mx.array:
 
 
 class RowProducts:
-    """A context in which graphs multiply few rows by these modules' unquantised matrices (without bias) row by row."""
+    """A context in which graphs multiply few rows by these modules' unquantised matrices (without bias) row by row.
+
+    Patches the modules' __class__ meanwhile. Broken by an nn.Linear or nn.Embedding that has other fields than today (weight,
+    and bias), computes elsewhere than in __call__ and as_linear, or forbids another class (slots).
+    """
 
     def __init__(self, *modules: nn.Module):
         self._leaves: list[tuple[nn.Module, type, type]] = []

@@ -26,6 +26,8 @@ def fetch_large(info: Any, name: str, out: Path | None, wanted: tuple[str, ...],
 
 
 def _fetch(name: str, revision: str, file: str, out: Path | None) -> None:
+    """Uses what huggingface_hub does not document: file_download.http_get and repo_folder_name, utils.WeakFileLock, and the
+    cache's blobs by etag. Broken by other names, another layout, or an http_get without resume_size."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
     from huggingface_hub.utils import WeakFileLock, build_hf_headers

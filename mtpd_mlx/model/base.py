@@ -172,6 +172,16 @@ def check_supported(config: dict[str, Any]) -> None:
     read_dims(config)
 
 
+def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
+    """(model, arguments): mlx-lm's classes for a config.json. ValueError for a model_type that it does not have.
+
+    Uses mlx_lm.utils._get_classes, which is private: mlx-lm has no public way. Broken by another name or another result of it.
+    """
+    from mlx_lm.utils import _get_classes
+
+    return _get_classes(config)
+
+
 def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
     """The mlx-lm classes of a language model, such that whatever else is in its checkpoint is left aside: MTP heads (mtpd
     import-heads reads them), the other parts of a multimodal model."""
@@ -198,7 +208,7 @@ def load_base(
     `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
     where hidden states come from a cache.
     """
-    from mlx_lm.utils import _get_classes, dequantize_model, load_model
+    from mlx_lm.utils import dequantize_model, load_model
 
     path = resolve_model(model)
     if adapter is not None and ends_only and not read_adapter(adapter).only_layers:
@@ -210,7 +220,7 @@ def load_base(
             path,
             lazy=ends_only,
             model_config=config | mlx_arguments(config, dims),
-            get_model_classes=lambda config: without_shipped_heads(*_get_classes(config)),
+            get_model_classes=lambda config: without_shipped_heads(*model_classes(config)),
         )
         config |= {k: loaded[k] for k in ("quantization", "quantization_config") if k in loaded}
         block_type = type(network.model.layers[-1])
@@ -251,12 +261,11 @@ def say_if_slow(base: Base) -> None:
 def new_base(config: dict[str, Any], seed: int) -> Base:
     """A randomly initialised base (GPT-2 style: normal 0.02, residual outputs scaled by 1/sqrt(2 L), biases 0)."""
     from mlx.utils import tree_flatten, tree_unflatten
-    from mlx_lm.utils import _get_classes
 
     config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}  # trained in float32
     dims = read_dims(config)
     arguments = config | mlx_arguments(config, dims)
-    model_class, args_class = _get_classes(arguments)
+    model_class, args_class = model_classes(arguments)
     network = model_class(args_class.from_dict(arguments))
     if dims.tied and "lm_head" in network:
         network.pop("lm_head")

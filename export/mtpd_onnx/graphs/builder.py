@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
-from onnxscript.nn import Module
+from onnxscript.nn import Module, Parameter
 
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
@@ -78,8 +78,7 @@ class Graph:
         """Names the parameters after their path in the module tree and makes them initializers."""
         pack_modules(module, self.spec.layouts)
         for name, parameter in module.named_parameters():
-            parameter.name = name
-            parameter._realized = True  # a module used in two places would otherwise be named after the second
+            keep_name(parameter, name)
             self.ir.initializers[name] = parameter
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -103,6 +102,14 @@ class Graph:
     def model(self) -> ir.Model:
         """The finished graph as a model."""
         return ir.Model(self.ir, ir_version=IR_VERSION, producer_name="mtpd-mlx")
+
+
+def keep_name(parameter: Parameter, name: str) -> None:
+    """Else a module that is used in two places would name its parameters after the second.
+
+    Sets Parameter._realized of onnxscript.nn, which is private. Broken by another way of naming parameters when they are used.
+    """
+    parameter.name, parameter._realized = name, True
 
 
 def cache_names(spec: Spec) -> list[tuple[str, str]]:
