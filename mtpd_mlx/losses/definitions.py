@@ -1,4 +1,7 @@
-"""Losses of the heads: per position first, masked and reduced afterwards (offsets: docs/architecture.md).
+"""Losses of the heads by definition: per position first, masked and reduced afterwards (offsets: docs/architecture.md).
+
+heads_objective and its parts are the oracle of the chunked loss: tests and tools/bench_train differentiate them. Training uses
+end_to_end_tv and per_head_weights, `mtpd eval` uses cross_entropy.
 
 Everything is computed in float32. The teacher is detached here, once, so no caller can forget it (but where
 `detach_teacher` is off).

@@ -21,7 +21,7 @@ from mtpd_mlx.checkpoints.format import (
     read_draft_tokens,
 )
 from mtpd_mlx.files.atomic import sync, write_json
-from mtpd_mlx.files.publish import publish, stage_folder, staged
+from mtpd_mlx.files.publish import publish, staged
 from mtpd_mlx.files.safetensors import read_header
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.model.base import Base, load_base
@@ -199,12 +199,6 @@ def _from(out: Path, named: str | Path) -> str:
         return str(named)
     relative = os.path.relpath(local.resolve(), out.resolve())
     return relative if relative.startswith("..") else f"./{relative}"
-
-
-def save_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
-    """`write_base` in place of what `folder` is."""
-    stage_folder(folder, lambda new: write_base(new, base, tokenizer_folder))
-    publish(folder.parent, [folder.name])
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:

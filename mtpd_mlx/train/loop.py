@@ -18,8 +18,6 @@ from mtpd_mlx.train.interrupt import Interrupted, deferred
 from mtpd_mlx.train.resume_point import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
 from mtpd_mlx.train.step import Stepper
 
-__all__ = ["LOG_NAME", "Batches", "Evaluation", "Progress", "Run", "evaluate"]
-
 
 class Batches(Protocol):
     """What the loop needs of a dataset: `batch(step)` is a pure function, so resuming needs no iterator state."""

@@ -9,7 +9,7 @@ from typing import Any
 from mtpd_mlx.files.atomic import sync, write_json
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.train.folder import RESUME_PREFIX as PREFIX
+from mtpd_mlx.train.folder import RESUME_PREFIX
 
 
 @dataclass
@@ -68,7 +68,7 @@ class ResumePoint:
 
 
 def _points(out: Path) -> list[int]:
-    names = [p.name.removeprefix(PREFIX) for p in out.glob(f"{PREFIX}*") if p.is_dir()]
+    names = [p.name.removeprefix(RESUME_PREFIX) for p in out.glob(f"{RESUME_PREFIX}*") if p.is_dir()]
     return sorted(int(n) for n in names if n.isdigit())
 
 
@@ -78,7 +78,7 @@ def latest_resume_point(out: Path) -> int | None:
 
 def save_resume_point(out: Path, point: ResumePoint) -> None:
     iteration = point.progress.iteration
-    final, temporary = out / f"{PREFIX}{iteration}", out / f".{PREFIX}{iteration}.tmp"
+    final, temporary = out / f"{RESUME_PREFIX}{iteration}", out / f".{RESUME_PREFIX}{iteration}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save_arrays(temporary / "params.safetensors", point.params)
@@ -90,12 +90,12 @@ def save_resume_point(out: Path, point: ResumePoint) -> None:
     sync(out)  # before the older ones go
     for older in _points(out):
         if older != iteration:
-            shutil.rmtree(out / f"{PREFIX}{older}", ignore_errors=True)
+            shutil.rmtree(out / f"{RESUME_PREFIX}{older}", ignore_errors=True)
 
 
 def load_resume_point(out: Path, iteration: int) -> ResumePoint:
     """ValueError in one line when a file of it is missing or damaged."""
-    folder = out / f"{PREFIX}{iteration}"
+    folder = out / f"{RESUME_PREFIX}{iteration}"
     try:
         progress = Progress.from_json(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
         if progress.iteration != iteration:

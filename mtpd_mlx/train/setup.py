@@ -9,8 +9,9 @@ import numpy as np
 
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.packing import add_counts
+from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import add_lora
-from mtpd_mlx.model.base import Base, load_base, new_base, resolve_model, say_if_slow
+from mtpd_mlx.model.base import Base, load_base, new_base, say_if_slow
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.load_save import load_heads
 from mtpd_mlx.model.runtime import bound_queue, mx

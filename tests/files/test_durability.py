@@ -11,8 +11,9 @@ from tiny import write_checkpoint
 
 from mtpd_mlx.checkpoints import format as checkpoint_format
 from mtpd_mlx.checkpoints.format import read_config
+from mtpd_mlx.files.publish import publish, stage_folder
 from mtpd_mlx.model.base import load_base
-from mtpd_mlx.model.load_save import load_checkpoint, save_base, save_heads
+from mtpd_mlx.model.load_save import load_checkpoint, save_heads, write_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.train.folder import begin, check_free, take_up
 from mtpd_mlx.train.resume_point import Progress, ResumePoint, latest_resume_point, save_resume_point
@@ -88,7 +89,8 @@ def test_a_base_is_on_disk_before_the_one_it_replaces_goes(tiny_base: Path, tmp_
     base = load_base(str(tiny_base))
     for _ in range(2):
         synced.clear()
-        save_base(tmp_path / "base", base, tiny_base)
+        stage_folder(tmp_path / "base", lambda new: write_base(new, base, tiny_base))
+        publish(tmp_path, ["base"])
     assert {"model.safetensors", "config.json", "tokenizer.json"} < set(synced)
     assert synced[-4:] == [".new.base", f"..publishing.json.{os.getpid()}.tmp", tmp_path.name, "removed .old.base"]
 

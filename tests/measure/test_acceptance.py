@@ -6,17 +6,14 @@ import numpy as np
 import pytest
 from tiny import VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.measure.acceptance import match_tables, sampled_tables
+from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.evaluate import measure, round_starts
 from mtpd_mlx.measure.step_model import MLXModel
-from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation, generate_greedy
-from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.speculative.sampling import Sampling, accept_sampled, draw, probabilities, uniforms
 from mtpd_mlx.speculative.stats import acceptance_table, walk
 from mtpd_mlx.train.extend import loop_heads, stages
 
@@ -51,41 +48,6 @@ def test_speculative_equals_plain_and_teacher_forcing_equals_the_decoder(checkpo
         assert len(counted) > 5 and accepted[: len(counted)] == counted
         seen |= set(accepted)
     assert len(seen) >= 3, f"accept lengths seen: {seen}"
-
-
-def decode_sampled(base: Base, heads: MTPHeads, prompt: list[int], count: int, temp: float, seed: int) -> tuple[list, list]:
-    """(tokens, accepted drafts of each round) by the rule of speculative/sampling.py, every pass over the whole text."""
-    options, rng, text, accepted = Sampling(temp=temp), np.random.default_rng(seed), list(prompt), []
-
-    def main(tokens: list[int]) -> np.ndarray:
-        return probabilities(np.array(base.logits(base.norm(base.trunk(mx.array([tokens]))))[0]), options)
-
-    text.append(draw(main(text)[-1], rng.random()))
-    while len(text) < len(prompt) + count:
-        at, drafts, q = len(text) - 2, [], []  # at: the last position whose next token is known
-        for k in range(1, heads.num_heads + 1):
-            tokens = mx.array([text + drafts])
-            state = heads.cascade(base, base.trunk(tokens), tokens)[k - 1][:, at]
-            q.append(probabilities(np.array(base.logits(state)), options)[0])
-            drafts.append(draw(q[-1], rng.random()))
-        p = main(text + drafts)[len(text) - 1 :]
-        kept, following = accept_sampled(p, np.stack(q), drafts, uniforms(heads.num_heads + 1, rng))
-        accepted.append(kept)
-        text += [*drafts[:kept], following]
-    return text[len(prompt) :], accepted
-
-
-def test_sampled_acceptance_is_that_of_rejection_sampling(checkpoint: Path) -> None:
-    base, heads, _ = load_checkpoint(checkpoint)
-    temp, texts, accepted = 0.7, [], []
-    for seed in range(16):
-        tokens, counts = decode_sampled(base, heads, PROMPTS[seed % 3], 30, temp, seed)
-        texts.append(Generation(PROMPTS[seed % 3], tokens))
-        accepted += counts
-    counts = [a for seed in range(10) for t in sampled_tables(base, heads, texts, temp, seed) for a in walk(t)]
-    got, want = acceptance_table(counts, 3), acceptance_table(accepted, 3)
-    np.testing.assert_allclose(got.car, want.car, atol=3 * (0.25 / len(accepted)) ** 0.5)
-    assert 0.1 < got.car[0] < 0.9
 
 
 def test_batched_greedy_equals_single(checkpoint: Path) -> None:

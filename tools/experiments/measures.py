@@ -7,7 +7,7 @@ import numpy as np
 
 from mtpd_mlx.data.own_text import picker
 from mtpd_mlx.data.packing import target_masks
-from mtpd_mlx.measure.acceptance import ForcedBatch, match_tables, sampled_tables, teacher_force
+from mtpd_mlx.measure.acceptance import ForcedBatch, match_tables, teacher_force
 from mtpd_mlx.measure.evaluate import repetition, summarise
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation, Pick, batches_of, generate_batch, greedy
@@ -15,6 +15,7 @@ from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from tools.experiments.data import Text
+from tools.experiments.sampled_acceptance import sampled_tables
 from tools.experiments.settings import Setting
 from tools.experiments.texts import HELD_OUT
 

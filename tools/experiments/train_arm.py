@@ -10,16 +10,18 @@ from typing import Any
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, CheckpointConfig
 from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.publish import publish, stage_folder
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.base import Base, load_base, new_base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
-from mtpd_mlx.model.load_save import load_heads, reference_base, save_base, save_heads, versions
+from mtpd_mlx.model.load_save import load_heads, reference_base, save_heads, versions, write_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.train.extend import loop_heads
+from mtpd_mlx.train.folder import RESUME_PREFIX
 from mtpd_mlx.train.loop import LOG_NAME, Batches, Run
-from mtpd_mlx.train.resume_point import PREFIX, latest_resume_point
+from mtpd_mlx.train.resume_point import latest_resume_point
 from mtpd_mlx.train.step import Stepper, compute_dtype
 from tools.experiments.arms import Arm
 from tools.experiments.clock import Clock
@@ -57,7 +59,7 @@ def ensure_trained(arm: Arm, arms: dict[str, Arm], text: Text, s: Setting, out: 
         figures |= train(arm, base, heads, first, data, text, s, folder, clock)
     save(arm, base, heads, text, folder, base_folder(arm, arms, out))
     write_json(folder / TRAIN_NAME, figures)
-    for point in folder.glob(f"{PREFIX}*"):
+    for point in folder.glob(f"{RESUME_PREFIX}*"):
         shutil.rmtree(point)
 
 
@@ -136,7 +138,9 @@ def save(arm: Arm, base: Base, heads: MTPHeads, text: Text, folder: Path, base_a
     if arm.mode in ("base", "joint"):
         base.model.set_dtype(compute_dtype(OptimConfig()))
         config = base.config | {"torch_dtype": str(base.dtype).rpartition(".")[2]}
-        save_base(folder / "base", replace(base, config=config), text.tokenizer_folder)
+        trained = replace(base, config=config)
+        stage_folder(folder / "base", lambda new: write_base(new, trained, text.tokenizer_folder))
+        publish(folder, ["base"])
     if heads.num_heads == 0:
         return
     reference = reference_base(replace(base, path=base_at), folder, str(base_at))

@@ -7,7 +7,6 @@ import json
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +14,6 @@ import numpy as np
 
 from mtpd_onnx.errors import first_line
 from mtpd_onnx.runtime.sessions import load_cuda
-
-
-@dataclass(frozen=True)
-class GenaiTiming:
-    """Seconds as DecodeStats counts them: prefill brings the first token, decode those after it. step_seconds: one each."""
-
-    tokens: list[int]
-    prefill_seconds: float
-    decode_seconds: float
-    step_seconds: list[float]
 
 
 def import_genai() -> Any:
@@ -102,18 +91,6 @@ class GenaiPeer:
         parameters.set_search_options(do_sample=False, num_beams=1, batch_size=1, max_length=self.capacity)
         self._generator = self._genai.Generator(self._model, parameters)
         return self._generator
-
-
-def time_genai(
-    folder: Path, prompts: Sequence[Sequence[int]], max_tokens: int, capacity: int = 1024, num_threads: int | None = None
-) -> list[GenaiTiming]:
-    """Loads a genai folder, warms it up and decodes each prompt (token ids) greedily."""
-    peer, timings = GenaiPeer(folder, capacity, num_threads), []
-    peer.warm_up()
-    for prompt in prompts:
-        tokens, prefill, decode = peer.generate(prompt, max_tokens)
-        timings.append(GenaiTiming(tokens, prefill, decode, peer.step_seconds))
-    return timings
 
 
 def read_genai_config(folder: Path) -> dict[str, Any]:
