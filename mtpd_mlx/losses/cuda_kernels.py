@@ -1,5 +1,6 @@
 """CUDA kernels that read a row of logits once: one block per row, vector loads (their portable twins: losses/row_stats.py and
-losses/row_losses.py; tests/losses/test_cuda_rows.py and tools/bench_train.py hold them together where there is a GPU)."""
+losses/row_losses.py; tests/losses/test_cuda_rows.py and tools/bench_train.py hold them together where there is a GPU, and
+tests/cuda_emulator runs them on a CPU)."""
 
 from functools import cache
 from typing import Any
