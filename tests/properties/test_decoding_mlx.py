@@ -1,0 +1,65 @@
+"""Every way of decoding on MLX, driven in any order, against recomputing the text from its beginning."""
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+from decoding_machine import Oracle, check_backend
+from tiny import write_base, write_checkpoint
+
+from mtpd_mlx.decoding.open import open_decoder
+from mtpd_mlx.measure.step_model import MLXModel
+from mtpd_mlx.model.load_save import load_for_decoding
+from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.speculative.rounds import StepBackend
+
+K, CAPACITY = 4, 60
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple]:
+    """hidden source -> base, heads, oracle"""
+    folder = tmp_path_factory.mktemp("model")
+    base_folder = write_base(folder / "base", scale=8.0)  # text that changes, and 0..4 drafts accepted
+
+    @cache
+    def load(source: str) -> tuple:
+        base, heads, _ = load_for_decoding(write_checkpoint(folder / source, base_folder, K, source))
+        return base, heads, Oracle(base)
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("plan", "drafts", "source"),
+    [
+        ("growing", K, "postnorm"),
+        ("growing", 1, "prenorm"),
+        ("fixed", K, "postnorm"),
+        ("fixed+scatter", 1, "postnorm"),
+        ("fixed+compiled", 2, "prenorm"),
+    ],
+)
+def test_rounds(model: Callable[[str], tuple], plan: str, drafts: int, source: str) -> None:
+    base, heads, oracle = model(source)
+    accepted = check_backend(oracle, lambda: open_decoder(base, heads, DecodingConfig(plan=plan), drafts, CAPACITY))
+    assert len(accepted) > min(drafts, 2)  # several numbers of drafts, or rounds that propose nothing
+
+
+@pytest.mark.parametrize("plan", ["growing", "fixed"])
+def test_plain(model: Callable[[str], tuple], plan: str) -> None:
+    base, _, oracle = model("postnorm")
+    check_backend(oracle, lambda: open_decoder(base, None, DecodingConfig(plan=plan), capacity=CAPACITY))
+
+
+@pytest.mark.parametrize("drafts", [2, K])
+def test_step_by_step(model: Callable[[str], tuple], drafts: int) -> None:
+    base, heads, oracle = model("postnorm")
+    step_by_step = lambda: StepBackend(MLXModel(base, heads, capacity=CAPACITY), drafts)  # noqa: E731
+    assert len(check_backend(oracle, step_by_step, rounds_from_empty=False)) > 2
+
+
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="the heads have no state to draft from")
+def test_step_by_step_round_in_an_empty_context(model: Callable[[str], tuple]) -> None:
+    base, heads, oracle = model("postnorm")
+    assert StepBackend(MLXModel(base, heads)).round(5).emitted[:1] == oracle.choices([5])

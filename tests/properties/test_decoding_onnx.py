@@ -1,0 +1,59 @@
+"""Exported folders on onnxruntime, driven in any order, against the MLX base that recomputes the text from its beginning."""
+
+from pathlib import Path
+
+import pytest
+from decoding_machine import Oracle, check_backend
+from mtpd_onnx.export.export import export_checkpoint
+from mtpd_onnx.runtime.open import open_folder
+from tiny import write_base, write_checkpoint
+
+from mtpd_mlx.model.base import load_base
+from mtpd_mlx.speculative.protocol import Backend
+
+K, CAPACITY = 3, 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    checkpoint = write_checkpoint(folder / "heads", write_base(folder / "base", scale=8.0), K)
+    for layout in ("fused", "split"):
+        export_checkpoint(checkpoint, folder / layout, layout=layout, capacity=CAPACITY)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def oracle(folder: Path) -> Oracle:
+    return Oracle(load_base(str(folder / "base")))
+
+
+def opened(folder: Path, layout: str, plain: bool = False, drafts: int | None = None) -> Backend:
+    """One session: a rewind to 0 makes a used backend as good as a new one."""
+    return open_folder(folder / layout, provider="cpu", num_threads=1, plain=plain, num_draft_tokens=drafts)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_fused(folder: Path, oracle: Oracle, ahead: bool) -> None:
+    """`ahead`: as on CUDA, the next round runs before this one's tokens are read."""
+    backend = opened(folder, "fused")
+    backend.ahead = ahead  # type: ignore[attr-defined]
+    assert len(check_backend(oracle, lambda: backend)) > 2
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_plain(folder: Path, oracle: Oracle, ahead: bool) -> None:
+    backend = opened(folder, "fused", plain=True)
+    backend.ahead = ahead  # type: ignore[attr-defined]
+    check_backend(oracle, lambda: backend)
+
+
+@pytest.mark.parametrize("drafts", [1, K])
+def test_split(folder: Path, oracle: Oracle, drafts: int) -> None:
+    backend = opened(folder, "split", drafts=drafts)
+    assert len(check_backend(oracle, lambda: backend, rounds_from_empty=False)) > 1
+
+
+@pytest.mark.xfail(strict=True, reason="the heads have no state to draft from")
+def test_split_round_in_an_empty_context(folder: Path, oracle: Oracle) -> None:
+    assert opened(folder, "split").round(5).emitted[:1] == oracle.choices([5])
