@@ -52,7 +52,8 @@ def check_backend(oracle: Oracle, make: Callable[[], Backend], rounds_from_empty
             self.oracle, self.backend, self.accepted = oracle, make(), accepted
             self.rounds_from_empty = rounds_from_empty
 
-    run_state_machine_as_test(Machine, settings=settings(max_examples=settings().max_examples // 3))
+    fewer = settings(max_examples=settings().max_examples // 5)  # an example is 20 calls
+    run_state_machine_as_test(Machine, settings=fewer)
     return accepted
 
 
