@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.decode import oracle, text
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.decoding import fixed_cache as caches
@@ -20,38 +21,42 @@ from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 
 PROMPTS = [[7], [5, 6], list(range(5, 20)), list(range(90, 40, -1)), [9] * 12]
 K = 4
 
 
-@pytest.fixture(scope="module", params=["postnorm", "prenorm", "drafts"])
+KINDS = ("postnorm", "prenorm", "drafts")
+
+
+@pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    folder = tmp_path_factory.mktemp("model")
-    source = "prenorm" if request.param == "prenorm" else "postnorm"
-    drafts = list(range(0, VOCAB, 2)) if request.param == "drafts" else None
+    """(base, heads): heads on normed states, unless a test asks for another of KINDS."""
+    kind, folder = getattr(request, "param", "postnorm"), tmp_path_factory.mktemp("model")
+    source = "prenorm" if kind == "prenorm" else "postnorm"
+    drafts = list(range(0, VOCAB, 2)) if kind == "drafts" else None
     base = write_base(folder / "base", scale=8.0)  # text that changes, and 0..4 drafts accepted
     heads = write_checkpoint(folder / "heads", base, K, source, draft_tokens=drafts)
     return load_for_decoding(heads)[:2]
 
 
-def text(backend: Backend, prompt: list[int], length: int = 40, plain: bool = False) -> list[int]:
-    backend.rewind_to(0)
-    return [t for c in generate(backend, prompt, max_tokens=length, plain=plain) for t in c.tokens]
-
-
-def oracle(base, prompt: list[int], length: int = 40) -> list[int]:  # type: ignore[no-untyped-def]
-    return text(StepBackend(MLXModel(base, None)), prompt, length, plain=True)
+def of_kinds(*kinds: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("model", kinds, indirect=True)
 
 
 def opened(model: tuple, plan: str, drafts: int | None = None, **options) -> Decoder | PlainDecoder:  # type: ignore[no-untyped-def]
     return open_decoder(*model, DecodingConfig(plan=plan, **options), drafts)
 
 
-@pytest.mark.parametrize("plan", [str(plan) for plan in PLANS])
-@pytest.mark.parametrize("drafts", [0, 1, K])
+# Every plan with all drafts; nothing is drafted with none, and one draft is the shortest round: two plans for each.
+CASES = [("postnorm", str(plan), K) for plan in PLANS]
+CASES += [("prenorm", "growing", K), ("prenorm", "fixed+compiled", K), ("drafts", "growing", K), ("drafts", "fixed+rows", K)]
+CASES += [("postnorm", "growing", 0), ("postnorm", "fixed+compiled+scatter+rows", 0)]
+CASES += [("drafts", "fixed+scatter", 1), ("prenorm", "growing", 1)]
+
+
+@pytest.mark.parametrize(("model", "plan", "drafts"), CASES, indirect=["model"])
 def test_text_is_that_of_plain_decoding(model: tuple, plan: str, drafts: int) -> None:
     backend = opened(model, plan, drafts)
     assert backend.num_draft_tokens == drafts
@@ -59,7 +64,11 @@ def test_text_is_that_of_plain_decoding(model: tuple, plan: str, drafts: int) ->
         assert text(backend, prompt) == oracle(model[0], prompt)
 
 
-@pytest.mark.parametrize("plan", ["growing", "fixed"])
+@pytest.mark.parametrize(
+    ("model", "plan"),
+    [("postnorm", "growing"), ("prenorm", "fixed"), ("drafts", "growing"), ("drafts", "fixed")],
+    indirect=["model"],
+)
 def test_drafts_and_acceptance_are_those_of_the_oracle(model: tuple, plan: str) -> None:
     """The same accepted counts round by round as draft-then-verify in Python: heads see the same states and tokens."""
     old, new = StepBackend(MLXModel(*model)), opened(model, plan)
@@ -79,10 +88,10 @@ def test_buffers_grow_from_bucket_to_bucket(model: tuple, monkeypatch: pytest.Mo
         assert text(opened(model, plan), PROMPTS[2], 150) == oracle(model[0], PROMPTS[2], 150)
 
 
+@of_kinds("prenorm", "drafts")
 def test_rewinds_go_on_as_if_nothing_had_been(model: tuple) -> None:
-    rng = np.random.default_rng(0)
     for plan in ("growing", "fixed"):
-        backend = opened(model, plan)
+        backend, rng = opened(model, plan), np.random.default_rng(0)
         for _ in range(6):
             prompt = rng.integers(0, VOCAB, rng.integers(1, 30)).tolist()
             first = text(backend, prompt, int(rng.integers(1, 25)))
@@ -95,11 +104,11 @@ def test_rewinds_go_on_as_if_nothing_had_been(model: tuple) -> None:
             assert got == oracle(model[0], whole + more, 20)
 
 
+@of_kinds("postnorm", "drafts")
 def test_steps_rounds_and_forced_tokens_mix(model: tuple) -> None:
     """What the caller names counts, not what the decoder would have gone on with."""
-    rng = np.random.default_rng(1)
     for plan in ("growing", "fixed", "fixed+compiled"):
-        backend = opened(model, plan)
+        backend, rng = opened(model, plan), np.random.default_rng(1)
         backend.rewind_to(0)
         whole = list(PROMPTS[2])
         token = backend.prefill(whole)
@@ -133,6 +142,7 @@ def test_a_context_too_short_to_measure_plans_decodes(model: tuple, monkeypatch:
         assert text(decoder, PROMPTS[2], 100) == oracle(model[0], PROMPTS[2], length - 14)
 
 
+@of_kinds("prenorm", "postnorm")
 def test_prefill_in_chunks(model: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     """Text and acceptance are the same: the heads' caches are whole across chunks."""
     seen = []

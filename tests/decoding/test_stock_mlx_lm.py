@@ -17,11 +17,12 @@ PROMPTS = [[7], [5, 6], list(range(5, 20)), list(range(90, 40, -1)), [9] * 12]
 K = 4
 
 
-@pytest.fixture(scope="module", params=["whole vocabulary", "draft vocabulary"])
+@pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads that draft among all tokens, unless a test asks for a draft vocabulary."""
     folder = tmp_path_factory.mktemp("stock")
     base = write_base(folder / "base", scale=8.0)
-    drafts = list(range(0, VOCAB, 2)) if request.param == "draft vocabulary" else None
+    drafts = list(range(0, VOCAB, 2)) if getattr(request, "param", "whole") == "drafts" else None
     return write_checkpoint(folder / "heads", base, K, draft_tokens=drafts)
 
 
@@ -47,7 +48,7 @@ def plain(model: Any, prompt: list[int], length: int = 50, **options: Any) -> li
     return [int(token) for token, _ in generate_step(mx.array(prompt), model.inner, max_tokens=length, **options)]
 
 
-@pytest.mark.parametrize("drafts", [1, 2, K])
+@pytest.mark.parametrize(("folder", "drafts"), [("whole", 1), ("whole", K), ("drafts", 2), ("drafts", K)], indirect=["folder"])
 def test_text_and_acceptance(folder: Path, drafts: int) -> None:
     model, draft = opened(folder, drafts)
     base, heads, _ = load_for_decoding(folder)
@@ -62,6 +63,7 @@ def test_text_and_acceptance(folder: Path, drafts: int) -> None:
             assert abs(sum(drafted for _, drafted in got) - counted) <= drafts  # rounds begin one token later in ours
 
 
+@pytest.mark.parametrize("folder", ["whole", "drafts"], indirect=True)
 def test_heads_are_called_with_what_our_cascade_sees(folder: Path) -> None:
     """Draft by draft: the logits of a whole text's drafts are those of the teacher-forced cascade."""
     model, draft = opened(folder)
@@ -89,7 +91,7 @@ def test_heads_are_called_with_what_our_cascade_sees(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"prefill_step_size": 3}, {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 10}])
-def test_mlx_lms_options(folder: Path, tmp_path: Path, options: dict) -> None:
+def test_mlx_lms_options(tmp_path: Path, options: dict) -> None:
     from tiny import LLAMA
 
     wide = LLAMA | {"head_dim": 32}
@@ -118,15 +120,21 @@ def test_prompt_caches_across_turns_saved_and_loaded(folder: Path, tmp_path: Pat
         first = load_prompt_cache(str(tmp_path / "cache.safetensors"))
 
 
-def test_sampling_and_stream_generate_run_unchanged(folder: Path) -> None:
+@pytest.mark.parametrize("temp", [0.0, 0.7])
+def test_sampling_and_stream_generate_run_unchanged(folder: Path, temp: float) -> None:
     from mlx_lm import stream_generate
     from mlx_lm.sample_utils import make_sampler
 
     model, tokenizer, draft = stock.load(folder)
     mx.random.seed(0)
-    options = {"draft_model": draft, "num_draft_tokens": K, "sampler": make_sampler(0.7), "max_tokens": 40}
-    responses = list(stream_generate(model, tokenizer, "abcdefgh", **options))
-    assert responses[-1].generation_tokens == 40 or responses[-1].finish_reason == "stop"
+    options: dict[str, Any] = {"sampler": make_sampler(temp), "max_tokens": 40}
+    made = list(stream_generate(model, tokenizer, "abcdefgh", draft_model=draft, num_draft_tokens=K, **options))
+    count, ends = made[-1].generation_tokens, tokenizer.eos_token_ids
+    assert count == 40 if made[-1].finish_reason == "length" else count <= 40 and made[-1].token in ends
+    assert any(part.from_draft for part in made) and not all(part.from_draft for part in made)
+    if not temp:
+        plain = stream_generate(model.inner, tokenizer, "abcdefgh", **options)
+        assert "".join(part.text for part in made) == "".join(part.text for part in plain)
 
 
 def test_misuse_is_said(folder: Path) -> None:

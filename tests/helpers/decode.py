@@ -1,0 +1,23 @@
+"""Decoded texts: a backend's, and what they are held against, the base's own greedy text."""
+
+from mtpd_mlx.measure.step_model import MLXModel
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.rounds import StepBackend
+
+_KNOWN: dict[int, tuple[Base, dict]] = {}  # the base is held, so that no other one gets its id
+
+
+def text(backend: Backend, prompt: list[int], length: int = 40, plain: bool = False) -> list[int]:
+    """What `backend` writes after `prompt`, from an empty cache."""
+    backend.rewind_to(0)
+    return [t for c in generate(backend, prompt, max_tokens=length, plain=plain) for t in c.tokens]
+
+
+def oracle(base: Base, prompt: list[int], length: int = 40) -> list[int]:
+    """The text of plain greedy decoding, a token a pass. Remembered: every plan is held against the same one."""
+    _, texts = _KNOWN.setdefault(id(base), (base, {}))
+    if (key := (tuple(prompt), length)) not in texts:
+        texts[key] = text(StepBackend(MLXModel(base, None)), prompt, length, plain=True)
+    return list(texts[key])
