@@ -9,10 +9,19 @@ from mtpd_mlx.speculative.rounds import StepBackend
 _KNOWN: dict[int, tuple[Base, dict]] = {}  # the base is held, so that no other one gets its id
 
 
-def text(backend: Backend, prompt: list[int], length: int = 40, plain: bool = False) -> list[int]:
-    """What `backend` writes after `prompt`, from an empty cache."""
+def decoded(backend: Backend, prompt: list[int], length: int = 40, plain: bool = False) -> tuple[list[int], list[int]]:
+    """What `backend` writes after `prompt`, from an empty cache, and the accepted drafts of each round that had some."""
     backend.rewind_to(0)
-    return [t for c in generate(backend, prompt, max_tokens=length, plain=plain) for t in c.tokens]
+    tokens, accepted = [], []
+    for chunk in generate(backend, prompt, max_tokens=length, plain=plain):
+        tokens += chunk.tokens
+        if chunk.round is not None and chunk.round.proposed:
+            accepted.append(chunk.round.accepted)
+    return tokens, accepted
+
+
+def text(backend: Backend, prompt: list[int], length: int = 40, plain: bool = False) -> list[int]:
+    return decoded(backend, prompt, length, plain)[0]
 
 
 def oracle(base: Base, prompt: list[int], length: int = 40) -> list[int]:

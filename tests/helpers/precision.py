@@ -8,9 +8,6 @@ from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import LLAMA, VOCAB
 
-from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
-
 SMALL = LLAMA | {"num_hidden_layers": 1}
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 40).tolist()
 
@@ -41,8 +38,3 @@ def plain_logits(folder: Path, tokens: list[int] = TEXT) -> np.ndarray:
     plain = open_folder(folder, provider="cpu", plain=True, num_threads=1)
     assert isinstance(plain, PlainBackend)
     return plain.logits(tokens)
-
-
-def decode(backend: Backend, prompt: list[int], count: int = 40) -> list[int]:
-    backend.rewind_to(0)
-    return [token for chunk in generate(backend, prompt, max_tokens=count) for token in chunk.tokens]
