@@ -7,15 +7,6 @@ import pytest
 from family_models import NAMES, Reference, build, train_checkpoint
 
 
-@pytest.fixture(scope="session")
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of this run see."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if hasattr(request.config, "workerinput") else base) / "families"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
 @pytest.fixture(scope="module", params=NAMES)
 def reference(request: pytest.FixtureRequest, shared: Path) -> Reference:
     with (shared / f"{request.param}.lock").open("w") as lock:

@@ -11,6 +11,7 @@ from family_weights import write_weights
 REFERENCES = Path(__file__).parent / "references"
 NAMES = sorted(file.stem for file in REFERENCES.glob("*.json"))
 TOLERANCE = 1e-4
+LOSSES = "losses.json"
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,19 @@ def train_checkpoint(reference: Reference, folder: Path) -> Path:
     heads = init_heads(base, 2, "postnorm", seed=1)
     options = OptimConfig(iters=15, learning_rate=5e-3, warmup=1)
     stepper = Stepper(Model(base, heads, joint=False), LossConfig(loss="ce"), options)
-    for _ in range(options.iters):
-        stepper.step([Batch(tokens.astype(np.int32), np.ones_like(tokens), np.ones_like(tokens, dtype=bool))])
+    batch = Batch(tokens.astype(np.int32), np.ones_like(tokens), np.ones_like(tokens, dtype=bool))
+    losses = [np.array(stepper.step([batch])[0])[1:3].tolist() for _ in range(options.iters)]
     stepper.sync()
     identity = fingerprint_base(reference.folder)
     kind = base.config["model_type"]
     where = BaseRef(str(reference.folder), identity, kind, base.hidden_size, base.vocab_size)
+    folder.mkdir(parents=True)
+    (folder / LOSSES).write_text(json.dumps(losses))
     save_heads(folder, heads, CheckpointConfig(2, "postnorm", where))
     return folder
+
+
+def losses_of(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Of the two heads that train_checkpoint trained: in its first step, in its last."""
+    losses = np.array(json.loads((checkpoint / LOSSES).read_text()))
+    return losses[0], losses[-1]

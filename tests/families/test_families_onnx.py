@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from family_models import TOLERANCE, Reference, prompts
+from helpers.decode import decoded
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
@@ -13,11 +14,8 @@ from mtpd_onnx.runtime.split import SplitModel
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.options.export import ExportOptions
-from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
-
-COUNT = 40
 
 
 @pytest.fixture(scope="module")
@@ -53,20 +51,10 @@ def test_onnx_rounds_are_plain_decoding(reference: Reference, exported: Path, ch
     seen: set[int] = set()
     said: set[int] = set()
     for prompt in prompts(reference):
-        tokens, accepted = decode(fused, prompt)
-        assert tokens == decode(plain, prompt)[0]
-        assert (tokens, accepted) == decode(split, prompt)
-        assert (tokens, accepted) == decode(StepBackend(MLXModel(base, heads)), prompt)
+        tokens, accepted = decoded(fused, prompt)
+        assert tokens == decoded(plain, prompt)[0]
+        assert (tokens, accepted) == decoded(split, prompt)
+        assert (tokens, accepted) == decoded(StepBackend(MLXModel(base, heads)), prompt)
         seen |= set(accepted)
         said |= set(tokens)
     assert len(seen) > 1 and len(said) > 1
-
-
-def decode(backend: Backend, prompt: list[int]) -> tuple[list[int], list[int]]:
-    backend.rewind_to(0)
-    tokens, accepted = [], []
-    for chunk in generate(backend, prompt, max_tokens=COUNT):
-        tokens += chunk.tokens
-        if chunk.round is not None and chunk.round.proposed:
-            accepted.append(chunk.round.accepted)
-    return tokens, accepted
