@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.runs import flags
 from tiny import write_checkpoint
 
 from mtpd_mlx.cli import main
 
-FLAGS = ["--iters", "2", "--batch-size", "2", "--max-seq-length", "24", "--warmup", "0", "--val-batches", "1"]
+FLAGS = flags(iters=2, num_heads=None)
 
 
 @pytest.mark.parametrize("name", ["alpha", "beta"])

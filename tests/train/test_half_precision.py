@@ -22,6 +22,7 @@ def half_base(tmp_path: Path) -> Path:
 
 def test_bf16_base_trains_extends_and_decodes(half_base: Path, text_data: Path, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     small = ["--iters", "4", "--batch-size", "2", "--max-seq-length", "32", "--learning-rate", "1e-3", "--warmup", "0"]
+    small += ["--val-batches", "1"]
     data = ["--data", str(text_data), "--compute-dtype", "bfloat16", *small]
     heads = tmp_path / "heads"
     assert main(["train", "--model", str(half_base), "--num-heads", "2", "--out", str(heads), *data]) == 0

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.runs import one_line
 from tiny import LLAMA, cycle_batch, write_quantised
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
@@ -23,7 +24,7 @@ from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LoraConfig, LossConfig
 
-RUN = ["--iters", "20", "--batch-size", "2", "--max-seq-length", "32", "--num-heads", "2", "--warmup", "2"]
+RUN = ["--iters", "10", "--batch-size", "2", "--max-seq-length", "32", "--num-heads", "2", "--warmup", "2"]
 RUN += ["--learning-rate", "1e-2", "--steps-per-eval", "5", "--val-batches", "2", "--train", "lora", "--num-layers", "2"]
 
 
@@ -93,7 +94,7 @@ def test_interrupted_run_resumes_to_the_same(
 ) -> None:
     extra = ("--learning-rate", "1e-3", *(("--grad-checkpoint",) if checkpointed else ()))
     assert train(tiny_base, text_data, tmp_path / "whole", *extra) == 0
-    stop_at(8)
+    stop_at(4)
     out = tmp_path / "broken"
     assert train(tiny_base, text_data, out, *extra) == 130
     monkeypatch.undo()
@@ -145,16 +146,8 @@ def test_a_save_that_fails_leaves_what_was_there(
 
     out = tmp_path / "out"
     extra = [] if kind == "lora" else ["--train", "joint"]
-    arguments = [
-        "train",
-        "--model",
-        str(tiny_base),
-        "--data",
-        str(text_data),
-        "--out",
-        str(out),
-        *(RUN if not extra else RUN[:-4]),
-    ]
+    steps = RUN[:-4] if extra else RUN
+    arguments = ["train", "--model", str(tiny_base), "--data", str(text_data), "--out", str(out), *steps]
     assert main([*arguments, *extra]) == 0
     before = loss_of(out)
 
@@ -175,7 +168,7 @@ def test_heads_that_become_their_own_start_resume(
     out = tmp_path / "out"
     heads = ["train", "--model", str(tiny_base), "--data", str(text_data), "--out", str(out), *RUN[:-4]]
     assert main(heads) == 0
-    stop_at(12)
+    stop_at(7)
     assert train(tiny_base, text_data, out, "--init-heads", str(out), "--overwrite") == 130
     monkeypatch.undo()
     assert load_checkpoint(out)[2].base.adapter == "./adapters"
@@ -268,6 +261,5 @@ def test_bad_options_are_one_line(
     flags: list[str], said: str, tiny_base: Path, text_data: Path, tmp_path: Path, capsys: Any
 ) -> None:
     assert train(tiny_base, text_data, tmp_path / "out", *flags) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(errors) == 1 and said in errors[0], errors
+    one_line(capsys, said)
     assert not (tmp_path / "out" / "mtp_config.json").exists()

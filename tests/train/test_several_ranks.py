@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tools import tool
 
 from mtpd_mlx.model.load_save import save_arrays
 from mtpd_mlx.model.runtime import kernel_cache, mx
@@ -71,7 +72,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["killed", "ended together", *(pytest.param(c, marks=pytest.mark.slow) for c in ("failed alone", "finished"))]
+)
 def test_ranks_stop_together(case: str, tmp_path: Path) -> None:
     body, codes, expected = CASES[case]
     log = tmp_path / "log"
@@ -82,6 +85,7 @@ def test_ranks_stop_together(case: str, tmp_path: Path) -> None:
     assert ("lost" in text) == (expected == LOST), text
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_rank_inside_a_collective(tmp_path: Path) -> None:
     log = tmp_path / "log"
     body = f"print('here', flush=True); os.kill(os.getpid(), signal.SIGSTOP) if world.rank else {HANG}"
@@ -157,6 +161,7 @@ def bench(*arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_table_of_two_ranks() -> None:
     result = bench("--modes", "heads", "--steps", "2", "--warmup", "1", "--num-heads", "1")
     steps = {(r["ranks"], r["scaling"], r["gradients"]): r for r in result["steps"]}
@@ -178,6 +183,7 @@ def test_the_table_of_two_ranks() -> None:
     assert sizes["float32"] == 2 * sizes["bfloat16"] == sizes["float32, array by array"] > 0
 
 
+@pytest.mark.slow
 def test_losses_on_two_ranks_and_resumed() -> None:
     options = ["--modes", "joint", "--check-losses", "--steps", "4", "--num-heads", "1", "--grad-reduce-dtype", "bfloat16"]
     losses = bench(*options)["losses"]
@@ -200,7 +206,7 @@ def test_each_rank_has_a_gpu_and_no_more_than_there_are() -> None:
     done = program("-c", GPUS)
     assert done.stdout.strip() == "['0:5:2', '1:7:2']"
     assert done.stderr.splitlines()[-1] == "ValueError: --ranks 4: expected at most 2, the GPUs that are visible here"
-    refused = program("-m", "tools.bench_scaling", "--dims", "tiny", "--ranks", "1", "3")
+    refused = tool("bench_scaling", "--dims", "tiny", "--ranks", "1", "3")
     assert refused.returncode == 1 and refused.stderr.startswith("bench_scaling: --rows 8: expected a multiple")
     assert "Traceback" not in refused.stderr
 

@@ -1,15 +1,12 @@
-"""Options of a step: gradient checkpointing, non-finite guard, compute type, reports, data parallelism."""
+"""Options of a step: gradient checkpointing, non-finite guard, compute type, reports, rates."""
 
 import json
-import os
-import subprocess
-import sys
-import time
 import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.runs import logged, one_line, train_args
 from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.cli import main
@@ -32,9 +29,6 @@ from mtpd_mlx.train.loop import LOG_NAME
 from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.screen import depths
 from mtpd_mlx.train.step import Stepper, compute_dtype
-
-FLAGS = ["--iters", "6", "--batch-size", "4", "--max-seq-length", "24", "--num-heads", "2", "--warmup", "1"]
-FLAGS += ["--steps-per-report", "1", "--steps-per-eval", "3", "--save-every", "2", "--val-batches", "2"]
 
 
 def stepper(joint: bool = False, **options: object) -> Stepper:
@@ -97,10 +91,6 @@ def test_non_finite_gradient_changes_nothing(accumulation: int) -> None:
     assert not np.array_equal(before[0], np.array(tree_flatten(run.state)[0][1]))
 
 
-def train_args(base: Path, data: Path, out: Path, *extra: str) -> list[str]:
-    return ["train", "--model", str(base), "--data", str(data), "--out", str(out), *FLAGS, *extra]
-
-
 def test_run_stops_after_skipped_steps_and_resumes(
     tiny_base: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -114,11 +104,10 @@ def test_run_stops_after_skipped_steps_and_resumes(
 
     monkeypatch.setattr(Stepper, "step", poisoned)
     assert main(train_args(tiny_base, text_data, tmp_path / "out", "--max-skipped-steps", "2")) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "step 4" in error and "2 times in a row" in error
+    one_line(capsys, "step 4", "2 times in a row")
     monkeypatch.undo()
     assert main(["train", "--resume", "--out", str(tmp_path / "out")]) == 0
-    last = json.loads((tmp_path / "out" / LOG_NAME).read_text().splitlines()[-2])
+    last = logged(tmp_path / "out")[-2]
     assert last["iter"] == 6 and last["skipped_steps"] == 3
 
 
@@ -158,7 +147,7 @@ def test_unknown_or_missing_service_is_one_line(
     service: str, tiny_base: Path, text_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(train_args(tiny_base, text_data, tmp_path / "out", "--report-to", service)) == 1
-    assert f"--report-to {service}" in capsys.readouterr().err.strip().splitlines()[-1]
+    one_line(capsys, f"--report-to {service}")
     assert not (tmp_path / "out" / LOG_NAME).exists()
 
 
@@ -170,58 +159,6 @@ def test_rows_of_ranks() -> None:
     with pytest.raises(ValueError, match="got 5 rows for 2 ranks"):
         World(0, 2).rows(5)
     assert [list(range(6))[World(r, 3).rows(6)] for r in range(3)] == [[0, 3], [1, 4], [2, 5]]
-
-
-def launch(*command: str) -> subprocess.Popen:
-    launcher = Path(sys.executable).with_name("mlx.launch")
-    program = [str(launcher), "-n", "2", "--backend", "ring", sys.executable, "-m", "mtpd_mlx.cli", *command]
-    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def figures(out: Path) -> list[list[float]]:
-    rows = [json.loads(line) for line in (out / LOG_NAME).read_text().splitlines()]
-    return [[r["iter"], r["main_loss"], *r["head_loss"], *r["car"], r["grad_norm"]] for r in rows if "loss" in r]
-
-
-def test_two_ranks_equal_one_process(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    extra = ("--grad-accumulation-steps", "2")
-    assert main(train_args(tiny_base, text_data, tmp_path / "one", *extra)) == 0
-    process = launch(*train_args(tiny_base, text_data, tmp_path / "two", *extra))
-    output = process.communicate(timeout=120)[0]
-    assert process.returncode == 0, output
-    assert output.count("kept step") == 1, output
-    np.testing.assert_allclose(figures(tmp_path / "one"), figures(tmp_path / "two"), rtol=1e-4, atol=1e-5)
-    assert {p.name for p in (tmp_path / "one").iterdir()} == {p.name for p in (tmp_path / "two").iterdir()}
-
-
-def test_lost_rank_stops_the_run_which_resumes_alone(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    longer = ("--iters", "400", "--steps-per-eval", "200", "--steps-per-report", "10")
-    out = tmp_path / "two"
-    process = launch(*train_args(tiny_base, text_data, out, *longer))
-    deadline = time.time() + 60
-    while not (out / "resume-2").is_dir() and time.time() < deadline:
-        time.sleep(0.05)
-    ranks = [int(p) for p in subprocess.check_output(["pgrep", "-f", str(out)], text=True).split()]
-    victims = [p for p in ranks if b"MLX_RANK=1" in Path(f"/proc/{p}/environ").read_bytes()]
-    os.kill(max(victims), 9)
-    output = process.communicate(timeout=60)[0]
-    assert "another rank was lost" in output and "--resume" in output, output
-    points = [p.name for p in out.glob("resume-*")]
-    assert len(points) == 1
-    assert main(["train", "--resume", "--out", str(out)]) in (0, 3)  # 3: no better than the start; it did run to its end
-    assert figures(out)[-1][0] == 400
-
-
-@pytest.mark.parametrize("blocked", ["taken", "odd"])
-def test_every_rank_stops_on_bad_input(blocked: str, tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    if blocked == "taken":
-        assert main(train_args(tiny_base, text_data, out)) == 0
-        process = launch(*train_args(tiny_base, text_data, out))
-    else:
-        process = launch(*train_args(tiny_base, text_data, out, "--batch-size", "3"))
-    output = process.communicate(timeout=60)[0]
-    assert ("holds a checkpoint already" if blocked == "taken" else "expected a multiple of 2") in output
 
 
 def test_what_joint_training_does_with_the_teacher() -> None:
