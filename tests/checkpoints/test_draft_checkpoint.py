@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from mtpd_onnx.export.export import export_checkpoint
-from tiny import LLAMA, VOCAB, write_base, write_checkpoint
+from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens
 from mtpd_mlx.measure.step_model import MLXModel
-from mtpd_mlx.model.base import load_base, new_base
+from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint, save_heads
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.speculative.loop import generate
@@ -127,14 +127,7 @@ def test_draft_head_is_its_rows_of_the_output_head(tied: bool, quantised: dict |
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_quantised_base_drafts_inside_and_writes_its_own_text(tied: bool, tmp_path: Path) -> None:
-    from mlx_lm.utils import quantize_model, save_config, save_model
-    from tiny import write_tokenizer
-
-    plain = load_base(str(write_base(tmp_path / "plain", LLAMA | {"tie_word_embeddings": tied}, scale=2.0)))
-    model, config = quantize_model(plain.model, plain.config, 32, 4)
-    save_model(tmp_path / "q4", model)
-    save_config(config, tmp_path / "q4" / "config.json")
-    write_tokenizer(tmp_path / "q4")
+    write_quantised(tmp_path / "q4", write_base(tmp_path / "plain", LLAMA | {"tie_word_embeddings": tied}, scale=2.0), 4)
     ids = list(range(0, VOCAB, 2))
     base, heads, _ = load_checkpoint(write_checkpoint(tmp_path / "heads", tmp_path / "q4", 3, noise=0.02, draft_tokens=ids))
     assert base.is_quantized

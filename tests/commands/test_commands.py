@@ -3,16 +3,17 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers.runs import assert_same_heads, error_line, flags
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.decoding.tuning.stored import Tuned, read_tuned, write_tuned
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 
-SMALL = ["--iters", "6", "--batch-size", "2", "--max-seq-length", "32", "--warmup", "0", "--steps-per-eval", "3"]
-SMALL += ["--val-batches", "2", "--learning-rate", "1e-3"]
+SMALL = flags(num_heads=None, learning_rate="1e-3")
 
 
 @pytest.fixture
@@ -122,39 +123,28 @@ def test_bad_arguments_are_one_line(
         (["parity", str(tiny_checkpoint), str(tmp_path), "--prompts", str(tmp_path / "empty.txt")], "manifest.json"),
     ):
         assert main(arguments) == 1, arguments
-        lines = [x for x in capsys.readouterr().err.splitlines() if "error:" in x]
-        assert len(lines) == 1 and word in lines[0], (arguments, lines)
+        assert word in error_line(capsys), arguments
 
 
-@pytest.mark.parametrize("stop", [3, 10])  # in the first stage, in the second
 def test_interrupted_extension_resumes(
-    stop: int, tiny_checkpoint: Path, text_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, text_data: Path, tmp_path: Path, stop_at: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mtpd_mlx.train.step import Stepper
+    """In its first stage; in a later one: tests/train/test_run_folder.py."""
 
     def extend(out: Path, *extra: str) -> int:
-        arguments = ["extend", str(tiny_checkpoint), "--to", "12", "--data", str(text_data), "--out", str(out), *SMALL]
+        arguments = ["extend", str(tiny_checkpoint), "--to", "5", "--data", str(text_data), "--out", str(out), *SMALL]
         return main([*arguments, "--save-every", "2", *extra])
 
     assert extend(tmp_path / "broken", "--resume") == 1, "nothing is there to go on from"
     assert not (tmp_path / "broken").exists()
     assert extend(tmp_path / "whole") == 0
-    step, calls = Stepper.step, []
-
-    def interrupted(self: Stepper, batches: list) -> tuple:
-        calls.append(1)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        return step(self, batches)
-
-    monkeypatch.setattr(Stepper, "step", interrupted)
+    stop_at(3)
     assert extend(tmp_path / "broken") == 130
     monkeypatch.undo()
     assert extend(tmp_path / "broken", "--resume") == 0
-    whole, resumed = (load_arrays(tmp_path / name / "heads.safetensors") for name in ("whole", "broken"))
-    assert all(np.allclose(np.array(whole[n]), np.array(resumed[n]), atol=1e-6) for n in whole)
+    assert_same_heads(tmp_path / "whole", tmp_path / "broken")
     before = (tmp_path / "broken" / "heads.safetensors").read_bytes()
-    for other in (["--to", "6"], ["--to", "12", "--seed", "1"]):  # after its end, other extensions replace nothing unasked
+    for other in (["--to", "4"], ["--to", "5", "--seed", "1"]):  # after its end, other extensions replace nothing unasked
         arguments = ["extend", str(tiny_checkpoint), *other, "--out", str(tmp_path / "broken")]
         assert main([*arguments, "--resume"]) == 1 and main([*arguments, "--data", str(text_data), *SMALL]) == 1
     assert (tmp_path / "broken" / "heads.safetensors").read_bytes() == before

@@ -3,13 +3,13 @@
 import io
 import json
 import shutil
-import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.tools import tool
 from tiny import LLAMA, write_base, write_checkpoint
 
 from mtpd_mlx.checkpoints.format import read_config
@@ -19,7 +19,6 @@ from mtpd_mlx.decoding.tuning.machine import machine_key
 from mtpd_mlx.decoding.tuning.stored import Tuned, read_tuned, write_tuned
 from mtpd_mlx.model.runtime import mx
 
-ROOT = Path(__file__).parent.parent.parent
 QUICK = ["--plan", "growing", "-m", "16", "--limit", "2"]
 
 
@@ -295,8 +294,6 @@ def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_fuzz_tool_runs() -> None:
-    command = [sys.executable, "-m", "tools.fuzz_decoding", "--rounds", "150", "--models", "4"]
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'export'}", "PATH": "/usr/bin:/bin", "MTPD_BLAS": "off"}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    done = tool("fuzz_decoding", "--rounds", 60, "--models", 2)
     assert done.returncode == 0, done.stderr
     assert "identical to plain decoding" in done.stdout

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.adapters import write_adapter
+from helpers.runs import error_line, one_line
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset
@@ -102,8 +103,9 @@ def test_continuations_of_one_prompt_are_on_one_side(tiny_base: Path, tmp_path: 
     assert train and not train & valid and len(train | valid) == 4
 
 
-@pytest.mark.parametrize("extra", [(), ("--temp", "1.3", "--top-p", "0.9")])
-def test_killed_run_resumes_to_the_same_bytes(extra: tuple[str, ...], tiny_base: Path, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_killed_run_resumes_to_the_same_bytes(tiny_base: Path, tmp_path: Path) -> None:
+    extra = ("--temp", "1.3", "--top-p", "0.9")  # greedy: test_changed_prompts_are_not_mixed_in
     prompts, whole, out = prompts_file(tmp_path, 60), tmp_path / "whole", tmp_path / "killed"
     assert main(arguments(tiny_base, prompts, whole, *extra)) == 0
     command = [sys.executable, "-m", "mtpd_mlx.cli", *arguments(tiny_base, prompts, out, *extra)]
@@ -113,8 +115,6 @@ def test_killed_run_resumes_to_the_same_bytes(extra: tuple[str, ...], tiny_base:
         time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and not (out / "train.jsonl").exists()
-    with (out / PART_NAME).open("a") as f:
-        f.write('{"row": 3, "prom')  # a half line, as a killed process may leave
     assert main(["distill-data", "--resume", "--out", str(out)]) == 0
     assert content(out) == content(whole)
 
@@ -132,7 +132,7 @@ def test_bad_input_is_one_line(tiny_base: Path, tmp_path: Path, capsys: pytest.C
 
     def error(*args: str) -> str:
         assert main(list(args)) == 1
-        return capsys.readouterr().err.strip().splitlines()[-1]
+        return error_line(capsys)
 
     assert "expected 1..246" in error(
         *arguments(tiny_base, prompts, out, "--max-tokens", "10"), "--prompts", str(long(tmp_path))
@@ -182,20 +182,22 @@ def test_a_damaged_run_is_one_line(
     (out / file).write_text(text)
     capsys.readouterr()
     assert main(["distill-data", "--resume", "--out", str(out)]) == 1
-    assert words in capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in error_line(capsys)
 
 
 def test_changed_prompts_are_not_mixed_in(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     prompts = prompts_file(tmp_path)
     out = begun(tiny_base, prompts, tmp_path / "own")
     before = content(out)
+    with (out / PART_NAME).open("a") as f:
+        f.write('{"row": 3, "prom')  # a half line, as a killed process may leave
     assert main(["distill-data", "--resume", "--out", str(out)]) == 0
     assert content(out) == before
     out = begun(tiny_base, prompts, tmp_path / "other")
     prompts.write_text(prompts.read_text().replace("say", "tell"))
     capsys.readouterr()
     assert main(["distill-data", "--resume", "--out", str(out)]) == 1
-    assert "continues another prompt" in capsys.readouterr().err.strip().splitlines()[-1]
+    one_line(capsys, "continues another prompt")
 
 
 def test_a_base_with_an_adapter_writes_its_own_text(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.decode import decoded
 from tiny import VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.acceptance import match_tables
@@ -12,21 +13,11 @@ from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.generate import Generation, generate_greedy
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.stats import acceptance_table, walk
 from mtpd_mlx.train.extend import loop_heads, stages
 
 PROMPTS = [[5, 6, 7], [9], [11, 3, 50, 4, 60, 2, 8, 1], list(range(40)), [3, 3]]
-
-
-def decode(model: MLXModel, prompt: list[int], count: int, plain: bool = False) -> tuple[list[int], list[int]]:
-    """(tokens, accepted drafts of each round)."""
-    tokens, accepted = [], []
-    for chunk in generate(StepBackend(model), prompt, max_tokens=count, plain=plain):
-        tokens += chunk.tokens
-        accepted += [] if chunk.round is None else [chunk.round.accepted]
-    return tokens, accepted
 
 
 @pytest.fixture(scope="module", params=["postnorm", "prenorm"])
@@ -40,8 +31,8 @@ def test_speculative_equals_plain_and_teacher_forcing_equals_the_decoder(checkpo
     base, heads, _ = load_checkpoint(checkpoint)
     count, seen = 60, set()
     for prompt in PROMPTS:
-        plain, _ = decode(MLXModel(base, None), prompt, count, plain=True)
-        tokens, accepted = decode(MLXModel(base, heads), prompt, count)
+        plain, _ = decoded(StepBackend(MLXModel(base, None)), prompt, count, plain=True)
+        tokens, accepted = decoded(StepBackend(MLXModel(base, heads)), prompt, count)
         assert tokens == plain
         (table,) = match_tables(base, heads, [Generation(prompt, plain)])
         counted = walk(table)
@@ -55,7 +46,7 @@ def test_batched_greedy_equals_single(checkpoint: Path) -> None:
     texts = generate_greedy(base, PROMPTS, 20, frozenset())
     assert [t.prompt for t in texts] == PROMPTS
     for text in texts:
-        assert text.tokens == decode(MLXModel(base, None), text.prompt, 20, plain=True)[0]
+        assert text.tokens == decoded(StepBackend(MLXModel(base, None)), text.prompt, 20, plain=True)[0]
 
 
 def test_rewinding_anywhere_keeps_drafts_right(checkpoint: Path) -> None:
@@ -83,17 +74,17 @@ def test_rewinding_anywhere_keeps_drafts_right(checkpoint: Path) -> None:
 
 def test_fewer_drafts_than_heads(checkpoint: Path) -> None:
     base, heads, _ = load_checkpoint(checkpoint)
-    full, _ = decode(MLXModel(base, heads), PROMPTS[2], 30)
+    full, _ = decoded(StepBackend(MLXModel(base, heads)), PROMPTS[2], 30)
     for k in (0, 1, 2):
-        assert decode(MLXModel(base, heads, num_draft_tokens=k), PROMPTS[2], 30)[0] == full
+        assert decoded(StepBackend(MLXModel(base, heads, num_draft_tokens=k)), PROMPTS[2], 30)[0] == full
     with pytest.raises(ValueError, match=r"got 4, expected 0\.\.3"):
         MLXModel(base, heads, num_draft_tokens=4)
 
 
 def test_context_can_be_filled(checkpoint: Path) -> None:
     base, heads, _ = load_checkpoint(checkpoint)
-    plain, _ = decode(MLXModel(base, None, capacity=40), PROMPTS[0], 100, plain=True)
-    tokens, _ = decode(MLXModel(base, heads, capacity=40), PROMPTS[0], 100)
+    plain, _ = decoded(StepBackend(MLXModel(base, None, capacity=40)), PROMPTS[0], 100, plain=True)
+    tokens, _ = decoded(StepBackend(MLXModel(base, heads, capacity=40)), PROMPTS[0], 100)
     assert tokens == plain and len(tokens) == 40 - len(PROMPTS[0]) + 1
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import FAMILIES, LLAMA, VOCAB, write_base
+from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_quantised
 
 from mtpd_mlx.model import base
 from mtpd_mlx.model.base import check_supported, load_base, new_base
@@ -30,13 +30,8 @@ def test_cached_trunk_equals_whole_pass(tiny_base: Path) -> None:
 
 
 def test_quantised_base_dequantises(tmp_path: Path) -> None:
-    from mlx_lm.utils import quantize_model, save_config, save_model
-
-    plain = load_base(str(write_base(tmp_path / "plain")))
-    model, config = quantize_model(plain.model, plain.config, 64, 8)
-    save_model(tmp_path / "q", model)
-    save_config(config, tmp_path / "q" / "config.json")
-    packed, unpacked = load_base(str(tmp_path / "q")), load_base(str(tmp_path / "q"), dequantize=True)
+    folder = write_quantised(tmp_path / "q", write_base(tmp_path / "plain"), 8, 64)
+    packed, unpacked = load_base(str(folder)), load_base(str(folder), dequantize=True)
     assert packed.is_quantized and not unpacked.is_quantized
     tokens = mx.array([[5, 6, 7, 8]])
     np.testing.assert_allclose(

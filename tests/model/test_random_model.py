@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers.tools import tool
 from tiny import FAMILIES, write_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def tool(*arguments: object) -> subprocess.CompletedProcess:
+def as_a_process(*arguments: object) -> subprocess.CompletedProcess:
     environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'export'}"}
     command = [sys.executable, "-m", "tools.random_model", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -27,7 +28,7 @@ def test_loads_with_its_heads(tmp_path: Path, family: str) -> None:
     write_tokenizer(tmp_path / "tokenizer")
     options = ("--tokenizer", tmp_path / "tokenizer", "--num-heads", 3, "--seed", 5)
     for out in ("a", "b"):
-        done = tool(tmp_path / "config.json", tmp_path / out, *options)
+        done = tool("random_model", tmp_path / "config.json", tmp_path / out, *options)
         assert done.returncode == 0, done.stderr
     base, heads, config = load_checkpoint(tmp_path / "a" / "heads")
     assert config.num_heads == 3 and base.dtype == mx.float16
@@ -43,6 +44,8 @@ def test_loads_with_its_heads(tmp_path: Path, family: str) -> None:
 
 def test_refuses_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    for arguments in ((tmp_path / "absent.json", tmp_path / "a"), (tmp_path / "config.json", tmp_path / "b")):
-        done = tool(*arguments)
+    for done in (
+        as_a_process(tmp_path / "absent.json", tmp_path / "a"),
+        tool("random_model", tmp_path / "config.json", tmp_path / "b"),
+    ):
         assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr

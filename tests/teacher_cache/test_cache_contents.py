@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.cache import TOP_N, make, rows_of
-from tiny import FAMILIES, LLAMA, VOCAB, write_base
+from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_quantised
 
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.runtime import mx
@@ -14,18 +14,6 @@ from mtpd_mlx.teacher_cache.arrays import to_mlx, to_numpy
 from mtpd_mlx.teacher_cache.format import Layout, Tensor, bytes_per_token, read_index
 from mtpd_mlx.teacher_cache.reader import CachedBatch, CachedDataset
 from mtpd_mlx.teacher_cache.teacher import top_logits
-
-
-def quantised(folder: Path, plain: Path) -> Path:
-    from mlx_lm.utils import quantize_model, save_config, save_model
-    from tiny import write_tokenizer
-
-    base = load_base(str(plain))
-    model, config = quantize_model(base.model, base.config, 64, 4)
-    save_model(folder, model)
-    save_config(config, folder / "config.json")
-    write_tokenizer(folder)
-    return folder
 
 
 def check_batch(base: Base, batch: CachedBatch, atol: float) -> None:
@@ -60,7 +48,7 @@ def test_contents_equal_a_direct_computation(family: str, text_data: Path, tmp_p
 
 @pytest.mark.parametrize("dequantize", [False, True])
 def test_quantised_base(dequantize: bool, tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    folder = quantised(tmp_path / "q", tiny_base)
+    folder = write_quantised(tmp_path / "q", tiny_base, 4, 64)
     make(folder, text_data, tmp_path / "cache", dequantize=dequantize)
     base = load_base(str(folder), dequantize=dequantize)
     assert base.is_quantized is not dequantize

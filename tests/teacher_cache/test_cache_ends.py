@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.cache import make
-from tiny import FAMILIES, LLAMA, write_base, write_tokenizer
+from tiny import FAMILIES, LLAMA, write_base, write_quantised
 
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.heads import init_heads
@@ -21,16 +21,7 @@ KINDS = {"tied": DEEP, "untied": DEEP | {"tie_word_embeddings": False}}
 
 def write_model(folder: Path, kind: str, quantised: bool) -> Path:
     plain = write_base(folder / "plain", KINDS[kind])
-    if not quantised:
-        return plain
-    from mlx_lm.utils import quantize_model, save_config, save_model
-
-    base = load_base(str(plain))
-    model, config = quantize_model(base.model, base.config, 64, 4)
-    save_model(folder / "q", model)
-    save_config(config, folder / "q" / "config.json")
-    write_tokenizer(folder / "q")
-    return folder / "q"
+    return write_quantised(folder / "q", plain, 4, 64) if quantised else plain
 
 
 def measured(folder: Path, **options: Any) -> tuple[Base, int, int]:

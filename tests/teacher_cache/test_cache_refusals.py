@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from helpers.cache import files_of, make
+from helpers.runs import refused
 
 import mtpd_mlx.teacher_cache.reader as reader
 from mtpd_mlx.teacher_cache.reader import CachedDataset
@@ -32,13 +32,6 @@ def cache(intact: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(intact, tmp_path / "cache"))
 
 
-def refusal(read: Callable[[], Any], *words: str) -> None:
-    with pytest.raises(ValueError) as error:
-        read()
-    text = str(error.value)
-    assert "\n" not in text and all(word in text for word in words), text
-
-
 def read_all(cache: Path, split: str = "train") -> None:
     for _ in CachedDataset(cache, split, 2, 0).iter_batches(2):
         pass
@@ -54,10 +47,10 @@ def test_missing_and_truncated_shards_are_refused_on_opening(cache: Path) -> Non
     shard = cache / "train-00001.safetensors"
     size = shard.stat().st_size
     os.truncate(shard, size - 1)
-    refusal(lambda: CachedDataset(cache, "train", 2, 0), str(shard), f"got {size - 1} bytes", f"expected {size}")
-    refusal(lambda: CachedDataset(cache, "valid", 2, 0), str(shard))
+    refused(lambda: CachedDataset(cache, "train", 2, 0), str(shard), f"got {size - 1} bytes", f"expected {size}")
+    refused(lambda: CachedDataset(cache, "valid", 2, 0), str(shard))
     shard.unlink()
-    refusal(lambda: CachedDataset(cache, "train", 2, 0), str(shard), "missing", f"expected {size} bytes")
+    refused(lambda: CachedDataset(cache, "train", 2, 0), str(shard), "missing", f"expected {size} bytes")
 
 
 @pytest.mark.parametrize("position", [3, 200, 5000, -1])
@@ -67,7 +60,7 @@ def test_bit_flip_is_refused_on_reading(position: int, cache: Path) -> None:
     dataset = CachedDataset(cache, "train", 1, 0)  # sizes are right
     rows = dataset.index.rows_per_shard
     next(dataset.iter_batches(rows))  # the first shard is
-    refusal(lambda: read_all(cache), str(shard), "got sha256", "expected")
+    refused(lambda: read_all(cache), str(shard), "got sha256", "expected")
     read_all(cache, "valid")
 
 
@@ -81,7 +74,7 @@ def test_shard_of_another_layout_is_refused(cache: Path) -> None:
     values = json.loads((cache / "cache.json").read_text())
     values["splits"]["train"]["shards"][0]["sha256"] = file_sha256(shard)
     (cache / "cache.json").write_text(json.dumps(values))
-    refusal(lambda: read_all(cache), str(shard), "header")
+    refused(lambda: read_all(cache), str(shard), "header")
 
 
 @pytest.mark.parametrize(("name", "bad"), [("tokens", 97), ("tokens", -1), ("top_tokens", 97)])
@@ -98,7 +91,7 @@ def test_tokens_outside_the_vocabulary_are_refused(name: str, bad: int, cache: P
     shard.write_bytes(content)
     entry["sha256"] = file_sha256(shard)
     (cache / "cache.json").write_text(json.dumps(values))
-    refusal(lambda: read_all(cache), str(shard), f"{name}: got ids", "expected 0..96")
+    refused(lambda: read_all(cache), str(shard), f"{name}: got ids", "expected 0..96")
 
 
 def test_sha256_is_checked_once_a_shard(cache: Path, monkeypatch: Any) -> None:
@@ -117,7 +110,7 @@ def test_incomplete_cache_is_refused_with_a_hint(cache: Path) -> None:
     values = json.loads((cache / "cache.json").read_text())
     values["splits"]["valid"]["shards"].pop()
     (cache / "cache.json").write_text(json.dumps(values))
-    refusal(lambda: CachedDataset(cache, "train", 2, 0), "incomplete", "valid: ", f"mtpd cache --resume --out {cache}")
+    refused(lambda: CachedDataset(cache, "train", 2, 0), "incomplete", "valid: ", f"mtpd cache --resume --out {cache}")
 
 
 @pytest.mark.parametrize(
@@ -145,24 +138,24 @@ def test_incomplete_cache_is_refused_with_a_hint(cache: Path) -> None:
 def test_bad_index(change: dict[str, Any], words: list[str], cache: Path) -> None:
     values = json.loads((cache / "cache.json").read_text()) | change
     (cache / "cache.json").write_text(json.dumps(values))
-    refusal(lambda: CachedDataset(cache, "train", 2, 0), str(cache / "cache.json"), *words)
+    refused(lambda: CachedDataset(cache, "train", 2, 0), str(cache / "cache.json"), *words)
 
 
 def test_shards_named_outside_the_folder_or_twice(cache: Path) -> None:
     text = (cache / "cache.json").read_text()
     (cache / "cache.json").write_text(text.replace("train-00001", "../train-00001"))
-    refusal(lambda: CachedDataset(cache, "train", 2, 0), "shards out of order")
+    refused(lambda: CachedDataset(cache, "train", 2, 0), "shards out of order")
     (cache / "cache.json").write_text(text.replace("train-00001", "train-00000"))
-    refusal(lambda: CachedDataset(cache, "train", 2, 0), "twice")
+    refused(lambda: CachedDataset(cache, "train", 2, 0), "twice")
 
 
 def test_not_a_cache(tmp_path: Path) -> None:
-    refusal(lambda: CachedDataset(tmp_path, "train", 2, 0), "no cache.json")
+    refused(lambda: CachedDataset(tmp_path, "train", 2, 0), "no cache.json")
     (tmp_path / "cache.json").write_text("{")
-    refusal(lambda: CachedDataset(tmp_path, "train", 2, 0), "not valid JSON")
+    refused(lambda: CachedDataset(tmp_path, "train", 2, 0), "not valid JSON")
     (tmp_path / "cache.json").write_text("[]")
-    refusal(lambda: CachedDataset(tmp_path, "train", 2, 0), "not a distillation cache")
+    refused(lambda: CachedDataset(tmp_path, "train", 2, 0), "not a distillation cache")
 
 
 def test_batch_size_must_be_positive(cache: Path) -> None:
-    refusal(lambda: CachedDataset(cache, "train", 0, 0), "batch_size: got 0")
+    refused(lambda: CachedDataset(cache, "train", 0, 0), "batch_size: got 0")

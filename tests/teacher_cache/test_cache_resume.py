@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.cache import arguments, files_of, make
+from helpers.runs import error_line, how_to_go_on
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.teacher_cache.format import file_sha256, read_index
@@ -46,12 +47,6 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "copy"))
 
 
-def error_line(capsys: pytest.CaptureFixture) -> str:
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1, lines
-    return lines[0]
-
-
 def check_partial(out: Path, whole: Path) -> int:
     """Every shard under its final name is whole, and the index names only such. Returns how many there are."""
     expected, got = files_of(whole), files_of(out)
@@ -62,9 +57,9 @@ def check_partial(out: Path, whole: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    ("seed", "error"), list(enumerate([RuntimeError("no more"), KeyboardInterrupt(), OSError(28, "full")]))
+    ("seed", "error", "where"),
+    [(0, RuntimeError("no more"), "append"), (1, KeyboardInterrupt(), "commit"), (2, OSError(28, "full"), "commit")],
 )
-@pytest.mark.parametrize("where", ["append", "commit"])
 def test_exception_at_a_random_shard(
     seed: int, error: BaseException, where: str, tiny_base: Path, long_data: Path, whole: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -98,12 +93,13 @@ def test_exception_at_a_random_shard(
     assert read_index(out).splits == read_index(whole).splits
 
 
+@pytest.mark.slow
 def test_killed_process_resumes_to_identical_shards(tiny_base: Path, long_data: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "cache"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     started = [sys.executable, "-m", "mtpd_mlx.cli", *arguments(tiny_base, long_data, out)]
     kills, command, seen = 0, started, 0
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
         deadline = time.time() + 120
         while len(list(out.glob("*.safetensors"))) < seen + 2 and process.poll() is None and time.time() < deadline:
@@ -240,8 +236,7 @@ def test_ctrl_c_says_how_to_continue(
 
     monkeypatch.setattr(writer, "teacher_rows", interrupted)
     assert main(arguments(tiny_base, long_data, out)) == 130
-    hint = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("interrupted"))
-    command = hint.split("mtpd ", 1)[1].split()
+    command = how_to_go_on(capsys)
     monkeypatch.undo()
     assert main(command) == 0
     assert read_index(out).complete
