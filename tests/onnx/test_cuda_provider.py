@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
-from helpers.precision import TEXT, decode, plain_logits
+from helpers.decode import text
+from helpers.precision import TEXT, plain_logits
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
@@ -57,7 +58,7 @@ def test_cuda_computes_what_the_cpu_does(family: str, precision: str, tmp_path: 
     assert error < TOLERANCE[precision]
     if precision == "fp16":
         fused = open_folder(tmp_path / "half", provider="cuda")
-        assert decode(fused, TEXT) == decode(plain, TEXT)
+        assert text(fused, TEXT) == text(plain, TEXT)
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["round", "step"])
@@ -67,4 +68,4 @@ def test_capturing_leaves_no_trace_and_changes_no_text(plain: bool, tmp_path: Pa
     captured, eager = (open_folder(tmp_path / "half", provider="cuda", plain=plain, captured=c) for c in (True, False))
     assert isinstance(captured, FusedBackend | PlainBackend) and captured.ahead
     assert not any(captured.runner.get(name).any() for name in captured.runner._state)
-    assert decode(captured, TEXT) == decode(eager, TEXT)
+    assert text(captured, TEXT) == text(eager, TEXT)

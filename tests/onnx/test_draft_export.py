@@ -1,20 +1,23 @@
 """The exported draft head: MLX's drafts, guess for guess; what is stored; what the manifest says."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from helpers.precision import initializers
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
-from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint
+from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.measure.step_model import MLXModel
+from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.load_save import flatten, load_checkpoint
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.export import ExportOptions
@@ -34,10 +37,6 @@ def export(folder: Path, base: Path, ids: list[int] | None, source: str = "postn
     return checkpoint
 
 
-def initializers(file: Path) -> dict[str, np.ndarray]:
-    return {t.name: onnx.numpy_helper.to_array(t, str(file.parent)) for t in onnx.load(str(file)).graph.initializer}
-
-
 def drafts_of(backend: Any, tokens: list[int], following: int) -> list[int]:
     """The guesses after `tokens` and x = following, from an empty cache."""
     backend.rewind_to(0)
@@ -48,9 +47,16 @@ def drafts_of(backend: Any, tokens: list[int], following: int) -> list[int]:
     return backend.model.draft(following)
 
 
-@pytest.mark.parametrize("source", ["postnorm", "prenorm"])
-@pytest.mark.parametrize("size", [1, 3, 40, VOCAB])
-@pytest.mark.parametrize("family", ["llama-tied", "llama-untied"])
+@pytest.mark.parametrize(
+    ("family", "size", "source"),
+    [
+        ("llama-tied", 1, "postnorm"),
+        ("llama-untied", 3, "prenorm"),
+        ("llama-tied", 40, "prenorm"),
+        ("llama-untied", 40, "postnorm"),
+        ("llama-tied", VOCAB, "postnorm"),
+    ],
+)
 def test_every_draft_is_that_of_mlx(family: str, size: int, source: str, tmp_path: Path) -> None:
     ids = ids_of(size)
     checkpoint = export(tmp_path, write_base(tmp_path / "base", FAMILIES[family], scale=2.0), ids, source)
@@ -85,22 +91,11 @@ def test_whole_vocabulary_drafts_as_without_one(tmp_path: Path) -> None:
                 backend.rewind_to(0)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize(("bits", "tied"), [(None, True), (None, False), (4, False), (8, True)])
 def test_rows_are_gathered_unpacked_and_stored_once(bits: int | None, tied: bool, tmp_path: Path) -> None:
-    from mlx_lm.utils import quantize_model, save_config, save_model
-    from tiny import write_tokenizer
-
-    from mtpd_mlx.model.base import load_base
-
     folder = write_base(tmp_path / "base", LLAMA | {"tie_word_embeddings": tied})
     if bits is not None:
-        plain = load_base(str(folder))
-        model, config = quantize_model(plain.model, plain.config, 32, bits)
-        folder = tmp_path / "quantised"
-        save_model(folder, model)
-        save_config(config, folder / "config.json")
-        write_tokenizer(folder)
+        folder = write_quantised(tmp_path / "quantised", folder, bits)
     ids = ids_of(40)
     export(tmp_path, folder, ids)
     weights = flatten(load_base(str(folder), dequantize=True).model)
@@ -113,29 +108,33 @@ def test_rows_are_gathered_unpacked_and_stored_once(bits: int | None, tied: bool
     assert "lm_head.weight" not in initializers(tmp_path / "split" / "mtp_heads.onnx")
 
 
-def test_only_the_rows_are_added_and_the_main_graphs_stay(tmp_path: Path) -> None:
-    base = write_base(tmp_path / "base")
-    export(tmp_path / "with", base, ids_of(40))
-    export(tmp_path / "without", base, None)
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Exports of one base: with/ a draft vocabulary, without/ one. No test changes them."""
+    folder = tmp_path_factory.mktemp("both")
+    base = write_base(folder / "base")
+    export(folder / "with", base, ids_of(40))
+    export(folder / "without", base, None)
+    return folder
+
+
+def test_only_the_rows_are_added_and_the_main_graphs_stay(both: Path) -> None:
     for layout, main_graph in (("fused", "plain.onnx"), ("split", "main.onnx")):
         sizes = []
         for name in ("with", "without"):
-            sizes.append(read_manifest(tmp_path / name / layout).files["weights.bin"]["bytes"])
+            sizes.append(read_manifest(both / name / layout).files["weights.bin"]["bytes"])
         assert 0 < sizes[0] - sizes[1] <= -(-40 * WIDTH * 4 // 4096) * 4096 + 4096
-        one, other = (onnx.load(str(tmp_path / n / layout / main_graph), load_external_data=False) for n in ("with", "without"))
+        one, other = (onnx.load(str(both / n / layout / main_graph), load_external_data=False) for n in ("with", "without"))
         assert [n.SerializeToString() for n in one.graph.node] == [n.SerializeToString() for n in other.graph.node]
         assert [t.name for t in one.graph.initializer] == [t.name for t in other.graph.initializer]
 
 
-def test_info_shows_it_and_a_wrong_size_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    base = write_base(tmp_path / "base")
-    export(tmp_path / "with", base, ids_of(40))
-    export(tmp_path / "without", base, None)
+def test_info_shows_it_and_a_wrong_size_is_refused(both: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for name, expected in (("with", 40), ("without", None)):
         capsys.readouterr()
-        assert main(["info", str(tmp_path / name / "fused")]) == 0
+        assert main(["info", str(both / name / "fused")]) == 0
         assert json.loads(capsys.readouterr().out)["draft_vocab"] == expected
-    file = tmp_path / "with" / "fused" / "manifest.json"
+    file = Path(shutil.copytree(both / "with" / "fused", tmp_path / "fused")) / "manifest.json"
     good = json.loads(file.read_text())
     for wrong in (0, VOCAB + 1, True, "40", 40.0):
         file.write_text(json.dumps(good | {"draft_vocab": wrong}))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.decode import decoded
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.runtime.open import open_folder
@@ -12,26 +13,12 @@ from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
-from mtpd_mlx.options.export import ExportOptions
-from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
 
 PROMPTS = [[9, 4, 7], list(range(30)), [5]]
 
 
-def decode(backend: Backend, prompt: list[int]) -> tuple[list[int], list[int]]:
-    backend.rewind_to(0)
-    tokens, accepted = [], []
-    for chunk in generate(backend, prompt, max_tokens=50):
-        tokens += chunk.tokens
-        if chunk.round is not None and chunk.round.proposed == 3:
-            accepted.append(chunk.round.accepted)
-    return tokens, accepted
-
-
-@pytest.mark.parametrize("family", ["llama-tied", "qwen3"])
-@pytest.mark.parametrize("size", [10, 60, VOCAB])
+@pytest.mark.parametrize(("family", "size"), [("llama-tied", 10), ("qwen3", 60), ("llama-tied", VOCAB)])
 def test_both_layouts(family: str, size: int, tmp_path: Path) -> None:
     drafts = sorted(np.random.default_rng(1).choice(VOCAB, size, replace=False).tolist())
     base = write_base(tmp_path / "base", FAMILIES[family], scale=2.0)
@@ -43,10 +30,10 @@ def test_both_layouts(family: str, size: int, tmp_path: Path) -> None:
     plain = open_folder(tmp_path / "fused", provider="cpu", plain=True, num_threads=1)
     model, heads, _ = load_checkpoint(checkpoint)
     for prompt in PROMPTS:
-        ours = decode(StepBackend(MLXModel(model, heads)), prompt)
-        assert decode(split, prompt) == ours
-        tokens, accepted = decode(fused, prompt)
-        assert tokens == ours[0] == decode(plain, prompt)[0]
+        ours = decoded(StepBackend(MLXModel(model, heads)), prompt, 50)
+        assert decoded(split, prompt, 50) == ours
+        tokens, accepted = decoded(fused, prompt, 50)
+        assert tokens == ours[0] == decoded(plain, prompt, 50)[0]
         if len(prompt) >= 3:
             assert accepted == ours[1]
 

@@ -1,25 +1,16 @@
 """tools/genai_peer skeleton and fill, on a folder laid out as onnxruntime-genai's builder lays it out."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from helpers.tools import tool
 
-ROOT = Path(__file__).parent.parent.parent
 D, Q, KV, WIDE, VOCAB, POSITIONS, HALF = 16, 24, 8, 40, 31, 50, 4
 CONFIG = {"model_type": "qwen3", "rope_theta": 1e4}
-
-
-def tool(*arguments: object) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'export'}"}
-    command = [sys.executable, "-m", "tools.genai_peer", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 def hf_weights(tied: bool) -> dict[str, np.ndarray]:
@@ -95,10 +86,10 @@ def test_fill_writes_what_the_builder_wrote(tmp_path: Path, dtype: str, tied: bo
     weights = hf_weights(tied)
     save_hf(tmp_path / "hf", weights)
     save_genai(tmp_path / "genai", initializers(weights), dtype)
-    done = tool("skeleton", tmp_path / "genai", tmp_path / "hf", tmp_path / "skeleton")
+    done = tool("genai_peer", "skeleton", tmp_path / "genai", tmp_path / "hf", tmp_path / "skeleton")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "skeleton" / "model.onnx.data").exists()
-    done = tool("fill", tmp_path / "skeleton", tmp_path / "hf", tmp_path / "filled", "--threads", 2)
+    done = tool("genai_peer", "fill", tmp_path / "skeleton", tmp_path / "hf", tmp_path / "filled", "--threads", 2)
     assert done.returncode == 0, done.stderr
     names = {file.name for file in (tmp_path / "genai").iterdir()}
     assert {file.name for file in (tmp_path / "filled").iterdir()} == names
@@ -107,7 +98,7 @@ def test_fill_writes_what_the_builder_wrote(tmp_path: Path, dtype: str, tied: bo
 
 
 def refused(*arguments: object) -> str:
-    done = tool(*arguments)
+    done = tool("genai_peer", *arguments)
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 1, done.stderr
     return lines[0]
@@ -117,7 +108,7 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path) -> None:
     weights = hf_weights(True)
     save_hf(tmp_path / "hf", weights)
     save_genai(tmp_path / "genai", initializers(weights), "float16")
-    assert tool("skeleton", tmp_path / "genai", tmp_path / "hf", tmp_path / "skeleton").returncode == 0
+    assert tool("genai_peer", "skeleton", tmp_path / "genai", tmp_path / "hf", tmp_path / "skeleton").returncode == 0
     fill = ("fill", tmp_path / "skeleton", tmp_path / "hf", tmp_path / "filled")
     save_hf(tmp_path / "hf", weights | {"model.norm.weight": np.zeros(3, np.float32)})
     assert "model.norm.weight: gives shape (3,)" in refused(*fill)

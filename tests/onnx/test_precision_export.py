@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from helpers.precision import SMALL, TEXT, decode, initializers, plain_logits, unpacked
+from helpers.decode import text
+from helpers.precision import SMALL, TEXT, initializers, plain_logits, unpacked
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
@@ -74,7 +75,7 @@ def test_an_unquantised_model_is_rounded(precision: str, group_size: int, checkp
         account = manifest.record["weights"][source]
         assert account["largest_error"] == pytest.approx(error, rel=1e-4) and account["largest_error_in"] == name
     fused, greedy = (open_folder(tmp_path / "out", provider="cpu", num_threads=1, plain=plain) for plain in (False, True))
-    assert decode(fused, TEXT) == decode(greedy, TEXT)
+    assert text(fused, TEXT) == text(greedy, TEXT)
 
 
 def test_int8_for_cpus_is_unpacked_when_the_session_opens(checkpoint: Path, tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ OPTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", params=[None, tuple(range(0, VOCAB, 2))], ids=["whole vocabulary", "draft vocabulary"])
+@pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads that draft among all tokens, unless a test asks for a draft vocabulary."""
     folder = tmp_path_factory.mktemp("sampled")
     base = write_base(folder / "base", scale=2.0)
-    drafts = None if request.param is None else np.array(request.param)
+    drafts = np.arange(0, VOCAB, 2) if getattr(request, "param", "whole") == "drafts" else None
     export_checkpoint(write_checkpoint(folder / "heads", base, 3, noise=0.02, draft_tokens=drafts), folder / "onnx")
     return folder / "onnx"
 
@@ -55,7 +56,17 @@ def evidence(backend: Backend, reference: PlainBackend, options: Sampling) -> tu
     return collected, accepted
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize(
+    ("folder", "options"),
+    [
+        ("whole", OPTIONS[0]),
+        ("drafts", OPTIONS[2]),
+        pytest.param("drafts", OPTIONS[1], marks=pytest.mark.slow),
+        pytest.param("whole", OPTIONS[2], marks=pytest.mark.slow),
+    ],
+    indirect=["folder"],
+    ids=str,
+)
 def test_text_is_distributed_as_the_main_model_says(folder: Path, options: Sampling) -> None:
     """About 1,900 tokens: a rule off by 5 points of the most probable token is found with power > .99 (deviate > 4)."""
     options = replace(options, seed=1)
@@ -83,6 +94,7 @@ def test_a_graph_that_accepts_every_draft_would_be_found_out(folder: Path) -> No
     assert evidence(broken, reference, options)[0].p_value < 1e-6
 
 
+@pytest.mark.parametrize("folder", ["whole", "drafts"], indirect=True)
 def test_a_seed_repeats_its_texts_and_another_one_does_not(folder: Path) -> None:
     texts = {}
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):

@@ -9,6 +9,7 @@ from mtpd_onnx.runtime.open import open_folder
 from tiny import write_base, write_checkpoint
 
 from mtpd_mlx.model.base import load_base
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.protocol import Backend
 
 K, CAPACITY = 3, 60
@@ -19,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     checkpoint = write_checkpoint(folder / "heads", write_base(folder / "base", scale=8.0), K)
     for layout in ("fused", "split"):
-        export_checkpoint(checkpoint, folder / layout, layout=layout, capacity=CAPACITY)
+        export_checkpoint(checkpoint, folder / layout, ExportOptions(layout=layout, capacity=CAPACITY))
     return folder
 
 
