@@ -15,6 +15,7 @@ import pytest
 
 from tools.experiments.results_file import read_results
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TEXT = ROOT / "mtpd_mlx" / "assets" / "demo" / "text"
 ASKED = ("gsm8k_test", "humaneval", "mbpp", "mt_bench", "aqua_rat", "truthfulqa")

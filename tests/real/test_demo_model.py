@@ -33,6 +33,13 @@ def test_it_fits_the_repository() -> None:
     assert sum(f.stat().st_size for f in ASSETS.rglob("*.safetensors")) <= 16e6
 
 
+def test_its_heads_write_its_own_text(shipped: tuple) -> None:
+    base, heads, tokenizer, prompts = shipped
+    plain, ours = (decode_all(open_decoder(base, h), prompts[:1], 12, tokenizer.eos_token_ids)[0] for h in (None, heads))
+    assert ours[0].tokens == plain[0].tokens and len(ours[0].tokens) == 12
+
+
+@pytest.mark.slow
 def test_teacher_forcing_decoder_and_runtimes_agree_on_real_text(shipped: tuple, tmp_path: Path) -> None:
     base, heads, tokenizer, prompts = shipped
     eos = tokenizer.eos_token_ids

@@ -137,8 +137,6 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
 
 def attack(folder: Path, file: str, load: Callable[[Path], Any], seed: int, scratch: Path) -> str:
     """ "accepted" or "refused"; AssertionError where the loader does anything else. `scratch` holds a copy of `folder`."""
-    if not scratch.exists():
-        shutil.copytree(folder, scratch)
     good, damage = (folder / file).read_bytes(), Damage(seed)
     if file.endswith(".safetensors"):
         bad = damage.safetensors(good)
@@ -150,14 +148,33 @@ def attack(folder: Path, file: str, load: Callable[[Path], Any], seed: int, scra
         bad = b"".join([*rows[:at], damage.text(json.loads(rows[at])), b"\n", *rows[at + 1 :]])
     else:
         bad = damage.text(json.loads(good))
+    return attempt(folder, file, load, bad, scratch, f"seed {seed}")
+
+
+def attempt(folder: Path, file: str, load: Callable[[Path], Any], bad: bytes, scratch: Path, name: str) -> str:
+    """What the loader makes of `folder` with `bad` as its file: as attack()."""
+    if not scratch.exists():
+        shutil.copytree(folder, scratch)
     (scratch / file).write_bytes(bad)
     try:
         load(scratch)
     except ValueError as error:
-        assert "\n" not in str(error), f"seed {seed}: more than one line: {error}"
+        assert "\n" not in str(error), f"{name}: more than one line: {error}"
         return "refused"
     except BaseException as error:
-        raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+        raise AssertionError(f"{name}: {type(error).__name__}: {error}") from error
     finally:
-        (scratch / file).write_bytes(good)
+        (scratch / file).write_bytes((folder / file).read_bytes())
     return "accepted"
+
+
+def ruined(good: bytes) -> dict[str, bytes]:
+    """name -> contents that no loader can take for the file that `good` is."""
+    return {
+        "empty": b"",
+        "cut in half": good[: len(good) // 2],
+        "a number": b"7",
+        "another kind of value": b'["x"]',
+        "nested too deep": b"[" * 100_000,
+        "no text": bytes(range(128, 256)),
+    }
