@@ -4,15 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help venv test lint format demo clean
+.PHONY: help venv test test-all lint format demo clean
 
 help:
-	@echo "make demo    train, extend, export, decode and report on the bundled small model (runs/demo/report.html)"
-	@echo "make test    run the tests"
-	@echo "make lint    ruff and mypy"
-	@echo "make format  let ruff rewrite what it can"
-	@echo "make venv    only the environment ($(VENV)); the other targets make it themselves"
-	@echo "make clean   remove the environment and the runs"
+	@echo "make demo      train, extend, export, decode and report on the bundled small model (runs/demo/report.html)"
+	@echo "make test      run the tests but those marked slow (under four minutes on two cores)"
+	@echo "make test-all  run all tests, as CI does"
+	@echo "make lint      ruff and mypy"
+	@echo "make format    let ruff rewrite what it can"
+	@echo "make venv      only the environment ($(VENV)); the other targets make it themselves"
+	@echo "make clean     remove the environment and the runs"
 
 venv: $(STAMP)
 
@@ -27,6 +28,9 @@ $(STAMP): pyproject.toml tools/install_blas.sh
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m ""
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
