@@ -40,7 +40,7 @@ as the oracle. A cell says what the test of that name found:
 - **MLX logits**, **ONNX logits**: every logit within 1e-4 of transformers', in float32; ONNX in both layouts (fused and split).
 - **MLX caches**: the same in pieces, after a rewind, beyond sliding windows and in left-padded batches. Windows are masks over
   whole caches, so that every cache can rewind; it costs the memory of full attention.
-- **heads train**: the losses of two heads fall by a fifth in 15 steps.
+- **heads train**: the losses of two heads fall by 15% in 15 steps.
 - **MLX rounds**, **ONNX rounds**: speculative decoding gives the tokens of plain greedy decoding; ONNX rounds accept what
   the step-by-step oracles accept.
 

@@ -152,7 +152,7 @@ def test_what_rank_0_refuses_alone_all_ranks_hear(tmp_path: Path, tiny_base: Pat
 
 def program(*arguments: str) -> subprocess.CompletedProcess:
     env = dict(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "export")])}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=100)
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=400)
 
 
 def bench(*arguments: str) -> dict[str, Any]:
