@@ -28,7 +28,7 @@ Usage = namedtuple("Usage", "total used free")
 @pytest.fixture(scope="module")
 def long_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    for name, count in (("train", 150), ("valid", 12)):
+    for name, count in (("train", 80), ("valid", 12)):
         rows = [{"text": "abcdefgh ijklm nopq " * 3 + str(i % 7)} for i in range(count)]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return folder
