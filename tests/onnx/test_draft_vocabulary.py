@@ -13,6 +13,7 @@ from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
+from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.rounds import StepBackend
 
 PROMPTS = [[9, 4, 7], list(range(30)), [5]]
