@@ -21,11 +21,12 @@ def check(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfig,
 def run(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> int:
     from mtpd_mlx.decoding.bench.run import describe
     from mtpd_mlx.decoding.bench.svg import draw
+    from mtpd_mlx.files.atomic import write_text
 
     values = measure(place, bench, decoding, sampling)
     print(json.dumps(values, indent=2) if bench.json else describe(values))
     if bench.svg is not None:
-        bench.svg.write_text(draw(values))
+        write_text(bench.svg, draw(values))
     return 0
 
 

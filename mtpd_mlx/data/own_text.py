@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.data.formats import read_rows
-from mtpd_mlx.files.atomic import sync, write_json
+from mtpd_mlx.files.atomic import leftovers, replacing, write_json, write_text
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.load_save import versions
@@ -25,6 +25,7 @@ from mtpd_mlx.text.tokenizer import Tokenizer
 
 CONFIG_NAME, PART_NAME = "distill_config.json", "part.jsonl"
 SPLITS = ("train.jsonl", "valid.jsonl")
+NAMES = (*SPLITS, PART_NAME, CONFIG_NAME)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,6 @@ def distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
     finished = sorted(_finished(part, work.prompts), key=lambda row: row["row"])
     sides = [split_of(row, cfg) for row in first_of_like(work.prompts)]
     counts = {name: _write_split(out / name, (r for r in finished if sides[r["row"]] == name)) for name in SPLITS}
-    sync(out)  # before the rows they were made of go
     part.unlink()
     return counts
 
@@ -155,17 +155,15 @@ def claim(work: Work) -> set[int]:
     cfg, out = work.cfg, Path(work.cfg.out)
     options = {k: v for k, v in as_dict(cfg).items() if k not in ("out", "overwrite", "resume")}
     settings = {"options": options, "base": work.base.fingerprint, "versions": versions()}
-    existing = [n for n in (*SPLITS, PART_NAME, CONFIG_NAME) if (out / n).exists()]
+    existing = [n for n in NAMES if (out / n).exists()]
     if cfg.resume:
         if not (out / PART_NAME).exists():
             raise ValueError(f"--resume: {out} holds no interrupted run ({PART_NAME} missing)")
         if read_settings(out).get("base") != settings["base"]:
             raise ValueError(f"--resume: --model {cfg.model} is not the base that {out} was begun with, or has changed")
-        rows = list(_finished(out / PART_NAME, work.prompts))
-        temporary = out / f".{PART_NAME}.tmp"  # without the half line of a killed run
-        temporary.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
-        sync(temporary)
-        temporary.replace(out / PART_NAME)
+        rows = list(_finished(out / PART_NAME, work.prompts))  # without the half line of a killed run
+        write_text(out / PART_NAME, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        tidy(out)
         return {r["row"] for r in rows}
     if existing and not cfg.overwrite:
         raise ValueError(f"--out {out}: holds {existing[0]} already; use --resume, --overwrite or another folder")
@@ -175,9 +173,16 @@ def claim(work: Work) -> set[int]:
     out.mkdir(parents=True, exist_ok=True)
     for name in existing:
         (out / name).unlink()
+    tidy(out)
     write_json(out / CONFIG_NAME, settings)
     (out / PART_NAME).touch()
     return set()
+
+
+def tidy(out: Path) -> None:
+    """Removes what killed runs were writing."""
+    for leftover in leftovers(out, *NAMES):
+        leftover.unlink()
 
 
 def read_settings(out: Path) -> dict[str, Any]:
@@ -233,11 +238,9 @@ def _is_row(row: Any, count: int) -> bool:
 
 
 def _write_split(file: Path, rows: Iterator[dict[str, Any]]) -> int:
-    temporary, count = file.with_name(f".{file.name}.tmp"), 0
-    with temporary.open("w", encoding="utf-8") as f:
+    count = 0
+    with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as f:
         for row in rows:
             f.write(json.dumps({k: v for k, v in row.items() if k != "row"}, ensure_ascii=False) + "\n")
             count += 1
-    sync(temporary)
-    temporary.replace(file)
     return count

@@ -3,7 +3,6 @@
 Called by `mtpd demo`. Everything that the page shows as text is escaped by the template; only plots and style are not.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mtpd_mlx.demo.drawings import draw_round, draw_training
-from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.atomic import write_json, write_text
 from mtpd_mlx.text.svg import Series, bar_plot, line_plot
 
 ARM_NAMES = {
@@ -28,13 +27,10 @@ Plot = tuple[list[Series], Markup]
 
 
 def write_report(report: dict[str, Any], curves: Curves, folder: Path) -> None:
-    """Writes `folder`/report.json and `folder`/report.html (nothing fetched), each under a temporary name first."""
+    """Writes `folder`/report.json and `folder`/report.html (nothing fetched)."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report)  # first: the figures outlive a page that cannot be drawn
-    page = render(report, curves)
-    temporary = folder / f".report.html.{os.getpid()}.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(folder / "report.html")
+    write_text(folder / "report.html", render(report, curves))
 
 
 def render(report: dict[str, Any], curves: Curves) -> str:

@@ -4,11 +4,10 @@ What fails before the renames changes nothing. A process killed among them leave
 """
 
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from mtpd_mlx.files.atomic import sync, write_json
+from mtpd_mlx.files.atomic import discard, sync, sync_tree, write_json
 
 LIST_NAME = ".publishing.json"
 
@@ -24,13 +23,16 @@ def replaced(path: Path) -> Path:
 
 
 def stage_folder(folder: Path, write: Callable[[Path], None]) -> Path:
-    """Has `write` fill the staged folder of `folder`, empty at first."""
+    """Has `write` fill the staged folder of `folder`, empty at first; where it fails, the staged folder goes."""
     new = staged(folder)
     discard(new)
     new.mkdir(parents=True)
-    write(new)
-    for written in (*new.iterdir(), new):
-        sync(written)
+    try:
+        write(new)
+        sync_tree(new)
+    except BaseException:
+        discard(new)
+        raise
     return new
 
 
@@ -76,11 +78,3 @@ def _read(listing: Path) -> tuple[list[str], str | None]:
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:
             raise ValueError(f"{listing}: got {str(name)[:40]!r}, expected names of files in this folder")
     return names, hide
-
-
-def discard(path: Path) -> None:
-    """Removes a file, a folder or a link (not what it leads to), where there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 import json
 import math
 import operator
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from mtpd_mlx.files.atomic import replacing
 
 MAX_HEADER_BYTES = 100 << 20
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
@@ -114,7 +115,7 @@ class RawTensors:
 
 
 def write_raw(file: Path, tensors: Mapping[str, Raw]) -> None:
-    """Writes under a temporary name, then renames."""
+    """Replaces `file` with the tensors, in this order."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, raw in tensors.items():
@@ -148,9 +149,7 @@ def copy_tensors(source: Path, target: Path, names: Iterable[str]) -> None:
 def _write(file: Path, header: dict[str, object], data: Iterable[bytes]) -> None:
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as f:
+    with replacing(file) as temporary, temporary.open("wb") as f:
         f.write(struct.pack("<Q", len(text)) + text)
         for piece in data:
             f.write(piece)
-    temporary.replace(file)

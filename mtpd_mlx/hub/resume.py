@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from mtpd_mlx.files.atomic import put_in_place
+
 LARGE = 8 << 20  # bytes; smaller files are not worth resuming
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -65,4 +67,4 @@ def _fetch(name: str, revision: str, file: str, out: Path | None) -> None:
             raise OSError(
                 f"{file}: what was downloaded is damaged (sha256 differs) and was removed; run the same command again"
             )
-        partial.replace(target)
+        put_in_place(partial, target)

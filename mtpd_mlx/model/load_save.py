@@ -20,7 +20,7 @@ from mtpd_mlx.checkpoints.format import (
     read_config,
     read_draft_tokens,
 )
-from mtpd_mlx.files.atomic import sync, write_json
+from mtpd_mlx.files.atomic import replacing, write_json
 from mtpd_mlx.files.publish import publish, staged
 from mtpd_mlx.files.safetensors import read_header
 from mtpd_mlx.hub.pull import resolve_folder
@@ -44,14 +44,9 @@ def versions() -> dict[str, str]:
 
 
 def save_arrays(file: Path, arrays: dict[str, mx.array]) -> None:
-    """Safetensors under a temporary name, then renamed. Any suffix will do (MLX by itself would add one)."""
-    temporary = file.with_name(f".{os.getpid()}.{file.name}.safetensors")
-    try:
-        mx.save_safetensors(str(temporary), arrays, metadata={"format": "mlx"})
-        sync(temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Replaces `file` with a safetensors file. Any suffix will do (MLX adds one to a name, but not to an open file)."""
+    with replacing(file) as temporary, temporary.open("wb") as f:
+        mx.save_safetensors(f, arrays, metadata={"format": "mlx"})
 
 
 def load_arrays(file: Path) -> dict[str, mx.array]:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.checkpoints.format import BaseRef, check_base
-from mtpd_mlx.files.atomic import sync
+from mtpd_mlx.files.atomic import write_json
 
 INDEX_NAME = "cache.json"
 FORMAT, FORMAT_VERSION = "mtpd-cache", 1
@@ -280,11 +279,5 @@ def _check_shards(file: Path, split: str, entry: SplitIndex, index: CacheIndex) 
 
 
 def write_index(folder: Path, index: CacheIndex) -> None:
-    """Rewrites cache.json under a temporary name and renames it, after the bytes have reached the disk."""
-    temporary = folder / f".{INDEX_NAME}.tmp"
-    with temporary.open("w") as f:
-        f.write(json.dumps(index.to_json(), indent=2) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(folder / INDEX_NAME)
-    sync(folder)
+    """Replaces cache.json."""
+    write_json(folder / INDEX_NAME, index.to_json())

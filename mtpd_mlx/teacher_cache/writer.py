@@ -1,10 +1,8 @@
 """Making a distillation cache: the frozen base runs once over the data, shard by shard; a killed run loses one shard.
 
-A shard is written under a temporary name, synced and renamed; then the index is replaced. So a final name never holds
-part of a shard, and the index never names one that is not there.
+A shard is put in place whole (files/atomic.py), and then the index is replaced: it never names a shard that is not there.
 """
 
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
-from mtpd_mlx.files.atomic import sync
+from mtpd_mlx.files.atomic import leftovers, put_in_place, temporary_name
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.load_save import reference_base, versions
 from mtpd_mlx.model.runtime import mx, on_cpu
@@ -143,11 +141,7 @@ def prepare(options: CacheOptions) -> Job:
 def _cache_files(out: Path) -> list[Path]:
     """Everything a cache run leaves in its folder: index, shards and what a killed run was writing."""
     shards = [file for split in SPLITS for file in out.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9].safetensors")]
-    return [*out.glob(INDEX_NAME), *shards, *_temporary_files(out)]
-
-
-def _temporary_files(out: Path) -> list[Path]:
-    return [file for pattern in (INDEX_NAME, *(f"{s}-*.safetensors" for s in SPLITS)) for file in out.glob(f".{pattern}.tmp")]
+    return [*out.glob(INDEX_NAME), *shards, *leftovers(out, INDEX_NAME, *(f"{s}-*.safetensors" for s in SPLITS))]
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
@@ -302,7 +296,7 @@ class ShardFile:
     removes what was written."""
 
     def __init__(self, final: Path, layout: Layout, rows: int):
-        self.final, self.temporary = final, final.with_name(f".{final.name}.tmp")
+        self.final, self.temporary = final, temporary_name(final)
         self.layout, self.rows, self.written = layout, rows, 0
         header, self._offsets, self._size = shard_header(layout, rows)
         self._file = self.temporary.open("wb")
@@ -330,10 +324,7 @@ class ShardFile:
     def commit(self) -> Shard:
         if self.written != self.rows:
             raise ValueError(f"{self.final}: got {self.written} rows, expected {self.rows}")
-        self._file.flush()
-        os.fsync(self._file.fileno())
         self._file.close()
         shard = Shard(self.final.name, self.rows, self._size, file_sha256(self.temporary))
-        self.temporary.replace(self.final)
-        sync(self.final.parent)
+        put_in_place(self.temporary, self.final)
         return shard

@@ -12,7 +12,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config
 from mtpd_mlx.files import publish
-from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.atomic import discard, leftovers, write_json
 from mtpd_mlx.options.schema import read_values
 from mtpd_mlx.options.train import ON_RESUME, RunConfig, TrainOptions
 
@@ -21,7 +21,7 @@ BASE_NAME, ADAPTERS_NAME, STAGES_NAME = "base", "adapters", "stages"
 PARTS = (BASE_NAME, ADAPTERS_NAME)  # what joint training writes beside the heads
 RESUME_PREFIX = "resume-"
 TRAINED_PARTS = {"heads": None, "joint": BASE_NAME, "lora": ADAPTERS_NAME}  # where what of the base trains is written
-TEMPORARY = (f".{RESUME_PREFIX}*.tmp", f".*{WEIGHTS_NAME}*", ".*.json*.tmp")
+TEMPORARY = (f"{RESUME_PREFIX}*", f"*{WEIGHTS_NAME}", "*.json", LOG_NAME)
 
 
 def check_free(out: Path, overwrite: bool, part: str | None = None) -> None:
@@ -55,9 +55,9 @@ def tidy(out: Path) -> None:
     publish.finish(out)
     lives = [out / name for name in (*PARTS, WEIGHTS_NAME, CONFIG_NAME)]
     for path in [kind(live) for live in lives for kind in (publish.staged, publish.replaced)]:
-        publish.discard(path)
-    for leftover in [path for pattern in TEMPORARY for path in out.glob(pattern)]:
-        publish.discard(leftover)
+        discard(path)
+    for leftover in [*leftovers(out, *TEMPORARY), *out.glob(f".[0-9]*{WEIGHTS_NAME}*")]:  # the second: of older versions
+        discard(leftover)
 
 
 def begin(out: Path, options: dict[str, Any], identity: dict[str, str]) -> None:

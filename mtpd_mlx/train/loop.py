@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mtpd_mlx.data.packing import Batch
+from mtpd_mlx.files.atomic import write_text
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.train.folder import LOG_NAME
@@ -257,6 +258,4 @@ class Run:
                 kept.append(line)
                 if "loss" in record:
                     self.curve.append(record)
-        temporary = file.with_name(f".{LOG_NAME}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        temporary.replace(file)
+        write_text(file, "".join(f"{line}\n" for line in kept))

@@ -1,4 +1,4 @@
-"""Resume points: `resume-<iteration>/` folders beside the checkpoint. Written whole, then renamed; the newest is kept."""
+"""Resume points: `resume-<iteration>/` folders beside the checkpoint, each replaced whole; the newest is kept."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.files.atomic import sync, write_json
+from mtpd_mlx.files.atomic import replacing_folder, write_json
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.train.folder import RESUME_PREFIX
@@ -78,16 +78,10 @@ def latest_resume_point(out: Path) -> int | None:
 
 def save_resume_point(out: Path, point: ResumePoint) -> None:
     iteration = point.progress.iteration
-    final, temporary = out / f"{RESUME_PREFIX}{iteration}", out / f".{RESUME_PREFIX}{iteration}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_arrays(temporary / "params.safetensors", point.params)
-    save_arrays(temporary / "optimizer.safetensors", point.optimizer)
-    write_json(temporary / "progress.json", vars(point.progress))
-    sync(temporary)
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    sync(out)  # before the older ones go
+    with replacing_folder(out / f"{RESUME_PREFIX}{iteration}") as folder:
+        save_arrays(folder / "params.safetensors", point.params)
+        save_arrays(folder / "optimizer.safetensors", point.optimizer)
+        write_json(folder / "progress.json", vars(point.progress))
     for older in _points(out):
         if older != iteration:
             shutil.rmtree(out / f"{RESUME_PREFIX}{older}", ignore_errors=True)

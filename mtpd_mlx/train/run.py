@@ -11,7 +11,8 @@ import numpy as np
 
 from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
-from mtpd_mlx.files.publish import discard, stage_folder
+from mtpd_mlx.files.atomic import discard
+from mtpd_mlx.files.publish import stage_folder
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.adapters import adapter_settings, write_adapter
 from mtpd_mlx.model.heads import MTPHead

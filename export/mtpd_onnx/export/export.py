@@ -1,7 +1,6 @@
 """From a heads checkpoint and its base to one self-contained folder for mtpd-onnx."""
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,11 +13,12 @@ import onnx_ir as ir
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.config import weights_say_tied
+from mtpd_mlx.files.atomic import replacing_folder
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.dims import Dims, read_dims
-from mtpd_onnx.export.save import WeightsFile, put_in_place, save_graph
+from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
 from mtpd_onnx.graphs.builder import Spec, build_plain
 from mtpd_onnx.graphs.round import build_round
@@ -58,7 +58,7 @@ COPIED = (
 
 
 def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFAULT) -> Manifest:
-    """Writes `out` under a temporary name, checks it, then renames. ValueError in one line on anything that does not fit."""
+    """Replaces `out` whole, once it is checked. ValueError in one line on anything that does not fit."""
     activations = choose_activations(options.precision, options.activations)
     config = read_config(checkpoint)
     base_folder = locate_base(checkpoint, config, options.model)
@@ -101,20 +101,12 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
         draft_bits=draft_head_bits,
     )
     spec = replace(spec, layouts=plan(spec, policy, base, heads))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with replacing_folder(out) as folder:
         parameters = Parameters(spec, policy, base, heads)
-        graphs = write_graphs(temporary, spec, options.layout, parameters)
-        copy_tokenizer(base_folder, temporary)
+        graphs = write_graphs(folder, spec, options.layout, parameters)
+        copy_tokenizer(base_folder, folder)
         kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
-        manifest = describe_folder(temporary, spec, kinds=kinds, config=config, graphs=graphs, weights=parameters.report())
-        put_in_place(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return manifest
+        return describe_folder(folder, spec, kinds=kinds, config=config, graphs=graphs, weights=parameters.report())
 
 
 def check_target(out: Path, overwrite: bool) -> None:

@@ -1,7 +1,5 @@
 """Graphs and weights to disk: one weights file for all graphs of a folder, written tensor by tensor."""
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,19 +67,6 @@ def _bytes_read(value: ir.Value) -> int:
 
 def _gathered(value: ir.Value) -> bool:
     return all(use.node.op_type.startswith("Gather") and use.idx == 0 for use in value.uses())
-
-
-def put_in_place(folder: Path, out: Path) -> None:
-    """Renames `folder` to `out`. What was there before goes last: one of the two is always whole."""
-    previous = out.with_name(f".{out.name}.{os.getpid()}.old")
-    try:
-        if out.exists():
-            out.rename(previous)
-        folder.rename(out)
-    finally:
-        if previous.exists() and not out.exists():
-            previous.rename(out)
-        shutil.rmtree(previous, ignore_errors=True)
 
 
 def check_graph(file: Path) -> None:
