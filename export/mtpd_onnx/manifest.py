@@ -1,12 +1,12 @@
 """manifest.json: what an exported folder is, and the checks that its parts fit together."""
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS
 from mtpd_onnx.precision import check_precision
@@ -66,10 +66,8 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
     file = folder / NAME
     if not file.is_file():
         raise ValueError(f"{folder}: not an exported folder (no {NAME})")
+    values = read_json_object(file, limit=MAX_BYTES)
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{file.stat().st_size} bytes, expected at most {MAX_BYTES}")
-        values = json.loads(file.read_text(encoding="utf-8"))
         if values.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT!r}")
         if (version := values.pop("format_version")) != FORMAT_VERSION:
@@ -77,7 +75,7 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
         manifest = Manifest(**values)
         _check_values(manifest)
         _check_files(folder, manifest, verify)
-    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{file}: missing or unknown entry ({str(error).splitlines()[0]})") from error
     except ValueError as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base, tensor_digests
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.safetensors import read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
@@ -41,19 +42,17 @@ def read_adapter(folder: Path) -> Adapter:
         other = " (this is an adapter of peft: convert it, or fuse it into the model)" if _of_peft(folder) else ""
         raise ValueError(f"--adapter-path {folder}: expected {CONFIG} and {WEIGHTS}, as mlx_lm.lora writes them{other}")
     file = folder / CONFIG
+    settings = read_json_object(file, limit=MAX_CONFIG_BYTES)
     try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"{file.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}")
-        settings = json.loads(file.read_text(encoding="utf-8"))
         kind = settings.get("fine_tune_type", "lora")
         if kind not in KINDS:
             raise ValueError(f"fine_tune_type: got {kind!r}, expected one of {', '.join(KINDS)}")
         if kind != "full":
             parameters = settings["lora_parameters"]
             float(parameters["scale"]), int(parameters["rank"]), int(settings["num_layers"])
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError) as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: missing or ill-typed key {error}") from error
     return Adapter(folder, kind, settings, read_header(folder / WEIGHTS)[0])
 

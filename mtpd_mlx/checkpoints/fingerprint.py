@@ -1,16 +1,15 @@
 """The identity of a base: heads are trained for one base and refuse another."""
 
 import hashlib
-import json
 from pathlib import Path
 
 from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
 from mtpd_mlx.families.multimodal import text_config, text_name
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.safetensors import read_header
 
 SAMPLE_BYTES = 4096
 SAMPLES = 16
-MAX_CONFIG_BYTES = 8 << 20
 
 
 def fingerprint_base(folder: Path) -> str:
@@ -35,12 +34,10 @@ def fingerprint_base(folder: Path) -> str:
 
 def _layer_count(folder: Path) -> int | None:
     """num_hidden_layers of `folder`/config.json; None where nothing can be read: who builds the model says what is wrong."""
-    file = folder / "config.json"
     try:
-        config = json.loads(file.read_bytes()) if file.stat().st_size <= MAX_CONFIG_BYTES else None
-    except (OSError, ValueError, RecursionError):
+        count = text_config(read_json_object(folder / "config.json")).get("num_hidden_layers")
+    except ValueError:
         return None
-    count = text_config(config).get("num_hidden_layers") if isinstance(config, dict) else None
     return count if type(count) is int else None
 
 

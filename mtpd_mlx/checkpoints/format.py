@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.safetensors import read_header
 
 CONFIG_NAME = "mtp_config.json"
@@ -96,18 +97,12 @@ def read_config(checkpoint: Path) -> CheckpointConfig:
     if not checkpoint.is_dir() or not file.is_file():
         other = "; it is a model, which mtpd generate --plain decodes" if (checkpoint / "config.json").is_file() else ""
         raise ValueError(f"{checkpoint}: not a heads checkpoint (no {CONFIG_NAME}){other}")
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"{file.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}")
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
-    return parse_config(values, str(file))
+    return parse_config(read_json_object(file, limit=MAX_CONFIG_BYTES), str(file))
 
 
-def parse_config(values: Any, file: str) -> CheckpointConfig:
+def parse_config(values: dict[str, Any], file: str) -> CheckpointConfig:
     """The same of a parsed file; `file` is its name in messages."""
-    if not isinstance(values, dict) or values.pop("format", None) != FORMAT:
+    if values.pop("format", None) != FORMAT:
         raise ValueError(f"{file}: not a heads checkpoint (expected format {FORMAT!r})")
     if (version := values.pop("format_version", None)) != FORMAT_VERSION:
         raise ValueError(f"{file}: format_version: got {version!r}, expected {FORMAT_VERSION}")

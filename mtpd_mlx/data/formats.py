@@ -1,6 +1,5 @@
 """Reading mlx-lm's data files: train/valid/test.jsonl with {"text"}, {"prompt","completion"} or {"messages"}, or a .txt."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtpd_mlx.files.json_object import parse_json_object
 from mtpd_mlx.text.chat_template import check_tools
 
 
@@ -61,12 +61,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}:{number}: not valid JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{file}:{number}: got {type(row).__name__}, expected an object")
+    row = parse_json_object(line, f"{file}:{number}")
     kinds = {"text": str, "prompt": str, "completion": str, "messages": list, "tokens": list}
     for key, kind in kinds.items():
         if key in row and not isinstance(row[key], kind):

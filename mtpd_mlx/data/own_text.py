@@ -14,6 +14,7 @@ from typing import Any
 
 from mtpd_mlx.data.formats import read_rows
 from mtpd_mlx.files.atomic import leftovers, replacing, write_json, write_text
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.load_save import versions
@@ -187,12 +188,9 @@ def tidy(out: Path) -> None:
 
 def read_settings(out: Path) -> dict[str, Any]:
     """What the run in `out` was begun with. ValueError in one line where that cannot be read."""
-    try:
-        saved = json.loads((out / CONFIG_NAME).read_text(encoding="utf-8"))
-        if not isinstance(saved, dict) or not isinstance(saved.get("options"), dict):
-            raise ValueError("expected an object with the options of a run")
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"--resume: {out} holds no interrupted run ({CONFIG_NAME}: {str(error).splitlines()[0]})") from error
+    saved = read_json_object(out / CONFIG_NAME, f"--resume: {out} holds no interrupted run: {CONFIG_NAME}")
+    if not isinstance(saved.get("options"), dict):
+        raise ValueError(f"--resume: {out} holds no interrupted run: {CONFIG_NAME}: no options in it")
     return saved
 
 

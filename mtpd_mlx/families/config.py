@@ -1,6 +1,5 @@
 """From config.json to Dims, and to the arguments that mlx-lm builds the same model from."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from mtpd_mlx.families.layers import FULL, SLIDING, read_experts, read_layers
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.families.rotary import read_rotary, rope_type
 from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.safetensors import read_header
 
 MAX_CONFIG_BYTES, MAX_LAYERS = 4 << 20, 10_000
@@ -23,21 +23,9 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     ValueError in one line where it is missing, too large or no JSON object.
     """
     file = folder / "config.json"
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            raise ValueError(f"{file}: {file.stat().st_size} bytes, expected at most {MAX_CONFIG_BYTES}")
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"{folder}: no readable config.json in it") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{file}: got {type(config).__name__}, expected an object")
-    return text_config(config)
+    if not file.is_file():
+        raise ValueError(f"{folder}: no config.json in it")
+    return text_config(read_json_object(file, limit=MAX_CONFIG_BYTES))
 
 
 def weights_say_tied(folder: Path) -> bool:

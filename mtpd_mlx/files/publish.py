@@ -3,11 +3,11 @@
 What fails before the renames changes nothing. A process killed among them leaves a list of them, and `finish` does the rest.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtpd_mlx.files.atomic import discard, sync, sync_tree, write_json
+from mtpd_mlx.files.json_object import read_json_object
 
 LIST_NAME = ".publishing.json"
 
@@ -69,10 +69,10 @@ def finish(folder: Path) -> None:
 def _read(listing: Path) -> tuple[list[str], str | None]:
     """ValueError in one line where it is not a list of names in its own folder."""
     try:
-        begun = json.loads(listing.read_text(encoding="utf-8"))
+        begun = read_json_object(listing)
         names, hide = begun["names"], begun["hide"]
         named = [*names, *([] if hide is None else [hide])]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{listing}: damaged; what was being written is lost, remove this file") from error
     for name in named:
         if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:

@@ -1,12 +1,12 @@
 """From the name of a model, checkpoint or exported folder to a local folder."""
 
-import json
 import logging
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
 
@@ -63,9 +63,9 @@ def _is_whole(folder: Path) -> bool:
     """Whether weights are there, all that an index names. (Other programs fetch some files of a repository, `mtpd inspect` the
     small ones.)"""
     try:
-        named = json.loads((folder / INDEX).read_bytes())["weight_map"].values() if (folder / INDEX).exists() else ()
+        named = read_json_object(folder / INDEX)["weight_map"].values() if (folder / INDEX).exists() else ()
         return (any(folder.glob("*.safetensors")) and all((folder / file).exists() for file in named)) or _is_exported(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, read_config
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.hub.card import card
 from mtpd_mlx.hub.messages import explain, need_package
 from mtpd_mlx.inspection.describe import MANIFEST, describe
@@ -50,7 +51,7 @@ def prepare(folder: Path, repository: str, base: str | None, licence: str | None
 
 
 def _exported(folder: Path, on_hub: dict[str, Any]) -> dict[str, bytes | Path]:
-    values = json.loads((folder / MANIFEST).read_text())
+    values = read_json_object(folder / MANIFEST)
     files: dict[str, bytes | Path] = {}
     for name in values["files"]:
         path = folder / name

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.files.hub_ids import split_revision
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.hub.messages import explain, need_package, unreachable
 from mtpd_mlx.hub.pull import cached
-from mtpd_mlx.inspection.folder_view import MAX_JSON_BYTES, LocalView, View, parse_object
+from mtpd_mlx.inspection.folder_view import MAX_JSON_BYTES, LocalView, View
 
 
 def look(name: str, revision: str | None = None) -> View:
@@ -44,7 +45,7 @@ class HubView:
     def json(self, name: str) -> dict[str, Any]:
         if self._files.get(name, 0) > MAX_JSON_BYTES:
             raise ValueError(f"{self.name}/{name}: {self._files[name]} bytes, expected at most {MAX_JSON_BYTES}")
-        return parse_object(Path(self._call("hf_hub_download", name)).read_bytes(), f"{self.name}/{name}")
+        return read_json_object(Path(self._call("hf_hub_download", name)), f"{self.name}/{name}", MAX_JSON_BYTES)
 
     def table(self, name: str) -> dict[str, Any]:
         metadata = self._call("parse_safetensors_file_metadata", name)

@@ -1,9 +1,9 @@
 """A folder as inspection sees it: names, small JSON files, tensor tables. On disk here; on the hub in hub/remote.py."""
 
-import json
 from pathlib import Path
 from typing import Any, Protocol
 
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.safetensors import read_header
 
 MAX_JSON_BYTES = 8 << 20
@@ -26,17 +26,6 @@ class View(Protocol):
         ...
 
 
-def parse_object(text: bytes, name: str) -> dict[str, Any]:
-    """ValueError in one line unless `text` is a JSON object."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: not valid JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{name}: got {type(values).__name__}, expected an object")
-    return values
-
-
 class LocalView:
     def __init__(self, folder: Path, name: str | None = None):
         """`name`: what users call it; None: by its path."""
@@ -46,10 +35,7 @@ class LocalView:
         return {file.name: file.stat().st_size for file in sorted(self.folder.iterdir()) if file.is_file()}
 
     def json(self, name: str) -> dict[str, Any]:
-        file = self.folder / name
-        if not file.is_file() or file.stat().st_size > MAX_JSON_BYTES:
-            raise ValueError(f"{file}: missing, or larger than {MAX_JSON_BYTES} bytes")
-        return parse_object(file.read_bytes(), str(file))
+        return read_json_object(self.folder / name, limit=MAX_JSON_BYTES)
 
     def table(self, name: str) -> dict[str, Any]:
         return read_header(self.folder / name)[0]

@@ -11,6 +11,7 @@ import numpy as np
 
 from mtpd_mlx.checkpoints.format import BaseRef, check_base
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.json_object import read_json_object
 
 INDEX_NAME = "cache.json"
 FORMAT, FORMAT_VERSION = "mtpd-cache", 1
@@ -176,11 +177,8 @@ def read_index(folder: Path) -> CacheIndex:
     file = folder / INDEX_NAME
     if not file.is_file():
         raise ValueError(f"{folder}: not a distillation cache (no {INDEX_NAME})")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    values = read_json_object(file)
+    if values.get("format") != FORMAT:
         raise ValueError(f"{file}: not a distillation cache (expected format {FORMAT!r})")
     if (version := values.get("format_version")) != FORMAT_VERSION:
         raise ValueError(f"{file}: format_version: got {version!r}, expected {FORMAT_VERSION}")

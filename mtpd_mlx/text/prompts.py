@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.files.json_object import parse_json_object
 from mtpd_mlx.text.chat_template import Messages, Tools, check_tools
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -47,16 +48,14 @@ def read_prompts(file: Path | str) -> list[Prompt]:
 
 
 def _row(place: str, number: int, line: str) -> Prompt:
+    row = parse_json_object(line, place)
     try:
-        row = json.loads(line)
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
         raise ValueError(f"{place}: got \\u{half:04x} alone, half of a character, expected Unicode text") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place}: not valid JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{place}: got {type(row).__name__}, expected an object")
+    except RecursionError as error:
+        raise ValueError(f"{place}: not valid JSON ({error})") from error
     identity, reference = str(row.get("id", number)), row.get("reference")
     if reference is not None and not isinstance(reference, str):
         raise ValueError(f'{place}: "reference": got {type(reference).__name__}, expected text')

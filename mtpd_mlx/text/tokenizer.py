@@ -1,6 +1,5 @@
 """A Hugging Face tokenizer folder without transformers: tokenizer.json, special tokens and chat template."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.text.chat_template import Messages, Tools, render
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -110,15 +110,7 @@ def _read_backend(folder: Path) -> tokenizers.Tokenizer:
 
 
 def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # of the JSON or of its UTF-8
-        raise ValueError(f"{file}: not valid JSON ({str(error).splitlines()[0]})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: got {type(values).__name__}, expected an object")
-    return values
+    return read_json_object(file) if file.is_file() else {}
 
 
 def _model_eos_ids(folder: Path) -> set[int]:

@@ -3,7 +3,6 @@
 Heads that lie there stay until the run writes its own: one that fails, or ends no better than it began, leaves them alone.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config
 from mtpd_mlx.files import publish
 from mtpd_mlx.files.atomic import discard, leftovers, write_json
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.options.schema import read_values
 from mtpd_mlx.options.train import ON_RESUME, RunConfig, TrainOptions
 
@@ -106,12 +106,7 @@ def read_run(out: Path) -> SavedRun:
     file = out / OPTIONS_NAME
     if not file.is_file():
         raise ValueError(f"--resume: {out} holds no interrupted run ({OPTIONS_NAME} missing)")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"--resume: {out} holds no interrupted run ({OPTIONS_NAME} unreadable)") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file}: damaged: got {type(values).__name__}, expected the options of a run")
+    values = read_json_object(file, f"--resume: {file}")
     identity, finished = values.pop("identity", {}), values.pop("finished", False)
     if not isinstance(identity, dict) or not all(isinstance(v, str) for v in identity.values()):
         raise ValueError(f"{file}: identity: damaged, expected names of digests")

@@ -1,12 +1,12 @@
 """Resume points: `resume-<iteration>/` folders beside the checkpoint, each replaced whole; the newest is kept."""
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.files.atomic import replacing_folder, write_json
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.train.folder import RESUME_PREFIX
@@ -26,9 +26,9 @@ class Progress:
     validated: int = -1  # the iteration of the last validation
 
     @classmethod
-    def from_json(cls, values: Any) -> "Progress":
+    def from_json(cls, values: dict[str, Any]) -> "Progress":
         """ValueError names the first thing that is not as a run would have written it."""
-        if not isinstance(values, dict) or not values.keys() <= vars(cls()).keys():
+        if not values.keys() <= vars(cls()).keys():
             raise ValueError("expected the fields of a run's progress")
         made = cls(**values)
         counts = (made.iteration, made.skipped, made.validated + 1, 0 if made.best_iteration is None else made.best_iteration)
@@ -90,10 +90,12 @@ def save_resume_point(out: Path, point: ResumePoint) -> None:
 def load_resume_point(out: Path, iteration: int) -> ResumePoint:
     """ValueError in one line when a file of it is missing or damaged."""
     folder = out / f"{RESUME_PREFIX}{iteration}"
+    name = f"{folder}: damaged resume point: progress.json"
+    values = read_json_object(folder / "progress.json", name)
     try:
-        progress = Progress.from_json(json.loads((folder / "progress.json").read_text(encoding="utf-8")))
+        progress = Progress.from_json(values)
         if progress.iteration != iteration:
             raise ValueError(f"iteration is {progress.iteration}, expected {iteration}")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{folder}: damaged resume point (progress.json: {str(error).splitlines()[0]})") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}: {error}") from error
     return ResumePoint(load_arrays(folder / "params.safetensors"), load_arrays(folder / "optimizer.safetensors"), progress)

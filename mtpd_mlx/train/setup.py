@@ -1,6 +1,5 @@
 """What a training run is made of, as its options say: base and heads, data, draft vocabulary, stored teacher."""
 
-import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import numpy as np
 
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.packing import add_counts
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import add_lora
 from mtpd_mlx.model.base import Base, load_base, new_base, say_if_slow
@@ -54,12 +54,7 @@ def gather(options: TrainOptions) -> Ingredients:
     elif cfg.model_config is not None and cfg.train == "joint":
         if cfg.tokenizer is None:
             raise ValueError("--model-config needs --tokenizer, the folder with the tokenizer to use")
-        try:
-            config = json.loads(Path(cfg.model_config).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"--model-config {cfg.model_config}: {str(error).splitlines()[0]}") from error
-        if not isinstance(config, dict):
-            raise ValueError(f"--model-config {cfg.model_config}: got {type(config).__name__}, expected an object")
+        config = read_json_object(Path(cfg.model_config), f"--model-config {cfg.model_config}")
         base, folder, name = new_base(config, options.run.seed), resolve_tokenizer(cfg.tokenizer), ""
     else:
         raise ValueError("no base: give --model, or --model-config with --train joint to train one from scratch")

@@ -154,7 +154,7 @@ def test_not_a_cache(tmp_path: Path) -> None:
     (tmp_path / "cache.json").write_text("{")
     refused(lambda: CachedDataset(tmp_path, "train", 2, 0), "not valid JSON")
     (tmp_path / "cache.json").write_text("[]")
-    refused(lambda: CachedDataset(tmp_path, "train", 2, 0), "not a distillation cache")
+    refused(lambda: CachedDataset(tmp_path, "train", 2, 0), "cache.json: got list, expected an object")
 
 
 def test_batch_size_must_be_positive(cache: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.files.json_object import read_json_object
 from mtpd_onnx.errors import first_line
 from mtpd_onnx.runtime.sessions import load_cuda
 
@@ -98,10 +99,10 @@ def read_genai_config(folder: Path) -> dict[str, Any]:
     file = folder / "genai_config.json"
     if not file.is_file():
         raise ValueError(f"{folder}: not a genai folder (no genai_config.json)")
+    config = read_json_object(file)
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
         graph = folder / config["model"]["decoder"]["filename"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: not a genai_config.json ({first_line(error)})") from error
     for part in (graph, graph.with_name(f"{graph.name}.data")):
         if not part.is_file():
