@@ -28,7 +28,7 @@ from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, DRAFT_TOKENS, WEIGHTS_NAME, BaseRef, CheckpointConfig
 from mtpd_mlx.files.atomic import write_json
 from tools.experiments.settings import BASES
-from tools.genai_peer.safetensors_folder import lay_out
+from tools.genai_peer.safetensors_file import writable
 from tools.paths import DEMO
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -85,7 +85,7 @@ def heads_shapes(d: Dims, num_heads: int) -> Shapes:
 
 def write_random(file: Path, shapes: Shapes, dtype: np.dtype, seed: int, scale_of: Callable[[str], float]) -> int:
     """Matrices and biases normal (0, scale_of(name)), norms 1, [I ; noise] in eh_proj; returns the bytes written."""
-    views = lay_out(file, shapes, dtype)
+    views = writable(file, shapes, dtype)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         tasks = [t for i, (n, v) in enumerate(views.items()) for t in pieces(v, n, [seed, i], scale_of(n))]
         for result in [pool.submit(task) for task in tasks]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base, tensor_digests
 from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.files.safetensors import read_header
+from mtpd_mlx.files.safetensors import RawTensors, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapters.safetensors"
 MAX_CONFIG_BYTES = 1 << 20
@@ -70,6 +70,6 @@ def fingerprint_model(base: Path, adapter: Path | None) -> str:
     total = hashlib.sha256(f"{plain}\n".encode())
     kept = {k: read.settings.get(k) for k in ("fine_tune_type", "num_layers", "lora_parameters")}
     total.update(json.dumps(kept, sort_keys=True).encode())
-    for name, digest in sorted(tensor_digests(adapter / WEIGHTS)):
+    for name, digest in sorted(tensor_digests(RawTensors([adapter / WEIGHTS])).items()):
         total.update(f"{name} {digest}\n".encode())
     return f"sha256:{total.hexdigest()}"

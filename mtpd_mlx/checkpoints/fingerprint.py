@@ -6,7 +6,7 @@ from pathlib import Path
 from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.files.safetensors import read_header
+from mtpd_mlx.files.safetensors import RawTensors
 
 SAMPLE_BYTES = 4096
 SAMPLES = 16
@@ -20,10 +20,7 @@ def fingerprint_base(folder: Path) -> str:
     corruption. Sharding does not change it, nor do MTP heads that the checkpoint ships: they are no part of the base. Raises
     ValueError (one line) on a truncated or malformed file.
     """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder}: no model*.safetensors in it")
-    digests = dict(item for file in files for item in tensor_digests(file))
+    digests = tensor_digests(RawTensors.of_model(folder))
     total, layers = hashlib.sha256(), _layer_count(folder)
     for name in sorted(digests):
         if layers is not None and is_shipped(text_name(name) or name, layers):
@@ -41,20 +38,17 @@ def _layer_count(folder: Path) -> int | None:
     return count if type(count) is int else None
 
 
-def tensor_digests(file: Path) -> list[tuple[str, str]]:
-    """(name, digest of dtype, shape and sampled contents) of every tensor of a safetensors file."""
-    table, start = read_header(file)
-    digests = []
-    with file.open("rb") as f:
-        for name, tensor in table.items():
-            digest = hashlib.sha256(f"{tensor['dtype']} {tensor['shape']} ".encode())
-            begin, end = tensor["data_offsets"]
-            if end - begin <= SAMPLES * SAMPLE_BYTES:
-                f.seek(start + begin)
-                digest.update(f.read(end - begin))
-            else:
-                for i in range(SAMPLES):
-                    f.seek(start + begin + (end - begin - SAMPLE_BYTES) * i // (SAMPLES - 1))
-                    digest.update(f.read(SAMPLE_BYTES))
-            digests.append((name, digest.hexdigest()))
+def tensor_digests(tensors: RawTensors) -> dict[str, str]:
+    """Name -> digest of dtype, shape and sampled contents."""
+    digests = {}
+    for name, entry in tensors.table.items():
+        digest = hashlib.sha256(f"{entry['dtype']} {entry['shape']} ".encode())
+        data = tensors.data(name)
+        if data.size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(data.data)
+        else:
+            for i in range(SAMPLES):
+                at = (data.size - SAMPLE_BYTES) * i // (SAMPLES - 1)
+                digest.update(data[at : at + SAMPLE_BYTES].data)
+        digests[name] = digest.hexdigest()
     return digests

@@ -9,7 +9,7 @@ import numpy as np
 
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.files.safetensors import read_header
+from mtpd_mlx.files.safetensors import RawTensors
 
 CONFIG_NAME = "mtp_config.json"
 TUNED = "tuned"  # key of the record: what `mtpd tune` found
@@ -154,17 +154,13 @@ def read_draft_tokens(checkpoint: Path, config: CheckpointConfig) -> np.ndarray 
     """The draft vocabulary int32 [D] of a checkpoint, or None. ValueError in one line unless weights and config agree and the
     ids are strictly ascending and inside the base's vocabulary."""
     file, size = checkpoint / WEIGHTS_NAME, config.draft_vocab
-    table, start = read_header(file)
-    if (DRAFT_TOKENS in table) != (size is not None):
+    tensors = RawTensors([file])
+    if (DRAFT_TOKENS in tensors) != (size is not None):
         word = "missing" if size is not None else "unexpected"
         raise ValueError(f"{file}: {word} key {DRAFT_TOKENS!r} ({CONFIG_NAME} has draft_vocab {json.dumps(size)})")
     if size is None:
         return None
-    entry = table[DRAFT_TOKENS]
-    if entry["dtype"] != "I32":
-        raise ValueError(f"{file}: {DRAFT_TOKENS}: got dtype {entry['dtype']}, expected I32")
-    offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
-    ids = np.fromfile(file, dtype="<i4", offset=offset, count=int(np.prod(shape))).reshape(shape)
+    ids = tensors.mapped(DRAFT_TOKENS, ["I32"]).bits.view("<i4").copy()
     check_draft_tokens(ids, size, config.base.vocab_size, str(file))
     return ids
 

@@ -11,7 +11,7 @@ from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.families.rotary import read_rotary, rope_type
 from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
 from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.files.safetensors import read_header
+from mtpd_mlx.files.safetensors import model_files, read_header
 
 MAX_CONFIG_BYTES, MAX_LAYERS = 4 << 20, 10_000
 WRONG = (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, OverflowError)
@@ -30,7 +30,7 @@ def read_config_json(folder: Path) -> dict[str, Any]:
 
 def weights_say_tied(folder: Path) -> bool:
     """Whether the weights of `folder` have no output head of their own."""
-    names = (text_name(name) for file in folder.glob("model*.safetensors") for name in read_header(file)[0])
+    names = (text_name(name) for file in model_files(folder) for name in read_header(file)[0])
     return "lm_head.weight" not in names
 
 

@@ -1,10 +1,14 @@
-"""Raw tensors of safetensors files, bit for bit: no type is converted, bfloat16 stays in uint16."""
+"""Safetensors files, bit for bit: `RawTensors` reads, `write_raw` and `copy_tensors` write, `lay_out` plans a file.
+
+Every reader and writer that does not leave it to MLX comes here. No type is converted; bfloat16, which numpy lacks, stays bits.
+Damage is a ValueError of one line.
+"""
 
 import json
 import math
 import operator
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +20,16 @@ from mtpd_mlx.files.atomic import replacing
 MAX_HEADER_BYTES = 100 << 20
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
-PIECE = 16 << 20
-WIDTHS = {"F64": "<u8", "I64": "<i8", "F32": "<u4", "U32": "<u4", "I32": "<i4", "F16": "<u2", "BF16": "<u2", "U8": "u1"}
+OF_HEADS = ("F64", "I64", "F32", "U32", "I32", "F16", "BF16", "U8")  # what heads and bases that ship some may hold
+Table = dict[str, dict[str, Any]]  # tensor -> {"dtype", "shape", "data_offsets"}, as the header has it
 
 
-def read_header(file: Path) -> tuple[dict, int]:
+def model_files(folder: Path) -> list[Path]:
+    """The files with a model's weights, sorted by name; none where the folder has none."""
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def read_header(file: Path) -> tuple[Table, int]:
     """(tensor table, offset of the data) of a safetensors file; checks that the file holds every byte it declares, that every
     tensor has the bytes of its shape and that they follow one another. ValueError in one line."""
     size = file.stat().st_size
@@ -47,7 +56,7 @@ class Damaged(Exception):
     """A tensor table that contradicts itself."""
 
 
-def _check_places(places: list[Any], table: dict, file: Path) -> int:
+def _check_places(places: list[Any], table: Table, file: Path) -> int:
     """Where the data ends."""
     at = 0
     for begin, stop, name in places:
@@ -69,7 +78,7 @@ def _check_places(places: list[Any], table: dict, file: Path) -> int:
 
 @dataclass(frozen=True)
 class Raw:
-    """`dtype`: the file's name of it; `bits`: the tensor as unsigned integers of that width."""
+    """`dtype`: the file's name of it; `bits`: the tensor, in its shape, as unsigned integers of that width."""
 
     dtype: str
     bits: np.ndarray
@@ -90,66 +99,93 @@ class Raw:
 
 
 class RawTensors:
-    """Tensors of one or more files by name, read when asked for."""
+    """Tensors of one or more files by name. Headers are read (and checked) at once, contents when they are asked for."""
 
-    def __init__(self, files: list[Path]):
-        self._where: dict[str, tuple[Path, int, dict]] = {}
+    def __init__(self, files: Iterable[Path], renamed: Callable[[str], str | None] = lambda name: name):
+        """`renamed`: the name to find a tensor under; None leaves it out. Of two with one name the later file's is taken."""
+        self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
+        self._mapped: tuple[Path, np.ndarray] | None = None  # the file that was read last: a map holds a file descriptor
         for file in files:
             table, start = read_header(file)
-            self._where |= {name: (file, start, entry) for name, entry in table.items()}
+            names = {name: renamed(name) for name in table}
+            self._where |= {new: (file, start, table[name]) for name, new in names.items() if new is not None}
+
+    @classmethod
+    def of_model(cls, folder: Path, renamed: Callable[[str], str | None] = lambda name: name) -> "RawTensors":
+        """Those of a model's folder. ValueError where it has no weights."""
+        if not (files := model_files(folder)):
+            raise ValueError(f"{folder}: no model*.safetensors in it")
+        return cls(files, renamed)
 
     @property
-    def table(self) -> dict[str, dict]:
+    def table(self) -> Table:
         return {name: entry for name, (_, _, entry) in self._where.items()}
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """ValueError where it is missing."""
+        return tuple(self._place(name)[2]["shape"])
+
+    def data(self, name: str) -> np.ndarray:
+        """The tensor's bytes, uint8 [n], memory-mapped: nothing is read before it is used. Of any type, known or not."""
+        file, start, entry = self._place(name)
+        if (mapped := self._mapped) is None or mapped[0] != file:
+            self._mapped = mapped = file, np.asarray(np.memmap(file, np.uint8, "r"))
+        begin, end = entry["data_offsets"]
+        return mapped[1][start + begin : start + end]
+
+    def mapped(self, name: str, expected: Collection[str] = ITEM_BYTES) -> Raw:
+        """The tensor, memory-mapped. ValueError where it is missing or of none of the `expected` types."""
+        file, _, entry = self._place(name)
+        if (dtype := entry["dtype"]) not in expected:
+            raise ValueError(f"{file}: {name}: got dtype {dtype}, expected {' or '.join(expected)}")
+        return Raw(dtype, self.data(name).view(f"<u{ITEM_BYTES[dtype]}").reshape(entry["shape"]))
+
     def __getitem__(self, name: str) -> Raw:
-        """ValueError where it is missing or of a type that heads do not have."""
+        """The tensor, read into memory. ValueError where it is missing or of a type that heads do not have."""
+        raw = self.mapped(name, OF_HEADS)
+        return Raw(raw.dtype, raw.bits.copy())
+
+    def _place(self, name: str) -> tuple[Path, int, dict[str, Any]]:
         if name not in self._where:
             raise ValueError(f"weights: missing key {name!r}")
-        file, start, entry = self._where[name]
-        if entry["dtype"] not in WIDTHS:
-            raise ValueError(f"{file}: {name}: got dtype {entry['dtype']}, expected one of {', '.join(WIDTHS)}")
-        offset, shape = start + entry["data_offsets"][0], tuple(entry["shape"])
-        values: np.ndarray = np.fromfile(file, WIDTHS[entry["dtype"]], offset=offset, count=math.prod(shape))
-        return Raw(entry["dtype"], values.reshape(shape))
+        return self._where[name]
+
+
+def lay_out(tensors: Iterable[tuple[str, str, Sequence[int], int]], writer: str) -> tuple[bytes, dict[str, int], int]:
+    """(first bytes of a file, where each tensor begins in it, its size) for tensors (name, dtype, shape, bytes) in file order.
+    `writer`: the format that its metadata names."""
+    table: dict[str, Any] = {"__metadata__": {"format": writer}}
+    begins, end = {}, 0
+    for name, dtype, shape, size in tensors:
+        begins[name], end = end, end + size
+        table[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begins[name], end]}
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    return struct.pack("<Q", len(text)) + text, {name: start + begin for name, begin in begins.items()}, start + end
 
 
 def write_raw(file: Path, tensors: Mapping[str, Raw]) -> None:
     """Replaces `file` with the tensors, in this order."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, raw in tensors.items():
-        end = offset + raw.bits.nbytes
-        header[name] = {"dtype": raw.dtype, "shape": list(raw.bits.shape), "data_offsets": [offset, end]}
-        offset = end
-    _write(file, header, (np.ascontiguousarray(raw.bits).tobytes() for raw in tensors.values()))
+    _write(file, [(name, raw.dtype, raw.bits.shape, raw.bits) for name, raw in tensors.items()])
 
 
 def copy_tensors(source: Path, target: Path, names: Iterable[str]) -> None:
-    """Writes a file with only the tensors `names` of `source`, whatever their types, some megabytes at a time."""
-    table, start = read_header(source)
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    places, offset = [], 0
-    for name in names:
-        begin, stop = table[name]["data_offsets"]
-        places.append((start + begin, stop - begin))
-        header[name] = table[name] | {"data_offsets": [offset, offset + stop - begin]}
-        offset += stop - begin
-
-    def pieces() -> Iterator[bytes]:
-        with source.open("rb") as f:
-            for at, size in places:
-                f.seek(at)
-                for done in range(0, size, PIECE):
-                    yield f.read(min(PIECE, size - done))
-
-    _write(target, header, pieces())
+    """Replaces `target` with only the tensors `names` of `source`, whatever their types; memory holds none of them."""
+    held = RawTensors([source])
+    table = held.table
+    _write(target, [(name, table[name]["dtype"], table[name]["shape"], held.data(name)) for name in names])
 
 
-def _write(file: Path, header: dict[str, object], data: Iterable[bytes]) -> None:
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+def _write(file: Path, tensors: Sequence[tuple[str, str, Sequence[int], np.ndarray]]) -> None:
+    head, _, _ = lay_out([(name, dtype, shape, values.nbytes) for name, dtype, shape, values in tensors], "pt")
     with replacing(file) as temporary, temporary.open("wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text)
-        for piece in data:
-            f.write(piece)
+        f.write(head)
+        for *_, values in tensors:
+            f.write(np.ascontiguousarray(values).data)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.json_object import read_json_object
+from mtpd_mlx.files.safetensors import model_files
 from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
 
@@ -109,6 +110,6 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     if not (path / "config.json").is_file():
         other = ", but heads: the model is the base they belong to" if (path / "mtp_config.json").is_file() else ""
         raise ValueError(f"model folder {model}: no config.json in it{other}")
-    if not any(path.glob("model*.safetensors")) and any(path.glob("*.bin")):
+    if not model_files(path) and any(path.glob("*.bin")):
         raise ValueError(f"model folder {model}: its weights are pickled, which are never loaded; convert them to safetensors")
     return path

@@ -1,7 +1,6 @@
 """What a distillation cache is on disk (docs/architecture.md): the index and the layout of a shard. numpy and json only."""
 
 import hashlib
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from mtpd_mlx.checkpoints.format import BaseRef, check_base
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.json_object import read_json_object
+from mtpd_mlx.files.safetensors import lay_out
 
 INDEX_NAME = "cache.json"
 FORMAT, FORMAT_VERSION = "mtpd-cache", 1
@@ -98,17 +98,8 @@ def shard_rows(num_rows: int, rows_per_shard: int) -> list[int]:
 
 def shard_header(layout: Layout, rows: int) -> tuple[bytes, dict[str, int], int]:
     """(first bytes of the safetensors file, offset of each tensor in the file, size of the whole file)."""
-    table: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-    end = 0
-    for name, tensor in layout.tensors().items():
-        begin, end = end, end + rows * tensor.row_bytes
-        shape = [rows, *tensor.shape]
-        table[name] = {"dtype": SAFETENSORS_NAMES[tensor.dtype], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    start = 8 + len(text)
-    offsets = {name: start + entry["data_offsets"][0] for name, entry in table.items() if name != "__metadata__"}
-    return len(text).to_bytes(8, "little") + text, offsets, start + end
+    rows_of = ((name, SAFETENSORS_NAMES[t.dtype], [rows, *t.shape], rows * t.row_bytes) for name, t in layout.tensors().items())
+    return lay_out(rows_of, "mlx")
 
 
 def file_sha256(file: Path) -> str:

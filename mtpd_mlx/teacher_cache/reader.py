@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.data.packing import Batch, add_counts, epoch_order
+from mtpd_mlx.files.safetensors import RawTensors
 from mtpd_mlx.teacher_cache.format import (
+    SAFETENSORS_NAMES,
     CacheIndex,
     Layout,
     Shard,
@@ -16,7 +18,6 @@ from mtpd_mlx.teacher_cache.format import (
     numpy_dtype,
     read_index,
     row_bytes,
-    shard_header,
 )
 
 
@@ -65,15 +66,11 @@ def check_tokens(file: Path, layout: Layout, views: dict[str, np.ndarray]) -> No
 
 def map_shard(file: Path, layout: Layout, shard: Shard) -> dict[str, np.ndarray]:
     """Views [R, ...] of each tensor in the memory-mapped file; nothing is read until rows are taken."""
-    header, offsets, size = shard_header(layout, shard.rows)
-    mapped = np.memmap(file, np.uint8, "r")
-    if size != mapped.size or mapped[: len(header)].tobytes() != header:
-        raise ValueError(f"{file}: got another header or size than expected for {shard.rows} rows of {row_bytes(layout)} bytes")
-    views = {}
-    for name, tensor in layout.tensors().items():
-        part = mapped[offsets[name] : offsets[name] + shard.rows * tensor.row_bytes]
-        views[name] = part.view(numpy_dtype(tensor.dtype)).reshape(shard.rows, *tensor.shape)
-    return views
+    held, tensors = RawTensors([file]), layout.tensors()
+    expected = {name: (SAFETENSORS_NAMES[t.dtype], [shard.rows, *t.shape]) for name, t in tensors.items()}
+    if {name: (entry["dtype"], entry["shape"]) for name, entry in held.table.items()} != expected:
+        raise ValueError(f"{file}: got another header than expected for {shard.rows} rows of {row_bytes(layout)} bytes")
+    return {name: held.mapped(name).bits.view(numpy_dtype(t.dtype)) for name, t in tensors.items()}
 
 
 def open_cache(folder: Path) -> CacheIndex:

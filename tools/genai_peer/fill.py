@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.files.safetensors import Raw, RawTensors
 from tools.genai_peer import rotary
 from tools.genai_peer.names import Source, source_of
-from tools.genai_peer.safetensors_folder import Folder
 from tools.genai_peer.skeleton import KEPT_NAME, LIST_NAME
 
+DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 PIECE = 1 << 22  # elements that one thread copies at a time
 
 
@@ -25,7 +26,7 @@ def fill(skeleton: Path, model: Path, out: Path, threads: int | None = None) -> 
         raise ValueError(f"{skeleton}: not a skeleton (no {LIST_NAME})")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: exists already")
-    values, weights = json.loads((skeleton / LIST_NAME).read_text()), Folder(model)
+    values, weights = json.loads((skeleton / LIST_NAME).read_text()), RawTensors.of_model(model)
     jobs = plan(values["initializers"], weights)
     out.mkdir(parents=True, exist_ok=True)
     for file in sorted(skeleton.iterdir()):
@@ -44,7 +45,7 @@ def fill(skeleton: Path, model: Path, out: Path, threads: int | None = None) -> 
     return int(values["bytes"])
 
 
-def plan(entries: list[dict[str, Any]], weights: Folder) -> list[tuple[dict[str, Any], Source]]:
+def plan(entries: list[dict[str, Any]], weights: RawTensors) -> list[tuple[dict[str, Any], Source]]:
     """The weights of every initializer that the skeleton did not keep. ValueError where one does not fit or is left over."""
     names, own = set(weights), {entry["name"] for entry in entries}
     if "model.embed_tokens.weight" not in own:  # one matrix for both ends: a second copy in the folder is not needed
@@ -53,13 +54,20 @@ def plan(entries: list[dict[str, Any]], weights: Folder) -> list[tuple[dict[str,
     for entry, source in jobs:
         check_shape(entry, source, weights)
     for name in sorted(names - {name for _, source in jobs for name in source.names}):
-        if not name.endswith("inv_freq") and weights.rows(name, 0, weights.shape(name)[0]).any():  # zero biases are left out
+        if not name.endswith("inv_freq") and rows(weights, name).any():  # zero biases are left out
             raise ValueError(f"weights: the graph has no place for {name}")
     return jobs
 
 
-def check_shape(entry: dict[str, Any], source: Source, weights: Folder) -> None:
-    shapes = [weights.shape(name) for name in source.names]
+def rows(weights: RawTensors, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+    """Rows start..stop-1; bfloat16 widened to float32, which is exact. ValueError for other types."""
+    raw = weights.mapped(name, DTYPES)
+    part = Raw(raw.dtype, raw.bits[start:stop])
+    return part.floats() if raw.dtype == "BF16" else part.bits.view(DTYPES[raw.dtype])
+
+
+def check_shape(entry: dict[str, Any], source: Source, weights: RawTensors) -> None:
+    shapes = [weights.mapped(name, DTYPES).bits.shape for name in source.names]
     whole = (sum(shape[0] for shape in shapes), *shapes[0][1:])
     got, expected = whole[::-1] if source.transposed else whole, tuple(entry["shape"])
     if got != expected or any(shape[1:] != whole[1:] for shape in shapes):
@@ -73,7 +81,7 @@ def view(data: np.ndarray, entry: dict[str, Any]) -> np.ndarray:
     return data[entry["offset"] : entry["offset"] + size].view(dtype).reshape(shape)
 
 
-def copies(target: np.ndarray, source: Source, weights: Folder) -> list[Callable[[], None]]:
+def copies(target: np.ndarray, source: Source, weights: RawTensors) -> list[Callable[[], None]]:
     """Tasks that copy (and cast, and transpose) a slice of rows each."""
     rows_of = target.T if source.transposed else target
     tasks, first = [], 0
@@ -87,10 +95,10 @@ def copies(target: np.ndarray, source: Source, weights: Folder) -> list[Callable
     return tasks
 
 
-def copy_task(target: np.ndarray, weights: Folder, name: str, start: int, stop: int) -> Callable[[], None]:
+def copy_task(target: np.ndarray, weights: RawTensors, name: str, start: int, stop: int) -> Callable[[], None]:
     def copy() -> None:
         with np.errstate(over="ignore"):  # beyond fp16's range: infinite, as the builder has it
-            target[:] = weights.rows(name, start, stop).astype(target.dtype, copy=False)
+            target[:] = rows(weights, name, start, stop).astype(target.dtype, copy=False)
 
     return copy
 

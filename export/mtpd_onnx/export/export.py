@@ -14,6 +14,7 @@ from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.files.atomic import replacing_folder
+from mtpd_mlx.files.safetensors import RawTensors
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
 from mtpd_mlx.text.tokenizer import Tokenizer
@@ -78,7 +79,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     base = Tensors.of_base(base_folder, dims.quantization)
     if adapter is not None:
         base = AdaptedTensors(base, adapter)
-    heads = Tensors([checkpoint / WEIGHTS_NAME], config.quantization)
+    heads = Tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config.quantization)
     ids = read_draft_tokens(checkpoint, config)
     drafts = None if ids is None else tuple(ids.tolist())
     group_size, draft_head_bits = options.group_size, options.draft_head_bits

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.checkpoints.adapter_format import WEIGHTS, read_adapter
+from mtpd_mlx.files.safetensors import RawTensors
 from mtpd_onnx.weights.tensors import Stored, Tensors
 
 
@@ -17,7 +18,7 @@ class AdaptedTensors(Tensors):
             raise ValueError(f"--adapter-path {folder}: DoRA and experts are not supported in export; fuse it with mlx_lm.fuse")
         self._folder, self._full = folder, adapter.kind == "full"
         self._scale = 0.0 if self._full else adapter.scale
-        self._adapter, self._table = Tensors([folder / WEIGHTS], None), adapter.table
+        self._adapter, self._table = Tensors(RawTensors([folder / WEIGHTS]), None), adapter.table
         stems = {name.rpartition(".")[0] for name in adapter.table}
         for stem in sorted(stems):
             if f"{stem}.weight" not in tensors:

@@ -1,6 +1,5 @@
 """Tensors of a Hugging Face folder or a heads checkpoint as numpy arrays, one at a time; MLX-quantised ones unpacked or raw."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from mtpd_mlx.families.multimodal import text_name
-from mtpd_mlx.files.safetensors import read_header
+from mtpd_mlx.files.safetensors import RawTensors
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "U32": np.uint32}
 
@@ -25,30 +24,20 @@ class Stored:
 class Tensors:
     """Named tensors of one or several safetensors files, read on demand (memory-mapped)."""
 
-    def __init__(self, files: Iterable[Path], quantization: dict[str, Any] | None, of_text: bool = False):
-        """`of_text`: under the names that the language model has alone, where it lies in a multimodal checkpoint."""
-        self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-        self._quantization = quantization
-        for file in files:
-            table, start = read_header(file)
-            for name, entry in table.items():
-                plain = text_name(name) if of_text else name
-                if plain is not None:
-                    self._where[plain] = (file, start, entry)
+    def __init__(self, stored: RawTensors, quantization: dict[str, Any] | None):
+        self._stored, self._quantization = stored, quantization
 
     @classmethod
     def of_base(cls, folder: Path, quantization: dict[str, Any] | None) -> "Tensors":
-        files = sorted(folder.glob("model*.safetensors"))
-        if not files:
-            raise ValueError(f"{folder}: no model*.safetensors in it")
-        return cls(files, quantization, of_text=True)
+        """Under the names that the language model has alone, where it lies in a multimodal checkpoint."""
+        return cls(RawTensors.of_model(folder, text_name), quantization)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._where
+        return name in self._stored
 
     def get(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """float32 array; ValueError naming the key when it is missing or of another shape."""
-        if name not in self._where:
+        if name not in self._stored:
             raise ValueError(f"weights: missing key {name!r} (expected shape {shape})")
         stem = name.removesuffix(".weight")
         stored = self.quantised(stem)
@@ -58,12 +47,8 @@ class Tensors:
         return np.ascontiguousarray(array, dtype=np.float32)
 
     def _raw(self, name: str) -> np.ndarray:
-        file, start, entry = self._where[name]
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{file}: {name} has dtype {entry['dtype']}, expected one of {', '.join(DTYPES)}")
-        dtype = np.dtype(DTYPES[entry["dtype"]])
-        shape = tuple(entry["shape"])
-        return np.memmap(file, dtype=dtype, mode="r", offset=start + entry["data_offsets"][0], shape=shape or (1,))
+        raw = self._stored.mapped(name, DTYPES)
+        return raw.bits.view(DTYPES[raw.dtype])
 
     @property
     def default_bits(self) -> int | None:
@@ -72,7 +57,7 @@ class Tensors:
 
     def quantised(self, stem: str) -> Stored | None:
         """How the matrix `stem`.weight is stored; None where it is in floating point."""
-        if f"{stem}.scales" not in self._where:
+        if f"{stem}.scales" not in self._stored:
             return None
         own = (self._quantization or {}).get(stem)
         settings = {**(self._quantization or {}), **(own if isinstance(own, dict) else {})}
@@ -87,7 +72,7 @@ class Tensors:
         stored = self.quantised(stem)
         assert stored is not None
         q = unpack_bits(np.ascontiguousarray(self._raw(f"{stem}.weight")), stored.bits)
-        groups = self._where[f"{stem}.scales"][2]["shape"][-1]
+        groups = self._stored.shape(f"{stem}.scales")[-1]
         if q.shape[-1] != groups * stored.group_size:
             got = f"{q.shape[-1]} integers and {groups} scales a row"
             raise ValueError(f"weights: {stem}: got {got}, expected groups of {stored.group_size} (config.json, quantization)")
@@ -102,9 +87,7 @@ class Tensors:
         """Inputs K of the matrix `stem`.weight."""
         stored = self.quantised(stem)
         name = f"{stem}.weight" if stored is None else f"{stem}.scales"
-        if name not in self._where:
-            raise ValueError(f"weights: missing key {name!r}")
-        columns = self._where[name][2]["shape"][-1]
+        columns = self._stored.shape(name)[-1]
         return columns if stored is None else columns * stored.group_size
 
     def _unpack(self, stem: str) -> np.ndarray:

@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtpd_mlx.files.safetensors import model_files
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -74,7 +76,7 @@ LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 def weight_files(folder: Path) -> list[Path]:
     """The files of a model that may hold tensors of shipped heads."""
-    return [*sorted(folder.glob("model*.safetensors")), *sorted(folder.glob(HEADS_FILES))]
+    return [*model_files(folder), *sorted(folder.glob(HEADS_FILES))]
 
 
 def is_shipped(name: str, num_layers: int) -> bool:

@@ -15,7 +15,7 @@ from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_ti
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import INSIDE
 from mtpd_mlx.files.atomic import write_json
-from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, read_header, write_raw
+from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, model_files, read_header, write_raw
 
 INDEX = "model.safetensors.index.json"
 
@@ -43,7 +43,7 @@ def export_heads(
     """Writes `out`: the base's files (hard links with `link`) without the heads that it ships, our heads in a file of their
     own, index and config.json. `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do."""
     config, model_config = read_config(checkpoint), read_config_json(base)
-    if any(name.startswith(INSIDE) for file in base.glob("model*.safetensors") for name in read_header(file)[0]):
+    if any(name.startswith(INSIDE) for file in model_files(base) for name in read_header(file)[0]):
         raise ValueError(f"{base}: a multimodal checkpoint has no layout for heads")
     source = RawTensors(weight_files(base))
     dims = read_dims(model_config, weights_say_tied(base))
