@@ -20,7 +20,8 @@ from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.load_save import versions
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig, check_together
-from mtpd_mlx.options.schema import as_dict, build, read_values
+from mtpd_mlx.options.resume import ON_RESUME, resumed
+from mtpd_mlx.options.schema import as_dict, read_values
 from mtpd_mlx.text.prompts import read_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -154,7 +155,7 @@ def split_of(row: int, cfg: DistillConfig) -> str:
 def claim(work: Work) -> set[int]:
     """Makes or reopens the output folder; the rows that are done. Refuses to mix two runs or to replace output unasked."""
     cfg, out = work.cfg, Path(work.cfg.out)
-    options = {k: v for k, v in as_dict(cfg).items() if k not in ("out", "overwrite", "resume")}
+    options = {k: v for k, v in as_dict(cfg).items() if k not in ON_RESUME}
     settings = {"options": options, "base": work.base.fingerprint, "versions": versions()}
     existing = [n for n in NAMES if (out / n).exists()]
     if cfg.resume:
@@ -198,13 +199,8 @@ def resumed_config(file_values: dict[str, Any], flags: dict[str, Any]) -> Distil
     """The options an interrupted run was started with; given ones that say otherwise are refused."""
     given = read_values((DistillConfig,), file_values, flags)
     out = Path(given.get("out", DistillConfig.out))
-    saved = build((DistillConfig,), read_settings(out)["options"] | {"out": str(out), "resume": True, "overwrite": False}, {})[
-        0
-    ]
-    for name, value in given.items():
-        if name not in ("out", "resume", "overwrite") and value != getattr(saved, name):
-            raise ValueError(f"--resume: {name} is {value!r}, the interrupted run has {getattr(saved, name)!r}")
-    return saved
+    cfg: DistillConfig = resumed((DistillConfig,), read_settings(out)["options"], given, out=out)[0]
+    return cfg
 
 
 def _finished(part: Path, prompts: list[list[int]]) -> Iterator[dict[str, Any]]:

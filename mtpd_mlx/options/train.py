@@ -16,7 +16,6 @@ COPIES_SHARE = 1 / 3  # of that rate, for the copies that mtpd extend begins wit
 SCRATCH_SHARE = 2 / 3  # of that rate, for a base from scratch and its heads: about that of tools/experiments
 OPTIMIZERS = tuple(FRESH_RATE)
 FINE_RATE = 5e-4  # of a base, and of heads that are trained already
-ON_RESUME = ("resume", "overwrite", "out")  # may differ from those of the interrupted run
 KL_START_FROM_SCRATCH = 0.5  # of --kl-start for a base from scratch, --detach-teacher: docs/results.md, part "late"
 
 

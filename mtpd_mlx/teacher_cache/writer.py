@@ -17,6 +17,7 @@ from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.load_save import reference_base, versions
 from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.cache import AUTO, CacheConfig
+from mtpd_mlx.options.resume import ON_RESUME, resumed
 from mtpd_mlx.options.schema import as_dict, build, read_values
 from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.teacher_cache.format import (
@@ -40,7 +41,7 @@ from mtpd_mlx.teacher_cache.reader import check_sha256, check_size
 from mtpd_mlx.teacher_cache.teacher import teacher_rows
 from mtpd_mlx.text.tokenizer import Tokenizer
 
-LOCATIONS = ("model", "data", "out", "resume", "overwrite")  # may differ on --resume: contents are compared instead
+LOCATIONS = ("model", "data")  # may differ on --resume: contents are compared instead
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,10 @@ class CacheOptions:
 
 def resumed_options(file_values: dict[str, Any], flags: dict[str, Any]) -> CacheOptions:
     """The options an interrupted cache was started with; given ones that say otherwise are refused."""
-    read = read_values(CacheOptions.classes(), file_values, flags)
-    given: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in read.items()}
+    given = read_values(CacheOptions.classes(), file_values, flags)
     out = Path(given.get("out", CacheConfig.out))
     saved = read_index(out).options
-    for name, value in given.items():
-        if name in saved and name not in LOCATIONS and value != saved[name]:
-            raise ValueError(f"--resume: {name} is {value!r}, the interrupted cache has {saved[name]!r}")
-    located = {name: given[name] for name in ("model", "data") if name in given}
-    return CacheOptions.build(saved | located | {"out": str(out), "resume": True, "overwrite": False}, {})
+    return CacheOptions(*resumed(CacheOptions.classes(), saved, given, out=out, moved=LOCATIONS, what="interrupted cache"))
 
 
 @dataclass
@@ -131,7 +127,7 @@ def prepare(options: CacheOptions) -> Job:
         max(1, int(cfg.shard_mb * 1e6) // (row_bytes(layout) * batch_size)) * batch_size,
         _describe_data(options.data, loaded),
         {name: SplitIndex(part.num_rows, part.num_tokens, part.sha256) for name, part in splits.items()},
-        {name: value for name, value in options.to_dict().items() if name not in ("out", "resume", "overwrite")},
+        {name: value for name, value in options.to_dict().items() if name not in ON_RESUME},
         versions(),
     )
     job = Job(out, base, splits, index, batch_size)

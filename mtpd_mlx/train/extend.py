@@ -12,8 +12,9 @@ from mtpd_mlx.model.base import Base, say_if_slow
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.load_save import load_checkpoint, load_heads, reference_base, save_heads, versions
 from mtpd_mlx.model.runtime import bound_queue, mx
+from mtpd_mlx.options.resume import ON_RESUME
 from mtpd_mlx.options.schema import flag, read_values
-from mtpd_mlx.options.train import COPIES_SHARE, ON_RESUME, TrainOptions, with_rate
+from mtpd_mlx.options.train import COPIES_SHARE, TrainOptions, with_rate
 from mtpd_mlx.train.folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run, taken_up
 from mtpd_mlx.train.resume_point import Progress, latest_resume_point
 from mtpd_mlx.train.run import Outcome, digest_of, train

@@ -13,8 +13,9 @@ from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read
 from mtpd_mlx.files import publish
 from mtpd_mlx.files.atomic import discard, leftovers, write_json
 from mtpd_mlx.files.json_object import read_json_object
+from mtpd_mlx.options.resume import resumed
 from mtpd_mlx.options.schema import read_values
-from mtpd_mlx.options.train import ON_RESUME, RunConfig, TrainOptions
+from mtpd_mlx.options.train import RunConfig, TrainOptions
 
 OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
 BASE_NAME, ADAPTERS_NAME, STAGES_NAME = "base", "adapters", "stages"
@@ -144,13 +145,4 @@ def taken_up(folder: Path, given: dict[str, Any], finished: bool = False) -> Tra
     saved = read_run(folder)
     if saved.finished and not finished:
         raise ValueError(f"--resume: the run in {folder} has come to its end; nothing is left to do")
-    options = TrainOptions.from_dict(saved.options | {"out": str(folder), "resume": True, "overwrite": False})
-    values = options.to_dict()
-    for name, value in given.items():
-        if name not in ON_RESUME and _plain(value) != values[name]:
-            raise ValueError(f"--resume: {name} is {_plain(value)!r}, the interrupted run has {values[name]!r}")
-    return options
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, (tuple, list)) else value
+    return TrainOptions(*resumed(TrainOptions.classes(), saved.options, given, out=folder))
