@@ -1,7 +1,6 @@
 """mtpd demo."""
 
 import importlib.util
-import shutil
 import time
 from typing import Any
 
@@ -20,25 +19,19 @@ def check_packages() -> None:
 
 def run(demo: DemoOptions) -> int:
     check_packages()
+    from mtpd_mlx.demo.folder import demo_folder
     from mtpd_mlx.demo.report import write_report
     from mtpd_mlx.demo.run import run_demo
 
-    if demo.out.exists():
-        if not demo.overwrite:
-            raise ValueError(f"--out {demo.out}: exists already; use --overwrite or another folder")
-        if any(demo.out.iterdir()) and not (demo.out / ".mtpd-demo").exists():
-            raise ValueError(f"--out {demo.out}: not a folder of an earlier demo, so it is not replaced")
-        shutil.rmtree(demo.out)
-    demo.out.mkdir(parents=True)
-    (demo.out / ".mtpd-demo").touch()
     start = time.perf_counter()
 
     def say(text: str) -> None:
         print(f"\n[{time.perf_counter() - start:5.0f} s] {text}", flush=True)
 
-    report, curves = run_demo(demo.out, say)
-    report["seconds"] = time.perf_counter() - start
-    write_report(report, curves, demo.out)
+    with demo_folder(demo.out, demo.overwrite):
+        report, curves = run_demo(demo.out, say)
+        report["seconds"] = time.perf_counter() - start
+        write_report(report, curves, demo.out)
     print("\n" + describe(report))
     print(f"\nreport: {demo.out / 'report.html'} and {demo.out / 'report.json'}")
     return 0 if report["parity"]["tokens_equal"] else 1

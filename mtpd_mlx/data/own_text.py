@@ -15,6 +15,7 @@ from typing import Any
 from mtpd_mlx.data.formats import read_rows
 from mtpd_mlx.files.atomic import leftovers, replacing, write_json, write_text
 from mtpd_mlx.files.json_object import read_json_object
+from mtpd_mlx.files.lock import check_unlocked, locked
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.load_save import versions
@@ -43,6 +44,7 @@ class Work:
 def load_work(cfg: DistillConfig) -> Work:
     check_together(cfg)
     assert cfg.model is not None and cfg.prompts is not None
+    check_unlocked(Path(cfg.out))
     adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
     base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
     assert base.path is not None
@@ -106,6 +108,11 @@ def picker(cfg: DistillConfig) -> Pick:
 
 def distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
     """Writes the two files; `show(prompts done, tokens made)` after each batch. Returns the number of rows of each."""
+    with locked(Path(work.cfg.out)):
+        return _distill(work, show)
+
+
+def _distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
     cfg, out = work.cfg, Path(work.cfg.out)
     done = claim(work)
     show(len(done), 0)
@@ -172,7 +179,6 @@ def claim(work: Work) -> set[int]:
     assert cfg.prompts is not None
     if any((out / name).samefile(Path(cfg.prompts).expanduser()) for name in existing):
         raise ValueError(f"--out {out}: --overwrite would replace {cfg.prompts}, the --prompts themselves; use another folder")
-    out.mkdir(parents=True, exist_ok=True)
     for name in existing:
         (out / name).unlink()
     tidy(out)

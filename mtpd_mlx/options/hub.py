@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpd_mlx.files.hub_ids import is_hub_id
+from mtpd_mlx.files.lock import is_empty
 from mtpd_mlx.options.export import DEFAULT_CAPACITY
 from mtpd_mlx.options.measure import JsonOptions
 from mtpd_mlx.options.schema import POSITIVE, REQUIRED, argument, option, same, switch
@@ -64,5 +65,5 @@ def check_pull(pull: PullOptions) -> None:
     if not is_hub_id(pull.name):
         raise ValueError(f"{pull.name}: not a hub id of the form owner/name")
     out = pull.out
-    if out is not None and out.exists() and any(out.iterdir()) and not (out / ".cache").is_dir():
+    if out is not None and out.exists() and not is_empty(out) and not (out / ".cache").is_dir():
         raise ValueError(f"--out {out}: is not empty, and not an interrupted pull; use another folder")

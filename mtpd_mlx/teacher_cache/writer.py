@@ -13,6 +13,7 @@ import numpy as np
 
 from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
 from mtpd_mlx.files.atomic import leftovers, put_in_place, temporary_name
+from mtpd_mlx.files.lock import check_unlocked, locked
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.load_save import reference_base, versions
 from mtpd_mlx.model.runtime import mx, on_cpu
@@ -107,6 +108,7 @@ def prepare(options: CacheOptions) -> Job:
     cfg, out = options.cache, Path(options.cache.out)
     if cfg.model is None:
         raise ValueError("missing option --model")
+    check_unlocked(out)
     if not cfg.resume:
         _check_folder(out, cfg.overwrite)
     base = _load(cfg)
@@ -141,8 +143,6 @@ def _cache_files(out: Path) -> list[Path]:
 
 
 def _check_folder(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: exists and is not a folder")
     if not overwrite and _cache_files(out):
         raise ValueError(f"--out {out}: holds a cache already; use --resume, --overwrite or another folder")
 
@@ -254,7 +254,11 @@ def _size(count: float) -> str:
 
 def write_cache(job: Job, show: Callable[[int], None] = lambda tokens: None) -> CacheIndex:
     """Makes every missing shard; `show` gets the number of tokens of each finished batch. Returns the complete index."""
-    job.out.mkdir(parents=True, exist_ok=True)
+    with locked(job.out):
+        return _write_missing(job, show)
+
+
+def _write_missing(job: Job, show: Callable[[int], None]) -> CacheIndex:
     write_index(job.out, job.index)
     for file in _replaced_files(job):
         file.unlink()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import TUNED, CheckpointConfig, check_num_heads, read_config
+from mtpd_mlx.files.lock import locked
 from mtpd_mlx.losses.definitions import per_head_weights
 from mtpd_mlx.model.base import Base, say_if_slow
 from mtpd_mlx.model.heads import MTPHeads
@@ -15,7 +16,8 @@ from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.resume import ON_RESUME
 from mtpd_mlx.options.schema import flag, read_values
 from mtpd_mlx.options.train import COPIES_SHARE, TrainOptions, with_rate
-from mtpd_mlx.train.folder import OPTIONS_NAME, STAGES_NAME, check_folder, read_run, taken_up
+from mtpd_mlx.train.folder import OPTIONS_NAME, STAGES_NAME, check_free, read_run, taken_up
+from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.resume_point import Progress, latest_resume_point
 from mtpd_mlx.train.run import Outcome, digest_of, train
 from mtpd_mlx.train.setup import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached
@@ -52,15 +54,16 @@ def loop_heads(base: Base, heads: MTPHeads, to: int) -> MTPHeads:
 def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model: str | None = None) -> None:
     """The training-free extension: copies only."""
     counts = stages(read_config(checkpoint).num_heads, to)
-    check_folder(out, overwrite)
-    base, heads, config = load_checkpoint(checkpoint, model)
-    for count in counts:
-        heads = loop_heads(base, heads, count)
-    target = reference_base(base, out, model or config.base.locate(checkpoint))
-    record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
-    for measured in ("eval", TUNED):  # on the shorter cascade
-        record.pop(measured, None)
-    save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
+    with locked(out):
+        check_free(out, overwrite)
+        base, heads, config = load_checkpoint(checkpoint, model)
+        for count in counts:
+            heads = loop_heads(base, heads, count)
+        target = reference_base(base, out, model or config.base.locate(checkpoint))
+        record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
+        for measured in ("eval", TUNED):  # on the shorter cascade
+            record.pop(measured, None)
+        save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
 
 
 def stage_folder(out: Path, count: int, to: int) -> Path:
@@ -102,15 +105,24 @@ def extend_checkpoint(
     """Trains each stage; `show(count)` gives the reporter of a stage. The last stage is written to `out`. On --resume stages
     that had come to their end are taken as they are."""
     bound_queue()
-    out, cfg = Path(options.run.out), options.model
+    out = Path(options.run.out)
     if out.resolve() == checkpoint.resolve():  # its copies would replace the heads that --resume begins with
         raise ValueError(f"--out {out}: is the checkpoint itself; use another folder")
     planned = stages(num_heads := read_config(checkpoint).num_heads, to)
     for before, count in zip([num_heads, *planned], planned, strict=False):  # now, not when a later stage begins
         per_head_weights(options.loss.alpha, count - before, f"--alpha (new heads of stage {count})")
         per_head_weights(options.loss.beta, count - before, f"--beta (new heads of stage {count})")
-    if not options.run.resume:
-        check_folder(out, options.run.overwrite)
+    world = World.launched()
+    with world.locked(out):
+        if not options.run.resume:
+            world.from_lead(lambda: check_free(out, options.run.overwrite))
+        return _train_stages(checkpoint, planned, options, show)
+
+
+def _train_stages(
+    checkpoint: Path, planned: list[int], options: TrainOptions, show: Callable[[int], Callable[[dict[str, Any]], None]]
+) -> list[tuple[int, Outcome]]:
+    out, to, cfg = Path(options.run.out), planned[-1], options.model
     cached = cfg.cache is not None
     base, heads, config = load_checkpoint(checkpoint, cfg.model, cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg))
     if cfg.cache is not None:

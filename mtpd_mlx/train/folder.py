@@ -3,7 +3,6 @@
 Heads that lie there stay until the run writes its own: one that fails, or ends no better than it began, leaves them alone.
 """
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read
 from mtpd_mlx.files import publish
 from mtpd_mlx.files.atomic import discard, leftovers, write_json
 from mtpd_mlx.files.json_object import read_json_object
+from mtpd_mlx.files.lock import locked
 from mtpd_mlx.options.resume import resumed
 from mtpd_mlx.options.schema import read_values
 from mtpd_mlx.options.train import RunConfig, TrainOptions
@@ -27,23 +27,15 @@ TEMPORARY = (f"{RESUME_PREFIX}*", f"*{WEIGHTS_NAME}", "*.json", LOG_NAME)
 
 def check_free(out: Path, overwrite: bool, part: str | None = None) -> None:
     """ValueError where the folder is in use and not to be overwritten. `part`: of PARTS, what will be written too. Finishes
-    first what a killed run was putting in place."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out}: exists and is not a folder")
-    publish.finish(out)
-    if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
-        raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
-    if part is not None and not overwrite and (out / part).exists():
-        raise ValueError(f"--out {out}: holds a folder {part!r}, where what is trained goes; use --overwrite or another one")
-
-
-def check_folder(out: Path, overwrite: bool, part: str | None = None) -> None:
-    """Makes the folder. ValueError or OSError where it is not free or cannot be written."""
-    check_free(out, overwrite, part)
-    out.mkdir(parents=True, exist_ok=True)
-    probe = out / f".write-test-{os.getpid()}"
-    probe.touch()
-    probe.unlink()
+    first what a killed run was putting in place. OSError where the folder cannot be written."""
+    if not out.exists():
+        return
+    with locked(out):
+        publish.finish(out)
+        if not overwrite and ((out / CONFIG_NAME).exists() or any(out.glob(f"{RESUME_PREFIX}*"))):
+            raise ValueError(f"--out {out}: holds a checkpoint already; use --resume, --overwrite or another folder")
+        if part is not None and not overwrite and (out / part).exists():
+            raise ValueError(f"--out {out}: holds a folder {part!r}, where what is trained goes; use --overwrite or another")
 
 
 def remove_resume_points(out: Path) -> None:

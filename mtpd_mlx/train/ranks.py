@@ -2,12 +2,15 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.files.lock import locked
 from mtpd_mlx.model.runtime import bound_queue, mx
 
 BUCKET_BYTES = 32 << 20  # gradients are summed in buckets of about this size
@@ -74,6 +77,13 @@ class World:
 
         self.from_lead(keep)
         return made
+
+    @contextmanager
+    def locked(self, out: Path) -> Iterator[None]:
+        """`out` is held (files/lock.py) while this is open: by rank 0, and where it is refused, all ranks hear of it."""
+        with ExitStack() as held:
+            self.from_lead(lambda: held.enter_context(locked(out)))
+            yield
 
     def _sum_now(self, values: np.ndarray) -> np.ndarray:
         return np.array(mx.distributed.all_sum(mx.array(values), group=self.group))

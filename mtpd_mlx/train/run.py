@@ -12,6 +12,7 @@ import numpy as np
 from mtpd_mlx.checkpoints.format import BaseRef, CheckpointConfig
 from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.files.atomic import discard
+from mtpd_mlx.files.lock import check_unlocked
 from mtpd_mlx.files.publish import stage_folder
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.adapters import adapter_settings, write_adapter
@@ -25,7 +26,6 @@ from mtpd_mlx.train.folder import (
     BASE_NAME,
     TRAINED_PARTS,
     begin,
-    check_folder,
     check_free,
     finish,
     own_parts,
@@ -49,21 +49,29 @@ class Outcome:
 
 
 def check_places(options: TrainOptions) -> None:
-    """For before a base is loaded, which may take long: ValueError where there is no data or --out is in use."""
+    """For before a base is loaded, which may take long: ValueError where there is no data, or --out is in use or held."""
     if options.model.cache is None:
         for name in options.data.data:
             find_source(name)
-    if not options.run.resume:
-        part = TRAINED_PARTS[options.model.train]
-        World.launched().from_lead(lambda: check_free(Path(options.run.out), options.run.overwrite, part))
+    out, part = Path(options.run.out), TRAINED_PARTS[options.model.train]
+    again = options.run.resume
+    World.launched().from_lead(lambda: check_unlocked(out) if again else check_free(out, options.run.overwrite, part))
 
 
 def train(options: TrainOptions, ingredients: Ingredients, show: Callable[[dict[str, Any]], None]) -> Outcome:
-    """Runs (or resumes) one training run; the checkpoint in `out` is the best one by validation. Heads that are there already
-    stay until this run writes its own."""
-    world, out, base = World.launched(), Path(options.run.out), ingredients.base
+    """Runs (or resumes) one training run, which holds `out`; the checkpoint there is the best one by validation. Heads that are
+    there already stay until this run writes its own."""
+    world, out = World.launched(), Path(options.run.out)
+    with world.locked(out):
+        return _train_in(out, options, ingredients, world, show)
+
+
+def _train_in(
+    out: Path, options: TrainOptions, ingredients: Ingredients, world: World, show: Callable[[dict[str, Any]], None]
+) -> Outcome:
+    base = ingredients.base
     if not options.run.resume:
-        world.from_lead(lambda: check_folder(out, options.run.overwrite, TRAINED_PARTS[options.model.train]))
+        world.from_lead(lambda: check_free(out, options.run.overwrite, TRAINED_PARTS[options.model.train]))
     tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
     if tokenizer.vocab_size > base.vocab_size:
         raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")

@@ -14,6 +14,7 @@ from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.config import weights_say_tied
 from mtpd_mlx.files.atomic import replacing_folder
+from mtpd_mlx.files.lock import is_empty, locked
 from mtpd_mlx.files.safetensors import RawTensors
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
@@ -102,7 +103,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
         draft_bits=draft_head_bits,
     )
     spec = replace(spec, layouts=plan(spec, policy, base, heads))
-    with replacing_folder(out) as folder:
+    with locked(out, beside=True), replacing_folder(out) as folder:
+        check_target(out, options.overwrite)  # again: another export may have ended in between
         parameters = Parameters(spec, policy, base, heads)
         graphs = write_graphs(folder, spec, options.layout, parameters)
         copy_tokenizer(base_folder, folder)
@@ -116,7 +118,7 @@ def check_target(out: Path, overwrite: bool) -> None:
         raise ValueError(
             f"--out {out}: got {'a symbolic link' if out.is_symlink() else 'no name'}, expected a folder's own name"
         )
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and is_empty(out)):
         return
     if not overwrite:
         raise ValueError(f"--out {out}: exists already; use --overwrite or another folder")

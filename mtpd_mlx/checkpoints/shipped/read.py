@@ -11,6 +11,7 @@ from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
 from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS, weight_files
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.lock import locked
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
 
 
@@ -28,8 +29,14 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) ->
         raise ValueError(f"{model}: ships no MTP heads{announced}")
     if not found["fits"]:
         raise ValueError(f"{model}: its MTP heads ({found['format']}) cannot be imported: {found['why_not']}")
-    if (out / CONFIG_NAME).exists() and not overwrite:
-        raise ValueError(f"--out {out}: holds a checkpoint already; use --overwrite or another folder")
+    with locked(out):
+        if (out / CONFIG_NAME).exists() and not overwrite:
+            raise ValueError(f"--out {out}: holds a checkpoint already; use --overwrite or another folder")
+        _write(model, out, named, config, source, found)
+    return found
+
+
+def _write(model: Path, out: Path, named: str, config: dict[str, Any], source: RawTensors, found: dict[str, Any]) -> None:
     dims = read_dims(config, weights_say_tied(model))
     heads = [read_head(source, LAYOUTS[found["format"]], k, dims) for k in range(found["heads"])]
     final = stored_to_plain(source["model.norm.weight"], dims.norm_offset)
@@ -40,10 +47,8 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) ->
     reference = BaseRef(relative(named, out), fingerprint_base(model), dims.model_type, dims.hidden_size, dims.vocab_size)
     record = {"imported": {"format": found["format"]}}
     checkpoint = CheckpointConfig(len(heads), "postnorm", reference, record=record, post_norms=own_norms)
-    out.mkdir(parents=True, exist_ok=True)
     write_raw(out / WEIGHTS_NAME, {f"heads.{k}.{name}": raw for k, head in enumerate(heads) for name, raw in head.items()})
     write_json(out / CONFIG_NAME, checkpoint.to_json())
-    return found
 
 
 def same(a: Raw, b: Raw) -> bool:

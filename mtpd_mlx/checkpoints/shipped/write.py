@@ -15,6 +15,7 @@ from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_ti
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import INSIDE
 from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.lock import is_empty, locked
 from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, model_files, read_header, write_raw
 
 INDEX = "model.safetensors.index.json"
@@ -49,18 +50,18 @@ def export_heads(
     dims = read_dims(model_config, weights_say_tied(base))
     shape = LAYOUTS[layout]
     _check(checkpoint, config, base, shape, allow_mismatch)
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"--out {out}: is not empty; use another folder")
     tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source)
     if copy_ends:
         ends = (source["model.embed_tokens.weight"], source["model.embed_tokens.weight" if dims.tied else "lm_head.weight"])
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
-    out.mkdir(parents=True, exist_ok=True)
-    files = _copy_base(base, out, link, dims.num_layers)
-    write_raw(out / HEADS_FILE, tensors)
-    _write_index(out, [*files, HEADS_FILE])
-    write_json(out / "config.json", _announcing(model_config, shape, config.num_heads))
+    with locked(out):
+        if not is_empty(out):
+            raise ValueError(f"--out {out}: is not empty; use another folder")
+        files = _copy_base(base, out, link, dims.num_layers)
+        write_raw(out / HEADS_FILE, tensors)
+        _write_index(out, [*files, HEADS_FILE])
+        write_json(out / "config.json", _announcing(model_config, shape, config.num_heads))
     replaced = shipped_heads(model_config, source.table)
     return Exported((out / HEADS_FILE).stat().st_size, replaced["heads"] if replaced else 0, config.draft_vocab)
 
