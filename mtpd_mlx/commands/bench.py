@@ -8,14 +8,11 @@ from typing import Any
 from mtpd_mlx.commands.loading import as_tuned, load_model, xtc_special_tokens
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
-from mtpd_mlx.options.measure import BenchOptions, check_drawing
+from mtpd_mlx.options.measure import BenchOptions
 from mtpd_mlx.options.sampling import SamplingOptions
+from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RunnableOptions, BenchOptions, DecodingConfig, SamplingOptions)
-
-
-def check(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> None:
-    check_drawing(bench)
 
 
 def run(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> int:
@@ -59,8 +56,7 @@ def measure(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfi
         arms.append(stock_arm(base, sampling, special, draft.model, max(1, ours.num_draft_tokens)))
     if options.exact:
         arms.append(our_arm("exact", open_decoder(base, heads, options, drafts, **drawing)))
-    dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
-    results = interleaved(arms, sets, bench.max_tokens, bench.repeats, bench.cool_down, dots)
+    results = interleaved(arms, sets, bench.max_tokens, bench.repeats, bench.cool_down, dot)
     print(file=sys.stderr)
     values = {
         "device": device_name(),

@@ -8,14 +8,10 @@ import numpy as np
 
 from mtpd_mlx.commands.loading import base_keywords
 from mtpd_mlx.options.base import CheckpointOptions
-from mtpd_mlx.options.measure import EvalOptions, check_files
+from mtpd_mlx.options.measure import EvalOptions
 from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (CheckpointOptions, EvalOptions)
-
-
-def check(place: CheckpointOptions, evaluation: EvalOptions) -> None:
-    check_files(evaluation)
 
 
 def run(place: CheckpointOptions, evaluation: EvalOptions) -> int:

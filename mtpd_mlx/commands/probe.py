@@ -10,6 +10,7 @@ from mtpd_mlx.commands.loading import load_model
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.measure import MeasureOptions, ProbeOptions
+from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RunnableOptions, ProbeOptions, DecodingConfig)
 
@@ -29,9 +30,8 @@ def run(place: RunnableOptions, probe: ProbeOptions, options: DecodingConfig) ->
     if options.kv_bits is not None and max(contexts) < options.quantized_kv_start:
         logger.info("--kv-bits: no context reaches --quantized-kv-start %d: nothing is quantised", options.quantized_kv_start)
     car, source = acceptance(place.checkpoint, probe.prompts, base, heads)
-    dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
     drafts = DRAFTS if heads is None else sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
-    costs = [measure_costs(base, n, options, drafts, heads, dots) for n in contexts]
+    costs = [measure_costs(base, n, options, drafts, heads, dot) for n in contexts]
     print(file=sys.stderr)
     how = {"exact": options.exact, "kv_bits": options.kv_bits}
     heads_of = {"num_heads": None if heads is None else heads.num_heads, "car": car, "car_source": source}

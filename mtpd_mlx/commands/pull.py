@@ -1,9 +1,8 @@
 """mtpd pull: needs no MLX."""
 
-from mtpd_mlx.options.hub import PullOptions, check_pull
+from mtpd_mlx.options.hub import PullOptions
 
 OPTIONS = (PullOptions,)
-check = check_pull
 
 
 def run(wanted: PullOptions) -> int:

@@ -9,6 +9,7 @@ from mtpd_mlx.commands.loading import load_model
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.measure import TuneOptions
+from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RunnableOptions, TuneOptions, DecodingConfig)
 
@@ -51,8 +52,7 @@ def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -
     plain = our_arm("plain", open_decoder(base, None, options.of_plain()), plain=True)
     arms = {k: our_arm(f"K={k}", decoder) for k, decoder in decoders.items()}
     stock = stock_arm(base, Sampling())  # greedy
-    dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
-    interleave([stock, plain, *arms.values()], prompts, tune.max_tokens, tune.repeats, tune.cool_down, dots)
+    interleave([stock, plain, *arms.values()], prompts, tune.max_tokens, tune.repeats, tune.cool_down, dot)
     print(file=sys.stderr)
     speeds = {arm.name: arm.tokens_per_second for arm in (stock, plain, *arms.values())}
     return speeds, choose(speeds, {k: str(d.plan) for k, d in decoders.items()})

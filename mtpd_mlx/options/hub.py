@@ -48,6 +48,13 @@ class PullOptions(RevisionOptions):
     name: str = argument("hub id, owner/name or owner/name@revision")
     out: Path | None = same(RunConfig, "out", default=None, unset="the hub's local cache")
 
+    def __post_init__(self) -> None:
+        if not is_hub_id(self.name):
+            raise ValueError(f"{self.name}: not a hub id of the form owner/name")
+        out = self.out
+        if out is not None and out.exists() and not is_empty(out) and not (out / ".cache").is_dir():
+            raise ValueError(f"--out {out}: is not empty, and not an interrupted pull; use another folder")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PushOptions:
@@ -58,12 +65,3 @@ class PushOptions:
     private: bool = switch("make a private repository")
     overwrite: bool = switch("write into a repository that holds files already")
     dry_run: bool = switch("print the card and the files; upload nothing")
-
-
-def check_pull(pull: PullOptions) -> None:
-    """ValueError where there is nothing to pull, or no place for it."""
-    if not is_hub_id(pull.name):
-        raise ValueError(f"{pull.name}: not a hub id of the form owner/name")
-    out = pull.out
-    if out is not None and out.exists() and not is_empty(out) and not (out / ".cache").is_dir():
-        raise ValueError(f"--out {out}: is not empty, and not an interrupted pull; use another folder")

@@ -37,6 +37,10 @@ class MeasureOptions:
 class EvalOptions(JsonOptions, MeasureOptions, FilesOptions):
     valid: Path | None = option(None, "text whose loss under the base is reported (.jsonl or .txt)", metavar="FILE")
 
+    def __post_init__(self) -> None:
+        if self.valid is not None and not self.valid.expanduser().is_file():
+            raise ValueError(f"--valid {self.valid}: no such file")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimedOptions(MeasureOptions):
@@ -53,6 +57,10 @@ class BenchOptions(JsonOptions, TimedOptions, FilesOptions):
     num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
     draft_model: str | None = option(None, "also time mlx_lm's own speculative decoding with this model", metavar="MODEL")
     svg: Path | None = option(None, "also draw the figures", metavar="FILE")
+
+    def __post_init__(self) -> None:
+        if self.svg is not None and (self.svg.is_dir() or not self.svg.parent.is_dir()):
+            raise ValueError(f"--svg {self.svg}: expected a file in a folder that is there")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +109,3 @@ def check_sampled(verify: VerifyOptions, sampling: Sampling) -> None:
     """ValueError where the sampling test of verify would have nothing to draw."""
     if sampling.greedy and not verify.greedy_only:
         raise ValueError("--temp 0 leaves nothing to draw; give a temperature, or --greedy-only")
-
-
-def check_files(evaluation: EvalOptions) -> None:
-    """ValueError where the text of --valid is not there."""
-    if evaluation.valid is not None and not evaluation.valid.expanduser().is_file():
-        raise ValueError(f"--valid {evaluation.valid}: no such file")
-
-
-def check_drawing(bench: BenchOptions) -> None:
-    """ValueError where --svg cannot be written."""
-    if bench.svg is not None and (bench.svg.is_dir() or not bench.svg.parent.is_dir()):
-        raise ValueError(f"--svg {bench.svg}: expected a file in a folder that is there")

@@ -118,6 +118,30 @@ def judge(reference: Reference, prompts: Prompts, texts: Texts, options: Samplin
     return evidence
 
 
+def examine(
+    reference: Reference,
+    plain: Backend,
+    open_rounds: Callable[[Sampling | None], Backend],
+    prompts: Prompts,
+    *,
+    max_tokens: int,
+    sampling: Sampling | None,
+    special: Sequence[int] = (),
+    see: Callable[[], None] = lambda: None,
+) -> Report:
+    """Every text of `prompts`, plain, speculative and (where `sampling` is given) sampled. `open_rounds`: makes what decodes
+    speculatively, greedily or under a sampling. The logits of `reference` judge the texts."""
+    texts, _ = decode(plain, prompts, max_tokens, see)
+    speculative, tau = decode(open_rounds(None), prompts, max_tokens, see)
+    report = Report(len(prompts), sum(map(len, texts)), compare(reference, prompts, texts, speculative), tau={"greedy": tau})
+    if sampling is not None:
+        drawn, report.tau["sampled"] = decode(open_rounds(sampling), prompts, max_tokens, see)
+        evidence = judge(reference, prompts, drawn, sampling, special)
+        report.sampled_tokens, report.sampling_p_value = evidence.count, evidence.p_value
+        report.top_deviate = evidence.top_deviate
+    return report
+
+
 def describe(report: Report, tolerance: float) -> str:
     same = f"greedy: {report.identical} of {report.prompts} prompts identical to plain decoding over {report.tokens} tokens"
     lines = [same]

@@ -6,6 +6,7 @@ logging.
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,3 +38,8 @@ def messages_on_stderr() -> Iterator[None]:
         for logger in loggers:
             logger.removeHandler(handler)
             logger.setLevel(logging.NOTSET)
+
+
+def dot() -> None:
+    """A sign of life on standard error, after each piece of a measurement; the line is the caller's to end."""
+    print(".", end="", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ import pytest
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.options.command_line import file_options_of, options_of
+from mtpd_mlx.options.hub import PullOptions
 from mtpd_mlx.options.schema import REQUIRED, argument, build, flag, option, same, scalar_type, switch
 
 MEANINGS = {  # options that say or take different things
@@ -99,6 +100,7 @@ def test_options_are_frozen_and_take_their_defaults(cls: type) -> None:
     assert cls.__dataclass_params__.frozen  # type: ignore[attr-defined]
     given = {f.name: 1 if f.type is int else "x" for f in dataclasses.fields(cls) if f.default is REQUIRED}
     given |= {"prompt": "x"} if "prompt" in flags(cls) else {}  # one of --prompt and --prompts is needed
+    given |= {"name": "owner/name"} if cls is PullOptions else {}
     (instance,) = build((cls,), {}, given)
     assert all(getattr(instance, f.name) == given.get(f.name, f.default) for f in dataclasses.fields(cls))
 

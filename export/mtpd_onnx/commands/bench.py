@@ -7,6 +7,7 @@ from typing import Any
 from mtpd_mlx.options.measure import GraphBenchOptions
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import GraphSampling
+from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RuntimeOptions, GraphBenchOptions, GraphSampling)
 
@@ -47,8 +48,7 @@ def measure(
         from mtpd_onnx.peer.process import genai_arm
 
         arms.append(genai_arm(bench.genai, manifest.capacity, runtime.num_threads))
-    dots = lambda: print(".", end="", file=sys.stderr, flush=True)  # noqa: E731
-    interleave(arms, prompts, bench.max_tokens, bench.repeats, bench.cool_down, dots)
+    interleave(arms, prompts, bench.max_tokens, bench.repeats, bench.cool_down, dot)
     print(file=sys.stderr)
     step, round_ = plain.milliseconds_per_pass, speculative.milliseconds_per_pass
     assert step is not None and round_ is not None
