@@ -99,7 +99,8 @@ def run(command: ModuleType, flags: dict[str, Any]) -> int:
         inputs.append(Given(read_yaml(Path(file)) if file else {}, {k: v for k, v in flags.items() if k in in_file}))
     if hasattr(command, "check"):
         command.check(*inputs)
-    return command.run(*inputs)
+    status: int = command.run(*inputs)
+    return status
 
 
 def add_arguments(parser: argparse.ArgumentParser, classes: Sequence[type], file_classes: Sequence[type] = ()) -> None:
@@ -126,7 +127,7 @@ def group_name(cls: type) -> str:
     return getattr(cls, "GROUP", cls.__name__.removesuffix("Config").removesuffix("Options").lower())
 
 
-def argument(field: dataclasses.Field, annotation: Any, in_file: bool) -> tuple[list[str], dict[str, Any]]:
+def argument(field: dataclasses.Field[Any], annotation: Any, in_file: bool) -> tuple[list[str], dict[str, Any]]:
     """What add_argument gets of a field: names and keywords."""
     about, (scalar, is_list) = field.metadata, scalar_type(annotation)
     keywords: dict[str, Any] = {"help": argparse.SUPPRESS if about["hidden"] else help_of(field), "default": argparse.SUPPRESS}
@@ -144,7 +145,7 @@ def argument(field: dataclasses.Field, annotation: Any, in_file: bool) -> tuple[
     return [*names, flag(field.name)], keywords | {"dest": field.name, "required": field.default is REQUIRED}
 
 
-def help_of(field: dataclasses.Field) -> str:
+def help_of(field: dataclasses.Field[Any]) -> str:
     """The help text of a field, its default included."""
     default = field.default
     if default is None:
@@ -153,4 +154,5 @@ def help_of(field: dataclasses.Field) -> str:
         shown = None
     else:
         shown = " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
-    return (field.metadata["help"] + ("" if shown is None else f" (default: {shown})")).replace("%", "%%")
+    text: str = field.metadata["help"] + ("" if shown is None else f" (default: {shown})")
+    return text.replace("%", "%%")

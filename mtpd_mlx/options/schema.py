@@ -164,7 +164,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check(field: dataclasses.Field, value: Any) -> None:
+def _check(field: dataclasses.Field[Any], value: Any) -> None:
     choices, span = field.metadata["choices"], field.metadata["takes"]
     if choices and value is not None and value not in choices:
         raise ValueError(f"{field.name}: got {value!r}, expected one of {', '.join(map(str, choices))}")
