@@ -9,8 +9,8 @@ from mtpd_mlx.options.schema import option
 class DecodingConfig:
     plan: str = option(
         "auto",
-        "how rounds run: auto (measured at load, or as mtpd tune stored), growing, or fixed with any of +compiled, +scatter, "
-        "+rows in this order",
+        "how rounds run: auto (on GPUs measured at load, or as mtpd tune stored), growing, or fixed with any of +compiled, "
+        "+scatter, +rows in this order",
     )
     exact: bool = option(False, "verify with the kernels of single-token passes: bit for bit plain decoding; slower")
     kv_bits: int | None = option(None, "quantise the base's KV cache to so many bits (default: not)")
