@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 from tiny import VOCAB
 
+from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Backend
 
@@ -28,10 +30,12 @@ PREFILL_CHUNKS = [
 
 
 class Oracle:
-    """Plain greedy decoding the slow way: one pass over the whole text, nothing cached between calls."""
+    """Plain greedy decoding and drafting the slow way: everything anew for each text."""
 
-    def __init__(self, base: Base):
-        self._base, self._known = base, {}  # type: ignore[var-annotated]
+    def __init__(self, base: Base, heads: MTPHeads):
+        self._base, self._heads = base, heads
+        self._known: dict[tuple[int, ...], list[int]] = {}
+        self._drafted: dict[tuple[int, ...], list[int]] = {}
 
     def choices(self, text: Sequence[int], count: int = 1) -> list[int]:
         """The base's own token after each of the last `count` positions of `text`."""
@@ -40,6 +44,15 @@ class Oracle:
             logits = self._base.logits(self._base.norm(self._base.trunk(mx.array([key]))))
             self._known[key] = np.array(mx.argmax(logits[0], axis=-1)).tolist()
         return self._known[key][-count:]
+
+    def drafts(self, text: Sequence[int]) -> list[int]:
+        """What the heads expect behind `text`."""
+        key = tuple(text)
+        if key not in self._drafted:
+            model = MLXModel(self._base, self._heads)
+            model.prefill(key[:-1])
+            self._drafted[key] = model.draft(key[-1])
+        return self._drafted[key]
 
 
 def check_backend(oracle: Oracle, make: Callable[[], Backend], rounds_from_empty: bool = True) -> Counter:
@@ -118,6 +131,9 @@ class Decoding(RuleBasedStateMachine):
             result = self.backend.round(named)
             self.accepted[result.accepted if result.proposed else None] += 1
             assert result.proposed in (0, self.backend.num_draft_tokens)
+            if result.proposed:  # accepted is what a fresh start would have drafted, whatever came before
+                right = [a == b for a, b in zip(self.oracle.drafts([*self.text, named]), result.emitted, strict=False)]
+                assert result.accepted == [*right[: result.proposed], False].index(False)
             self.text += [named, *result.emitted[:-1]]
             assert result.emitted == self.oracle.choices(self.text, len(result.emitted))
             token = None

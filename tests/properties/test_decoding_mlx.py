@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple]:
     @cache
     def load(source: str) -> tuple:
         base, heads, _ = load_for_decoding(write_checkpoint(folder / source, base_folder, K, source))
-        return base, heads, Oracle(base)
+        return base, heads, Oracle(base, heads)
 
     return load
 

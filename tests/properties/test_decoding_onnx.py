@@ -8,7 +8,7 @@ from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 from tiny import write_base, write_checkpoint
 
-from mtpd_mlx.model.base import load_base
+from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.protocol import Backend
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def oracle(folder: Path) -> Oracle:
-    return Oracle(load_base(str(folder / "base")))
+    return Oracle(*load_for_decoding(folder / "heads")[:2])
 
 
 def opened(folder: Path, layout: str, plain: bool = False, drafts: int | None = None) -> Backend:
