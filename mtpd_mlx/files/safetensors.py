@@ -143,7 +143,7 @@ class RawTensors:
         """The tensor, memory-mapped. ValueError where it is missing or of none of the `expected` types."""
         file, _, entry = self._place(name)
         if (dtype := entry["dtype"]) not in expected:
-            raise ValueError(f"{file}: {name}: got dtype {dtype}, expected {' or '.join(expected)}")
+            raise ValueError(f"{file}: {name!r}: got dtype {dtype}, expected {' or '.join(expected)}")
         return Raw(dtype, self.data(name).view(f"<u{ITEM_BYTES[dtype]}").reshape(entry["shape"]))
 
     def __getitem__(self, name: str) -> Raw:
