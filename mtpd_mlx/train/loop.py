@@ -188,7 +188,7 @@ class Run:
         i = self.progress.iteration
         return i == self.optim_cfg.iters or (every > 0 and i % every == 0)
 
-    def _report(self, metrics: np.ndarray, norm: float, speed: float, show: Callable) -> None:
+    def _report(self, metrics: np.ndarray, norm: float, speed: float, show: Callable[[dict[str, Any]], None]) -> None:
         trained = self.model.heads.num_heads - self.model.first_trained
         car = metrics[1 + trained :].tolist()
         record = {
@@ -207,7 +207,7 @@ class Run:
         self.curve.append(record)
         self._tell(record, show)
 
-    def _validate(self, show: Callable) -> None:
+    def _validate(self, show: Callable[[dict[str, Any]], None]) -> None:
         progress = self.progress
         result = evaluate(self.stepper, self.valid, self._check)
         score = [-result.main_loss] if self.model.joint else [result.tau, -sum(result.head_loss)]
