@@ -70,6 +70,10 @@ class GraphBenchOptions(JsonOptions, TimedOptions, FileOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TuneOptions(JsonOptions, TimedOptions, FileOptions):
+    """Few texts: every number of drafts is timed on each of them."""
+
+    limit: int | None = same(TimedOptions, "limit", default=4)
+    repeats: int = same(TimedOptions, "repeats", default=2)
     dry_run: bool = switch("measure, but store nothing")
 
 

@@ -30,7 +30,8 @@ MEANINGS = {  # options that say or take different things
 DEFAULTS = {
     "batch_size": "see above",
     "dequantize": "training says what is faster and leaves it to the user; decoding does it",
-    "limit": "timing repeats every prompt, verifying wants all",
+    "limit": "timing repeats every prompt, tuning every number of drafts; verifying wants all",
+    "repeats": "tuning repeats every number of drafts",
     "max_seq_length": "memory is planned for longer rows than small models are trained on",
     "max_tokens": "texts to read and to learn from, texts that are only measured",
     "out": "every command has a folder of its own; none for what is large",
