@@ -82,7 +82,7 @@ def episode(models: Sequence[tuple[Base, MTPHeads]], seed: int, seen: Seen) -> s
     drafts, plan = 1 + pick(MOST), PLANS[pick(len(PLANS))]
     capacity = 24 + pick(200)
     config = DecodingConfig(exact=True) if plan == "exact" else DecodingConfig(plan=plan)
-    backend = open_decoder(base, heads, config, drafts, capacity)
+    backend = open_decoder(base, heads, config, num_draft_tokens=drafts, capacity=capacity)
     about = f"seed {seed}: {drafts} drafts, plan {plan}, capacity {capacity}"
     text: list[int] = []
     for _ in range(1 + pick(5)):

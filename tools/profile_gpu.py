@@ -103,7 +103,7 @@ def of_mlx(args: argparse.Namespace) -> dict[str, Result]:
     results = {}
     for name, drafts in (("plain", 0), ("round", heads.num_heads)):
         plan = args.plan if drafts else "growing"
-        decoder = open_decoder(base, heads, DecodingConfig(plan=plan), drafts, sampling=sampling)
+        decoder = open_decoder(base, heads, DecodingConfig(plan=plan), num_draft_tokens=drafts, sampling=sampling)
         results[name] = mlx_passes(decoder, args)
     return results
 

@@ -49,13 +49,13 @@ def measure(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfi
     drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
     quick = replace(options, exact=False)
     plain = open_decoder(base, None, quick.of_plain(), **drawing)
-    ours = open_decoder(base, heads if drafts != 0 else None, quick, drafts, **drawing)
+    ours = open_decoder(base, heads if drafts != 0 else None, quick, num_draft_tokens=drafts, **drawing)
     arms = [stock_arm(base, sampling, special), our_arm("plain", plain, plain=True), our_arm("mtpd", ours)]
     if bench.draft_model is not None:
         draft = load_base(bench.draft_model, dequantize=bool(place.dequantize), dtype=base.dtype)
         arms.append(stock_arm(base, sampling, special, draft.model, max(1, ours.num_draft_tokens)))
     if options.exact:
-        arms.append(our_arm("exact", open_decoder(base, heads, options, drafts, **drawing)))
+        arms.append(our_arm("exact", open_decoder(base, heads, options, num_draft_tokens=drafts, **drawing)))
     results = interleaved(arms, sets, bench.max_tokens, bench.repeats, bench.cool_down, dot)
     print(file=sys.stderr)
     values = {

@@ -22,7 +22,9 @@ def run(place: RunnableOptions, chat: TunedChatOptions, decoding: DecodingConfig
     backend, base = open_from(place, decoding, sampling, plain=chat.plain, num_draft_tokens=drafts)
     tokenizer, file = Tokenizer.from_folder(base.path), chat.prompt_cache_file
     cached = load_cache(backend, file) if file is not None and file.is_file() else []
-    status = run_chat(backend, tokenizer, chat.max_tokens, chat.system_prompt, chat.show_drafts, cached=cached)
+    status = run_chat(
+        backend, tokenizer, chat.max_tokens, system_prompt=chat.system_prompt, show_drafts=chat.show_drafts, cached=cached
+    )
     if file is not None and backend.length:
         save_cache(backend, file)
     return status

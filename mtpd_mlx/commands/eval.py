@@ -23,7 +23,7 @@ def run(place: CheckpointOptions, evaluation: EvalOptions) -> int:
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     files = list(zip(set_names(evaluation.prompts), evaluation.prompts, strict=True))
-    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, on_cpu(), **base_keywords(place))
+    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, dequantize=on_cpu(), **base_keywords(place))
     assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)
     sets: dict[str, Any] = {}

@@ -51,7 +51,7 @@ def open_from(
     options, drafts = (options, 0) if plain else as_tuned(place, options, base, num_draft_tokens)
     special = xtc_special_tokens(Tokenizer.from_folder(base.path)) if sampling.xtc_probability else ()
     heads = None if drafts == 0 else heads
-    return open_decoder(base, heads, options, drafts, sampling=sampling, xtc_special_tokens=special), base
+    return open_decoder(base, heads, options, num_draft_tokens=drafts, sampling=sampling, xtc_special_tokens=special), base
 
 
 def xtc_special_tokens(tokenizer: Any) -> tuple[int, ...]:
@@ -72,7 +72,7 @@ def load_model(place: RunnableOptions, plain: bool = False) -> tuple[Any, Any]:
     if plain and not (folder / CONFIG_NAME).is_file():
         base, heads = load_base(place.checkpoint, dequantize=dequantize, adapter=known["adapter"]), None
     else:
-        base, heads, _ = load_checkpoint(folder, place.model, dequantize, **known)
+        base, heads, _ = load_checkpoint(folder, place.model, dequantize=dequantize, **known)
     if place.dtype is not None:
         base.model.set_dtype(getattr(mx, place.dtype))
     if heads is not None:

@@ -21,7 +21,7 @@ def run(place: CheckpointOptions, parity: ParityOptions) -> int:
     from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, True, **base_keywords(place))
+    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, dequantize=True, **base_keywords(place))
     folder = resolve_folder(parity.folder)
     manifest = read_manifest(folder)
     if manifest.base["fingerprint"] != config.base.fingerprint:

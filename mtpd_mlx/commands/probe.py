@@ -31,7 +31,7 @@ def run(place: RunnableOptions, probe: ProbeOptions, options: DecodingConfig) ->
         logger.info("--kv-bits: no context reaches --quantized-kv-start %d: nothing is quantised", options.quantized_kv_start)
     car, source = acceptance(place.checkpoint, probe.prompts, base, heads)
     drafts = DRAFTS if heads is None else sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
-    costs = [measure_costs(base, n, options, drafts, heads, dot) for n in contexts]
+    costs = [measure_costs(base, n, options=options, drafts=drafts, heads=heads, see=dot) for n in contexts]
     print(file=sys.stderr)
     how = {"exact": options.exact, "kv_bits": options.kv_bits}
     heads_of = {"num_heads": None if heads is None else heads.num_heads, "car": car, "car_source": source}

@@ -48,11 +48,13 @@ def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -
     room = base.context_length - tune.max_tokens - heads.num_heads - 1
     prompts = [p.tokens for p in encode_prompts(tune.prompts, tokenizer, room, tune.limit)]
     counts = sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
-    decoders = {k: open_decoder(base, heads, options, k) for k in counts}
+    decoders = {k: open_decoder(base, heads, options, num_draft_tokens=k) for k in counts}
     plain = our_arm("plain", open_decoder(base, None, options.of_plain()), plain=True)
     arms = {k: our_arm(f"K={k}", decoder) for k, decoder in decoders.items()}
     stock = stock_arm(base, Sampling())  # greedy
-    interleave([stock, plain, *arms.values()], prompts, tune.max_tokens, tune.repeats, tune.cool_down, dot)
+    interleave(
+        [stock, plain, *arms.values()], prompts, tune.max_tokens, repeats=tune.repeats, cool_down=tune.cool_down, see=dot
+    )
     print(file=sys.stderr)
     speeds = {arm.name: arm.tokens_per_second for arm in (stock, plain, *arms.values())}
     return speeds, choose(speeds, {k: str(d.plan) for k, d in decoders.items()})

@@ -37,7 +37,7 @@ def run(place: RunnableOptions, verify: DraftedVerifyOptions, options: DecodingC
 
     def rounds(drawn: Sampling | None) -> Any:
         drafts, sampled = verify.num_draft_tokens, drawn or Sampling()
-        return open_decoder(base, heads, options, drafts, sampling=sampled, xtc_special_tokens=special)
+        return open_decoder(base, heads, options, num_draft_tokens=drafts, sampling=sampled, xtc_special_tokens=special)
 
     report = examine(
         MLXModel(base, None),

@@ -21,6 +21,7 @@ def open_decoder(
     base: Base,
     heads: MTPHeads | None,
     options: DecodingConfig = DEFAULT,
+    *,
     num_draft_tokens: int | None = None,
     capacity: int | None = None,
     sampling: Sampling = GREEDY,

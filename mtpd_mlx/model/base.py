@@ -197,6 +197,7 @@ def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
 
 def load_base(
     model: str,
+    *,
     dequantize: bool = False,
     dtype: mx.Dtype | None = None,
     ends_only: bool = False,

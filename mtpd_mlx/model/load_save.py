@@ -137,6 +137,7 @@ def load_heads(folder: Path, base: Base) -> tuple[MTPHeads, CheckpointConfig]:
 def load_checkpoint(
     folder: Path,
     model: str | None = None,
+    *,
     dequantize: bool = False,
     ends_only: bool = False,
     adapter: Path | None = None,
@@ -162,12 +163,13 @@ def load_checkpoint(
 def load_for_decoding(
     folder: Path,
     model: str | None = None,
+    *,
     dequantize: bool = False,
     adapter: Path | None = None,
     allow_mismatch: bool = False,
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
     """As load_checkpoint, with the heads in the base's own floating-point type."""
-    base, heads, config = load_checkpoint(folder, model, dequantize, adapter=adapter, allow_mismatch=allow_mismatch)
+    base, heads, config = load_checkpoint(folder, model, dequantize=dequantize, adapter=adapter, allow_mismatch=allow_mismatch)
     heads.set_dtype(base.dtype)
     return base, heads, config
 

@@ -84,6 +84,7 @@ def interleave(
     arms: Sequence[Arm],
     prompts: Sequence[list[int]],
     max_tokens: int,
+    *,
     repeats: int,
     cool_down: float = 0.0,
     see: Callable[[], None] = lambda: None,

@@ -24,6 +24,7 @@ class Chat:
         self,
         backend: Backend,
         tokenizer: Tokenizer,
+        *,
         max_tokens: int,
         system_prompt: str | None,
         colour: bool,
@@ -100,6 +101,7 @@ def run_chat(
     backend: Backend,
     tokenizer: Tokenizer,
     max_tokens: int,
+    *,
     system_prompt: str | None = None,
     show_drafts: bool = False,
     read: Callable[[str], str] = input,
@@ -109,7 +111,7 @@ def run_chat(
     """Until q or the end of the input. Ctrl-C ends an answer, a second one the chat. `cached`: as for Chat."""
     out = sys.stdout if out is None else out
     colour = show_drafts and "NO_COLOR" not in os.environ
-    chat = Chat(backend, tokenizer, max_tokens, system_prompt, colour, cached)
+    chat = Chat(backend, tokenizer, max_tokens=max_tokens, system_prompt=system_prompt, colour=colour, cached=cached)
     print(COMMANDS + ("; accepted draft tokens are green" if colour else ""), file=out)
     while True:
         try:

@@ -124,7 +124,9 @@ def _train_stages(
 ) -> list[tuple[int, Outcome]]:
     out, to, cfg = Path(options.run.out), planned[-1], options.model
     cached = cfg.cache is not None
-    base, heads, config = load_checkpoint(checkpoint, cfg.model, cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg))
+    base, heads, config = load_checkpoint(
+        checkpoint, cfg.model, dequantize=cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg)
+    )
     if cfg.cache is not None:
         check_cache(Path(cfg.cache).expanduser(), config.base.fingerprint, str(checkpoint))
     if not cached:

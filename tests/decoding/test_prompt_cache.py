@@ -33,7 +33,7 @@ def text(backend: Backend, prompt: list[int], length: int = 20) -> list[int]:
 @pytest.mark.parametrize(("plan", "drafts"), [("growing", 4), ("fixed", 4), ("growing", 0), ("fixed", 0)])
 def test_saved_and_loaded(checkpoint: Path, tmp_path: Path, plan: str, drafts: int) -> None:
     base, heads, _ = load_for_decoding(checkpoint)
-    first, second = (open_decoder(base, heads, DecodingConfig(plan=plan), drafts) for _ in range(2))
+    first, second = (open_decoder(base, heads, DecodingConfig(plan=plan), num_draft_tokens=drafts) for _ in range(2))
     answer = text(first, PROMPT)
     save_cache(first, tmp_path / "a.safetensors")
     loaded = load_cache(second, tmp_path / "a.safetensors")
@@ -45,15 +45,15 @@ def test_saved_and_loaded(checkpoint: Path, tmp_path: Path, plan: str, drafts: i
 def test_what_does_not_fit_is_said(checkpoint: Path, tmp_path: Path) -> None:
     base, heads, _ = load_for_decoding(checkpoint)
     file = tmp_path / "a.safetensors"
-    two = open_decoder(base, heads, DecodingConfig(plan="growing"), 2)
+    two = open_decoder(base, heads, DecodingConfig(plan="growing"), num_draft_tokens=2)
     with pytest.raises(ValueError, match="nothing to save"):
         save_cache(two, file)
     text(two, PROMPT)
     save_cache(two, file)
     with pytest.raises(ValueError, match=r"missing key 'heads\.2\.keys'"):
-        load_cache(open_decoder(base, heads, DecodingConfig(plan="growing"), 4), file)
+        load_cache(open_decoder(base, heads, DecodingConfig(plan="growing"), num_draft_tokens=4), file)
     with pytest.raises(ValueError, match="expected at most 30"):
-        load_cache(open_decoder(base, heads, DecodingConfig(plan="growing"), 2, 30), file)
+        load_cache(open_decoder(base, heads, DecodingConfig(plan="growing"), num_draft_tokens=2, capacity=30), file)
     with pytest.raises(ValueError, match="not a cache that mtpd saved"):
         load_cache(two, checkpoint / "heads.safetensors")
     other, _, _ = load_for_decoding(
@@ -63,7 +63,7 @@ def test_what_does_not_fit_is_said(checkpoint: Path, tmp_path: Path) -> None:
         load_cache(open_decoder(other, None), file)
     tuned, drafts, _ = load_for_decoding(write_checkpoint(tmp_path / "t", write_base(tmp_path / "c", scale=7.0), 4))
     with pytest.raises(ValueError, match="saved with another base"):  # of the same shape
-        load_cache(open_decoder(tuned, drafts, DecodingConfig(plan="growing"), 2), file)
+        load_cache(open_decoder(tuned, drafts, DecodingConfig(plan="growing"), num_draft_tokens=2), file)
 
 
 def test_chat_goes_on(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:

@@ -46,7 +46,7 @@ def of_kinds(*kinds: str) -> pytest.MarkDecorator:
 
 
 def opened(model: tuple, plan: str, drafts: int | None = None, **options) -> Decoder | PlainDecoder:  # type: ignore[no-untyped-def]
-    return open_decoder(*model, DecodingConfig(plan=plan, **options), drafts)
+    return open_decoder(*model, DecodingConfig(plan=plan, **options), num_draft_tokens=drafts)
 
 
 # Every plan with all drafts; nothing is drafted with none, and one draft is the shortest round: two plans for each.

@@ -52,7 +52,7 @@ def plain(model: Any, prompt: list[int], length: int = 50, **options: Any) -> li
 def test_text_and_acceptance(folder: Path, drafts: int) -> None:
     model, draft = opened(folder, drafts)
     base, heads, _ = load_for_decoding(folder)
-    ours = open_decoder(base, heads, DecodingConfig(plan="growing"), drafts)
+    ours = open_decoder(base, heads, DecodingConfig(plan="growing"), num_draft_tokens=drafts)
     for prompt in PROMPTS:
         got = run(model, draft, prompt, num_draft_tokens=drafts)
         assert [token for token, _ in got] == plain(model, prompt)

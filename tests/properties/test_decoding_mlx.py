@@ -42,7 +42,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple]:
 )
 def test_rounds(model: Callable[[str], tuple], plan: str, drafts: int, source: str) -> None:
     base, heads, oracle = model(source)
-    accepted = check_backend(oracle, lambda: open_decoder(base, heads, DecodingConfig(plan=plan), drafts, CAPACITY))
+    accepted = check_backend(
+        oracle, lambda: open_decoder(base, heads, DecodingConfig(plan=plan), num_draft_tokens=drafts, capacity=CAPACITY)
+    )
     assert len(accepted) > min(drafts, 2)  # several numbers of drafts, or rounds that propose nothing
 
 

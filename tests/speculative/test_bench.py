@@ -23,7 +23,7 @@ def test_every_pass_after_prefill_is_timed_once(monkeypatch):
     monkeypatch.setattr(loop.time, "perf_counter", lambda: next(clock) / 1000)  # every call takes a millisecond
     backend = StepBackend(ScriptedModel(scripted(list(range(40)), 2), script=cycle([3]), num_drafts=3))
     arm = backend_arm("mtp", backend)
-    interleave([arm], [[7, 7]], 10, 2)
+    interleave([arm], [[7, 7]], 10, repeats=2)
     assert [len(run.tokens) for run in arm.runs] == [10, 10]
     assert [len(run.pass_seconds) for run in arm.runs] == [3, 3]  # the run before, which does not count, is not among them
     assert arm.stats.accepted == [3, 3, 3] * 2

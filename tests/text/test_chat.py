@@ -59,7 +59,7 @@ def test_a_line_that_is_not_utf8_does_not_end_the_chat():
 
 def test_an_interrupt_during_the_rewind_is_survived():
     backend, tokenizer = strict_chat()
-    chat = Chat(backend, tokenizer, 8, None, False)
+    chat = Chat(backend, tokenizer, max_tokens=8, system_prompt=None, colour=False)
     chat.answer("ab", io.StringIO())
     right = backend.rewind_to
 

@@ -48,7 +48,7 @@ def measure(
         from mtpd_onnx.peer.process import genai_arm
 
         arms.append(genai_arm(bench.genai, manifest.capacity, runtime.num_threads))
-    interleave(arms, prompts, bench.max_tokens, bench.repeats, bench.cool_down, dot)
+    interleave(arms, prompts, bench.max_tokens, repeats=bench.repeats, cool_down=bench.cool_down, see=dot)
     print(file=sys.stderr)
     step, round_ = plain.milliseconds_per_pass, speculative.milliseconds_per_pass
     assert step is not None and round_ is not None

@@ -13,4 +13,10 @@ def run(runtime: RuntimeOptions, chat: ChatOptions, sampling: GraphSampling) -> 
     from mtpd_onnx.runtime.open import open_folder
 
     backend = open_folder(runtime.folder, plain=chat.plain, sampling=sampling, **runtime.of_folder())
-    return run_chat(backend, Tokenizer.from_folder(runtime.folder), chat.max_tokens, chat.system_prompt, chat.show_drafts)
+    return run_chat(
+        backend,
+        Tokenizer.from_folder(runtime.folder),
+        chat.max_tokens,
+        system_prompt=chat.system_prompt,
+        show_drafts=chat.show_drafts,
+    )

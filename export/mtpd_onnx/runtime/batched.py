@@ -42,7 +42,7 @@ class BatchedDecoder:
     def __init__(self, session: Any, manifest: Manifest, provider: str, batch_size: int):
         self.num_draft_tokens, self.capacity, self.batch_size = manifest.num_heads, manifest.capacity, batch_size
         state = cache_state(manifest, provider, manifest.num_heads, batch_size)
-        self.runner = Runner(session, provider, state, {}, {}, False)
+        self.runner = Runner(session, provider, state, constants={}, results={}, captured=False)
         self.texts: list[Text] = []  # of the last call of generate, after an interrupt too
         self.prefill_seconds = 0.0
         shape = (batch_size, manifest.num_heads, manifest.dims["hidden_size"])

@@ -27,6 +27,7 @@ class FusedBackend:
         session: Any,
         manifest: Manifest,
         provider: str,
+        *,
         captured: bool = False,
         sampling: SamplingState | None = None,
         stream: Stream | None = None,
@@ -45,7 +46,15 @@ class FusedBackend:
             probs = np.zeros((k, manifest.dims["vocab_size"]), np.float32)
             state["draft_probs"] = ("next_draft_probs", device_array(probs, provider))
             constants |= sampling.constants()
-        self.runner = Runner(session, provider, state, constants, {"result": np.zeros(k + 2, np.int64)}, captured, stream)
+        self.runner = Runner(
+            session,
+            provider,
+            state,
+            constants=constants,
+            results={"result": np.zeros(k + 2, np.int64)},
+            captured=captured,
+            stream=stream,
+        )
         self.ahead = stream is not None
         self._tokens: list[int] = []
         self._clear()

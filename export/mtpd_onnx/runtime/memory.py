@@ -11,7 +11,7 @@ from mtpd_onnx.runtime.limits import PREFILL_CHUNK
 WORKSPACE = {"cuda": 600e6, "cpu": 50e6}  # CUDA's context and cuBLAS, onnxruntime's own
 
 
-def needed_bytes(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool, batch_size: int = 1) -> int:
+def needed_bytes(folder: Path, manifest: Manifest, provider: str, *, plain: bool, sampled: bool, batch_size: int = 1) -> int:
     """Weights, caches, sampling state and the activations of a prefill chunk: an estimate from above."""
     dims, item = manifest.dims, ACTIVATION_BYTES[manifest.activations]
     heads = 0 if plain else manifest.num_heads
@@ -40,9 +40,12 @@ def available_bytes(provider: str) -> int | None:
         return None
 
 
-def check_memory(folder: Path, manifest: Manifest, provider: str, plain: bool, sampled: bool, batch_size: int = 1) -> None:
+def check_memory(folder: Path, manifest: Manifest, provider: str, *, plain: bool, sampled: bool, batch_size: int = 1) -> None:
     """ValueError in one line where it cannot fit."""
-    needed, free = needed_bytes(folder, manifest, provider, plain, sampled, batch_size), available_bytes(provider)
+    needed, free = (
+        needed_bytes(folder, manifest, provider, plain=plain, sampled=sampled, batch_size=batch_size),
+        available_bytes(provider),
+    )
     if free is not None and needed > free:
         raise ValueError(
             f"{folder}: about {needed / 1e9:.1f} GB of memory are needed, {free / 1e9:.1f} GB are free on {provider}; export "

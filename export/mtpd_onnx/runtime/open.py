@@ -43,7 +43,7 @@ def open_folder(
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
     if sampling is not None and sampling.greedy:
         sampling = None
-    check_memory(folder, manifest, chosen, plain, sampling is not None)
+    check_memory(folder, manifest, chosen, plain=plain, sampled=sampling is not None)
     if manifest.layout == "split":
         if sampling is not None:
             raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")
@@ -55,7 +55,7 @@ def open_folder(
     session = open_session(folder / name, chosen, num_threads, captured, stream)
     state = None if sampling is None else SamplingState(sampling, manifest)
     make = PlainBackend if plain else FusedBackend
-    return make(session, manifest, chosen, captured, state, stream)
+    return make(session, manifest, chosen, captured=captured, sampling=state, stream=stream)
 
 
 def can_capture(manifest: Manifest) -> bool:

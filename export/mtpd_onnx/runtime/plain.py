@@ -25,6 +25,7 @@ class PlainBackend:
         session: Any,
         manifest: Manifest,
         provider: str,
+        *,
         captured: bool = False,
         sampling: SamplingState | None = None,
         stream: Stream | None = None,
@@ -41,7 +42,7 @@ class PlainBackend:
             state["recent"] = ("next_recent", device_array(sampling.inputs([], 0)["recent"], provider))
             constants |= sampling.constants()
         results = {"next_tokens": np.zeros(1, np.int64)}
-        self.runner = Runner(session, provider, state, constants, results, captured, stream)
+        self.runner = Runner(session, provider, state, constants=constants, results=results, captured=captured, stream=stream)
         self.ahead = stream is not None
         if captured:
             self.runner.capture({})

@@ -44,6 +44,7 @@ class Runner:
         session: Any,
         provider: str,
         state: Mapping[str, tuple[str, Any]],
+        *,
         constants: Mapping[str, np.ndarray],
         results: Mapping[str, np.ndarray],
         captured: bool,

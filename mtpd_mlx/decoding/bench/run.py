@@ -31,7 +31,7 @@ def measure(
     accepted: list[int] = []
     for name, prompts in sets.items():
         runs, rounds = len(arms[0].runs), len(accepted)
-        interleave(arms, prompts, max_tokens, repeats, cool_down, see)  # starts the statistics anew
+        interleave(arms, prompts, max_tokens, repeats=repeats, cool_down=cool_down, see=see)  # starts the statistics anew
         if results.mtpd.stats is not None:
             accepted += results.mtpd.stats.accepted
         results.sets.append((name, slice(runs, len(arms[0].runs)), slice(rounds, len(accepted))))

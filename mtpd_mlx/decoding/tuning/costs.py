@@ -37,6 +37,7 @@ def repeated_heads(base: Base, count: int) -> MTPHeads:
 def measure_costs(
     base: Base,
     context: int,
+    *,
     options: DecodingConfig,
     drafts: Sequence[int] = DRAFTS,
     heads: MTPHeads | None = None,
@@ -47,9 +48,9 @@ def measure_costs(
     prompt = [(7 * i + 3) % base.vocab_size for i in range(context)]
     cascade = repeated_heads(base, max(drafts)) if heads is None else heads
     plain = open_decoder(base, None, options.of_plain())
-    chosen = open_decoder(base, cascade, options, min(4, max(drafts))).plan
+    chosen = open_decoder(base, cascade, options, num_draft_tokens=min(4, max(drafts))).plan
     running: list[tuple[int, Decoder | PlainDecoder]] = [(0, plain)]
-    running += [(k, open_decoder(base, cascade, replace(options, plan=str(chosen)), k)) for k in drafts]
+    running += [(k, open_decoder(base, cascade, replace(options, plan=str(chosen)), num_draft_tokens=k)) for k in drafts]
     seconds: dict[int, list[float]] = {k: [] for k, _ in running}
     tokens = {k: backend.prefill(prompt) for k, backend in running}
     for turn in range(1 + REPEATS):
