@@ -45,9 +45,9 @@ def test_names_types_and_what_is_missing(tmp_path: Path) -> None:
     source = RawTensors.of_model(tmp_path, lambda name: name.removeprefix("x.") if name.startswith("x.") else None)
     assert list(source) == ["a", "b", "c"] and "other" not in source
     assert [source[name].floats().tolist() for name in "ab"] == [[1.0], [4.0]]
-    with pytest.raises(ValueError, match=r"model-2\.safetensors: c: got dtype BOOL, expected F64 or I64 or F32"):
+    with pytest.raises(ValueError, match=r"model-2\.safetensors: 'c': got dtype BOOL, expected F64 or I64 or F32"):
         source["c"]
-    with pytest.raises(ValueError, match=r"model-1\.safetensors: a: got dtype F32, expected I32$"):
+    with pytest.raises(ValueError, match=r"model-1\.safetensors: 'a': got dtype F32, expected I32$"):
         source.mapped("a", ["I32"])
     for read in (source.data, source.mapped, source.shape, source.__getitem__):
         with pytest.raises(ValueError, match="weights: missing key 'd'"):
