@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from helpers.runs import flags
 from hub_helpers import contents, mtpd, refused
 from stub_hub import Hub, Repository
 
-QUICK = ["--iters", "1", "--max-seq-length", "32", "--batch-size", "2", "--warmup", "0", "--val-batches", "1"]
+QUICK = flags(iters=1, num_heads=None)
 
 
 @pytest.fixture

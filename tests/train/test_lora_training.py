@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers.runs import one_line
+from helpers.runs import flags, one_line
 from tiny import LLAMA, cycle_batch, write_quantised
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
@@ -24,8 +24,8 @@ from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LoraConfig, LossConfig
 
-RUN = ["--iters", "10", "--batch-size", "2", "--max-seq-length", "32", "--num-heads", "2", "--warmup", "2"]
-RUN += ["--learning-rate", "1e-2", "--steps-per-eval", "5", "--val-batches", "2", "--train", "lora", "--num-layers", "2"]
+RUN = flags(iters=10, max_seq_length=32, warmup=2, learning_rate="1e-2", steps_per_eval=5, val_batches=2)
+RUN += ["--train", "lora", "--num-layers", "2"]
 
 
 def train(base: Path, data: Path, out: Path, *extra: str) -> int:
