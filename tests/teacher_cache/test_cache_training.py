@@ -30,7 +30,7 @@ COMPUTED = "computed from the hidden states"
 @pytest.mark.parametrize(
     ("loss", "top_n", "held", "says"),
     [
-        ("mtpd", "9", "9", "9 stored logits a position"),
+        ("mtpd", "5", "9", "5 stored logits a position"),
         ("mtpd", "10000", "9", f"{COMPUTED} of the cache: 97 logits a position are wanted, 9 are stored; --top-n 9 would use"),
         ("mtpd", "5", NONE, COMPUTED),
         ("kl", "9", "9", "9 stored"),
