@@ -3,8 +3,8 @@
 Called by the tests of both runtimes.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +17,11 @@ from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.rounds import StepBackend
 
+Drafts = Callable[[Any, int], list[int]]
 TOKENS = st.integers(0, VOCAB - 1)
 NAMED = st.one_of(st.none(), st.none(), st.none(), TOKENS)  # None: the token that plain decoding goes on with
 PREFILL_CHUNKS = [
@@ -54,20 +57,28 @@ class Oracle:
             self._drafted[key] = model.draft(key[-1])
         return self._drafted[key]
 
+    def acceptance(self) -> set[int]:
+        """The numbers of drafts that rounds accept in a few texts."""
+        backend, seen = StepBackend(MLXModel(self._base, self._heads)), set()
+        for prompt in ([7], [5, 6], [*range(5, 20)], [*range(90, 40, -1)]):
+            backend.rewind_to(0)
+            seen |= {c.round.accepted for c in generate(backend, prompt, max_tokens=40) if c.round}
+        return seen
 
-def check_backend(oracle: Oracle, make: Callable[[], Backend], rounds_from_empty: bool = True) -> Counter:
-    """`make`: a backend, fresh or used before. Returns how many drafts were accepted how often (None: nothing proposed)."""
-    accepted: Counter = Counter()
+
+def check_backend(
+    oracle: Oracle, make: Callable[[], Backend], drafts_of: Drafts | None = None, rounds_from_empty: bool = True
+) -> None:
+    """`make`: a backend, fresh or used before. drafts_of: what it would verify behind the token that goes on."""
 
     class Machine(Decoding):
         def __init__(self) -> None:
             super().__init__()
-            self.oracle, self.backend, self.accepted = oracle, make(), accepted
-            self.rounds_from_empty = rounds_from_empty
+            self.oracle, self.backend = oracle, make()
+            self.drafts_of, self.rounds_from_empty = drafts_of, rounds_from_empty
 
-    fewer = settings(max_examples=settings().max_examples // 5)  # an example is 20 calls
+    fewer = settings(max_examples=settings().max_examples // 4)  # an example is 20 calls
     run_state_machine_as_test(Machine, settings=fewer)
-    return accepted
 
 
 class Decoding(RuleBasedStateMachine):
@@ -75,7 +86,7 @@ class Decoding(RuleBasedStateMachine):
 
     oracle: Oracle
     backend: Backend
-    accepted: Counter
+    drafts_of: Drafts | None
     rounds_from_empty: bool
 
     def __init__(self) -> None:
@@ -129,7 +140,6 @@ class Decoding(RuleBasedStateMachine):
                 return
             named = self.named(token)
             result = self.backend.round(named)
-            self.accepted[result.accepted if result.proposed else None] += 1
             assert result.proposed in (0, self.backend.num_draft_tokens)
             if result.proposed:  # accepted is what a fresh start would have drafted, whatever came before
                 right = [a == b for a, b in zip(self.oracle.drafts([*self.text, named]), result.emitted, strict=False)]
@@ -137,6 +147,13 @@ class Decoding(RuleBasedStateMachine):
             self.text += [named, *result.emitted[:-1]]
             assert result.emitted == self.oracle.choices(self.text, len(result.emitted))
             token = None
+
+    @precondition(lambda self: self.drafts_of and len(self.text) >= self.backend.num_draft_tokens)
+    @rule()
+    def drafts_are_those_of_a_fresh_start(self) -> None:
+        assert self.drafts_of is not None
+        text = [*self.text, self.named(None)]
+        assert self.drafts_of(self.backend, text[-1]) == self.oracle.drafts(text)[: self.backend.num_draft_tokens]
 
     @rule(share=st.floats(0, 1))
     def rewind(self, share: float) -> None:
