@@ -55,7 +55,8 @@ class StepBackend:
     def round(self, token: int) -> Round:
         self._need(1 + self.num_draft_tokens)
         start, began = self.length, time.perf_counter()
-        drafts = self.model.draft(token)[: self.num_draft_tokens] if self.num_draft_tokens else []
+        able = self.num_draft_tokens and start  # an empty text has no state to draft from
+        drafts = self.model.draft(token)[: self.num_draft_tokens] if able else []
         drafted = time.perf_counter()
         predicted = [int(t) for t in self.model.verify([token, *drafts])]
         accepted = accept_greedy(predicted, drafts)

@@ -66,16 +66,14 @@ class Oracle:
         return seen
 
 
-def check_backend(
-    oracle: Oracle, make: Callable[[], Backend], drafts_of: Drafts | None = None, rounds_from_empty: bool = True
-) -> None:
+def check_backend(oracle: Oracle, make: Callable[[], Backend], drafts_of: Drafts | None = None) -> None:
     """`make`: a backend, fresh or used before. drafts_of: what it would verify behind the token that goes on."""
 
     class Machine(Decoding):
         def __init__(self) -> None:
             super().__init__()
             self.oracle, self.backend = oracle, make()
-            self.drafts_of, self.rounds_from_empty = drafts_of, rounds_from_empty
+            self.drafts_of = drafts_of
 
     fewer = settings(max_examples=settings().max_examples // 4)  # an example is 20 calls
     run_state_machine_as_test(Machine, settings=fewer)
@@ -87,7 +85,6 @@ class Decoding(RuleBasedStateMachine):
     oracle: Oracle
     backend: Backend
     drafts_of: Drafts | None
-    rounds_from_empty: bool
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,7 +129,7 @@ class Decoding(RuleBasedStateMachine):
         self.text.append(token)
         assert [following] == self.oracle.choices(self.text)
 
-    @precondition(lambda self: self.room > self.backend.num_draft_tokens and (self.text or self.rounds_from_empty))
+    @precondition(lambda self: self.room > self.backend.num_draft_tokens)
     @rule(token=NAMED, count=st.integers(1, 5))
     def rounds(self, token: int | None, count: int) -> None:
         for _ in range(count):
@@ -165,6 +162,10 @@ class Decoding(RuleBasedStateMachine):
     def refused_rewinds(self, beyond: int) -> None:
         for length in (-beyond, len(self.text) + beyond):
             refused(lambda length=length: self.backend.rewind_to(length))  # type: ignore[misc]
+
+    @rule()
+    def refused_prefill_of_nothing(self) -> None:
+        refused(lambda: self.backend.prefill([]))
 
     @rule(beyond=st.integers(1, 3))
     def refused_for_want_of_room(self, beyond: int) -> None:

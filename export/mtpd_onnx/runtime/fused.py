@@ -9,7 +9,7 @@ from mtpd_mlx.speculative.protocol import Round
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.cuda_stream import Stream
-from mtpd_onnx.runtime.limits import check_rewind, need_room
+from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
 from mtpd_onnx.runtime.runner import Runner, cache_state, device_array, device_zeros
 from mtpd_onnx.runtime.sampling_state import SamplingState
 
@@ -77,7 +77,7 @@ class FusedBackend:
         self._begun = False
 
     def prefill(self, tokens: Sequence[int]) -> int:
-        need_room(self, len(tokens))
+        need_tokens(self, tokens)
         self._refresh()
         for start in range(0, len(tokens), limits.PREFILL_CHUNK):
             self._force(tokens[start : start + limits.PREFILL_CHUNK])

@@ -9,7 +9,7 @@ from mtpd_mlx.speculative.protocol import Round
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.cuda_stream import Stream
-from mtpd_onnx.runtime.limits import check_rewind, need_room
+from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
 from mtpd_onnx.runtime.runner import Runner, cache_state, device_array
 from mtpd_onnx.runtime.sampling_state import SamplingState
 
@@ -52,7 +52,7 @@ class PlainBackend:
         return len(self._tokens)
 
     def prefill(self, tokens: Sequence[int]) -> int:
-        need_room(self, len(tokens))
+        need_tokens(self, tokens)
         for start in range(0, len(tokens), limits.PREFILL_CHUNK):
             self._run(tokens[start : start + limits.PREFILL_CHUNK])
         return self._next
