@@ -147,7 +147,7 @@ def test_capturing_leaves_no_trace(plain: bool, sampling: Sampling | None, folde
     texts, states = [], []
     for captured in (False, True):
         state = None if sampling is None else SamplingState(sampling, manifest)
-        backend = make(session, manifest, "cpu", captured, state)
+        backend = make(session, manifest, "cpu", captured=captured, sampling=state)
         names: Mapping[str, Any] = backend.runner._state
         states.append({name: backend.runner.get(name).copy() for name in names})
         texts.append([t for chunk in generate(backend, [5, 6, 7, 8], max_tokens=40) for t in chunk.tokens])
