@@ -8,6 +8,7 @@ from typing import Any
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.text.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer_files import READ
 from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS
 from mtpd_onnx.precision import check_precision
 
@@ -62,7 +63,7 @@ def file_sha256(file: Path) -> str:
 
 def read_manifest(folder: Path, verify: bool = False) -> Manifest:
     """Reads and checks `folder`/manifest.json: every file there and of its size (with `verify`, its sha256; small files
-    always), and the tokenizer within the vocabulary. ValueError in one line otherwise."""
+    always), none beside them that would change how it decodes, and the tokenizer usable. ValueError in one line otherwise."""
     file = folder / NAME
     if not file.is_file():
         raise ValueError(f"{folder}: not an exported folder (no {NAME})")
@@ -79,9 +80,7 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
         raise ValueError(f"{file}: missing or unknown entry ({str(error).splitlines()[0]})") from error
     except ValueError as error:
         raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
-    vocabulary, tokens = manifest.dims["vocab_size"], Tokenizer.from_folder(folder).vocab_size
-    if tokens > vocabulary:
-        raise ValueError(f"{folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {vocabulary}")
+    Tokenizer.from_folder(folder, manifest.dims["vocab_size"])  # refuses what cannot be decoded with
     return manifest
 
 
@@ -110,6 +109,11 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
     for name in (*LAYOUTS[manifest.layout], WEIGHTS_NAME, "tokenizer.json"):
         if name not in manifest.files:
             raise ValueError(f"files: {name} is not listed")
+    for name in READ:
+        if name not in manifest.files and (folder / name).exists():
+            raise ValueError(
+                f"{name}: is not of what was exported and would be read; remove it, or export the checkpoint again"
+            )
     for name, entry in manifest.files.items():
         if Path(name).name != name or name in (".", "..") or "\\" in name or "\0" in name:
             raise ValueError(f"files: {name!r} is not a plain file name")

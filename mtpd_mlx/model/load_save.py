@@ -1,7 +1,6 @@
 """Reading and writing heads (and, in joint training, the base) with MLX. The format itself: checkpoints/format.py."""
 
 import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,14 +26,7 @@ from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx, nn
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+from mtpd_mlx.text.tokenizer_files import copy_tokenizer
 
 
 def versions() -> dict[str, str]:
@@ -196,12 +188,6 @@ def _from(out: Path, named: str | Path) -> str:
         return str(named)
     relative = os.path.relpath(local.resolve(), out.resolve())
     return relative if relative.startswith("..") else f"./{relative}"
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
 
 
 def _quantize(arrays: dict[str, mx.array], group_size: int, bits: int) -> dict[str, mx.array]:

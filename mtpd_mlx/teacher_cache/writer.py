@@ -114,9 +114,7 @@ def prepare(options: CacheOptions) -> Job:
     base = _load(cfg)
     base.check_length(options.data.max_seq_length)
     assert base.path is not None
-    tokenizer = Tokenizer.from_folder(base.path)
-    if tokenizer.vocab_size > base.vocab_size:
-        raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")
+    tokenizer = Tokenizer.from_folder(base.path, base.vocab_size)
     if options.data.data_weights:
         raise ValueError("--data-weights: not for a cache, whose every row is stored once")
     loaded = load_dataset(options.data, tokenizer)

@@ -11,6 +11,22 @@ from typing import Any
 
 Messages = list[dict[str, Any]]
 Tools = list[dict[str, Any]]  # descriptions of functions, as templates that know tools show them to the model
+Templates = str | dict[str, str] | None  # one, several by name, or none
+DEFAULT, WITH_TOOLS = "default", "tool_use"  # the names that mean something
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names that a message's thoughts come under; the first is written
+
+
+def choose(templates: Templates, tools: Tools | None) -> str:
+    """The template for a conversation with these tools. ValueError: none, or none of several is meant for it."""
+    if templates is None:
+        raise ValueError("the tokenizer has no chat template")
+    if isinstance(templates, str):
+        return templates
+    for name in (WITH_TOOLS, DEFAULT) if tools is not None else (DEFAULT,):
+        if name in templates:
+            return templates[name]
+    held = ", ".join(repr(name) for name in sorted(templates)) or "none"
+    raise ValueError(f"chat template: got several by name ({held}), expected {DEFAULT!r} among them")
 
 
 def check_tools(place: str, value: Any) -> Tools | None:
@@ -32,7 +48,7 @@ def render(
 
     try:
         rendered: str = _compile(template).render(
-            messages=messages,
+            messages=[_as_templates_expect(message) for message in messages],
             tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
@@ -42,6 +58,13 @@ def render(
     except (TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"chat template: {reason}") from error
+
+
+def _as_templates_expect(message: dict[str, Any]) -> dict[str, Any]:
+    """A key without a value is left out, and thoughts come under the name that templates read."""
+    held = {key: value for key, value in message.items() if value is not None}
+    thoughts = next((held[name] for name in REASONING if name in held), None)
+    return held if thoughts is None else {"thinking": thoughts} | held | {REASONING[0]: thoughts}
 
 
 @lru_cache(maxsize=8)

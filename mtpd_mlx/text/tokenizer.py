@@ -2,15 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.text.chat_template import Messages, Tools, render
-
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+from mtpd_mlx.text import tokenizer_files
+from mtpd_mlx.text.chat_template import Messages, Templates, Tools, choose, render
 
 
 class Tokenizer:
@@ -21,30 +18,44 @@ class Tokenizer:
         backend: tokenizers.Tokenizer,
         eos_token_id: int | None,
         eos_token_ids: frozenset[int],
-        template: str | None = None,
+        template: Templates = None,
         special_tokens: dict[str, str] | None = None,
+        vocabulary: int | None = None,
     ):
+        """`vocabulary`: the model's, where known: a text with a token beyond it is refused."""
         self._backend = backend
         self.eos_token_id, self.eos_token_ids = eos_token_id, eos_token_ids
         self._template, self._special_tokens = template, special_tokens or {}
         self._vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        self._limit = vocabulary if vocabulary is not None and vocabulary < self._vocab_size else None
 
     @classmethod
-    def from_folder(cls, folder: Path | str) -> "Tokenizer":
+    def from_folder(cls, folder: Path | str, vocabulary: int | None = None) -> "Tokenizer":
         """Reads a folder in Hugging Face layout. ValueError in one line where it cannot be used.
 
         The tokens that end a generation: eos_token of the tokenizer's own files, and eos_token_id (a number or a list)
-        of generation_config.json or, failing that, config.json.
+        of generation_config.json or, failing that, config.json. `vocabulary`: the model's (None: what a config.json in
+        the folder says).
         """
         folder = Path(folder)
-        backend = _read_backend(folder)
-        config = _read_json(folder / "tokenizer_config.json")
-        special = _special_tokens(_read_json(folder / "special_tokens_map.json")) | _special_tokens(config)
-        eos_id = backend.token_to_id(special["eos_token"]) if "eos_token" in special else None
-        eos_ids = _model_eos_ids(folder) | ({eos_id} if eos_id is not None else set())
+        backend, config = tokenizer_files.read_backend(folder), tokenizer_files.read_json(folder / tokenizer_files.CONFIG)
+        tokens = tokenizer_files.read_special_tokens(folder, config, backend)
+        backend.add_tokens(tokens.added)
+        backend.encode_special_tokens = config.get("split_special_tokens") is True
+        vocabulary = tokenizer_files.read_vocabulary(folder) if vocabulary is None else vocabulary
+        own = max(backend.get_vocab(with_added_tokens=False).values(), default=-1) + 1
+        if vocabulary is not None and own > vocabulary:  # added tokens may lie beyond it: most never occur in a text
+            raise ValueError(f"{folder}: the tokenizer has {own} tokens, the model's vocabulary only {vocabulary}")
+        eos_ids = {i for i in tokenizer_files.read_model_eos_ids(folder) if vocabulary is None or i < vocabulary}
+        eos_id = backend.token_to_id(tokens.named["eos_token"]) if "eos_token" in tokens.named else None
+        if eos_id is not None and vocabulary is not None and eos_id >= vocabulary:
+            got = f"eos_token: got {tokens.named['eos_token']!r}, which is no token of this model"
+            raise ValueError(f"{folder}: {got} (the tokenizer has no such token; a new one would be {eos_id} of {vocabulary})")
+        eos_ids |= {eos_id} if eos_id is not None else set()
         if eos_id is None and eos_ids:
             eos_id = min(eos_ids)
-        return cls(backend, eos_id, frozenset(eos_ids), _chat_template(folder, config), special)
+        template = tokenizer_files.read_templates(folder, config)
+        return cls(backend, eos_id, frozenset(eos_ids), template, tokens.named, vocabulary)
 
     @property
     def vocab_size(self) -> int:
@@ -56,16 +67,29 @@ class Tokenizer:
         return self._template is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """ValueError where `text` holds what is no character: half of a surrogate pair, which a byte that is not UTF-8 (on the
-        command line, say) and a lone \\ud800 in JSON become."""
-        _check_characters(text)
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        """ValueError where `text` holds what is no character (half of a surrogate pair, which a byte that is not UTF-8 on the
+        command line and a lone \\ud800 in JSON become), a character that this tokenizer has no token for, or a token that the
+        model has not."""
+        return self.encode_batch([text], add_special_tokens)[0]
 
     def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]:
         """As encode."""
         for text in texts:
             _check_characters(text)
-        return [e.ids for e in self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+        try:
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ValueError(f"text: {_unknown_piece(self._backend, texts)} ({str(error).splitlines()[0]})") from error
+        ids = [encoding.ids for encoding in encodings]
+        if self._limit is not None:
+            self._check_within(ids, self._limit)
+        return ids
+
+    def _check_within(self, encoded: list[list[int]], limit: int) -> None:
+        beyond = next((i for ids in encoded for i in ids if i >= limit), None)
+        if beyond is not None:
+            token = self._backend.id_to_token(beyond)
+            raise ValueError(f"text: got token {token!r} ({beyond}), expected tokens of the model's vocabulary of {limit}")
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -81,9 +105,7 @@ class Tokenizer:
 
     def apply_chat_template(self, messages: Messages, add_generation_prompt: bool = False, tools: Tools | None = None) -> str:
         """The conversation as text, as transformers renders it. ValueError: no template, or it refuses the messages."""
-        if self._template is None:
-            raise ValueError("the tokenizer has no chat template")
-        return render(self._template, messages, add_generation_prompt, self._special_tokens, tools)
+        return render(choose(self._template, tools), messages, add_generation_prompt, self._special_tokens, tools)
 
 
 def _check_characters(text: str) -> None:
@@ -94,57 +116,23 @@ def _check_characters(text: str) -> None:
         raise ValueError(f"text: got {got}, which is no character (not UTF-8?), expected Unicode text") from error
 
 
-def _read_backend(folder: Path) -> tokenizers.Tokenizer:
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise ValueError(f"{folder}: no tokenizer.json in it")
+def _unknown_piece(backend: tokenizers.Tokenizer, texts: list[str]) -> str:
+    """What of the texts has no token: a character, or a word whose every character alone has none either."""
+    for text in texts:
+        normal = backend.normalizer.normalize_str(text) if backend.normalizer is not None else text
+        split = backend.pre_tokenizer.pre_tokenize_str(normal) if backend.pre_tokenizer is not None else [(normal, (0, 0))]
+        for piece, _ in split:
+            if _fails(backend, piece):
+                unknown = [c for c in piece if _fails(backend, c)]
+                found = unknown[0] if unknown and len(set(unknown)) < len(set(piece)) else piece
+                named = f"{found!r} (U+{ord(found):04X})" if len(found) == 1 else repr(found[:40])
+                return f"got {named}, which this tokenizer has no token for"
+    return "got what this tokenizer has no token for"
+
+
+def _fails(backend: tokenizers.Tokenizer, piece: str) -> bool:
     try:
-        backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises bare Exception
-        raise ValueError(f"{file}: not a readable tokenizer ({str(error).splitlines()[0]})") from error
-    if backend.get_vocab_size(with_added_tokens=True) == 0:
-        raise ValueError(f"{file}: got an empty vocabulary, expected at least one token")
-    backend.no_padding()
-    backend.no_truncation()
-    return backend
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return read_json_object(file) if file.is_file() else {}
-
-
-def _model_eos_ids(folder: Path) -> set[int]:
-    for name in ("generation_config.json", "config.json"):
-        value = _read_json(folder / name).get("eos_token_id")
-        if value is None:
-            continue
-        ids = value if isinstance(value, list) else [value]
-        if not all(type(i) is int and i >= 0 for i in ids):
-            raise ValueError(f"{folder / name}: eos_token_id: got {value!r}, expected a token id or a list of them")
-        return set(ids)
-    return set()
-
-
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
-    """bos_token, eos_token and so on, which older files hold as objects with a "content"."""
-    tokens = {}
-    for name in NAMED_TOKENS:
-        value = config.get(name)
-        value = value.get("content") if isinstance(value, dict) else value
-        if isinstance(value, str):
-            tokens[name] = value
-    return tokens
-
-
-def _chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        try:
-            return file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):  # several named templates
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+        backend.model.tokenize(piece)
+    except Exception:  # as above
+        return True
+    return False

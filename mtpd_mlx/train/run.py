@@ -72,9 +72,7 @@ def _train_in(
     base = ingredients.base
     if not options.run.resume:
         world.from_lead(lambda: check_free(out, options.run.overwrite, TRAINED_PARTS[options.model.train]))
-    tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder)
-    if tokenizer.vocab_size > base.vocab_size:
-        raise ValueError(f"tokenizer has {tokenizer.vocab_size} tokens, the base's vocabulary only {base.vocab_size}")
+    tokenizer = Tokenizer.from_folder(ingredients.tokenizer_folder, base.vocab_size)
     options = with_rate(rows_as_cached(options), base.hidden_size)
     base.check_length(options.data.max_seq_length)
     world.rows(options.data.batch_size)

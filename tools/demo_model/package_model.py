@@ -14,7 +14,8 @@ from pathlib import Path
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import BaseRef
 from mtpd_mlx.model.base import load_base
-from mtpd_mlx.model.load_save import copy_tokenizer, load_heads, save_heads
+from mtpd_mlx.model.load_save import load_heads, save_heads
+from mtpd_mlx.text.tokenizer_files import copy_tokenizer
 
 BITS = 8
 

@@ -19,6 +19,8 @@ from mtpd_mlx.files.safetensors import RawTensors
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
 from mtpd_mlx.text.tokenizer import Tokenizer
+from mtpd_mlx.text.tokenizer_files import MODEL as CONFIG_FILE
+from mtpd_mlx.text.tokenizer_files import copy_tokenizer
 from mtpd_onnx.dims import Dims, read_dims
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
@@ -49,14 +51,6 @@ BUILDERS: dict[str, dict[str, Callable[[Spec], ir.Model]]] = {  # by layout and 
     "split": {MAIN: build_main, HEADS: build_heads},
 }
 DEFAULT = ExportOptions()
-COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-)
 
 
 def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFAULT) -> Manifest:
@@ -108,6 +102,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
         parameters = Parameters(spec, policy, base, heads)
         graphs = write_graphs(folder, spec, options.layout, parameters)
         copy_tokenizer(base_folder, folder)
+        shutil.copyfile(base_folder / CONFIG_FILE, folder / CONFIG_FILE)
         kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
         return describe_folder(folder, spec, kinds=kinds, config=config, graphs=graphs, weights=parameters.report())
 
@@ -146,9 +141,7 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
             f"{checkpoint}: these heads belong to another base than {base_folder} (fingerprints differ); adapt them with "
             "mtpd refit, or pass --allow-base-mismatch"
         )
-    tokens = Tokenizer.from_folder(base_folder).vocab_size
-    if tokens > dims.vocab_size:
-        raise ValueError(f"{base_folder}: the tokenizer has {tokens} tokens, the model's vocabulary only {dims.vocab_size}")
+    Tokenizer.from_folder(base_folder, dims.vocab_size)  # refuses what cannot be decoded with
 
 
 def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
@@ -165,12 +158,6 @@ def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) 
             "outputs": [str(v.name) for v in graph.graph.outputs],
         }
     return io, weights_read
-
-
-def copy_tokenizer(base_folder: Path, folder: Path) -> None:
-    for name in COPIED:
-        if (base_folder / name).is_file():
-            shutil.copyfile(base_folder / name, folder / name)
 
 
 def describe_folder(
