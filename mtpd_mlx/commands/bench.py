@@ -44,7 +44,10 @@ def measure(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfi
     options, drafts = as_tuned(place, decoding, base, bench.num_draft_tokens)
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - bench.max_tokens - heads.num_heads - 1
-    sets = {name: [p.tokens for p in encode_prompts(file, tokenizer, room, bench.limit)] for name, file in files}
+    sets = {
+        name: [p.tokens for p in encode_prompts(file, tokenizer, room, bench.limit, chat=not bench.ignore_chat_template)]
+        for name, file in files
+    }
     special = xtc_special_tokens(tokenizer)
     drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
     quick = replace(options, exact=False)

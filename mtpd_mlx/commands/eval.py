@@ -28,7 +28,13 @@ def run(place: CheckpointOptions, evaluation: EvalOptions) -> int:
     tokenizer = Tokenizer.from_folder(base.path)
     sets: dict[str, Any] = {}
     for name, file in files:
-        prompts = encode_prompts(file, tokenizer, base.context_length - evaluation.max_tokens, evaluation.limit)
+        prompts = encode_prompts(
+            file,
+            tokenizer,
+            base.context_length - evaluation.max_tokens,
+            evaluation.limit,
+            chat=not evaluation.ignore_chat_template,
+        )
         texts = generate_greedy(base, [p.tokens for p in prompts], evaluation.max_tokens, tokenizer.eos_token_ids)
         sets[name] = measure(base, heads, texts) | {
             "prompts": len(prompts),

@@ -12,9 +12,27 @@ def run(wanted: InspectOptions, plan: MemoryPlan) -> int:
     from mtpd_mlx.inspection.describe import describe
     from mtpd_mlx.inspection.render import render
 
-    found = describe(view_of(wanted.name, wanted.revision), plan)
+    view = view_of(wanted.name, wanted.revision)
+    found = describe(view, plan)
+    if found["kind"] == "model" and found["supported"] and (why := tokenizer_fault(view, found["dims"]["vocab_size"])):
+        found |= {"supported": False, "why_not": why}
     print(json.dumps(found, indent=2) if wanted.json else render(found))
     return 0
+
+
+def tokenizer_fault(view: View, vocabulary: int) -> str | None:
+    """Why the tokenizer of a local folder cannot be used with the model beside it. None: it can, or there is none."""
+    from mtpd_mlx.inspection.folder_view import LocalView
+    from mtpd_mlx.text.tokenizer import Tokenizer
+    from mtpd_mlx.text.tokenizer_files import BACKEND
+
+    if not isinstance(view, LocalView) or BACKEND not in view.files():
+        return None
+    try:
+        Tokenizer.from_folder(view.folder, vocabulary)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def view_of(name: str, revision: str | None) -> View:

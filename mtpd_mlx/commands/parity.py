@@ -28,7 +28,7 @@ def run(place: CheckpointOptions, parity: ParityOptions) -> int:
         raise ValueError(f"{parity.folder} was exported from another base than {place.checkpoint} (fingerprints differ)")
     tokenizer = Tokenizer.from_folder(folder)
     room = min(base.context_length, manifest.capacity) - parity.max_tokens - manifest.num_heads - 1
-    prompts = encode_prompts(parity.prompts, tokenizer, room, parity.limit)
+    prompts = encode_prompts(parity.prompts, tokenizer, room, parity.limit, chat=not parity.ignore_chat_template)
     report = compare(
         base,
         heads,

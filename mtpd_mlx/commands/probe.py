@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.commands.loading import load_model
@@ -29,7 +28,7 @@ def run(place: RunnableOptions, probe: ProbeOptions, options: DecodingConfig) ->
     contexts = usable_contexts(list(probe.contexts), base.context_length, 8 * WIDEST)
     if options.kv_bits is not None and max(contexts) < options.quantized_kv_start:
         logger.info("--kv-bits: no context reaches --quantized-kv-start %d: nothing is quantised", options.quantized_kv_start)
-    car, source = acceptance(place.checkpoint, probe.prompts, base, heads)
+    car, source = acceptance(place.checkpoint, probe, base, heads)
     drafts = DRAFTS if heads is None else sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
     costs = [measure_costs(base, n, options=options, drafts=drafts, heads=heads, see=dot) for n in contexts]
     print(file=sys.stderr)
@@ -54,7 +53,7 @@ def usable_contexts(wanted: list[int], context_length: int, room: int) -> list[i
     return usable
 
 
-def acceptance(checkpoint: str, file: Path | None, base: Any, heads: Any) -> tuple[list[float] | None, str | None]:
+def acceptance(checkpoint: str, probe: ProbeOptions, base: Any, heads: Any) -> tuple[list[float] | None, str | None]:
     """(CAR by depth of the checkpoint's heads, on which text): measured, or as recorded; None where neither."""
     from mtpd_mlx.checkpoints.format import read_config
     from mtpd_mlx.hub.pull import resolve_folder
@@ -62,7 +61,7 @@ def acceptance(checkpoint: str, file: Path | None, base: Any, heads: Any) -> tup
 
     if heads is None:
         return None, None
-    if file is None:
+    if (file := probe.prompts) is None:
         found = recorded_acceptance(read_config(resolve_folder(checkpoint)).record)
         known = found is not None and len(found["car"]) == heads.num_heads  # fewer: of a part of the heads
         return (found["car"], "validation text, as recorded in training") if found and known else (None, None)
@@ -73,7 +72,8 @@ def acceptance(checkpoint: str, file: Path | None, base: Any, heads: Any) -> tup
 
     tokenizer = Tokenizer.from_folder(base.path)
     length = MeasureOptions.max_tokens
-    prompts = [p.tokens for p in encode_prompts(file, tokenizer, base.context_length - length, MOST_PROMPTS)]
+    room, chat = base.context_length - length, not probe.ignore_chat_template
+    prompts = [p.tokens for p in encode_prompts(file, tokenizer, room, MOST_PROMPTS, chat=chat)]
     return measure(base, heads, generate_greedy(base, prompts, length, frozenset()))["car"], file.name
 
 

@@ -46,7 +46,7 @@ def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -
 
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - tune.max_tokens - heads.num_heads - 1
-    prompts = [p.tokens for p in encode_prompts(tune.prompts, tokenizer, room, tune.limit)]
+    prompts = [p.tokens for p in encode_prompts(tune.prompts, tokenizer, room, tune.limit, chat=not tune.ignore_chat_template)]
     counts = sorted({k for k in DRAFTS if k < heads.num_heads} | {heads.num_heads})
     decoders = {k: open_decoder(base, heads, options, num_draft_tokens=k) for k in counts}
     plain = our_arm("plain", open_decoder(base, None, options.of_plain()), plain=True)

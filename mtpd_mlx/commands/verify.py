@@ -32,7 +32,10 @@ def run(place: RunnableOptions, verify: DraftedVerifyOptions, options: DecodingC
     base, heads = load_model(place)
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - verify.max_tokens - heads.num_heads - 1
-    prompts = [(p.id, p.tokens) for p in encode_prompts(verify.prompts, tokenizer, room, verify.limit)]
+    prompts = [
+        (p.id, p.tokens)
+        for p in encode_prompts(verify.prompts, tokenizer, room, verify.limit, chat=not verify.ignore_chat_template)
+    ]
     special = xtc_special_tokens(tokenizer)
 
     def rounds(drawn: Sampling | None) -> Any:

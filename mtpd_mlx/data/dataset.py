@@ -8,18 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
-from mtpd_mlx.data.formats import TextTokenizer, read_rows, tokenize
+from mtpd_mlx.data.counts import Counts, count, total
+from mtpd_mlx.data.formats import read_rows, tokenize
 from mtpd_mlx.data.packing import Batch, add_counts, epoch_order, pack, pad
 from mtpd_mlx.options.train import DataConfig
+from mtpd_mlx.text.rows import is_readable
+from mtpd_mlx.text.tokenizer import Tokenizer
 
 
 class PackedDataset:
     """Rows of one split."""
 
-    def __init__(self, rows: Batch, batch_size: int, seed: int):
+    def __init__(self, rows: Batch, batch_size: int, seed: int, cut: np.ndarray | None = None):
+        """cut: which rows hold the beginning of a longer document alone, bool [R] (None: none)."""
         if len(rows.tokens) == 0:
             raise ValueError("data: no rows of text after tokenisation")
         self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.cut = np.zeros(len(rows.tokens), bool) if cut is None else cut
         self._order = lru_cache(maxsize=2)(partial(epoch_order, self.num_rows, seed))
 
     @property
@@ -36,6 +41,9 @@ class PackedDataset:
         for array in (self.rows.tokens, self.rows.segments, self.rows.loss_mask):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
+
+    def counts(self) -> Counts:
+        return count(self.rows, int(self.cut.sum()))
 
     def batch(self, step: int) -> Batch:
         """Micro-batch number `step`: rows step*B .. step*B+B-1 of an endless sequence of shuffled epochs."""
@@ -89,6 +97,9 @@ class MixedDataset:
     def token_counts(self) -> np.ndarray:
         return add_counts(p.token_counts() for p in self.parts)
 
+    def counts(self) -> Counts:
+        return total(part.counts() for part in self.parts)
+
     def batch(self, step: int) -> Batch:
         rows = []
         for position in range(step * self.batch_size, (step + 1) * self.batch_size):
@@ -116,26 +127,26 @@ class Splits:
     valid: PackedDataset | None
 
 
-def _read(file: Path, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> PackedDataset:
-    rows = read_rows(file)
-    try:
-        documents = tokenize(rows, tokenizer, cfg.mask_prompt)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
+def _read(file: Path, cfg: DataConfig, tokenizer: Tokenizer, seed: int) -> PackedDataset:
+    documents = tokenize(read_rows(file), tokenizer, cfg.mask_prompt)
     if not documents:
         raise ValueError(f"{file}: no text in it")
-    return PackedDataset((pack if cfg.pack else pad)(documents, cfg.max_seq_length), cfg.batch_size, seed)
+    length = cfg.max_seq_length
+    if cfg.pack:
+        return PackedDataset(pack(documents, length), cfg.batch_size, seed)
+    cut = np.array([document.ids.size > length for document in documents])
+    return PackedDataset(pad(documents, length), cfg.batch_size, seed, cut)
 
 
-def load_text(name: str, cfg: DataConfig, tokenizer: TextTokenizer) -> PackedDataset:
+def load_text(name: str, cfg: DataConfig, tokenizer: Tokenizer) -> PackedDataset:
     """One file as one split."""
     file = Path(name).expanduser()
-    if not file.is_file():
+    if not is_readable(file):
         raise ValueError(f"data {name}: no such file")
     return _read(file, cfg, tokenizer, 0)
 
 
-def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Splits:
+def load_dataset(cfg: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> Splits:
     """The splits of one or several data folders or files. ValueError in one line on anything missing or malformed."""
     if cfg.max_seq_length < 3 or cfg.batch_size < 1:
         raise ValueError(f"data: got {cfg.batch_size} rows of {cfg.max_seq_length} tokens, expected at least 1 of 3")
@@ -143,12 +154,17 @@ def load_dataset(cfg: DataConfig, tokenizer: TextTokenizer, seed: int = 0) -> Sp
     if weights and (len(weights) != len(cfg.data) or min(weights) < 0 or sum(weights) <= 0):
         raise ValueError(f"data_weights: got {list(weights)}, expected {len(cfg.data)} shares of at least 0, one per --data")
     parts = [_load_source(name, cfg, tokenizer, seed) for name in cfg.data]
-    held = [part.valid.rows for part in parts if part.valid is not None]
-    valid = PackedDataset(interleave(held), cfg.batch_size, seed) if held else None
+    held = [part.valid for part in parts if part.valid is not None]
+    valid = join(held, interleave([part.rows for part in held])) if held else None
     trains = [p.train for p in parts if isinstance(p.train, PackedDataset)]
     if weights:
         return Splits(MixedDataset(trains, weights), valid)
-    return Splits(PackedDataset(concatenate([t.rows for t in trains]), cfg.batch_size, seed), valid)
+    return Splits(join(trains, concatenate([t.rows for t in trains])), valid)
+
+
+def join(parts: list[PackedDataset], rows: Batch) -> PackedDataset:
+    """Their `rows` as one data set."""
+    return PackedDataset(rows, parts[0].batch_size, parts[0].seed, np.concatenate([part.cut for part in parts]))
 
 
 def find_source(name: str) -> Path:
@@ -156,14 +172,14 @@ def find_source(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "train.jsonl").is_file():
         raise ValueError(f"data {name}: no train.jsonl in it")
-    if not path.is_dir() and not path.is_file():
+    if not path.is_dir() and not is_readable(path):
         raise ValueError(f"data {name}: no such file or folder")
     return path
 
 
-def _load_source(name: str, cfg: DataConfig, tokenizer: TextTokenizer, seed: int) -> Splits:
+def _load_source(name: str, cfg: DataConfig, tokenizer: Tokenizer, seed: int) -> Splits:
     path = find_source(name)
-    if path.is_file():
+    if not path.is_dir():
         return _hold_out(name, _read(path, cfg, tokenizer, seed), cfg, seed)
     train, valid = _read(path / "train.jsonl", cfg, tokenizer, seed), path / "valid.jsonl"
     if not valid.is_file():
@@ -181,5 +197,5 @@ def _hold_out(name: str, whole: PackedDataset, cfg: DataConfig, seed: int) -> Sp
             f"data {name}: {whole.num_rows} row(s) of {cfg.max_seq_length} tokens, too few to hold some out for validation; "
             "give more, a lower --max-seq-length, or a valid.jsonl beside train.jsonl"
         )
-    parts = (whole.take(slice(cut)), whole.take(slice(cut, None)))
-    return Splits(*(PackedDataset(rows, cfg.batch_size, seed) for rows in parts))
+    parts = (slice(cut), slice(cut, None))
+    return Splits(*(PackedDataset(whole.take(part), cfg.batch_size, seed, whole.cut[part]) for part in parts))

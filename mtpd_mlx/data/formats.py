@@ -1,38 +1,21 @@
 """Reading mlx-lm's data files: train/valid/test.jsonl with {"text"}, {"prompt","completion"} or {"messages"}, or a .txt."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.files.json_object import parse_json_object
-from mtpd_mlx.text.chat_template import check_tools
+from mtpd_mlx.text.rows import Row, at, encode_texts
+from mtpd_mlx.text.rows import read_rows as read_file
+from mtpd_mlx.text.tokenizer import Tokenizer
 
-
-class TextTokenizer(Protocol):
-    """What data needs of a tokenizer (mtpd_mlx.text.tokenizer.Tokenizer has it)."""
-
-    eos_token_ids: frozenset[int]
-    eos_token_id: int | None
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def has_chat_template(self) -> bool: ...
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
-
-    def encode_batch(self, texts: list[str], add_special_tokens: bool = True) -> list[list[int]]: ...
-
-    def apply_chat_template(
-        self,
-        messages: list[dict[str, Any]],
-        add_generation_prompt: bool = False,
-        tools: list[dict[str, Any]] | None = None,
-    ) -> str: ...
+logger = logging.getLogger(__name__)
+OWN_CONFIG = "distill_config.json"  # what mtpd distill-data leaves beside its rows
+MADE_BY, OWN = "made_by", "mtpd distill-data"  # and in each row
+GIVEN = ("tokens", "prompt_tokens")  # ids, and how many of them are the prompt's
 
 
 @dataclass(frozen=True)
@@ -43,95 +26,96 @@ class Document:
     loss_mask: np.ndarray
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path) -> list[Row]:
     """Rows of a .jsonl file, or a .txt file as {"text"} rows split at blank lines. Errors name file and line."""
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
-    if file.suffix == ".txt":
-        rows = [{"text": part.strip("\n")} for part in content.split("\n\n") if part.strip()]
-    elif file.suffix == ".jsonl":
-        rows = [_parse(file, n, line) for n, line in enumerate(content.split("\n"), start=1) if line.strip()]
-    else:
-        raise ValueError(f"{file}: got a {file.suffix or 'suffix-less'} file, expected .jsonl or .txt")
+    rows = read_file(file, "text", paragraphs=True)
     if not rows:
         raise ValueError(f"{file}: empty, expected at least one row of text")
-    return rows
+    for row in rows:
+        if "text" not in row.values and "messages" not in row.values and not {"prompt", "completion"} <= row.values.keys():
+            expected = '"text", or "prompt" and "completion", or "messages"'
+            raise ValueError(f"{row.place}: got keys {sorted(row.values)}, expected {expected}")
+    ours = (file.parent / OWN_CONFIG).is_file()
+    foreign = ["tokens" in row.values and not (ours or row.values.get(MADE_BY) == OWN) for row in rows]
+    if any(foreign):
+        logger.info('%s: "tokens" left aside: not written by mtpd distill-data', rows[foreign.index(True)].place)
+    return [_without_ids(row) if aside else row for row, aside in zip(rows, foreign, strict=True)]
 
 
-def _parse(file: Path, number: int, line: str) -> dict[str, Any]:
-    row = parse_json_object(line, f"{file}:{number}")
-    kinds = {"text": str, "prompt": str, "completion": str, "messages": list, "tokens": list}
-    for key, kind in kinds.items():
-        if key in row and not isinstance(row[key], kind):
-            raise ValueError(f"{file}:{number}: {key!r} is {type(row[key]).__name__}, expected {kind.__name__}")
-    if "messages" in row and not (row["messages"] and all(isinstance(m, dict) for m in row["messages"])):
-        raise ValueError(f"{file}:{number}: 'messages': expected a list of objects, at least one")
-    check_tools(f"{file}:{number}", row.get("tools"))
-    if "text" not in row and "messages" not in row and not {"prompt", "completion"} <= row.keys():
-        raise ValueError(
-            f'{file}:{number}: got keys {sorted(row)}, expected "text", or "prompt" and "completion", or "messages"'
-        )
-    return row
+def _without_ids(row: Row) -> Row:
+    return replace(row, values={key: value for key, value in row.values.items() if key not in GIVEN})
 
 
-def tokenize(rows: list[dict[str, Any]], tokenizer: TextTokenizer, mask_prompt: bool) -> list[Document]:
+def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, mask_prompt: bool) -> list[Document]:
     """Documents as mlx-lm makes them: text gets EOS appended; pairs and messages go through the chat template, with the
     row's "tools". Rows of `mtpd distill-data` bring their own ids: "tokens", of which the first "prompt_tokens" are the prompt.
     """
-    if "tokens" in rows[0]:
+    first = rows[0].values
+    if "tokens" in first:
         return [_given(row, tokenizer, mask_prompt) for row in rows]
-    if "prompt" not in rows[0] and "messages" not in rows[0]:
+    if "prompt" not in first and "messages" not in first:
         if mask_prompt:
-            raise ValueError('--mask-prompt: got {"text"} rows, expected "prompt" and "completion", or "messages"')
-        encoded = tokenizer.encode_batch([_key(r, "text") for r in rows])
-        return [_document(_with_eos(ids, tokenizer), 0) for ids in encoded if ids]
+            raise ValueError(
+                f'{rows[0].place}: --mask-prompt: got {{"text"}} rows, expected "prompt" and "completion", or "messages"'
+            )
+        for row in rows:
+            _key(row, "text")
+        return [_document(_with_eos(ids, tokenizer), 0) for ids in encode_texts(rows, "text", tokenizer) if ids]
     return [_conversation(row, tokenizer, mask_prompt) for row in rows]
 
 
-def _given(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bool) -> Document:
-    ids, prompt = _key(row, "tokens"), row.get("prompt_tokens", 0)
-    if not all(type(t) is int and 0 <= t < tokenizer.vocab_size for t in ids):
-        raise ValueError(f'data "tokens": expected ids 0..{tokenizer.vocab_size - 1} of this tokenizer')
+def _given(row: Row, tokenizer: Tokenizer, mask_prompt: bool) -> Document:
+    """ValueError where the ids do not say what the row's texts do: they are another tokenizer's."""
+    ids, prompt = _key(row, "tokens"), row.values.get("prompt_tokens")
+    if not isinstance(ids, list) or not all(type(t) is int and 0 <= t < tokenizer.vocab_size for t in ids):
+        raise ValueError(f'{row.place}: "tokens": expected ids 0..{tokenizer.vocab_size - 1} of this tokenizer')
     if type(prompt) is not int or not 0 <= prompt <= len(ids):
-        raise ValueError(f'data "prompt_tokens": got {prompt!r}, expected 0..{len(ids)}')
+        raise ValueError(f'{row.place}: "prompt_tokens": got {prompt!r}, expected 0..{len(ids)}')
+    said = (tokenizer.decode(ids[:prompt], skip_special_tokens=False), tokenizer.decode(ids[prompt:]))
+    for text, key in zip(said, ("prompt", "completion"), strict=True):
+        if text != _key(row, key):
+            got = f"got ids that say {text[:40]!r}, the row's {key!r} is {row.values[key][:40]!r}"
+            raise ValueError(f'{row.place}: "tokens": {got}: ids of another tokenizer')
     return _document(ids, prompt if mask_prompt else 0)
 
 
-def _key(row: dict[str, Any], key: str) -> Any:
-    if key not in row:
-        raise ValueError(f"mixed data formats: got a row with keys {sorted(row)}, expected {key!r} as in the first row")
-    return row[key]
+def _key(row: Row, key: str) -> Any:
+    if key not in row.values:
+        got = f"got a row with keys {sorted(row.values)}"
+        raise ValueError(f"{row.place}: mixed data formats: {got}, expected {key!r} as in the first row")
+    return row.values[key]
 
 
-def _conversation(row: dict[str, Any], tokenizer: TextTokenizer, mask_prompt: bool) -> Document:
+def _conversation(row: Row, tokenizer: Tokenizer, mask_prompt: bool) -> Document:
     # A pair goes first, as in mlx-lm, where a row has "messages" too.
-    conversation = "messages" in row and not {"prompt", "completion"} <= row.keys()
-    if conversation:
-        messages = row["messages"]
+    if "messages" in row.values and not {"prompt", "completion"} <= row.values.keys():
+        messages = row.values["messages"]
     else:
-        messages = [
-            {"role": "user", "content": _key(row, "prompt")},
-            {"role": "assistant", "content": _key(row, "completion")},
-        ]
+        pair = (("user", _key(row, "prompt")), ("assistant", _key(row, "completion")))
+        messages = [{"role": role, "content": text} for role, text in pair]
+        if not tokenizer.has_chat_template:
+            with at(row.place):
+                prompt, completion = tokenizer.encode(pair[0][1]), tokenizer.encode(pair[1][1], add_special_tokens=False)
+            return _document(_with_eos(prompt + completion, tokenizer), len(prompt) if mask_prompt else 0)
     if not tokenizer.has_chat_template:
-        if conversation:
-            raise ValueError('data has "messages" but the tokenizer has no chat template')
-        prompt = tokenizer.encode(_key(row, "prompt"))
-        completion = tokenizer.encode(_key(row, "completion"), add_special_tokens=False)
-        return _document(_with_eos(prompt + completion, tokenizer), len(prompt) if mask_prompt else 0)
-    tools = row.get("tools")
-    ids = tokenizer.encode(tokenizer.apply_chat_template(messages, tools=tools), add_special_tokens=False)
-    offset = 0
-    if mask_prompt:
-        answered = messages[-1].get("role") == "assistant"
+        raise ValueError(f'{row.place}: data has "messages" but the tokenizer has no chat template')
+    tools = row.values.get("tools")
+    with at(row.place):
+        ids = tokenizer.encode(tokenizer.apply_chat_template(messages, tools=tools), add_special_tokens=False)
+        if not mask_prompt or len(messages) < 2:
+            return _document(ids, 0)
+        answered = messages[-1]["role"] == "assistant"
         before = tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=answered, tools=tools)
-        offset = len(tokenizer.encode(before, add_special_tokens=False))
-    return _document(ids, offset)
+        return _document(ids, common_prefix(ids, tokenizer.encode(before, add_special_tokens=False)))
 
 
-def _with_eos(ids: list[int], tokenizer: TextTokenizer) -> list[int]:
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """How many tokens both begin with. A template's prompt for an answer may say more than the conversation does (it opens a
+    thought that the answer has not): the answer begins where they part."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _with_eos(ids: list[int], tokenizer: Tokenizer) -> list[int]:
     if tokenizer.eos_token_id is None or (ids and ids[-1] in tokenizer.eos_token_ids):
         return ids
     return [*ids, tokenizer.eos_token_id]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.data.formats import read_rows
+from mtpd_mlx.data.formats import MADE_BY, OWN, OWN_CONFIG
 from mtpd_mlx.files.atomic import leftovers, replacing, write_json, write_text
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.lock import check_unlocked, locked
@@ -23,10 +23,11 @@ from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig, check_together
 from mtpd_mlx.options.resume import ON_RESUME, resumed
 from mtpd_mlx.options.schema import as_dict, read_values
-from mtpd_mlx.text.prompts import read_prompts
+from mtpd_mlx.text.prompts import encode_prompt, prompt_of, prompt_rows
+from mtpd_mlx.text.rows import encode_texts
 from mtpd_mlx.text.tokenizer import Tokenizer
 
-CONFIG_NAME, PART_NAME = "distill_config.json", "part.jsonl"
+CONFIG_NAME, PART_NAME = OWN_CONFIG, "part.jsonl"
 SPLITS = ("train.jsonl", "valid.jsonl")
 NAMES = (*SPLITS, PART_NAME, CONFIG_NAME)
 
@@ -53,43 +54,32 @@ def load_work(cfg: DistillConfig) -> Work:
         raise ValueError(f"--max-tokens: got {cfg.max_tokens}, expected at most {base.context_length - 1} (the base's context)")
     tokenizer = Tokenizer.from_folder(base.path)
     prompts = encode(Path(cfg.prompts).expanduser(), tokenizer, cfg)
-    for number, tokens in enumerate(prompts, start=1):
-        if not 0 < len(tokens) <= longest:
+    for prompt in prompts:
+        if not 0 < len(prompt.tokens) <= longest:
             room = f"1..{longest}: its context of {base.context_length} less --max-tokens {cfg.max_tokens}"
-            raise ValueError(f"{cfg.prompts}: prompt {number} has {len(tokens)} tokens, expected {room}")
+            raise ValueError(f"{prompt.place}: got {len(prompt.tokens)} tokens, expected {room}")
     say_if_slow(base)
-    return Work(cfg, base, tokenizer, prompts)
+    return Work(cfg, base, tokenizer, [prompt.tokens for prompt in prompts])
 
 
-def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[list[int]]:
-    """Prompts as token ids: beginnings of {"text"} rows; prompts and conversations through the chat template, if any."""
+@dataclass(frozen=True)
+class PlacedPrompt:
+    place: str  # FILE:LINE
+    tokens: list[int]
+
+
+def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[PlacedPrompt]:
+    """Prompts as token ids: beginnings of {"text"} rows; prompts and conversations as `mtpd generate` takes them."""
     limit = None if cfg.limit is None or cfg.limit < 0 else cfg.limit
-    if _holds_text(file):
-        texts = [row["text"] for row in read_rows(file)[:limit] if "text" in row]
-        encoded = [ids[: cfg.prompt_tokens] for ids in tokenizer.encode_batch(texts)]
-    else:
-        wrap, encoded = tokenizer.has_chat_template and not cfg.ignore_chat_template, []
-        for prompt in read_prompts(file)[:limit]:
-            messages = prompt.messages or ([{"role": "user", "content": prompt.text}] if wrap else None)
-            if messages is None:
-                encoded.append(tokenizer.encode(prompt.text))
-            else:
-                text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=prompt.tools)
-                encoded.append(tokenizer.encode(text, add_special_tokens=False))
-    if not encoded:
-        raise ValueError(f"{file}: no prompts in it")
-    return encoded
-
-
-def _holds_text(file: Path) -> bool:
-    if file.suffix != ".jsonl" or not file.is_file():
-        return False
-    try:
-        with file.open(encoding="utf-8-sig") as f:
-            first = json.loads(next((line for line in f if line.strip()), "{}"))
-        return isinstance(first, dict) and "text" in first
-    except (ValueError, RecursionError):
-        return False  # read_prompts says what is wrong
+    rows = prompt_rows(file)
+    if "text" in rows[0].values and not {"prompt", "messages"} & rows[0].values.keys():
+        rows = rows[:limit]
+        if other := [row.place for row in rows if "text" not in row.values]:
+            raise ValueError(f'{other[0]}: expected a row with "text", as the first one')
+        encoded = [ids[: cfg.prompt_tokens] for ids in encode_texts(rows, "text", tokenizer)]
+        return [PlacedPrompt(row.place, ids) for row, ids in zip(rows, encoded, strict=True)]
+    chat = not cfg.ignore_chat_template
+    return [PlacedPrompt(row.place, encode_prompt(prompt_of(row), tokenizer, chat=chat)) for row in rows[:limit]]
 
 
 def picker(cfg: DistillConfig) -> Pick:
@@ -241,6 +231,7 @@ def _write_split(file: Path, rows: Iterator[dict[str, Any]]) -> int:
     count = 0
     with replacing(file) as temporary, temporary.open("w", encoding="utf-8") as f:
         for row in rows:
-            f.write(json.dumps({k: v for k, v in row.items() if k != "row"}, ensure_ascii=False) + "\n")
+            values = {k: v for k, v in row.items() if k != "row"} | {MADE_BY: OWN}
+            f.write(json.dumps(values, ensure_ascii=False) + "\n")
             count += 1
     return count

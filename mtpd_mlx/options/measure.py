@@ -31,6 +31,7 @@ class MeasureOptions:
 
     max_tokens: int = same(TextOptions, "max_tokens", default=128)  # many texts, that nobody reads
     limit: int | None = option(None, "use only the first prompts of each file", takes=POSITIVE, metavar="N", unset="all")
+    ignore_chat_template: bool = same(GenerateOptions, "ignore_chat_template")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,7 @@ class ProbeOptions(JsonOptions):
 
     contexts: tuple[int, ...] = option((128, 512, 2048), "prompt lengths", metavar="N")
     prompts: Path | None = same(FileOptions, "prompts", default=None, unset="none: acceptance as recorded in training")
+    ignore_chat_template: bool = same(GenerateOptions, "ignore_chat_template")
 
 
 def check_sampled(verify: VerifyOptions, sampling: Sampling) -> None:

@@ -8,7 +8,10 @@ from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, option, same, switch
 from mtpd_mlx.speculative.sampling import Sampling
 
-PROMPTS_HELP = 'file of prompts: .jsonl with "prompt" (raw text) or "messages", or lines of .txt'
+PROMPTS_HELP = (
+    'file of prompts: .jsonl with "prompt" or "messages", or lines of .txt; they go through the chat template where there '
+    "is one (see --ignore-chat-template)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,7 @@ class GenerateOptions(TextOptions, PromptOptions):
     )
     stop: tuple[str, ...] = option((), "stop before this text (repeatable)", metavar="TEXT", repeated=True)
     extra_eos_token: tuple[str, ...] = option((), "further tokens that end the text", metavar="TOKEN")
-    ignore_chat_template: bool = switch("use prompts as they are, without the chat template")
+    ignore_chat_template: bool = switch("use prompts as they are, without the chat template (messages need it)")
     json: bool = switch("one JSON object per prompt instead of streamed text")
     quiet: bool = switch("text only, no statistics")
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.checkpoints.format import BaseRef, check_base
+from mtpd_mlx.data.counts import Counts
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.safetensors import lay_out
@@ -117,12 +118,23 @@ class Shard:
 
 @dataclass(frozen=True)
 class SplitIndex:
-    """`rows` [R] of the whole split; `shards` that are finished, in order. Complete when their rows add up."""
+    """`rows` [R] of the whole split; `shards` that are finished, in order. Complete when their rows add up. `targets`,
+    `drafted`, `cut` and `empty`: as Counts has them; earlier versions left them out."""
 
     rows: int
     tokens: int
     sha256: str
     shards: tuple[Shard, ...] = ()
+    targets: int | None = None
+    drafted: int | None = None
+    cut: int | None = None
+    empty: int | None = None
+
+    def counts(self) -> Counts | None:
+        """None where the index does not say."""
+        if self.targets is None or self.drafted is None or self.cut is None or self.empty is None:
+            return None
+        return Counts(self.rows, self.tokens, self.targets, self.drafted, self.cut, self.empty)
 
     @property
     def complete(self) -> bool:
@@ -209,6 +221,7 @@ def _check_types(file: Path, index: CacheIndex) -> None:
         entries |= {f"data.{n}": (index.data[n], kind) for n, kind in kinds.items() if n in index.data}
     for name, split in index.splits.items():
         entries |= {f"splits.{name}.sha256": (split.sha256, str), f"splits.{name}.tokens": (split.tokens, int)}
+        entries |= {f"splits.{name}.{n}": (getattr(split, n), int | None) for n in ("targets", "drafted", "cut", "empty")}
         for shard in split.shards:
             entries |= {f"splits.{name}: file": (shard.file, str), f"splits.{name}: sha256": (shard.sha256, str)}
             if not isinstance(shard.file, str):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mtpd_mlx.data.counts import Counts
 from mtpd_mlx.data.packing import Batch, add_counts, epoch_order
 from mtpd_mlx.files.safetensors import RawTensors
 from mtpd_mlx.teacher_cache.format import (
@@ -120,6 +121,9 @@ class CachedDataset:
     def sha256(self) -> str:
         """That of the PackedDataset the cache was made from."""
         return self._entry.sha256
+
+    def counts(self) -> Counts | None:
+        return self._entry.counts()
 
     def token_counts(self) -> np.ndarray:
         """How often each token id occurs, int64 [highest id + 1]. Reads (and checks) every shard."""

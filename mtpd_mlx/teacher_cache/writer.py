@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
+from mtpd_mlx.data.counts import Counts, check, say
 from mtpd_mlx.files.atomic import leftovers, put_in_place, temporary_name
 from mtpd_mlx.files.lock import check_unlocked, locked
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
@@ -119,6 +120,9 @@ def prepare(options: CacheOptions) -> Job:
         raise ValueError("--data-weights: not for a cache, whose every row is stored once")
     loaded = load_dataset(options.data, tokenizer)
     splits = {name: part for name in SPLITS if (part := getattr(loaded, name)) is not None}
+    counts = {name: part.counts() for name, part in splits.items()}
+    say(counts)
+    check(counts, ", ".join(options.data.data), options.data.max_seq_length, options.data.mask_prompt)
     layout = _layout(base, cfg, options.data)
     batch_size = options.data.batch_size
     index = CacheIndex(
@@ -126,7 +130,7 @@ def prepare(options: CacheOptions) -> Job:
         layout,
         max(1, int(cfg.shard_mb * 1e6) // (row_bytes(layout) * batch_size)) * batch_size,
         _describe_data(options.data, loaded),
-        {name: SplitIndex(part.num_rows, part.num_tokens, part.sha256) for name, part in splits.items()},
+        {name: _describe_split(part, counts[name]) for name, part in splits.items()},
         {name: value for name, value in options.to_dict().items() if name not in ON_RESUME},
         versions(),
     )
@@ -173,6 +177,10 @@ def _layout(base: Base, cfg: CacheConfig, data: DataConfig) -> Layout:
         _resolve(cfg.cache_dtype),
         "float32" if logits == mx.float32 else "float16",
     )
+
+
+def _describe_split(part: PackedDataset, c: Counts) -> SplitIndex:
+    return SplitIndex(c.rows, c.tokens, part.sha256, (), c.targets, c.drafted, c.cut, c.empty)
 
 
 def _describe_data(cfg: DataConfig, splits: Splits) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from mtpd_mlx.options.text import GenerateOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats, distinct_n
-from mtpd_mlx.text.prompts import Prompt, read_prompts
+from mtpd_mlx.text.prompts import Prompt, encode_prompt, read_prompts
 from mtpd_mlx.text.streaming import StopMatcher, StreamDecoder
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -105,26 +105,6 @@ def collect_prompts(options: GenerateOptions) -> list[Prompt]:
     return [Prompt("1", options.prompt.replace("\\n", "\n").replace("\\t", "\t"))]  # as mlx_lm.generate does
 
 
-def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, options: GenerateOptions) -> list[int]:
-    """Token ids of a prompt.
-
-    A text given with --prompt goes through the chat template where there is one, as in mlx_lm.generate; in a file,
-    "messages" go through it and "prompt" is taken as it is, as `mtpd eval` and `mtpd parity` take it.
-    """
-    messages = prompt.messages
-    templated = tokenizer.has_chat_template and not options.ignore_chat_template
-    if messages is None and templated and (options.prompts is None or options.system_prompt is not None):
-        messages = [{"role": "user", "content": prompt.text}]
-    if messages is None:
-        if options.system_prompt is not None:
-            raise ValueError("--system-prompt needs a chat template")
-        return tokenizer.encode(prompt.text)
-    if options.system_prompt is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": options.system_prompt}, *messages]
-    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=prompt.tools)
-    return tokenizer.encode(text, False)
-
-
 def encode_all(
     tokenizer: Tokenizer, options: GenerateOptions, capacity: int, num_draft_tokens: int
 ) -> list[tuple[Prompt, list[int]]]:
@@ -136,12 +116,9 @@ def encode_all(
         raise ValueError(f"no room for a prompt and a token: got a context of {capacity} positions, expected at least 2")
     jobs = []
     for prompt in collect_prompts(options):
-        try:
-            tokens = encode_prompt(prompt, tokenizer, options)
-        except ValueError as error:
-            raise ValueError(f"prompt {prompt.id}: {error}") from error
+        tokens = encode_prompt(prompt, tokenizer, chat=not options.ignore_chat_template, system_prompt=options.system_prompt)
         if not 1 <= len(tokens) < capacity:
-            raise ValueError(f"prompt {prompt.id}: got {len(tokens)} tokens, expected 1..{capacity - 1}")
+            raise ValueError(f"{prompt.named}: got {len(tokens)} tokens, expected 1..{capacity - 1}")
         jobs.append((prompt, tokens))
     return jobs
 

@@ -1,27 +1,30 @@
-"""Prompt files, as rows and as token lists: what generate, eval, bench, verify and parity read."""
+"""Prompt files, as rows and as token lists: what generate, eval, bench, verify, parity and distill-data read."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mtpd_mlx.files.json_object import parse_json_object
-from mtpd_mlx.text.chat_template import Messages, Tools, check_tools
+from mtpd_mlx.text.chat_template import Messages, Tools
+from mtpd_mlx.text.rows import Row, at, is_readable, read_rows
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A raw text, or the messages of a conversation for the chat template, with the tools it may call; `reference` is a known
-    continuation."""
+    """What a user says, or the messages of a conversation, with the tools that may be called; `reference` is a known
+    continuation; `place`: FILE:LINE, for messages."""
 
     id: str
     text: str = ""
     messages: Messages | None = None
     reference: str | None = None
     tools: Tools | None = None
+    place: str | None = field(default=None, compare=False)
+
+    @property
+    def named(self) -> str:
+        return f"prompt {self.id}" if self.place is None else f"{self.place}: prompt {self.id}"
 
 
 def read_prompts(file: Path | str) -> list[Prompt]:
@@ -30,60 +33,53 @@ def read_prompts(file: Path | str) -> list[Prompt]:
     Blank lines are skipped; the id is the line number where a row has none. A conversation that ends with the
     assistant's answer is a prompt up to there, and the answer its reference. ValueError (FILE:LINE: ...) otherwise.
     """
+    return [prompt_of(row) for row in prompt_rows(file)]
+
+
+def prompt_rows(file: Path | str) -> list[Row]:
+    """The rows themselves, at least one."""
     file = Path(file)
-    if not file.is_file():
+    if not is_readable(file):
         raise ValueError(f"prompts {file}: no such file")
-    if file.suffix not in (".jsonl", ".txt"):
-        raise ValueError(f"{file}: got suffix {file.suffix!r}, expected .jsonl or .txt")
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON strings may hold U+2028
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from error
-    numbered = [(n, line.rstrip("\r")) for n, line in enumerate(lines, start=1) if line.strip()]
-    if not numbered:
+    rows = read_rows(file, "prompt", paragraphs=False)
+    if not rows:
         raise ValueError(f"{file}: no prompts in it")
-    if file.suffix == ".txt":
-        return [Prompt(str(n), line) for n, line in numbered]
-    return [_row(f"{file}:{n}", n, line) for n, line in numbered]
+    return rows
 
 
-def _row(place: str, number: int, line: str) -> Prompt:
-    row = parse_json_object(line, place)
-    try:
-        json.dumps(row, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        half = ord(error.object[error.start])
-        raise ValueError(f"{place}: got \\u{half:04x} alone, half of a character, expected Unicode text") from error
-    except RecursionError as error:
-        raise ValueError(f"{place}: not valid JSON ({error})") from error
-    identity, reference = str(row.get("id", number)), row.get("reference")
+def prompt_of(row: Row) -> Prompt:
+    place, values = row.place, row.values
+    identity, reference = str(values.get("id", row.number)), values.get("reference")
     if reference is not None and not isinstance(reference, str):
         raise ValueError(f'{place}: "reference": got {type(reference).__name__}, expected text')
-    text, messages, tools = row.get("prompt"), row.get("messages"), check_tools(place, row.get("tools"))
-    if isinstance(text, str) and text:
-        return Prompt(identity, text, reference=reference, tools=tools)
+    text, messages, tools = values.get("prompt"), values.get("messages"), values.get("tools")
+    if text:
+        return Prompt(identity, text, None, reference, tools, place)
     if text is not None or messages is None:
         raise ValueError(f'{place}: expected an object with "prompt" (a non-empty text) or "messages" (a list)')
-    messages = _messages(place, messages)
     if messages[-1]["role"] == "assistant":
         reference = messages[-1].get("content") if reference is None else reference
         messages = messages[:-1]
     if not messages:
         raise ValueError(f'{place}: "messages": got the assistant\'s alone, expected one to answer')
-    return Prompt(identity, messages=messages, reference=reference, tools=tools)
+    return Prompt(identity, "", messages, reference, tools, place)
 
 
-def _messages(place: str, value: Any) -> Messages:
-    if (
-        not isinstance(value, list)
-        or not value
-        or not all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in value)
-    ):
-        raise ValueError(f'{place}: "messages": expected a non-empty list of objects with "role" and "content"')
-    for m in value:
-        if m.get("content") is None and m["role"] in ("system", "user"):  # templates would write nothing, or "None"
-            raise ValueError(f'{place}: "messages": got no "content" in one of role {m["role"]!r}, expected a text')
-    return value
+def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, *, chat: bool = True, system_prompt: str | None = None) -> list[int]:
+    """Token ids. What a user says goes through the chat template where there is one, as in mlx_lm.generate, unless `chat` is
+    off; messages always do. ValueError says which prompt it is."""
+    messages = prompt.messages
+    with at(prompt.named):
+        if messages is None and tokenizer.has_chat_template and chat:
+            messages = [{"role": "user", "content": prompt.text}]
+        if messages is None:
+            if system_prompt is not None:
+                raise ValueError("--system-prompt needs a chat template")
+            return tokenizer.encode(prompt.text)
+        if system_prompt is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system_prompt}, *messages]
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=prompt.tools)
+        return tokenizer.encode(text, add_special_tokens=False)
 
 
 @dataclass(frozen=True)
@@ -92,9 +88,11 @@ class EncodedPrompt:
     tokens: list[int]
 
 
-def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | None = None) -> list[EncodedPrompt]:
-    """Raw prompts are encoded as they are, message lists through the chat template. Prompts beyond `longest` tokens keep
-    their end (their last tokens are what a continuation depends on); an empty file is a ValueError."""
+def encode_prompts(
+    file: Path, tokenizer: Tokenizer, longest: int, limit: int | None = None, *, chat: bool = True
+) -> list[EncodedPrompt]:
+    """Encoded as encode_prompt does. Prompts beyond `longest` tokens keep their end (their last tokens are what a continuation
+    depends on); an empty file is a ValueError."""
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: got {limit}, expected at least 1")
     if longest < 1:
@@ -103,13 +101,7 @@ def encode_prompts(file: Path, tokenizer: Tokenizer, longest: int, limit: int | 
         )
     encoded = []
     for prompt in read_prompts(file)[:limit]:
-        text = prompt.text
-        try:
-            if prompt.messages is not None:
-                text = tokenizer.apply_chat_template(prompt.messages, add_generation_prompt=True, tools=prompt.tools)
-            tokens = tokenizer.encode(text, add_special_tokens=prompt.messages is None)
-        except ValueError as error:
-            raise ValueError(f"{file}: prompt {prompt.id}: {error}") from error
+        tokens = encode_prompt(prompt, tokenizer, chat=chat)
         if tokens:
             encoded.append(EncodedPrompt(prompt.id, tokens[-longest:]))
     if not encoded:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.data import load_dataset
+from mtpd_mlx.data.counts import check, say
 from mtpd_mlx.data.packing import add_counts
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.hub.pull import resolve_model
@@ -20,6 +21,7 @@ from mtpd_mlx.options.train import ModelConfig, TrainOptions
 from mtpd_mlx.teacher_cache.format import CacheIndex
 from mtpd_mlx.teacher_cache.reader import CachedDataset, open_cache
 from mtpd_mlx.text.tokenizer import Tokenizer
+from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.step import compute_dtype
 
 
@@ -118,7 +120,7 @@ def cache_index(options: TrainOptions) -> CacheIndex:
 
 
 def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
-    """Training and validation rows, of text or of a cache."""
+    """Training and validation rows, of text or of a cache; says what they hold. ValueError where there is nothing to learn."""
     if options.model.cache is not None:
         folder, batch_size = Path(options.model.cache).expanduser(), options.data.batch_size
         named = str(folder)
@@ -133,6 +135,11 @@ def load_data(options: TrainOptions, tokenizer: Tokenizer) -> tuple[Any, Any]:
             f"{named}: no validation text, which chooses the heads that are kept: give a valid.jsonl that is not empty, or "
             "none (then --valid-share of the rows is held out)"
         )
+    held = {"train": train_set.counts(), "valid": valid_set.counts()}
+    known = {name: counts for name, counts in held.items() if counts is not None}  # caches of earlier versions do not say
+    if World.launched().leads:
+        say(known)
+    check(known, named, options.data.max_seq_length, options.data.mask_prompt)
     return train_set, valid_set
 
 

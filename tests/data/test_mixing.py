@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import VOCAB, write_tokenizer
+from tiny import write_tokenizer
 
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.dataset import MixedDataset, PackedDataset
@@ -70,17 +70,3 @@ def test_the_first_validation_rows_are_of_every_source(tmp_path: Path) -> None:
         assert [int((valid.rows.tokens[start : start + 8, 0] == mark).sum()) for mark in marks] == [6, 2]
     alone = load_dataset(DataConfig(folders[:1], max_seq_length=21, batch_size=4), tokenizer).valid
     assert alone is not None and alone.num_rows == 30
-
-
-def test_given_ids_are_checked(tmp_path: Path) -> None:
-    write_tokenizer(tmp_path / "tokenizer")
-    tokenizer = Tokenizer.from_folder(tmp_path / "tokenizer")
-    file = tmp_path / "rows.jsonl"
-    for row, words in (
-        (f'{{"prompt": "a", "completion": "b", "tokens": [1, {VOCAB}]}}', f"ids 0..{VOCAB - 1}"),
-        ('{"text": "a", "tokens": [1, 2], "prompt_tokens": 3}', "got 3, expected 0..2"),
-        ('{"text": "a", "tokens": [1, "2"]}', "expected ids"),
-    ):
-        file.write_text(row + "\n")
-        with pytest.raises(ValueError, match=words):
-            load_dataset(DataConfig((str(file),)), tokenizer)

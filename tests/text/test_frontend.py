@@ -19,8 +19,8 @@ from mtpd_mlx.options.command_line import add_arguments
 from mtpd_mlx.options.schema import build
 from mtpd_mlx.options.text import GenerateOptions
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.text.generate import encode_prompt, run_generate
-from mtpd_mlx.text.prompts import Prompt, read_prompts
+from mtpd_mlx.text.generate import run_generate
+from mtpd_mlx.text.prompts import Prompt, encode_prompt, read_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 EOS = 256
@@ -160,21 +160,20 @@ def test_which_prompts_go_through_the_chat_template():
     conversation = Prompt("1", messages=[{"role": "user", "content": "x"}])
 
     def text(given, tokenizer=tokenizer, **options):
-        return tokenizer.decode(encode_prompt(given, tokenizer, GenerateOptions(**options)), False)
+        return tokenizer.decode(encode_prompt(given, tokenizer, **options), False)
 
     raw = Prompt("1", "x")
-    assert text(raw, prompt="x") == "u:x;a:"
-    assert text(raw, prompt="x", ignore_chat_template=True) == "x"
-    assert text(raw, prompt="x", system_prompt="S") == "s:S;u:x;a:"
-    assert text(raw, plain, prompt="x") == "x"
-    assert text(raw, prompts="f") == "x"  # as eval and parity take them
-    assert text(conversation, prompts="f") == "u:x;a:"
-    assert text(replace(conversation, tools=[{"name": "f"}]), prompts="f") == "[f]u:x;a:"
-    assert text(conversation, prompts="f", system_prompt="S") == "s:S;u:x;a:"
-    with pytest.raises(ValueError, match="no chat template"):
-        text(conversation, plain, prompts="f")
+    assert text(raw) == "u:x;a:"
+    assert text(raw, chat=False) == "x"
+    assert text(raw, system_prompt="S") == "s:S;u:x;a:"
+    assert text(raw, plain) == "x"
+    assert text(conversation) == text(conversation, chat=False) == "u:x;a:"
+    assert text(replace(conversation, tools=[{"name": "f"}])) == "[f]u:x;a:"
+    assert text(conversation, system_prompt="S") == "s:S;u:x;a:"
+    with pytest.raises(ValueError, match="prompt 1: the tokenizer has no chat template"):
+        text(conversation, plain)
     with pytest.raises(ValueError, match="--system-prompt"):
-        text(raw, plain, prompt="x", system_prompt="S")
+        text(raw, plain, system_prompt="S")
 
 
 # Generation

@@ -15,6 +15,7 @@ import random
 import re
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -65,7 +66,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def make_prompts(dialogues: list[str], rng: random.Random) -> list[dict[str, str]]:
+def make_prompts(dialogues: list[str], rng: random.Random) -> list[dict[str, Any]]:
     """Held-out dialogues cut where the assistant begins its 2nd to 4th turn."""
     rows = []
     for text in dialogues:
@@ -73,13 +74,14 @@ def make_prompts(dialogues: list[str], rng: random.Random) -> list[dict[str, str
         cuts = [i for i, line in enumerate(lines) if line.startswith("Assistant:") and 2 <= i <= 7 and i + 2 < len(lines)]
         if cuts:
             cut = rng.choice(cuts)
-            prompt = "\n".join([*lines[:cut], "Assistant:"])
+            said = (line.split(":", 1) for line in lines[:cut])
+            messages = [{"role": role.lower(), "content": text.strip()} for role, text in said]
             reference = "\n".join([lines[cut].removeprefix("Assistant:").strip(), *lines[cut + 1 :]])
-            rows.append({"id": f"service/{len(rows)}", "prompt": prompt, "reference": reference})
+            rows.append({"id": f"service/{len(rows)}", "messages": messages, "reference": reference})
     return rows[:PROMPTS]
 
 
-def write_rows(file: Path, rows: list[dict[str, str]]) -> None:
+def write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
     file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 

@@ -21,7 +21,9 @@ def run(runtime: RuntimeOptions, bench: GraphBenchOptions, sampling: GraphSampli
     if manifest.layout != "fused":
         raise ValueError(f"bench: got a {manifest.layout} folder, expected fused")
     room = manifest.capacity - bench.max_tokens - manifest.num_heads - 1
-    prompts = encode_prompts(bench.prompts, Tokenizer.from_folder(runtime.folder), room, bench.limit)
+    prompts = encode_prompts(
+        bench.prompts, Tokenizer.from_folder(runtime.folder), room, bench.limit, chat=not bench.ignore_chat_template
+    )
     values = measure(runtime, bench, sampling, manifest, [p.tokens for p in prompts])
     print(json.dumps(values, indent=2) if bench.json else describe(values))
     return 0

@@ -30,7 +30,9 @@ def run(runtime: RuntimeOptions, verify: VerifyOptions, sampling: JudgedGraphSam
     if manifest.layout != "fused":
         raise ValueError(f"verify: got a {manifest.layout} folder, expected fused")
     room = manifest.capacity - verify.max_tokens - manifest.num_heads - 1
-    prompts = encode_prompts(verify.prompts, Tokenizer.from_folder(runtime.folder), room, verify.limit)
+    prompts = encode_prompts(
+        verify.prompts, Tokenizer.from_folder(runtime.folder), room, verify.limit, chat=not verify.ignore_chat_template
+    )
     how = runtime.of_folder()
     reference: Any = open_folder(runtime.folder, plain=True, **how)
     how |= {"provider": reference.provider, "verify": False}  # said once, checked once
