@@ -34,12 +34,8 @@ def total(parts: Iterable[Counts]) -> Counts:
 
 
 def say(splits: Mapping[str, Counts]) -> None:
-    """One line, on standard error."""
-    from tqdm import tqdm
-
-    line = "; ".join(describe(name, counts) for name, counts in splits.items())
-    with tqdm.external_write_mode():  # a progress bar may stand there already
-        logger.info("data: %s", line)
+    """One line, for the user."""
+    logger.info("data: %s", "; ".join(describe(name, counts) for name, counts in splits.items()))
 
 
 def describe(name: str, c: Counts) -> str:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 PREFIXES = {"mtpd_mlx": "mtpd", "mtpd_onnx": "mtpd-onnx"}  # by package
 LEVEL = "MTPD_LOG"  # environment variable: the least level that is shown
@@ -20,13 +21,23 @@ class _Line(logging.Formatter):
         return f"{PREFIXES[record.name.partition('.')[0]]}: {record.getMessage()}"
 
 
+class _BesideBars(logging.StreamHandler[TextIO]):
+    """Writes lines above progress bars, where some are drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "tqdm" not in sys.modules:
+            return super().emit(record)
+        with sys.modules["tqdm"].tqdm.external_write_mode():
+            super().emit(record)
+
+
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
     """While it is open, records of INFO and above (or of the level in MTPD_LOG) are shown. ValueError for another level."""
     level = os.environ.get(LEVEL) or "INFO"
     if level not in LEVELS:
         raise ValueError(f"{LEVEL}: got {level!r}, expected one of {', '.join(LEVELS)}")
-    handler = logging.StreamHandler()
+    handler = _BesideBars()
     handler.setFormatter(_Line())
     loggers = [logging.getLogger(package) for package in PREFIXES]
     for logger in loggers:
