@@ -67,8 +67,8 @@ def tokenize(rows: Sequence[Row], tokenizer: Tokenizer, mask_prompt: bool) -> li
 def _given(row: Row, tokenizer: Tokenizer, mask_prompt: bool) -> Document:
     """ValueError where the ids do not say what the row's texts do: they are another tokenizer's."""
     ids, prompt = _key(row, "tokens"), row.values.get("prompt_tokens")
-    if not isinstance(ids, list) or not all(type(t) is int and 0 <= t < tokenizer.vocab_size for t in ids):
-        raise ValueError(f'{row.place}: "tokens": expected ids 0..{tokenizer.vocab_size - 1} of this tokenizer')
+    if not isinstance(ids, list) or not all(type(t) is int and 0 <= t < tokenizer.usable for t in ids):
+        raise ValueError(f'{row.place}: "tokens": expected ids 0..{tokenizer.usable - 1} of this tokenizer')
     if type(prompt) is not int or not 0 <= prompt <= len(ids):
         raise ValueError(f'{row.place}: "prompt_tokens": got {prompt!r}, expected 0..{len(ids)}')
     said = (tokenizer.decode(ids[:prompt], skip_special_tokens=False), tokenizer.decode(ids[prompt:]))

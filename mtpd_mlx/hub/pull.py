@@ -2,8 +2,11 @@
 
 import logging
 from contextlib import suppress
+from fnmatch import fnmatch
 from functools import cache
+from glob import escape
 from pathlib import Path
+from typing import Any
 
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.json_object import read_json_object
@@ -13,7 +16,8 @@ from mtpd_mlx.hub.resume import fetch_large
 
 # Nothing that is code or pickled is ever asked for.
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*.model", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
-NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.py", "*.gguf", "*/*")
+NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.py", "*.gguf")
+TEMPLATES = "additional_chat_templates/*.jinja"  # all that is asked for of subfolders
 INDEX = "model.safetensors.index.json"
 logger = logging.getLogger(__name__)
 
@@ -34,10 +38,16 @@ def pull(name: str, revision: str | None = None, out: Path | None = None) -> Pat
         return cached(name, revision, error)
     try:
         fetch_large(info, name, out, PATTERNS, NEVER)
-        wanted, never = list(PATTERNS), list(NEVER)
+        wanted, never = list(PATTERNS), [*NEVER, *below(info)]
         return Path(snapshot_download(name, revision=revision, local_dir=out, allow_patterns=wanted, ignore_patterns=never))
     except Exception as error:
         raise explain(error, name, revision, begun=True) from None
+
+
+def below(info: Any) -> list[str]:
+    """Patterns of the files in subfolders of a repository, chat templates aside. `info`: the hub's answer about it."""
+    names = [file.rfilename for file in info.siblings or []]
+    return [escape(name) for name in names if "/" in name and not fnmatch(name, TEMPLATES)]
 
 
 def cached(name: str, revision: str | None, error: Exception) -> Path:

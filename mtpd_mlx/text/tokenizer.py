@@ -63,6 +63,11 @@ class Tokenizer:
         return self._vocab_size
 
     @property
+    def usable(self) -> int:
+        """How many ids a text may have: those of the tokenizer that the model has, too."""
+        return self._vocab_size if self._limit is None else self._limit
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 

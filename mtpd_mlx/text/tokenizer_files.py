@@ -84,7 +84,7 @@ def read_special_tokens(folder: Path, config: dict[str, Any], backend: tokenizer
     tokens = [_as_special(t) if t.content in special else t for _, t in sorted(decoder.items(), key=lambda item: item[0])]
     seen = {token.content for token in tokens} | {token.content for token in backend.get_added_tokens_decoder().values()}
     for token in [*map(_as_special, named.values()), *_more(source, held)]:
-        if token.content not in seen:
+        if token.content and token.content not in seen:
             tokens.append(token)
             seen.add(token.content)
     return SpecialTokens({name: token.content for name, token in named.items()}, tokens)
@@ -133,7 +133,7 @@ def _content(value: Any) -> Any:
 
 def _token(source: Path, name: str, value: Any, special: bool = True) -> tokenizers.AddedToken:
     content = _content(value)
-    if not isinstance(content, str) or not content:
+    if not isinstance(content, str) or (not content and name == "eos_token"):  # any other may be left empty
         raise ValueError(f"{source}: {name}: got {str(value)[:60]!r}, expected a token (text that is not empty)")
     kept = ("single_word", "lstrip", "rstrip", "normalized", "special")
     flags = {k: value[k] for k in kept if k in value} if isinstance(value, dict) else {}

@@ -76,3 +76,11 @@ def test_what_distill_data_writes_is_marked(tiny_base: Path, tokenizer: Tokenize
     for file in (own / "train.jsonl", tmp_path / "moved.jsonl"):
         batch = load_text(str(file), CFG, tokenizer).rows
         assert batch.tokens[0, : len(row["tokens"])].tolist() == row["tokens"]
+
+
+def test_own_ids_are_of_the_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer" / "added_tokens.json").write_text(json.dumps({"[PAD]": VOCAB}))
+    narrow = Tokenizer.from_folder(tmp_path / "tokenizer", VOCAB)
+    row = {"prompt": "a", "completion": "", "tokens": [*tokenizer.encode("a"), VOCAB], "prompt_tokens": 1, MADE_BY: OWN}
+    with pytest.raises(ValueError, match=rf"a\.jsonl:1: .*expected ids 0\.\.{VOCAB - 1}"):
+        rows_of(tmp_path / "a.jsonl", [row], narrow)

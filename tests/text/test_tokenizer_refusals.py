@@ -55,6 +55,12 @@ def test_what_is_no_token_or_template_is_refused(config: dict[str, Any], words: 
     assert all(word in message for word in words), message
 
 
+def test_other_tokens_may_be_empty(tmp_path: Path) -> None:
+    config = {"eos_token": "<end>", "bos_token": "", "chat_template": "[{{ bos_token }}]"}
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, tokenizer_config=config))
+    assert tokenizer.apply_chat_template(CHAT) == "[]" and tokenizer.vocab_size == VOCAB
+
+
 def test_an_end_of_text_that_the_model_has_room_for_is_one(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, tokenizer_config={"eos_token": "</s>"}, config={"vocab_size": VOCAB + 1})
     tokenizer = Tokenizer.from_folder(folder)
