@@ -47,6 +47,31 @@ def test_the_prompt_ends_where_it_parts_from_the_conversation(tmp_path: Path) ->
         assert tokenizer.decode(batch.tokens[batch.loss_mask].tolist()) == targets, row
 
 
+PLAIN = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }};{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+WITH_TOOLS = "{% for t in tools %}[{{ t.name }}]{% endfor %}" + PLAIN
+
+
+def test_masks_of_prompts_as_mlx_lm_has_them(tmp_path: Path) -> None:
+    """Where the template's prompt is a beginning of the conversation."""
+    datasets = pytest.importorskip("mlx_lm.tuner.datasets")
+    from mlx_lm.tokenizer_utils import load
+
+    write_tokenizer(tmp_path)
+    named = [{"name": "default", "template": PLAIN}, {"name": "tool_use", "template": WITH_TOOLS}]
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<end>", "chat_template": named}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs, ours = load(tmp_path), Tokenizer.from_folder(tmp_path)
+    user, answer = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+    pair, tools = {"prompt": "a", "completion": "b"}, {"tools": [{"name": "abc"}]}
+    conversations = [{"messages": m} for m in ([user, answer], [user, answer, user], [user, answer, user, answer])]
+    for row in [*conversations, conversations[0] | tools, pair, pair | tools]:
+        file = write(tmp_path / "a.jsonl", [row])
+        batch = load_text(str(file), DataConfig(max_seq_length=64, mask_prompt=True, pack=False), ours).rows
+        ids, offset = datasets.create_dataset([row], theirs, DataConfig(mask_prompt=True)).process(row)
+        assert batch.tokens[0, : len(ids)].tolist() == ids and int(batch.segments.sum()) == len(ids)
+        assert batch.loss_mask[0, : len(ids)].tolist() == [i >= offset for i in range(len(ids))]
+
+
 def test_counts_of_a_data_set(tmp_path: Path) -> None:
     tokenizer = thoughtful(tmp_path)
     rows = [{"prompt": "x" * n, "completion": "yes"} for n in (1, 2, 9, 30)]
