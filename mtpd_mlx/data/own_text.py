@@ -53,33 +53,29 @@ def load_work(cfg: DistillConfig) -> Work:
     if longest < 1:
         raise ValueError(f"--max-tokens: got {cfg.max_tokens}, expected at most {base.context_length - 1} (the base's context)")
     tokenizer = Tokenizer.from_folder(base.path)
-    prompts = encode(Path(cfg.prompts).expanduser(), tokenizer, cfg)
-    for prompt in prompts:
-        if not 0 < len(prompt.tokens) <= longest:
-            room = f"1..{longest}: its context of {base.context_length} less --max-tokens {cfg.max_tokens}"
-            raise ValueError(f"{prompt.place}: got {len(prompt.tokens)} tokens, expected {room}")
+    prompts = encode(Path(cfg.prompts).expanduser(), tokenizer, cfg, longest)
     say_if_slow(base)
-    return Work(cfg, base, tokenizer, [prompt.tokens for prompt in prompts])
+    return Work(cfg, base, tokenizer, prompts)
 
 
-@dataclass(frozen=True)
-class PlacedPrompt:
-    place: str  # FILE:LINE
-    tokens: list[int]
-
-
-def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig) -> list[PlacedPrompt]:
-    """Prompts as token ids: beginnings of {"text"} rows; prompts and conversations as `mtpd generate` takes them."""
+def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig, longest: int | None = None) -> list[list[int]]:
+    """Prompts as token ids: beginnings of {"text"} rows; prompts and conversations as `mtpd generate` takes them. ValueError
+    where one has more than `longest` tokens, or none."""
     limit = None if cfg.limit is None or cfg.limit < 0 else cfg.limit
-    rows = prompt_rows(file)
-    if "text" in rows[0].values and not {"prompt", "messages"} & rows[0].values.keys():
-        rows = rows[:limit]
+    rows = prompt_rows(file)[:limit]
+    if rows and "text" in rows[0].values and not {"prompt", "messages"} & rows[0].values.keys():
         if other := [row.place for row in rows if "text" not in row.values]:
             raise ValueError(f'{other[0]}: expected a row with "text", as the first one')
         encoded = [ids[: cfg.prompt_tokens] for ids in encode_texts(rows, "text", tokenizer)]
-        return [PlacedPrompt(row.place, ids) for row, ids in zip(rows, encoded, strict=True)]
-    chat = not cfg.ignore_chat_template
-    return [PlacedPrompt(row.place, encode_prompt(prompt_of(row), tokenizer, chat=chat)) for row in rows[:limit]]
+    else:
+        encoded = [encode_prompt(prompt_of(row), tokenizer, chat=not cfg.ignore_chat_template) for row in rows]
+    for row, ids in zip(rows, encoded, strict=True):
+        if longest is not None and not 0 < len(ids) <= longest:
+            room = f"1..{longest}: the base's context less --max-tokens {cfg.max_tokens}"
+            raise ValueError(f"{row.place}: got {len(ids)} tokens, expected {room}")
+    if not encoded:
+        raise ValueError(f"{file}: no prompts in it")
+    return encoded
 
 
 def picker(cfg: DistillConfig) -> Pick:

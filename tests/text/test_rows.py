@@ -112,12 +112,10 @@ def test_prompts_and_training_rows_of_parts_are_those_of_texts(tmp_path: Path) -
 def test_one_rule_for_prompts_of_files(tmp_path: Path) -> None:
     """What a user says goes through the chat template, for generate, eval and distill-data."""
     file = write(tmp_path / "p.jsonl", [{"prompt": "x"}])
-    assert (
-        TOKENIZER.decode(READERS["prompts"](file)[0].tokens) == TOKENIZER.decode(READERS["distill"](file)[0].tokens) == "u:x;"
-    )
+    assert TOKENIZER.decode(READERS["prompts"](file)[0].tokens) == TOKENIZER.decode(READERS["distill"](file)[0]) == "u:x;"
     raw = encode_prompts(file, TOKENIZER, 99, chat=False)
     assert TOKENIZER.decode(raw[0].tokens) == "x"
-    assert encode(file, TOKENIZER, DistillConfig(ignore_chat_template=True))[0].tokens == raw[0].tokens
+    assert encode(file, TOKENIZER, DistillConfig(ignore_chat_template=True))[0] == raw[0].tokens
 
 
 @pytest.mark.parametrize("name", ["p.JSONL", "p.Jsonl", "p.TXT"])
