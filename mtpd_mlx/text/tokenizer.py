@@ -50,7 +50,7 @@ class Tokenizer:
         eos_id = backend.token_to_id(tokens.named["eos_token"]) if "eos_token" in tokens.named else None
         if eos_id is not None and vocabulary is not None and eos_id >= vocabulary:
             got = f"eos_token: got {tokens.named['eos_token']!r}, which is no token of this model"
-            raise ValueError(f"{folder}: {got} (the tokenizer has no such token; a new one would be {eos_id} of {vocabulary})")
+            raise ValueError(f"{folder}: {got} (its id in this tokenizer is {eos_id}, expected 0..{vocabulary - 1})")
         eos_ids |= {eos_id} if eos_id is not None else set()
         if eos_id is None and eos_ids:
             eos_id = min(eos_ids)

@@ -34,7 +34,7 @@ def refusal(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"eos_token": "</s>"}, ("eos_token: got '</s>'", "no token of this model", f"{VOCAB} of {VOCAB}")),
+        ({"eos_token": "</s>"}, ("eos_token: got '</s>'", "no token of this model", f"is {VOCAB}, expected 0..{VOCAB - 1}")),
         ({"eos_token": ""}, ("eos_token: got ''", "expected a token")),
         ({"eos_token": 5}, ("eos_token: got '5'", "expected a token")),
         ({"eos_token": ["</s>"]}, ("eos_token: got", "expected a token")),
