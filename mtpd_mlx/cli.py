@@ -44,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return command_line.main(program, argv)
 
 
-def fault(error: Exception) -> str:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{first} ({command_line.TRACEBACK}=1 shows where)"
+def fault(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """mtpd cache."""
 
+from shlex import quote
+
 from mtpd_mlx.options.cache import CacheConfig
 from mtpd_mlx.options.schema import Given
 from mtpd_mlx.options.train import DataConfig
@@ -19,12 +21,12 @@ def run(given: Given) -> int:
     from tqdm import tqdm
 
     done = job.total_tokens - job.missing_tokens
-    with tqdm(total=job.total_tokens, initial=done, unit="tok", unit_scale=True, dynamic_ncols=True) as bar:
+    with tqdm(total=job.total_tokens, initial=done, unit="tok", unit_scale=True, dynamic_ncols=True, disable=None) as bar:
         try:
             index = write_cache(job, bar.update)
         except KeyboardInterrupt:
             bar.close()
-            print(f"interrupted; continue with: mtpd cache --resume --out {out}")
+            print(f"interrupted; continue with: mtpd cache --resume --out {quote(out)}")
             raise
     shards = [shard for split in index.splits.values() for shard in split.shards]
     print(f"{job.total_tokens:,} tokens in {len(shards)} shard(s), {sum(s.bytes for s in shards) / 1e6:,.2f} MB -> {out}")

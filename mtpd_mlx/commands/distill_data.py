@@ -1,5 +1,7 @@
 """mtpd distill-data."""
 
+from shlex import quote
+
 from mtpd_mlx.options.distill import DistillConfig
 from mtpd_mlx.options.schema import Given, build
 
@@ -13,7 +15,7 @@ def run(given: Given) -> int:
 
     cfg = resumed_config(given.file, given.flags) if given.resume else build((DistillConfig,), given.file, given.flags)[0]
     work = load_work(cfg)
-    with tqdm(total=len(work.prompts), unit="prompt", dynamic_ncols=True) as bar:
+    with tqdm(total=len(work.prompts), unit="prompt", dynamic_ncols=True, disable=None) as bar:
         made = 0
 
         def show(prompts: int, tokens: int) -> None:
@@ -26,7 +28,7 @@ def run(given: Given) -> int:
             counts = distill(work, show)
         except KeyboardInterrupt:
             bar.close()
-            print(f"interrupted; continue with: mtpd distill-data --resume --out {cfg.out}")
+            print(f"interrupted; continue with: mtpd distill-data --resume --out {quote(cfg.out)}")
             raise
     print(", ".join(f"{name}: {count} rows" for name, count in counts.items()) + f" -> {cfg.out}")
     return 0

@@ -1,6 +1,7 @@
 """mtpd extend."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from mtpd_mlx.options.base import TRAINING_OF_HEADS, ExtendOptions
@@ -32,7 +33,7 @@ def run(extend: ExtendOptions, given: Given) -> int:
     bars: list[ProgressBar] = []
 
     def show(count: int) -> Any:
-        bars.append(ProgressBar(options.optim.iters, f"extend {extend.checkpoint} --to {extend.to}"))
+        bars.append(ProgressBar(options.optim.iters, f"extend {quote(extend.checkpoint)} --to {extend.to}"))
         return bars[-1].show
 
     try:
@@ -40,7 +41,7 @@ def run(extend: ExtendOptions, given: Given) -> int:
     except Interrupted as stop:
         if stop.resumable:
             bars[-1].close()
-            print(f"interrupted; continue with: mtpd {bars[-1].command} --resume --out {options.run.out}")
+            print(f"interrupted; continue with: mtpd {bars[-1].command} --resume --out {quote(options.run.out)}")
         raise
     finally:
         for bar in bars:

@@ -1,5 +1,6 @@
 """mtpd refit."""
 
+from shlex import quote
 from typing import Any
 
 from mtpd_mlx.options.base import TRAINING_OF_HEADS, RefitOptions
@@ -24,7 +25,7 @@ def run(named: RefitOptions, given: Given) -> int:
     refitted, _ = refit_options(checkpoint, options)
     check_places(refitted)
     ingredients = gather(refitted)
-    with ProgressBar(options.optim.iters, f"refit {named.checkpoint}") as bar:
+    with ProgressBar(options.optim.iters, f"refit {quote(named.checkpoint)}") as bar:
         result = bar.guard(options.run.out, lambda: refit(checkpoint, options, bar.show, ingredients))
     print(f"\nvalidation text (teacher-forced), heads of {named.checkpoint} on {options.model.model}:")
     print(table(result.own, result.before, result.after))

@@ -12,9 +12,9 @@ DTYPES = ("float32", "bfloat16", "float16")
 class CheckpointOptions:
     GROUP = "base"
 
-    checkpoint: str = argument("heads checkpoint: a folder or a hub id")
+    checkpoint: str = argument("heads checkpoint: a folder or a hub id", path=True)
     model: str | None = option(
-        None, "base to use instead of the one that the checkpoint names: a folder or a hub id", metavar="MODEL"
+        None, "base to use instead of the one that the checkpoint names: a folder or a hub id", metavar="MODEL", path=True
     )
     adapter_path: str | None = same(ModelConfig, "adapter_path")
     allow_base_mismatch: bool = same(HeadsConfig, "allow_base_mismatch")
@@ -24,7 +24,7 @@ class CheckpointOptions:
 class RunnableOptions(CheckpointOptions):
     """Of commands that decode with heads, or plainly with a base alone."""
 
-    checkpoint: str = argument("heads checkpoint, or for plain decoding a base: a folder or a hub id")
+    checkpoint: str = argument("heads checkpoint, or for plain decoding a base: a folder or a hub id", path=True)
     dequantize: bool | None = same(ModelConfig, "dequantize", default=None, unset="on CPU only", switch=False)
     dtype: str | None = option(None, "cast weights", DTYPES, unset="as they are")
 

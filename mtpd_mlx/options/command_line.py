@@ -7,14 +7,16 @@ mtpd_mlx/cli.py and mtpd_onnx/cli.py call `main`. A command is a module with
     check          called with what `run` will get: raises ValueError where options exclude each other
     run            the command itself; it returns the exit status
 
-of which only `run` must be there. Errors of these kinds are one line: ValueError, OSError, ImportError (a missing package),
-RuntimeError and MemoryError (faults of a runtime).
+of which only `run` must be there. Every error is one line (--traceback: and where it came from): ValueError, OSError and
+ImportError (a missing package) by their message, RuntimeError and MemoryError (faults of a runtime) by its first line, all else
+by its kind and first line.
 """
 
 import argparse
 import dataclasses
 import importlib
 import os
+import signal
 import sys
 import traceback
 import typing
@@ -25,61 +27,90 @@ from types import ModuleType
 from typing import Any
 
 from mtpd_mlx import __version__
-from mtpd_mlx.options.schema import REQUIRED, Given, build, flag, read_yaml, scalar_type
+from mtpd_mlx.options import signals, streams
+from mtpd_mlx.options.schema import REQUIRED, Given, as_path, build, flag, home, read_yaml, scalar_type
 
-TRACEBACK = "MTPD_TRACEBACK"  # environment variable: 1 prints tracebacks of errors that are told in one line
-INTERRUPTED, BROKEN_PIPE = 130, 141  # exit status, as a shell reports SIGINT and SIGPIPE
+TRACEBACK, TRACEBACK_FLAG = "MTPD_TRACEBACK", "--traceback"  # environment variable (1) and flag: say where errors came from
+MORE = f" ({TRACEBACK_FLAG} shows where)"
+BROKEN_PIPE = 141  # exit status, as a shell reports SIGPIPE; of Ctrl-C and other signals: signals.status_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
     """commands: summary by name; each is a module of `package`, imported when it is used. messages: open while a command runs.
-    fault: the line of a RuntimeError or MemoryError."""
+    fault: the line of an error that is not ours to word."""
 
     name: str
     description: str
     package: str
     commands: dict[str, str]
     messages: Callable[[], AbstractContextManager[None]]
-    fault: Callable[[Exception], str]
+    fault: Callable[[BaseException], str]
 
 
 def main(program: Program, argv: Sequence[str] | None = None) -> int:
-    """Runs the command that `argv` (sys.argv) names. Returns the exit status; argparse's own errors and --help exit."""
+    """Runs the command that `argv` (sys.argv) names. Returns the exit status; argparse's own errors and --help exit.
+
+    The one boundary of a program: nothing but SystemExit leaves it, whatever a library raises."""
+    streams.prepare()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    named = next((a for a in arguments if not a.startswith("-")), "")
+    command = f"{program.name} {named}".rstrip()
+    try:
+        try:
+            with signals.stoppable():
+                return _main(program, named, arguments)
+        finally:
+            streams.flush()
+    except SystemExit:
+        raise
+    except KeyboardInterrupt as stop:
+        by = "" if signals.number_of(stop) == signal.SIGINT else f" ({signal.Signals(signals.number_of(stop)).name})"
+        streams.say(f"{program.name}: interrupted{by}")
+        return signals.status_of(stop)
+    except BrokenPipeError:  # the reader of our output went away: not an error of ours
+        streams.drop_output()
+        return BROKEN_PIPE
+    except BaseException as error:  # a panic of a library in Rust is no Exception
+        return fail(command, said_of(error, program), TRACEBACK_FLAG in arguments)
+
+
+def _main(program: Program, name: str, arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=program.name, description=program.description)
     parser.add_argument("--version", action="version", version=f"{program.name} {__version__}")
+    about = "print where an error came from, too (also after COMMAND)"
+    parser.add_argument(TRACEBACK_FLAG, action="store_true", help=about)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     parsers = {
         name: commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         for name, summary in program.commands.items()
     }
-    name = arguments[0] if arguments else ""
-    try:
-        if name not in parsers:
-            parser.parse_args(arguments)  # exits: there is no command, or an unknown one, or --help
-        command = importlib.import_module(f"{program.package}.{name.replace('-', '_')}")
-        add_arguments(parsers[name], options_of(command), file_options_of(command))
-        flags = vars(parser.parse_args(arguments))
-        with program.messages():
-            return run(command, flags)
-    except KeyboardInterrupt:
-        print(f"{program.name}: interrupted", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output went away: not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except (ValueError, OSError, ImportError) as error:
-        return fail(f"{program.name} {name}", str(error))
-    except (RuntimeError, MemoryError) as error:  # a runtime's own faults (memory, devices, kernels) among them
-        return fail(f"{program.name} {name}", program.fault(error))
+    if name not in parsers:
+        parser.parse_args(arguments)  # exits: there is no command, or an unknown one, or --help
+    command = importlib.import_module(f"{program.package}.{name.replace('-', '_')}")
+    add_arguments(parsers[name], options_of(command), file_options_of(command))
+    parsers[name].add_argument(TRACEBACK_FLAG, action="store_true", help=argparse.SUPPRESS)
+    flags = vars(parser.parse_args(arguments))
+    with program.messages():
+        return run(command, flags)
 
 
-def fail(command: str, message: str) -> int:
+def said_of(error: BaseException, program: Program) -> str:
+    """What happened, in one line. Of what no code of ours raises to be read, its kind, and how to see the rest."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if isinstance(error, ValueError | OSError | ImportError):
+        return lines[0] + (MORE if len(lines) > 1 else "")
+    if isinstance(error, RuntimeError | MemoryError):
+        return program.fault(error) + MORE
+    kind = type(error).__name__
+    return (f"{kind}: {program.fault(error)}" if str(error).strip() else kind) + MORE
+
+
+def fail(command: str, message: str, explain: bool) -> int:
     """One line for the user; for developers, where it came from."""
-    if os.environ.get(TRACEBACK, "0") not in ("", "0"):
-        traceback.print_exc()
-    print(f"{command}: error: {message}", file=sys.stderr)
+    if explain or os.environ.get(TRACEBACK, "0") not in ("", "0"):
+        streams.say(traceback.format_exc().rstrip())
+    streams.say(f"{command}: error: {message}")
     return 1
 
 
@@ -95,12 +126,18 @@ def run(command: ModuleType, flags: dict[str, Any]) -> int:
     """`command` with the options that `flags` give, checked one by one and together before it begins."""
     inputs = build(options_of(command), {}, flags)
     if in_file := {field.name for cls in file_options_of(command) for field in dataclasses.fields(cls)}:
-        file = flags.get("config")
-        inputs.append(Given(read_yaml(Path(file)) if file else {}, {k: v for k, v in flags.items() if k in in_file}))
+        read = {} if (named := flags.get("config")) is None else read_yaml(config_file(named))
+        inputs.append(Given(read, {k: v for k, v in flags.items() if k in in_file}))
     if hasattr(command, "check"):
         command.check(*inputs)
     status: int = command.run(*inputs)
     return status
+
+
+def config_file(named: str) -> Path:
+    if not named:
+        raise ValueError("--config: got an empty text")
+    return Path(home("--config", named))
 
 
 def add_arguments(parser: argparse.ArgumentParser, classes: Sequence[type], file_classes: Sequence[type] = ()) -> None:
@@ -136,7 +173,7 @@ def argument(field: dataclasses.Field[Any], annotation: Any, in_file: bool) -> t
         keywords["action"] = "store_true" if plain else argparse.BooleanOptionalAction
     else:
         shown = None if about["choices"] else about["metavar"] or scalar.__name__.upper()
-        keywords |= {"type": scalar, "choices": about["choices"], "metavar": shown}
+        keywords |= {"type": as_path if scalar is Path else scalar, "choices": about["choices"], "metavar": shown}
         if is_list:
             keywords |= {"action": "append"} if about["repeated"] else {"nargs": "+"}
     if about["positional"]:

@@ -14,7 +14,10 @@ class DistillConfig:
     model: str | None = same(ModelConfig, "model")
     adapter_path: str | None = same(ModelConfig, "adapter_path")
     prompts: str | None = option(
-        None, PROMPTS_HELP + '; also any of the formats of training data ("text": see --prompt-tokens)', metavar="FILE"
+        None,
+        PROMPTS_HELP + '; also any of the formats of training data ("text": see --prompt-tokens)',
+        metavar="FILE",
+        path=True,
     )
     out: str = same(RunConfig, "out", default="distilled")
     max_tokens: int = same(TextOptions, "max_tokens")

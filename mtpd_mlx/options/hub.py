@@ -18,7 +18,7 @@ class RevisionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportHeadsOptions(RevisionOptions):
-    model: str = argument("model that ships MTP heads: a folder or a hub id")
+    model: str = argument("model that ships MTP heads: a folder or a hub id", path=True)
     out: Path = same(RunConfig, "out", default=REQUIRED)
     overwrite: bool = same(RunConfig, "overwrite")
 
@@ -27,7 +27,7 @@ class ImportHeadsOptions(RevisionOptions):
 class InspectOptions(RevisionOptions, JsonOptions):
     GROUP = "view"
 
-    name: str = argument("a model, heads checkpoint, exported folder, cache or adapter; or a hub id")
+    name: str = argument("a model, heads checkpoint, exported folder, cache or adapter; or a hub id", path=True)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,9 @@ class TimedOptions(MeasureOptions):
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions(JsonOptions, TimedOptions, FilesOptions):
     num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
-    draft_model: str | None = option(None, "also time mlx_lm's own speculative decoding with this model", metavar="MODEL")
+    draft_model: str | None = option(
+        None, "also time mlx_lm's own speculative decoding with this model", metavar="MODEL", path=True
+    )
     svg: Path | None = option(None, "also draw the figures", metavar="FILE")
 
     def __post_init__(self) -> None:
@@ -97,7 +99,7 @@ class DraftedVerifyOptions(VerifyOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ParityOptions(JsonOptions, MeasureOptions, FileOptions):
-    folder: str = same(FolderOptions, "folder")
+    folder: str = same(FolderOptions, "folder", path=True)
     provider: str = same(RuntimeOptions, "provider", default="cpu")  # MLX's float32 is compared with the same on a CPU
     step_by_step: bool = switch("on MLX pass by pass, not as mtpd generate decodes")
 

@@ -59,12 +59,14 @@ def option(
     empty: bool = False,
     repeated: bool = False,
     hidden: bool = False,
+    path: bool = False,
 ) -> Any:
     """A dataclass field with what its flag shows and takes. `help` says the default where it is a value; `unset`: what it
     says for None. `short`: one more name, a letter. `empty`: an empty text is one. `repeated`: the flag is given once for each
-    value of a list, not once before all. `hidden`: help leaves it out."""
+    value of a list, not once before all. `hidden`: help leaves it out. `path`: a text that may name a place on the disk (a Path
+    always does): ~ is the home folder."""
     metadata = {"help": help, "choices": choices, "takes": takes, "short": short, "metavar": metavar, "unset": unset}
-    more = {"empty": empty, "repeated": repeated, "hidden": hidden, "switch": False, "positional": False}
+    more = {"empty": empty, "repeated": repeated, "hidden": hidden, "path": path, "switch": False, "positional": False}
     return dataclasses.field(default=default, metadata=metadata | more)
 
 
@@ -73,9 +75,9 @@ def switch(help: str) -> Any:
     return _with(option(False, help), switch=True)
 
 
-def argument(help: str) -> Any:
+def argument(help: str, path: bool = False) -> Any:
     """A positional argument."""
-    return _with(option(REQUIRED, help), positional=True)
+    return _with(option(REQUIRED, help, path=path), positional=True)
 
 
 def same(cls: type, name: str, **changes: Any) -> Any:
@@ -131,6 +133,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def read_values(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[str, Any]) -> dict[str, Any]:
     """The values given in a file and by flags, by field name, as their fields hold them; an unknown or ill-typed key of the
     file is a ValueError."""
+    fields = {f.name: f for c in classes for f in dataclasses.fields(c)}
     hints = {c: typing.get_type_hints(c) for c in classes}
     known = {f.name: hints[c][f.name] for c in classes for f in dataclasses.fields(c)}
     values: dict[str, Any] = {}
@@ -140,7 +143,8 @@ def read_values(classes: tuple[type, ...], file_values: dict[str, Any], flags: d
             near = difflib.get_close_matches(name, known, 1)
             raise ValueError(f"unknown config key {key!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         values[name] = _coerce(name, value, known[name])
-    return values | {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if k in known}
+    values |= {k: tuple(v) if isinstance(v, list) else v for k, v in flags.items() if k in known}
+    return {name: _placed(fields[name], known[name], value) for name, value in values.items()}
 
 
 def build(classes: tuple[type, ...], file_values: dict[str, Any], flags: dict[str, Any]) -> list[Any]:
@@ -164,10 +168,40 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _placed(field: dataclasses.Field[Any], annotation: Any, value: Any) -> Any:
+    """`value` with ~ expanded where it names a place; each of them where it is a list."""
+    scalar, _ = scalar_type(annotation)
+    if value in (None, "") or not (scalar is Path or field.metadata["path"]):
+        return value
+    name = field.name if field.metadata["positional"] else flag(field.name)
+    if isinstance(value, tuple):
+        return tuple(each if each == "" else home(name, each) for each in value)
+    return home(name, value)
+
+
+def home(name: str, place: Any) -> Any:
+    """The path or text with ~ or ~USER in its beginning expanded. ValueError where there is no such user."""
+    if not str(place).startswith("~"):
+        return place
+    try:
+        expanded = Path(place).expanduser()
+    except RuntimeError:
+        user = Path(place).parts[0]
+        raise ValueError(
+            f"{name} {place}: got {user}, which is no user here; a name that begins so is written ./{place}"
+        ) from None
+    return expanded if isinstance(place, Path) else str(expanded)
+
+
+def as_path(text: str) -> Any:
+    """A Path, or the empty text, which is none."""
+    return Path(text) if text else text
+
+
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
     choices, span = field.metadata["choices"], field.metadata["takes"]
     if choices and value is not None and value not in choices:
-        raise ValueError(f"{field.name}: got {value!r}, expected one of {', '.join(map(str, choices))}")
+        raise ValueError(f"{flag(field.name)}: got {value!r}, expected one of {', '.join(map(str, choices))}")
     every = value if isinstance(value, tuple) else (value,)
     if "" in every and not field.metadata["empty"]:  # of a shell variable that is not set, for one
         raise ValueError(f"{flag(field.name)}: got an empty text")
@@ -189,7 +223,7 @@ def _coerce(name: str, value: Any, annotation: Any) -> Any:
         return _scalar(scalar, value)
     except (TypeError, ValueError, OverflowError):
         shown = repr(value) if len(repr(value)) <= 80 else f"{repr(value)[:80]}..."
-        raise ValueError(f"config key {name}: got {shown}, expected {scalar.__name__}") from None
+        raise ValueError(f"{flag(name)}: got {shown}, expected {scalar.__name__}") from None
 
 
 def _scalar(scalar: type, value: Any) -> Any:
@@ -197,7 +231,7 @@ def _scalar(scalar: type, value: Any) -> Any:
         raise ValueError
     if scalar is int and isinstance(value, float) and value != int(value):
         raise ValueError
-    return scalar(value)
+    return as_path(value) if scalar is Path else scalar(value)
 
 
 def as_dict(*instances: Any) -> dict[str, Any]:

@@ -21,12 +21,14 @@ KL_START_FROM_SCRATCH = 0.5  # of --kl-start for a base from scratch, --detach-t
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: str | None = option(None, "base model: a local folder in Hugging Face format, or a hub id", metavar="MODEL")
-    adapter_path: str | None = option(None, "adapter of mlx-lm (LoRA) to apply to the base", metavar="DIR")
-    model_config: str | None = option(None, "config.json of a base to train from scratch (with --train joint)")
-    tokenizer: str | None = option(None, "folder with the tokenizer of a base trained from scratch")
+    model: str | None = option(
+        None, "base model: a local folder in Hugging Face format, or a hub id", metavar="MODEL", path=True
+    )
+    adapter_path: str | None = option(None, "adapter of mlx-lm (LoRA) to apply to the base", metavar="DIR", path=True)
+    model_config: str | None = option(None, "config.json of a base to train from scratch (with --train joint)", path=True)
+    tokenizer: str | None = option(None, "folder with the tokenizer of a base trained from scratch", path=True)
     cache: str | None = option(
-        None, "distillation cache (mtpd cache) to train from, without the base in memory; replaces --data"
+        None, "distillation cache (mtpd cache) to train from, without the base in memory; replaces --data", path=True
     )
     train: str = option(
         "heads",
@@ -60,7 +62,7 @@ class HeadsConfig:
         "draft only among so many tokens, the most frequent of the training data (default: the whole vocabulary)",
         takes=POSITIVE,
     )
-    init_heads: str | None = option(None, "checkpoint (a folder or a hub id) whose heads are the starting point")
+    init_heads: str | None = option(None, "checkpoint (a folder or a hub id) whose heads are the starting point", path=True)
     allow_base_mismatch: bool = switch(
         "take heads that were trained on another base (text stays exact, acceptance may fall: see mtpd refit)"
     )
@@ -99,7 +101,9 @@ class LossConfig:
 @dataclass(frozen=True)
 class DataConfig:
     data: tuple[str, ...] = option(
-        ("data",), "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file; or several to mix"
+        ("data",),
+        "folder with train.jsonl and valid.jsonl (mlx-lm's layout), or one .jsonl or .txt file; or several to mix",
+        path=True,
     )
     data_weights: tuple[float, ...] = option((), "share of each --data in training (default: by size)", takes=NOT_NEGATIVE)
     max_seq_length: int = option(512, "tokens per row (at most the base's context)", takes=Range(3))
@@ -144,7 +148,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    out: str = option("heads", "folder to write", metavar="DIR")
+    out: str = option("heads", "folder to write", metavar="DIR", path=True)
     seed: int = option(0, "seed of initialisation and data order", takes=SEED)
     steps_per_report: int = option(10, "steps between reports (0: only at the end)", takes=NOT_NEGATIVE)
     steps_per_eval: int = option(200, "steps between validations (0: only at start and end)", takes=NOT_NEGATIVE)

@@ -1,11 +1,12 @@
 """A terminal chat. The cache is kept from turn to turn: only what is new of the conversation is prefilled."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
+from mtpd_mlx.options.signals import Terminated, status_of
+from mtpd_mlx.options.streams import read_line, takes_colour
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats
@@ -104,18 +105,22 @@ def run_chat(
     *,
     system_prompt: str | None = None,
     show_drafts: bool = False,
-    read: Callable[[str], str] = input,
+    read: Callable[[str], str] = read_line,
     out: TextIO | None = None,
     cached: Sequence[int] = (),
 ) -> int:
-    """Until q or the end of the input. Ctrl-C ends an answer, a second one the chat. `cached`: as for Chat."""
+    """Until q or the end of the input. Ctrl-C ends an answer, a second one the chat, another signal both (the status is its
+    own then). `cached`: as for Chat."""
     out = sys.stdout if out is None else out
-    colour = show_drafts and "NO_COLOR" not in os.environ
+    colour = show_drafts and takes_colour(out)
     chat = Chat(backend, tokenizer, max_tokens=max_tokens, system_prompt=system_prompt, colour=colour, cached=cached)
-    print(COMMANDS + ("; accepted draft tokens are green" if colour else ""), file=out)
+    drafts = "; accepted draft tokens are green" if colour else "; drafts are not shown: no terminal with colours"
+    print(COMMANDS + (drafts if show_drafts else ""), file=out)
     while True:
         try:
             text = read(">> ")
+        except Terminated as stop:
+            return status_of(stop)
         except (EOFError, KeyboardInterrupt):
             print(file=out)
             return 0
@@ -135,5 +140,7 @@ def run_chat(
                 print(summary(stats, time.perf_counter() - began, chat.finish_reason), file=out, flush=True)
             except ValueError as error:
                 print(f"error: {error}", file=out)
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 print(f"{PLAIN if colour else ''} [interrupted]", file=out)
+                if isinstance(stop, Terminated):
+                    return status_of(stop)

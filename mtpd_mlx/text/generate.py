@@ -1,12 +1,13 @@
 """What `mtpd generate` and `mtpd-onnx generate` share: prompts, streaming, statistics."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from typing import TextIO
 
-from mtpd_mlx.options.command_line import BROKEN_PIPE, INTERRUPTED
+from mtpd_mlx.options.command_line import BROKEN_PIPE
+from mtpd_mlx.options.signals import status_of
+from mtpd_mlx.options.streams import drop_output
 from mtpd_mlx.options.text import GenerateOptions
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
@@ -19,18 +20,18 @@ from mtpd_mlx.text.tokenizer import Tokenizer
 def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOptions, out: TextIO | None = None) -> int:
     """Generates for each prompt, streams the text and prints statistics. Returns the exit status.
 
-    130 when interrupted, after what was generated so far and its statistics; 141 when nobody reads the output any more.
+    130 (143, 129) when interrupted, after what was generated so far and its statistics; 141 when nobody reads the output.
     """
     out = sys.stdout if out is None else out
     jobs = encode_all(tokenizer, options, backend.capacity, backend.num_draft_tokens)
     eos = eos_tokens(tokenizer, options.extra_eos_token)
     try:
-        finished = _run(backend, tokenizer, options, jobs, eos, out)
+        status = _run(backend, tokenizer, options, jobs, eos, out)
         print(end="", file=out, flush=True)  # nothing where there is no stdout
     except BrokenPipeError:
-        _discard(out)
+        drop_output(out)
         return BROKEN_PIPE
-    return 0 if finished else INTERRUPTED
+    return status
 
 
 def _run(
@@ -40,10 +41,10 @@ def _run(
     jobs: list[tuple[Prompt, list[int]]],
     eos: frozenset[int],
     out: TextIO,
-) -> bool:
-    """False where it was interrupted."""
+) -> int:
+    """The exit status: 0, or that of the signal that interrupted it."""
     total, streams = DecodeStats(backend.num_draft_tokens), []
-    finished = True
+    status = 0
     for prompt, tokens in jobs:
         if len(jobs) > 1 and not options.json and not options.quiet:
             print(f"[{prompt.id}]", file=out)
@@ -52,19 +53,19 @@ def _run(
         try:
             backend.rewind_to(0)
             stream.run(backend, tokens, (stats, total))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             stream.end("interrupted")
-            finished = False
+            status = status_of(stop)
         streams.append(stream)
         if options.json:
             print(json.dumps(record(prompt, stream, stats, options), ensure_ascii=False), file=out, flush=True)
         else:
             print(file=out, flush=True)
-        if not finished:
+        if status:
             break
     if not options.json and not options.quiet:
         print(describe(total, streams), file=out, flush=True)
-    return finished
+    return status
 
 
 def record(prompt: Prompt, stream: "Stream", stats: DecodeStats, options: GenerateOptions) -> dict[str, object]:
@@ -82,22 +83,14 @@ def record(prompt: Prompt, stream: "Stream", stats: DecodeStats, options: Genera
     }
 
 
-def _discard(out: TextIO) -> None:
-    """Points the closed pipe at nothing: the interpreter flushes it once more on its way out."""
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, out.fileno())
-        os.close(null)
-    except (OSError, ValueError):
-        pass  # not a real file: nothing is flushed later
-
-
 def collect_prompts(options: GenerateOptions) -> list[Prompt]:
     """The prompts of --prompts FILE, or the one of --prompt."""
     if options.prompts is not None:
         return read_prompts(options.prompts)
     assert options.prompt is not None
     if options.prompt == "-":
+        if sys.stdin is None:
+            raise ValueError("--prompt -: standard input is closed")
         try:
             return [Prompt("1", sys.stdin.read())]
         except UnicodeDecodeError as error:

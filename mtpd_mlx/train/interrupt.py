@@ -1,45 +1,40 @@
-"""Ctrl-C while training: taken between two steps, so that what is saved is a state the run has been in."""
+"""Ctrl-C, SIGTERM and SIGHUP while training: taken between two steps, so that what is saved is a state the run has been in."""
 
 import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mtpd_mlx.options import signals, streams
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, and whether --resume can go on from where the run was."""
 
-    def __init__(self, resumable: bool):
-        super().__init__()
+class Interrupted(signals.Terminated):
+    """Ctrl-C or another signal, and whether --resume can go on from where the run was."""
+
+    def __init__(self, resumable: bool, number: int = signal.SIGINT):
+        super().__init__(number)
         self.resumable = resumable
 
 
 @contextmanager
 def deferred(active: bool) -> Iterator[Callable[[], None]]:
-    """While it is open the first Ctrl-C is only noted, and the function it gives raises it; the second raises at once.
+    """While it is open the first signal is only noted, and the function it gives raises it; the second raises at once.
 
-    Not where `active` is False, outside the main thread, or where Ctrl-C has another handler than Python's own."""
-    noted = False
+    Not where `active` is False, outside the main thread, and for signals that have another handler than Python's or ours."""
+    noted: list[int] = []
 
     def check() -> None:
         if noted:
-            raise KeyboardInterrupt
+            raise signals.as_exception(noted[0])
 
     def note(number: int, frame: FrameType | None) -> None:
-        nonlocal noted
-        if noted:
-            raise KeyboardInterrupt
-        noted = True
-        print("\nstopping after this step (Ctrl-C again: at once)", file=sys.stderr, flush=True)
+        signals.leave_terminal()
+        noted.append(number)
+        if len(noted) > 1:
+            raise signals.as_exception(number)
+        streams.say("\nstopping after this step (Ctrl-C again: at once)")
 
-    ours = threading.current_thread() is threading.main_thread()
-    if not active or not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    known = {signal.SIGINT: signal.default_int_handler} | dict.fromkeys(signals.SIGNALS, signals.raise_it)
+    ours = active and signals.is_main_thread()
+    with signals.handling(note, [n for n, handler in known.items() if ours and signal.getsignal(n) is handler]):
         yield check
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)

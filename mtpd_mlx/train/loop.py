@@ -13,6 +13,7 @@ import numpy as np
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.files.atomic import write_text
 from mtpd_mlx.losses.objective import Model
+from mtpd_mlx.options.signals import Terminated, number_of
 from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.train.folder import LOG_NAME
 from mtpd_mlx.train.interrupt import Interrupted, deferred
@@ -107,15 +108,15 @@ class Run:
         self.stepper.follow_lead()
 
     def run(self, show: Callable[[dict[str, Any]], None] = lambda record: None) -> Progress:
-        """Trains to `iters`. Ctrl-C comes out as Interrupted; that and faults leave a resume point where the state is known."""
+        """Trains to `iters`. Signals come out as Interrupted; they and faults leave a resume point where the state is known."""
         try:
             with deferred(self.world.size == 1) as self._check:
                 self._loop(show)
         except KeyboardInterrupt as stop:
             resumable = self._leave_point()
-            if type(stop) is not KeyboardInterrupt:  # a caller's own kind
+            if type(stop) not in (KeyboardInterrupt, Terminated):  # a caller's own kind
                 raise
-            raise Interrupted(resumable) from None
+            raise Interrupted(resumable, number_of(stop)) from None
         except (RuntimeError, ValueError, OSError) as error:
             if self.world.size > 1:
                 raise

@@ -1,7 +1,8 @@
 """Ranks that stop together: when one is lost the others say so and end, also from inside a collective that never will.
 
 NCCL waits for a lost rank for ever. Two things end such a wait, both in threads of their own and whichever comes first:
-SIGTERM, which mlx.launch sends, and a connection from every rank to rank 0, which breaks when a process is gone.
+SIGTERM, which mlx.launch sends, and a connection from every rank to rank 0, which breaks when a process is gone. Rank 0 stops
+for SIGTERM as for Ctrl-C, with a resume point, unless it is inside a collective that does not end.
 """
 
 import json
@@ -14,13 +15,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+from mtpd_mlx.options import signals
 from mtpd_mlx.train.ranks import World
 
 LOST = "another rank was lost"
-FINISHED, ENDED = b"f", b"e"  # what a rank says when it leaves: its work is done; it ends early, as all others do
-PATIENCE = {b"": 3.0, ENDED: 45.0}  # seconds in which this rank may end by itself; nothing said: the other one is gone
+FINISHED, ENDED, TOLD = b"f", b"e", b"t"  # what a rank says when it leaves: done; it ends early, as all do; it got SIGTERM
+PATIENCE = {b"": 3.0, ENDED: 45.0, TOLD: 15.0}  # seconds in which this rank may end by itself; nothing said: the other is gone
+GRACE = 3.0  # seconds in which the main thread of rank 0 hears of SIGTERM, where it is not inside a collective
 REACH = 20.0  # seconds for the ranks to connect
 KEY_BYTES = 16
 logger = logging.getLogger(__name__)
@@ -53,7 +57,7 @@ def stop_clearly(world: World, how_to_continue: str) -> Iterator[None]:
 class _Watch:
     def __init__(self, rank: int, how_to_continue: str):
         self.rank, self.how_to_continue = rank, how_to_continue
-        self.over = threading.Event()
+        self.over, self.heard = threading.Event(), threading.Event()
         self.peers: dict[int, socket.socket] = {}
 
     def leave(self, why: str, code: int) -> None:
@@ -64,16 +68,33 @@ class _Watch:
         """The signal wakes a thread: the main one may be inside a collective, where Python handles no signals."""
         reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
-        self.old_handler = signal.signal(signal.SIGTERM, lambda *_: None)
+        self.old_handler = signal.signal(signal.SIGTERM, self._heard)
         self.old_fd = signal.set_wakeup_fd(self.writer)
 
         def wait() -> None:
             while received := os.read(reader, 1):
                 if received[0] == signal.SIGTERM:
-                    self.leave(f"was told to stop: {LOST}, or the launcher ended the run", 143)
+                    self._told()
             os.close(reader)
 
         threading.Thread(target=wait, daemon=True).start()
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread. Rank 0 alone has something to save, the others leave in `_told`."""
+        if self.rank == 0:
+            self.heard.set()
+            signals.raise_it(number, frame)
+
+    def _told(self) -> None:
+        if self.heard.wait(0 if self.rank else GRACE) and self.over.wait(PATIENCE[ENDED]):
+            return  # the main thread ends by itself
+        self._say(TOLD)
+        self.leave(f"was told to stop: {LOST}, or the launcher ended the run", 143)
+
+    def _say(self, what: bytes) -> None:
+        for peer in self.peers.values():
+            with suppress(OSError):
+                peer.sendall(what)
 
     def follow(self, peers: dict[int, socket.socket]) -> None:
         self.peers = peers
@@ -89,9 +110,9 @@ class _Watch:
 
     def close(self, said: bytes) -> None:
         self.over.set()
+        self._say(said)
         for peer in self.peers.values():
             with suppress(OSError):
-                peer.sendall(said)
                 peer.shutdown(socket.SHUT_RDWR)
             peer.close()
         signal.set_wakeup_fd(self.old_fd)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from shlex import quote
 from typing import Any, TypeVar
 
 from mtpd_mlx.train.interrupt import Interrupted
@@ -11,15 +12,16 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 
 
 class ProgressBar:
-    """Two lines that stay: speed and losses; below, on a terminal, how many drafts would be accepted now, by depth."""
+    """On a terminal two lines that stay: speed and losses; below, how many drafts would be accepted now, by depth. Elsewhere
+    one line per report."""
 
     def __init__(self, iters: int, command: str = "train", visible: bool = True):
         from tqdm import tqdm
 
-        self.command, self._visible = command, visible
-        self._bar = tqdm(total=iters, unit="step", dynamic_ncols=True, disable=not visible)
-        two_lines = visible and sys.stderr.isatty()
-        self._depths = tqdm(total=0, bar_format="{desc}", position=1, dynamic_ncols=True, disable=not two_lines)
+        self.command, self._visible, self._iters = command, visible, iters
+        self._drawn = visible and sys.stderr.isatty()
+        self._bar = tqdm(total=iters, unit="step", dynamic_ncols=True, disable=not self._drawn)
+        self._depths = tqdm(total=0, bar_format="{desc}", position=1, dynamic_ncols=True, disable=not self._drawn)
 
     def __enter__(self) -> "ProgressBar":
         return self
@@ -34,7 +36,7 @@ class ProgressBar:
         except Interrupted as stop:
             self.close()
             if self._visible and stop.resumable:
-                print(f"interrupted; continue with: mtpd {self.command} --resume --out {out}", flush=True)
+                print(f"interrupted; continue with: mtpd {self.command} --resume --out {quote(out)}", flush=True)
             raise
 
     def close(self) -> None:
@@ -42,21 +44,24 @@ class ProgressBar:
         self._bar.close()
 
     def show(self, record: dict[str, Any]) -> None:
-        self._bar.update(record["iter"] - self._bar.n)
+        if self._drawn:
+            self._bar.update(record["iter"] - self._bar.n)
         if "valid" in record:
             valid = record["valid"]
             car = " ".join(f"{c:.3f}" for c in valid["car"])
             kept = "  (best so far, saved)" if record.get("saved") else ""
-            self._bar.write(
-                f"step {record['iter']}: valid main loss {valid['main_loss']:.4f}  tau {valid['tau']:.3f}  CAR {car}{kept}"
-            )
+            line = f"step {record['iter']}: valid main loss {valid['main_loss']:.4f}  tau {valid['tau']:.3f}  CAR {car}{kept}"
+            self._bar.write(line)
+            sys.stdout.flush()
             return
         heads = "/".join(f"{x:.2f}" for x in record["head_loss"])
         skipped = f" skipped {record['skipped_steps']}" if record["skipped_steps"] else ""
-        self._bar.set_postfix_str(
-            f"main {record['main_loss']:.3f} heads {heads} tau {record['tau']:.2f} "
-            f"{record['tokens_per_second']:.0f} tok/s{skipped}"
-        )
+        losses = f"main {record['main_loss']:.3f} heads {heads} tau {record['tau']:.2f}"
+        line = f"{losses} {record['tokens_per_second']:.0f} tok/s{skipped}"
+        if not self._drawn:
+            print(f"step {record['iter']}/{self._iters}: {line}", file=sys.stderr, flush=True)
+            return
+        self._bar.set_postfix_str(line)
         self._depths.set_description_str(f"CAR by depth {depths(record['car'])}")
 
 

@@ -168,7 +168,7 @@ def test_faults_of_mlx_give_one_line(
     monkeypatch.setattr(generate, "open_from", fail)
     monkeypatch.delenv("MTPD_TRACEBACK", raising=False)
     assert main(["generate", str(tiny_checkpoint), "-p", "a"]) == 1
-    assert capsys.readouterr().err == f"mtpd generate: error: {line} (MTPD_TRACEBACK=1 shows where)\n"
+    assert capsys.readouterr().err == f"mtpd generate: error: {line} (--traceback shows where)\n"
     monkeypatch.setenv("MTPD_TRACEBACK", "1")
     assert main(["generate", str(tiny_checkpoint), "-p", "a"]) == 1
     assert "Traceback" in (text := capsys.readouterr().err) and text.splitlines()[-1].startswith("mtpd generate: error:")

@@ -44,5 +44,5 @@ def test_what_may_have_moved_is_taken_as_given() -> None:
 
 
 def test_a_damaged_value_is_one_line() -> None:
-    with pytest.raises(ValueError, match="config key iters: got 'many', expected int"):
+    with pytest.raises(ValueError, match=r"^--iters: got 'many', expected int"):
         resumed(CLASSES, SAVED | {"iters": "many"}, {}, out=Path("here"))
