@@ -4,12 +4,13 @@ from mtpd_mlx.commands.loading import open_from
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.sampling import SamplingOptions
-from mtpd_mlx.options.text import TunedChatOptions, check_cache_file
+from mtpd_mlx.options.text import TunedChatOptions, check_cache_file, check_plain
 
 OPTIONS = (RunnableOptions, TunedChatOptions, DecodingConfig, SamplingOptions)
 
 
 def check(place: RunnableOptions, chat: TunedChatOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> None:
+    check_plain(chat.plain, chat.num_draft_tokens, decoding.exact, chat.show_drafts)
     check_cache_file(chat, decoding)
 
 

@@ -5,12 +5,26 @@ from shlex import quote
 from typing import Any
 
 from mtpd_mlx.options.base import TRAINING_OF_HEADS, ExtendOptions
-from mtpd_mlx.options.schema import Given, build
-from mtpd_mlx.options.train import RunConfig
+from mtpd_mlx.options.schema import Given, build, flag, read_values
+from mtpd_mlx.options.train import ModelConfig, RunConfig
 from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (ExtendOptions,)
 FILE_OPTIONS = TRAINING_OF_HEADS
+
+
+def check(extend: ExtendOptions, given: Given) -> None:
+    if extend.train_free:
+        copied(given)
+
+
+def copied(given: Given) -> dict[str, Any]:
+    """What is given of the options that copying has. ValueError for another one, which would have no effect."""
+    values = read_values(TRAINING_OF_HEADS, given.file, given.flags)
+    for name in values:
+        if name not in ("out", "overwrite", "model"):
+            raise ValueError(f"{flag(name)}: not with --train-free, which copies heads and trains nothing")
+    return values
 
 
 def run(extend: ExtendOptions, given: Given) -> int:
@@ -23,8 +37,8 @@ def run(extend: ExtendOptions, given: Given) -> int:
 
     checkpoint = resolve_folder(extend.checkpoint)
     if extend.train_free:
-        (run_cfg,) = build((RunConfig,), {}, given.flags)
-        loop_checkpoint(checkpoint, extend.to, Path(run_cfg.out), run_cfg.overwrite, given.flags.get("model"))
+        run_cfg, cfg = build((RunConfig, ModelConfig), {}, copied(given))
+        loop_checkpoint(checkpoint, extend.to, Path(run_cfg.out), run_cfg.overwrite, cfg.model)
         print(f"{extend.to} heads by copying -> {run_cfg.out}")
         return 0
     options = extend_options(given.file, given.flags, read_config(checkpoint).num_heads, extend.to)

@@ -4,9 +4,13 @@ from mtpd_mlx.commands.loading import open_from
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.sampling import SamplingOptions
-from mtpd_mlx.options.text import TunedGenerateOptions
+from mtpd_mlx.options.text import TunedGenerateOptions, check_plain
 
 OPTIONS = (RunnableOptions, TunedGenerateOptions, DecodingConfig, SamplingOptions)
+
+
+def check(place: RunnableOptions, options: TunedGenerateOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> None:
+    check_plain(options.plain, options.num_draft_tokens, decoding.exact)
 
 
 def run(place: RunnableOptions, options: TunedGenerateOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> int:

@@ -41,7 +41,7 @@ def view_of(name: str, revision: str | None) -> View:
     from mtpd_mlx.hub.remote import look
     from mtpd_mlx.inspection.folder_view import LocalView
 
-    if (folder := local_folder(name)) is not None:
+    if (folder := local_folder(name, revision)) is not None:
         return LocalView(folder)
     try:
         return look(name, revision)

@@ -7,6 +7,7 @@ from typing import Any
 
 from mtpd_mlx.options.base import CheckpointOptions, RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.options.schema import flag
 from mtpd_mlx.speculative.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,9 @@ def load_model(place: RunnableOptions, plain: bool = False) -> tuple[Any, Any]:
     dequantize = on_cpu() if place.dequantize is None else place.dequantize
     folder, known = resolve_folder(place.checkpoint), base_keywords(place)
     if plain and not (folder / CONFIG_NAME).is_file():
+        for name in ("model", "allow_base_mismatch"):
+            if getattr(place, name):
+                raise ValueError(f"{flag(name)}: {place.checkpoint} is a base itself, expected a heads checkpoint with it")
         base, heads = load_base(place.checkpoint, dequantize=dequantize, adapter=known["adapter"]), None
     else:
         base, heads, _ = load_checkpoint(folder, place.model, dequantize=dequantize, **known)

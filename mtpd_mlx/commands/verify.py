@@ -9,6 +9,7 @@ from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.measure import DraftedVerifyOptions, check_sampled
 from mtpd_mlx.options.sampling import JudgedSampling
+from mtpd_mlx.options.text import check_plain
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.text.messages import dot
 
@@ -19,6 +20,7 @@ TOLERANCE = {"float32": 0.0, "float16": 0.25, "bfloat16": 1.0}
 
 
 def check(place: RunnableOptions, verify: DraftedVerifyOptions, options: DecodingConfig, sampling: JudgedSampling) -> None:
+    check_plain(False, verify.num_draft_tokens, options.exact)
     check_sampled(verify, sampling)
 
 

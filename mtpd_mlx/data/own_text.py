@@ -198,14 +198,10 @@ def resumed_config(file_values: dict[str, Any], flags: dict[str, Any]) -> Distil
 def _finished(part: Path, prompts: list[list[int]]) -> Iterator[dict[str, Any]]:
     """The rows of the part file; the half line that a killed run may leave is left out. ValueError where a row is not one, or
     continues another prompt than is asked for now."""
-    try:
-        lines = part.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{part}: damaged: not UTF-8 text (byte {error.start})") from error
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(part.read_bytes().split(b"\n"), start=1):
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError):  # a UnicodeDecodeError among them: it may end inside a character
             continue
         if not _is_row(row, len(prompts)):
             raise ValueError(f"{part}:{number}: damaged: not a row of distill-data; remove the line to make the row again")

@@ -1,6 +1,7 @@
 """The Backend of MLX: prefill and steps on mlx-lm's caches, rounds as the plan says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mtpd_mlx.decoding.fixed_rounds import FixedRounds, round_graph
@@ -43,38 +44,60 @@ class Decoder:
         if len(tokens) == 0:
             raise ValueError("prefill: got no tokens, expected at least one")
         self._need(len(tokens))
-        self._settle()
-        self._leave()
-        self._host.prefill(list(tokens))
-        return self._read()
+        with self._or_as_before():
+            self._settle()
+            self._leave()
+            self._host.prefill(list(tokens))
+            return self._read()
 
     def step(self, token: int) -> int:
         self._need(1)
-        self._settle()
-        if self.num_draft_tokens or self.plan.cache == "growing" or token != self._next:
-            return self._force(token)
-        _, (self._next,) = self._enter().advance()
-        return self._next
+        with self._or_as_before():
+            self._settle()
+            if self.num_draft_tokens or self.plan.cache == "growing" or token != self._next:
+                return self._force(token)
+            _, (self._next,) = self._enter().advance()
+            return self._next
 
     def round(self, token: int) -> Round:
         k = self.num_draft_tokens
         self._need(1 + k)
-        self._settle()
-        short = self.plan.cache == "fixed" and self.length < k
-        if not k or short or token != self._next:
-            return Round([self.step(token) if not k else self._force(token)], 0, 0)
-        accepted, emitted = self._enter().advance()
-        self._next = emitted[-1]
-        return Round(emitted, accepted, k)
+        with self._or_as_before():
+            self._settle()
+            short = self.plan.cache == "fixed" and self.length < k
+            if not k or short or token != self._next:
+                return Round([self.step(token) if not k else self._force(token)], 0, 0)
+            accepted, emitted = self._enter().advance()
+            self._next = emitted[-1]
+            return Round(emitted, accepted, k)
 
     def rewind_to(self, length: int) -> None:
         if not 0 <= length <= self.length:
             raise ValueError(f"rewind_to: got {length}, expected 0..{self.length}")
         if length == 0:
-            self._rounds, self._stale, self._next = None, None, None
-            self._host.clear()
+            self._forget()
         elif length < self.length:
             self._stale = length
+
+    def _forget(self) -> None:
+        self._rounds, self._stale, self._next = None, None, None
+        self._host.clear()
+
+    @contextmanager
+    def _or_as_before(self) -> Iterator[None]:
+        """Where what is inside is interrupted (Ctrl-C, a fault), the text is as it was, or shorter: its last tokens run again
+        before it goes on. It is empty where its caches were on their way from one graph to another."""
+        before = self.length
+        try:
+            yield
+        except BaseException:
+            kept = min(before, self._host.length)
+            fixed = isinstance(self._rounds, FixedRounds)
+            if kept and (self._rounds.has_caches if fixed else self._host.caches):  # type: ignore[union-attr]
+                self._stale, self._next = kept, None
+            else:
+                self._forget()
+            raise
 
     def settled(self) -> HostState:
         """The state over mlx-lm's caches, with nothing under way."""

@@ -111,6 +111,11 @@ class FixedRounds:
         self._ahead: tuple[mx.array, Small] | None = None
         self._token: int | None = None  # x_P, once a round has been read
 
+    @property
+    def has_caches(self) -> bool:
+        """False while a round is being launched with them."""
+        return bool(self._buffers)
+
     def advance(self) -> tuple[int, list[int]]:
         """(accepted drafts, tokens emitted) of one round. The next one is enqueued first."""
         host, k = self._host, self._host.model.num_draft_tokens

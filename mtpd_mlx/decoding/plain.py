@@ -1,6 +1,7 @@
 """Plain decoding over mlx-lm's own caches, pipelined as in mlx_lm.generate: a pass is enqueued before a token is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mtpd_mlx.decoding.fixed_cache import trim_to
@@ -38,22 +39,35 @@ class PlainDecoder:
         if len(tokens) == 0:
             raise ValueError("prefill: got no tokens, expected at least one")
         self._need(len(tokens))
-        self._drop()
-        self._host.prefill(list(tokens))
-        return self._begin()
+        with self._or_as_before():
+            self._drop()
+            self._host.prefill(list(tokens))
+            return self._begin()
 
     def step(self, token: int) -> int:
         self._need(1)
         host = self._host
-        if self._ahead is None or token != self._next:
-            self._drop()
-            host.force([token])
-            return self._begin()
-        current, host.next = self._ahead, self._ahead
-        host.tokens.append(token)
-        self._ahead = self._launch(current)
-        self._next = read_token(current)
-        return self._next
+        with self._or_as_before():
+            if self._ahead is None or token != self._next:
+                self._drop()
+                host.force([token])
+                return self._begin()
+            current, host.next = self._ahead, self._ahead
+            host.tokens.append(token)
+            self._ahead = self._launch(current)
+            self._next = read_token(current)
+            return self._next
+
+    @contextmanager
+    def _or_as_before(self) -> Iterator[None]:
+        """Where what is inside is interrupted (Ctrl-C, a fault), the text is as it was; what comes next trims its caches."""
+        before = self.length
+        try:
+            yield
+        except BaseException:
+            self._ahead, self._next = None, None
+            del self._host.tokens[before:]
+            raise
 
     def round(self, token: int) -> Round:
         return Round([self.step(token)], 0, 0)

@@ -84,10 +84,12 @@ def _is_exported(folder: Path) -> bool:
     return (folder / "weights.bin").exists() and any(folder.glob("*.onnx"))
 
 
-def local_folder(name: str) -> Path | None:
-    """A local folder as it is, None for a hub id; ValueError in one line for what is neither."""
+def local_folder(name: str, revision: str | None = None) -> Path | None:
+    """A local folder as it is, None for a hub id; ValueError in one line for what is neither, and for a folder's revision."""
     path = Path(name).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise ValueError(f"{name}: is a folder, which has no --revision (got {revision})")
         return path
     if path.exists():
         raise ValueError(f"{name}: is a file, expected a folder or a hub id")
@@ -103,7 +105,7 @@ def no_such_folder(error: HubError) -> HubError:
 
 def resolve_folder(name: str | Path, revision: str | None = None) -> Path:
     """A local folder as it is; a hub id pulled where needed."""
-    if (path := local_folder(str(name))) is not None:
+    if (path := local_folder(str(name), revision)) is not None:
         return path
     try:
         return pull(str(name), revision)

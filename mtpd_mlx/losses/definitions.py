@@ -98,7 +98,7 @@ def end_to_end_tv(tvs: list[mx.array]) -> mx.array:
 
 def per_head_weights(values: tuple[float, ...], num_heads: int, name: str) -> list[float]:
     if len(values) not in (1, num_heads):
-        raise ValueError(f"{name}: got {len(values)} values, expected 1 or {num_heads} (one per head)")
+        raise ValueError(f"--{name}: got {len(values)} values, expected 1 or {num_heads} (one per head)")
     return list(values) * num_heads if len(values) == 1 else list(values)
 
 

@@ -9,7 +9,7 @@ from mtpd_mlx.model.adapters import train_lora_alone
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads, shift_left
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.options.train import LossConfig
+from mtpd_mlx.options.train import LossConfig, check_loss
 
 Tree = dict[str, Any]
 
@@ -89,13 +89,8 @@ class Model:
         return {"heads": [head.parameters() for head in self.heads.heads[: self.first_trained]]}
 
     def fused_loss(self, cfg: LossConfig) -> FusedLoss:
-        if not cfg.detach_teacher and (not self.joint or cfg.loss not in ("mtpd", "kl")):
-            raise ValueError("--no-detach-teacher: expected --train joint or lora with --loss mtpd or kl")
-        if cfg.kl_start and cfg.loss != "mtpd":
-            raise ValueError(f"--kl-start: got {cfg.kl_start} with --loss {cfg.loss}, which has no such start (expected 0)")
+        check_loss(cfg, self.joint)
         heads_alone = cfg.kl_reaches == "heads"
-        if heads_alone and (not self.joint or cfg.loss != "mtpd" or not cfg.detach_teacher):
-            raise ValueError("--kl-reaches heads: expected --train joint or lora, --loss mtpd and a detached teacher")
         trained = self.heads.num_heads - self.first_trained
         alphas, betas = per_head_weights(cfg.alpha, trained, "alpha"), per_head_weights(cfg.beta, trained, "beta")
         if not heads_alone:

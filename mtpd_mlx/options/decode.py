@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from mtpd_mlx.options.schema import option
+from mtpd_mlx.options.schema import flag, option
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class DecodingConfig:
             raise ValueError(f"--kv-group-size: got {self.kv_group_size}, expected 32, 64 or 128")
         if self.quantized_kv_start < 0:
             raise ValueError(f"--quantized-kv-start: got {self.quantized_kv_start}, expected at least 0")
+
+        for name in ("kv_group_size", "quantized_kv_start"):
+            if self.kv_bits is None and getattr(self, name) != getattr(DecodingConfig, name):
+                raise ValueError(f"{flag(name)}: expected --kv-bits with it")
 
     def of_plain(self) -> "DecodingConfig":
         """For plain decoding beside rounds: it chooses its own plan, whatever is asked for rounds."""

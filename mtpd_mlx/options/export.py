@@ -60,8 +60,15 @@ class ExportOptions:
     )
     overwrite: bool = same(RunConfig, "overwrite")
 
+    @property
+    def rounds(self) -> bool:
+        """Whether weights share scales in groups."""
+        return self.precision in ("int4", "int8") or self.draft_head_bits is not None
+
     def __post_init__(self) -> None:
         choose_activations(self.precision, self.activations)
+        if self.group_size != ExportOptions.group_size and not self.rounds:
+            raise ValueError("--group-size: expected --precision int4 or int8, or --draft-head-bits")
         if self.layout == "split" and self.precision not in ("fp32", "fp16"):
             raise ValueError(
                 f"--layout split: got --precision {self.precision}, expected fp32 or fp16 (standard operators only)"

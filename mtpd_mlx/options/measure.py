@@ -1,10 +1,11 @@
 """The options of commands that measure on prompts: bench, eval, parity, probe, tune, verify."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
+from mtpd_mlx.files.places import check_place
 from mtpd_mlx.options.runtime import FolderOptions, RuntimeOptions
-from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, option, same, switch
+from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, flag, option, same, switch
 from mtpd_mlx.options.text import PROMPTS_HELP, GenerateOptions, TextOptions, TunedGenerateOptions
 from mtpd_mlx.speculative.bench import LONGEST_REST
 from mtpd_mlx.speculative.sampling import Sampling
@@ -62,8 +63,8 @@ class BenchOptions(JsonOptions, TimedOptions, FilesOptions):
     svg: Path | None = option(None, "also draw the figures", metavar="FILE")
 
     def __post_init__(self) -> None:
-        if self.svg is not None and (self.svg.is_dir() or not self.svg.parent.is_dir()):
-            raise ValueError(f"--svg {self.svg}: expected a file in a folder that is there")
+        if self.svg is not None:
+            check_place("--svg", self.svg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,10 @@ class ProbeOptions(JsonOptions):
 
 
 def check_sampled(verify: VerifyOptions, sampling: Sampling) -> None:
-    """ValueError where the sampling test of verify would have nothing to draw."""
+    """ValueError where the sampling test of verify would have nothing to draw, or there is none."""
+    for field in fields(sampling):
+        value = getattr(sampling, field.name)
+        if verify.greedy_only and value != field.default and (field.name, value) != ("temp", 0):
+            raise ValueError(f"{flag(field.name)}: not with --greedy-only, which draws nothing")
     if sampling.greedy and not verify.greedy_only:
         raise ValueError("--temp 0 leaves nothing to draw; give a temperature, or --greedy-only")

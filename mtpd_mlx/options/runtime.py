@@ -23,6 +23,10 @@ class RuntimeOptions(FolderOptions):
     num_threads: int | None = option(None, "CPU threads", metavar="N", unset="onnxruntime's choice")
     cuda_graph: bool = option(True, "replay rounds as CUDA graphs")
 
+    def __post_init__(self) -> None:
+        if self.provider == "cpu" and not self.cuda_graph:
+            raise ValueError("--no-cuda-graph: not with --provider cpu, which has none")
+
     def of_batches(self) -> dict[str, Any]:
         """Keywords of open_batched: batches are never replayed."""
         return {"provider": self.provider, "num_threads": self.num_threads, "verify": self.verify}

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mtpd_mlx.options.schema import option, same
+from mtpd_mlx.options.schema import flag, option, same
 from mtpd_mlx.speculative.sampling import Sampling
 
 
@@ -35,6 +35,17 @@ class SamplingOptions(Sampling):
     )
     xtc_threshold: float = option(Sampling.xtc_threshold, "from which probability on XTC calls a token likely", metavar="X")
     seed: int | None = option(Sampling.seed, "makes sampling repeatable", metavar="N", unset="another text every time")
+
+    def __post_init__(self) -> None:
+        """ValueError for an option that would have no effect. (A seed keeps its word: greedy texts are repeatable.)"""
+        super().__post_init__()
+        for name in ("top_p", "min_p", "top_k", "xtc_probability"):
+            if self.temp == 0 and getattr(self, name):
+                raise ValueError(f"{flag(name)}: expected a --temp above 0 with it (0 is greedy)")
+        if self.xtc_threshold != Sampling.xtc_threshold and self.xtc_probability == 0:
+            raise ValueError("--xtc-threshold: expected an --xtc-probability above 0 with it")
+        if self.repetition_context_size != Sampling.repetition_context_size and self.repetition_penalty == 1:
+            raise ValueError("--repetition-context-size: expected a --repetition-penalty other than 1 with it")
 
 
 @dataclass(frozen=True)

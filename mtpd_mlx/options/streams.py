@@ -62,5 +62,7 @@ def read_line(prompt: str) -> str:
 
 
 def takes_colour(out: TextIO) -> bool:
-    """Whether `out` is a terminal that shows colours, and nobody asked for none (no-color.org: NO_COLOR, not empty)."""
-    return out.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether `out` is a terminal that shows colours (or FORCE_COLOR says so), and NO_COLOR, not empty, asks for none
+    (no-color.org, force-color.org)."""
+    shown = os.environ.get("FORCE_COLOR") or (out.isatty() and os.environ.get("TERM") != "dumb")
+    return bool(shown) and not os.environ.get("NO_COLOR")

@@ -1,26 +1,30 @@
 """The options of commands that write texts (generate, chat): prompts, length, drafts, what is printed."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mtpd_mlx.files.places import check_place
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, option, same, switch
 from mtpd_mlx.speculative.sampling import Sampling
 
+ESCAPES = "\\n and \\t are line break and tab"  # of texts given by flags: `unescaped`
 PROMPTS_HELP = (
     'file of prompts: .jsonl with "prompt" or "messages", or lines of .txt; they go through the chat template where there '
     "is one (see --ignore-chat-template)"
 )
 
 
+def unescaped(text: str) -> str:
+    """\\n and \\t in a text that was given by a flag, as mlx_lm.generate reads a prompt."""
+    return text.replace("\\n", "\n").replace("\\t", "\t")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions:
     """ValueError where there is no prompt, or two."""
 
-    prompt: str | None = option(
-        None, 'prompt; "-" reads standard input; \\n and \\t are line break and tab', short="p", metavar="PROMPT", empty=True
-    )
+    prompt: str | None = option(None, f'prompt; "-" reads standard input; {ESCAPES}', short="p", metavar="PROMPT", empty=True)
     prompts: Path | None = option(None, PROMPTS_HELP, metavar="FILE")
 
     def __post_init__(self) -> None:
@@ -46,7 +50,12 @@ class GenerateOptions(TextOptions, PromptOptions):
     num_draft_tokens: int | None = option(
         None, "drafts per round; 0: plain decoding", takes=NOT_NEGATIVE, metavar="K", unset="all heads"
     )
-    stop: tuple[str, ...] = option((), "stop before this text (repeatable)", metavar="TEXT", repeated=True)
+    stop: tuple[str, ...] = option(
+        (),
+        f"stop before this text (repeatable), which may be or hold a special token; {ESCAPES}",
+        metavar="TEXT",
+        repeated=True,
+    )
     extra_eos_token: tuple[str, ...] = option((), "further tokens that end the text", metavar="TOKEN")
     ignore_chat_template: bool = switch("use prompts as they are, without the chat template (messages need it)")
     json: bool = switch("one JSON object per prompt instead of streamed text")
@@ -81,6 +90,16 @@ class TunedChatOptions(ChatOptions):
     prompt_cache_file: Path | None = option(None, "go on with this cache where it fits; saved at the end", metavar="FILE")
 
 
+def check_plain(plain: bool, num_draft_tokens: int | None, exact: bool = False, show_drafts: bool = False) -> None:
+    """ValueError where plain decoding is asked for with what it has not."""
+    how = "--plain" if plain else "--num-draft-tokens 0"
+    if plain and num_draft_tokens:
+        raise ValueError("--num-draft-tokens: not with --plain, which drafts nothing")
+    for name, asked in (("--exact", exact), ("--show-drafts", show_drafts)):
+        if asked and (plain or num_draft_tokens == 0):
+            raise ValueError(f"{name}: not with {how}, which drafts nothing")
+
+
 def check_batches(generate: BatchedGenerateOptions, sampling: Sampling) -> None:
     """ValueError where batches are asked for with what they cannot do."""
     if generate.batch_size != 1 and (generate.plain or generate.num_draft_tokens is not None or not sampling.greedy):
@@ -93,7 +112,6 @@ def check_cache_file(chat: TunedChatOptions, decoding: DecodingConfig) -> None:
         return
     if not file.parent.is_dir():
         raise ValueError(f"--prompt-cache-file: no folder {file.parent}")
-    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--prompt-cache-file: cannot write {file}")
+    check_place("--prompt-cache-file", file)
     if decoding.kv_bits is not None:
         raise ValueError("--prompt-cache-file: a quantised cache cannot be saved; leave --kv-bits out")

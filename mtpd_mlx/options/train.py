@@ -210,11 +210,14 @@ def check_together(options: TrainOptions) -> None:
     if model.cache is not None:
         if model.base_trains:
             raise ValueError(f"--cache: holds the states of a frozen base, and --train {model.train} would change it")
-        for name in ("data_weights", "model_config", "tokenizer"):
+        for name in ("data", "data_weights", "model_config", "tokenizer"):
             if name in given:
                 raise ValueError(f"{flag(name)}: not with --cache, whose rows and base are given")
-    if not options.loss.detach_teacher and not model.base_trains:
-        raise ValueError("--no-detach-teacher: expected --train joint or lora: the main head of a frozen base does not move")
+    check_loss(options.loss, model.base_trains, given)
+    if options.run.project_name is not None and options.run.report_to is None:
+        raise ValueError("--project-name: expected --report-to with it")
+    if options.heads.allow_base_mismatch and options.heads.init_heads is None:
+        raise ValueError("--allow-base-mismatch: expected --init-heads with it")
     if model.train == "lora" and model.adapter_path is not None:
         raise ValueError("--train lora: not with --adapter-path, whose adapter mlx_lm.fuse makes part of the base")
     for name in ("num_layers", "lora_rank", "lora_scale"):
@@ -225,6 +228,28 @@ def check_together(options: TrainOptions) -> None:
             raise ValueError("--model-config: expected --train joint and no --model: it makes a base from scratch")
         if model.adapter_path is not None:
             raise ValueError("--adapter-path: not with --model-config, which makes a base from scratch")
+
+
+OF_LOSSES = {  # of the options that some losses have: which
+    "alpha": ("mtpd",),
+    "beta": ("mtpd",),
+    "kl_direction": ("mtpd", "kl"),
+    "eta": ("lk",),
+}
+
+
+def check_loss(loss: LossConfig, base_trains: bool, given: frozenset[str] = frozenset()) -> None:
+    """ValueError where options of the loss exclude each other, or one that is given has no effect. `base_trains`: the main
+    head moves."""
+    if not loss.detach_teacher and (not base_trains or loss.loss not in ("mtpd", "kl")):
+        raise ValueError("--no-detach-teacher: expected --train joint or lora with --loss mtpd or kl")
+    if loss.kl_start and loss.loss != "mtpd":
+        raise ValueError(f"--kl-start: got {loss.kl_start} with --loss {loss.loss}, which has no such start (expected 0)")
+    if loss.kl_reaches == "heads" and (not base_trains or loss.loss != "mtpd" or not loss.detach_teacher):
+        raise ValueError("--kl-reaches heads: expected --train joint or lora, --loss mtpd and a detached teacher")
+    for name, losses in OF_LOSSES.items():
+        if name in given and loss.loss not in losses:
+            raise ValueError(f"{flag(name)}: expected --loss {' or '.join(losses)} with it, got {loss.loss}")
 
 
 def with_rate(options: TrainOptions, hidden_size: int, share: float = 1.0) -> TrainOptions:

@@ -88,8 +88,8 @@ def compare(reference: Reference, prompts: Prompts, plain: Texts, speculative: T
         if a == b:
             continue
         i = next((j for j, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        reference.rewind_to(0)
-        second, first = np.partition(text_logits(reference, prompt, a[: i + 1])[-1], -2)[-2:]
+        row = text_logits(reference, prompt, [*a[:i], 0])[-1]  # the token that is chosen from it is not read
+        second, first = np.partition(row, -2)[-2:]
         pair = [text[i] if i < len(text) else None for text in (a, b)]
         found.append(Divergence(name, i, pair[0], pair[1], float(first - second)))
     return found

@@ -8,7 +8,7 @@ from typing import TextIO
 from mtpd_mlx.options.command_line import BROKEN_PIPE
 from mtpd_mlx.options.signals import status_of
 from mtpd_mlx.options.streams import drop_output
-from mtpd_mlx.options.text import GenerateOptions
+from mtpd_mlx.options.text import GenerateOptions, unescaped
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats, distinct_n
@@ -95,7 +95,7 @@ def collect_prompts(options: GenerateOptions) -> list[Prompt]:
             return [Prompt("1", sys.stdin.read())]
         except UnicodeDecodeError as error:
             raise ValueError(f"standard input: not UTF-8 text (byte {error.start})") from error
-    return [Prompt("1", options.prompt.replace("\\n", "\n").replace("\\t", "\t"))]  # as mlx_lm.generate does
+    return [Prompt("1", unescaped(options.prompt))]
 
 
 def encode_all(
@@ -129,7 +129,8 @@ class Stream:
     """One generation: collects tokens and text, prints the text as it becomes certain."""
 
     def __init__(self, tokenizer: Tokenizer, options: GenerateOptions, eos: frozenset[int], out: TextIO | None):
-        self._decoder, self._stops = StreamDecoder(tokenizer), StopMatcher(options.stop)
+        self._decoder, self._stops = StreamDecoder(tokenizer), StopMatcher([unescaped(s) for s in options.stop])
+        self._special = tokenizer.special_tokens() if options.stop else {}
         self._options, self._eos, self._out = options, eos, out
         self.tokens: list[int] = []
         self.text = ""
@@ -160,6 +161,8 @@ class Stream:
     def see(self, token: int) -> bool:
         """Takes in a token's text; True once a stop string is complete."""
         self._show(self._stops.add(self._decoder.add(token)))
+        if token in self._special:
+            self._show(self._stops.add(self._special[token], hidden=True))
         return self._stops.stopped
 
     def _show(self, text: str) -> None:

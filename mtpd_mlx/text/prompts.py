@@ -1,5 +1,6 @@
 """Prompt files, as rows and as token lists: what generate, eval, bench, verify, parity and distill-data read."""
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,8 @@ from pathlib import Path
 from mtpd_mlx.text.chat_template import Messages, Tools
 from mtpd_mlx.text.rows import Row, at, is_readable, read_rows
 from mtpd_mlx.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,20 +95,25 @@ def encode_prompts(
     file: Path, tokenizer: Tokenizer, longest: int, limit: int | None = None, *, chat: bool = True
 ) -> list[EncodedPrompt]:
     """Encoded as encode_prompt does. Prompts beyond `longest` tokens keep their end (their last tokens are what a continuation
-    depends on); an empty file is a ValueError."""
+    depends on), and how many do is said; an empty file is a ValueError."""
     if limit is not None and limit < 1:
         raise ValueError(f"--limit: got {limit}, expected at least 1")
     if longest < 1:
         raise ValueError(
             f"no room for a prompt: the context leaves {longest} positions, expected at least 1; --max-tokens may be too large"
         )
-    encoded = []
+    encoded, cut = [], 0
     for prompt in read_prompts(file)[:limit]:
         tokens = encode_prompt(prompt, tokenizer, chat=chat)
         if tokens:
             encoded.append(EncodedPrompt(prompt.id, tokens[-longest:]))
+            cut += len(tokens) > longest
     if not encoded:
         raise ValueError(f"{file}: no prompts in it")
+    if cut:
+        logger.warning(
+            "%s: %d of %d prompts cut to their last %d tokens, which fit the context", file, cut, len(encoded), longest
+        )
     return encoded
 
 

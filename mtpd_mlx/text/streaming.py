@@ -46,33 +46,41 @@ class StreamDecoder:
 
 
 class StopMatcher:
-    """Holds back text that may be the beginning of a stop string; nothing from a stop string on is let through."""
+    """Holds back text that may be the beginning of a stop string; nothing from a stop string on is let through.
+
+    Special tokens, which are no part of the text, are matched too (`hidden`): alone, or among text."""
 
     def __init__(self, stops: Sequence[str]):
         if any(not s for s in stops):
             raise ValueError("stop string: got an empty string, expected at least one character")
         self._stops = tuple(stops)
         self._held = ""
+        self._hidden: list[bool] = []  # of each character held
         self.stopped = False
 
-    def add(self, text: str) -> str:
+    def add(self, text: str, hidden: bool = False) -> str:
         """The text that no stop string can reach any more; `stopped` is set once one is complete."""
         if self.stopped:
             return ""
         self._held += text
+        self._hidden += [hidden] * len(text)
         found = [i for i in (self._held.find(s) for s in self._stops) if i >= 0]
         if found:
             self.stopped = True
-            text, self._held = self._held[: min(found)], ""
+            text = self._take(min(found))
+            self._take(len(self._held))
             return text
         keep = max((self._overlap(s) for s in self._stops), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
+        return self._take(len(self._held) - keep)
 
     def finish(self) -> str:
         """The text held back when generation ends before a stop string is complete."""
-        text, self._held = self._held, ""
+        return self._take(len(self._held))
+
+    def _take(self, count: int) -> str:
+        """Removes so many characters; what of them is text."""
+        text = "".join(c for c, hidden in zip(self._held[:count], self._hidden[:count], strict=True) if not hidden)
+        self._held, self._hidden = self._held[count:], self._hidden[count:]
         return text
 
     def _overlap(self, stop: str) -> int:

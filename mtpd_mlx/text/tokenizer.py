@@ -105,6 +105,10 @@ class Tokenizer:
         stream = DecodeStream(skip_special_tokens=True)
         return lambda token: stream.step(self._backend, token)
 
+    def special_tokens(self) -> dict[int, str]:
+        """The tokens that decode leaves out, by id."""
+        return {i: t.content for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
+
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 

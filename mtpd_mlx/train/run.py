@@ -14,6 +14,7 @@ from mtpd_mlx.data.dataset import find_source
 from mtpd_mlx.files.atomic import discard
 from mtpd_mlx.files.lock import check_unlocked
 from mtpd_mlx.files.publish import stage_folder
+from mtpd_mlx.losses.definitions import per_head_weights
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.model.adapters import adapter_settings, write_adapter
 from mtpd_mlx.model.heads import MTPHead
@@ -53,6 +54,8 @@ def check_places(options: TrainOptions) -> None:
     if options.model.cache is None:
         for name in options.data.data:
             find_source(name)
+    for name in ("alpha", "beta"):
+        per_head_weights(getattr(options.loss, name), options.heads.num_heads, name)
     out, part = Path(options.run.out), TRAINED_PARTS[options.model.train]
     again = options.run.resume
     World.launched().from_lead(lambda: check_unlocked(out) if again else check_free(out, options.run.overwrite, part))

@@ -78,13 +78,17 @@ class Terminal:
 
 def test_colours_are_for_terminals_that_take_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
     terminal: Any = Terminal(True)
     assert takes_colour(terminal) and not takes_colour(Terminal(False))  # type: ignore[arg-type]
     monkeypatch.setenv("NO_COLOR", "")
     assert takes_colour(terminal)  # no-color.org: where it is not empty
     monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("FORCE_COLOR", "1")
     assert not takes_colour(terminal)
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
+    assert takes_colour(Terminal(False))  # type: ignore[arg-type]
+    monkeypatch.delenv("FORCE_COLOR")
     assert not takes_colour(terminal)

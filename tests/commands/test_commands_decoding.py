@@ -262,6 +262,7 @@ def test_chat_keeps_the_cache_and_shows_drafts(
     checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
     arguments = ["chat", str(checkpoint), "--plan", "fixed", "-m", "24", "--show-drafts"]
     shown = []
     for extra in ([], ["--plain"]):

@@ -141,7 +141,7 @@ def test_faults_of_the_system_are_one_line(
 
     monkeypatch.setattr(manifest, "read_manifest", fail)
     assert main(["info", str(folder)]) == 1
-    assert capsys.readouterr().err == f"mtpd-onnx info: error: {words}\n"
+    assert capsys.readouterr().err == f"mtpd-onnx info: error: {words} (--traceback shows where)\n"
 
 
 def test_memory_is_checked_before_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,9 @@ def test_chat_keeps_the_cache_between_turns_and_answers_as_a_fresh_start_would(f
     assert answers[0] == answers[-1]
 
 
-def test_chat_shows_accepted_drafts_and_survives_a_full_context(folder: Path) -> None:
+def test_chat_shows_accepted_drafts_and_survives_a_full_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
     backend, out = open_folder(folder, provider="cpu", num_threads=1), io.StringIO()
     said = lines("hi", "x" * 300, "q")
     assert run_chat(backend, Tokenizer.from_folder(folder), 24, show_drafts=True, read=lambda _: next(said), out=out) == 0

@@ -15,7 +15,7 @@ from mtpd_mlx.train import extend, setup
 NAME, VALUE = runtime.QUEUED_MB
 
 
-class Loaded(Exception):
+class Loaded(SystemExit):  # no other kind leaves a program
     """Carries the variable's value when a base is loaded."""
 
 

@@ -2,9 +2,13 @@
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import GraphSampling
-from mtpd_mlx.options.text import ChatOptions
+from mtpd_mlx.options.text import ChatOptions, check_plain
 
 OPTIONS = (RuntimeOptions, ChatOptions, GraphSampling)
+
+
+def check(runtime: RuntimeOptions, chat: ChatOptions, sampling: GraphSampling) -> None:
+    check_plain(chat.plain, None, show_drafts=chat.show_drafts)
 
 
 def run(runtime: RuntimeOptions, chat: ChatOptions, sampling: GraphSampling) -> int:

@@ -2,12 +2,13 @@
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import GraphSampling
-from mtpd_mlx.options.text import BatchedGenerateOptions, check_batches
+from mtpd_mlx.options.text import BatchedGenerateOptions, check_batches, check_plain
 
 OPTIONS = (RuntimeOptions, BatchedGenerateOptions, GraphSampling)
 
 
 def check(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: GraphSampling) -> None:
+    check_plain(options.plain, options.num_draft_tokens)
     check_batches(options, sampling)
 
 
