@@ -50,8 +50,10 @@ def drop_output(out: TextIO | None = None) -> None:
 
 def say(line: str) -> None:
     """A line on standard error, where there is one that takes it."""
-    with suppress(OSError, ValueError):
+    try:
         print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        drop_output(sys.stderr)
 
 
 def read_line(prompt: str) -> str:

@@ -129,8 +129,9 @@ class Stream:
     """One generation: collects tokens and text, prints the text as it becomes certain."""
 
     def __init__(self, tokenizer: Tokenizer, options: GenerateOptions, eos: frozenset[int], out: TextIO | None):
-        self._decoder, self._stops = StreamDecoder(tokenizer), StopMatcher([unescaped(s) for s in options.stop])
         self._special = tokenizer.special_tokens() if options.stop else {}
+        stops = StopMatcher([unescaped(text) for text in options.stop], self._special.values())
+        self._decoder, self._stops = StreamDecoder(tokenizer), stops
         self._options, self._eos, self._out = options, eos, out
         self.tokens: list[int] = []
         self.text = ""
@@ -162,7 +163,7 @@ class Stream:
         """Takes in a token's text; True once a stop string is complete."""
         self._show(self._stops.add(self._decoder.add(token)))
         if token in self._special:
-            self._show(self._stops.add(self._special[token], hidden=True))
+            self._show(self._stops.add_special(self._special[token]))
         return self._stops.stopped
 
     def _show(self, text: str) -> None:

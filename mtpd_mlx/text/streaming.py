@@ -1,11 +1,12 @@
 """Token ids -> text, piece by piece."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 # Tokens that bring no text for so long are given out as they are: a whole character never needs as many.
 LONGEST_WAIT = 32
+OTHER = "\udfff"  # in StopMatcher: a special token that no stop string names
 
 
 class StreamDecoder:
@@ -48,42 +49,52 @@ class StreamDecoder:
 class StopMatcher:
     """Holds back text that may be the beginning of a stop string; nothing from a stop string on is let through.
 
-    Special tokens, which are no part of the text, are matched too (`hidden`): alone, or among text."""
+    Special tokens are no part of the text, but stop strings may be or hold some (`special`: all there are). Each stands as one
+    sign, a code point that no text has (half a surrogate pair), so that only whole ones are matched."""
 
-    def __init__(self, stops: Sequence[str]):
+    def __init__(self, stops: Sequence[str], special: Collection[str] = ()):
         if any(not s for s in stops):
             raise ValueError("stop string: got an empty string, expected at least one character")
-        self._stops = tuple(stops)
+        named = sorted((t for t in special if any(t in s for s in stops)), key=len, reverse=True)
+        self._signs = {token: chr(0xD800 + i) for i, token in enumerate(named)}
+        self._stops = [self._signed(s) for s in stops]
         self._held = ""
-        self._hidden: list[bool] = []  # of each character held
         self.stopped = False
 
-    def add(self, text: str, hidden: bool = False) -> str:
+    def _signed(self, stop: str) -> str:
+        for token, sign in self._signs.items():
+            stop = stop.replace(token, sign)
+        return stop
+
+    def add(self, text: str) -> str:
         """The text that no stop string can reach any more; `stopped` is set once one is complete."""
         if self.stopped:
             return ""
         self._held += text
-        self._hidden += [hidden] * len(text)
         found = [i for i in (self._held.find(s) for s in self._stops) if i >= 0]
         if found:
             self.stopped = True
-            text = self._take(min(found))
-            self._take(len(self._held))
-            return text
+            text, self._held = self._held[: min(found)], ""
+            return without_signs(text)
         keep = max((self._overlap(s) for s in self._stops), default=0)
-        return self._take(len(self._held) - keep)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return without_signs(text)
+
+    def add_special(self, token: str) -> str:
+        """The same for a special token."""
+        return self.add(self._signs.get(token, OTHER))
 
     def finish(self) -> str:
         """The text held back when generation ends before a stop string is complete."""
-        return self._take(len(self._held))
-
-    def _take(self, count: int) -> str:
-        """Removes so many characters; what of them is text."""
-        text = "".join(c for c, hidden in zip(self._held[:count], self._hidden[:count], strict=True) if not hidden)
-        self._held, self._hidden = self._held[count:], self._hidden[count:]
-        return text
+        text, self._held = self._held, ""
+        return without_signs(text)
 
     def _overlap(self, stop: str) -> int:
         """Length of the longest proper beginning of `stop` that the held text ends with."""
         longest = min(len(stop) - 1, len(self._held))
         return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+
+
+def without_signs(text: str) -> str:
+    return "".join(c for c in text if not "\ud800" <= c <= OTHER)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from mtpd_mlx.checkpoints.shipped.layouts import COPIES, DEFAULT_LAYOUT, HEADS_F
 from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import INSIDE
-from mtpd_mlx.files.atomic import write_json
+from mtpd_mlx.files.atomic import discard, write_json
+from mtpd_mlx.files.lock import NAME as LOCK_NAME
 from mtpd_mlx.files.lock import is_empty, locked
 from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, model_files, read_header, write_raw
 
@@ -58,12 +61,25 @@ def export_heads(
     with locked(out):
         if not is_empty(out):
             raise ValueError(f"--out {out}: is not empty; use another folder")
-        files = _copy_base(base, out, link, dims.num_layers)
-        write_raw(out / HEADS_FILE, tensors)
-        _write_index(out, [*files, HEADS_FILE])
-        write_json(out / "config.json", _announcing(model_config, shape, config.num_heads))
+        with _all_or_nothing(out):
+            files = _copy_base(base, out, link, dims.num_layers)
+            write_raw(out / HEADS_FILE, tensors)
+            _write_index(out, [*files, HEADS_FILE])
+            write_json(out / "config.json", _announcing(model_config, shape, config.num_heads))  # the last: makes a model of it
     replaced = shipped_heads(model_config, source.table)
     return Exported((out / HEADS_FILE).stat().st_size, replaced["heads"] if replaced else 0, config.draft_vocab)
+
+
+@contextmanager
+def _all_or_nothing(out: Path) -> Iterator[None]:
+    """What is interrupted, or fails, leaves the folder as empty as it was."""
+    try:
+        yield
+    except BaseException:
+        for path in out.iterdir():
+            if path.name != LOCK_NAME:
+                discard(path)
+        raise
 
 
 def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layout, allow: bool) -> None:
