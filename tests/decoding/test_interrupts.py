@@ -60,10 +60,10 @@ def as_chat_does(decoder: Any, said: list[int], length: int) -> list[int]:
 
 @pytest.mark.parametrize(("plan", "drafts"), [("growing", 2), ("fixed", 2), ("growing", 0), ("fixed", 0)])
 def test_an_interrupted_text_goes_on(plan: str, drafts: int, tiny_checkpoint: Path) -> None:
-    base, heads, _ = load_for_decoding(tiny_checkpoint, None, True)
+    base, heads, _ = load_for_decoding(tiny_checkpoint, dequantize=True)
 
     def opened() -> Any:
-        return open_decoder(base, heads if drafts else None, DecodingConfig(plan=plan), drafts)
+        return open_decoder(base, heads if drafts else None, DecodingConfig(plan=plan), num_draft_tokens=drafts)
 
     decoder = opened()
     with stopped_at(-1) as count:
