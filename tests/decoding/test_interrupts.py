@@ -15,7 +15,7 @@ from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
 
 PROMPT, MORE, LENGTH = [5, 6, 7, 8, 9, 10, 11, 12], [3, 4, 5], 24
-PLACES = ("decoding/", "speculative/loop.py")
+PLACES = ("mtpd_mlx/decoding/", "mtpd_mlx/speculative/loop.py")
 
 
 @contextmanager
