@@ -13,7 +13,7 @@ SAMPLES = 16
 
 
 def fingerprint_base(folder: Path) -> str:
-    """sha256 over the sorted tensor names, dtypes, shapes and sampled contents of `folder`/model*.safetensors.
+    """sha256 over the sorted tensor names, dtypes, shapes and sampled contents of the weights in `folder`.
 
     Up to 16 evenly spaced blocks of 4 KiB of each tensor are read, so that a model of any size takes well under a second
     a thousand tensors. It tells two models apart (fine-tuned, quantised, re-sharded or not); it is not a checksum against

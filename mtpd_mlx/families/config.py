@@ -7,11 +7,10 @@ from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
 from mtpd_mlx.families.layers import FULL, SLIDING, read_experts, read_layers
-from mtpd_mlx.families.multimodal import text_config, text_name
+from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.families.rotary import read_rotary, rope_type
 from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
 from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.files.safetensors import model_files, read_header
 
 MAX_CONFIG_BYTES, MAX_LAYERS = 4 << 20, 10_000
 WRONG = (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, OverflowError)
@@ -26,12 +25,6 @@ def read_config_json(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{folder}: no config.json in it")
     return text_config(read_json_object(file, limit=MAX_CONFIG_BYTES))
-
-
-def weights_say_tied(folder: Path) -> bool:
-    """Whether the weights of `folder` have no output head of their own."""
-    names = (text_name(name) for file in model_files(folder) for name in read_header(file)[0])
-    return "lm_head.weight" not in names
 
 
 def group_size_of(quantization: Mapping[str, Any] | None, matrix: str) -> int:
@@ -54,7 +47,8 @@ def family_of(config: dict[str, Any]) -> Family:
 
 
 def read_dims(config: dict[str, Any], tied: bool | None = None) -> Dims:
-    """`tied`: whether the weights say so, where the config does not. ValueError in one line on what cannot be expressed."""
+    """`tied`: what the weights say, which counts; None: there are none, and the config says. ValueError in one line on what
+    cannot be expressed."""
     family = family_of(config)
     try:
         return _dims(config, family, tied)
@@ -100,7 +94,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         rope_theta=rotary.theta,
         rope_scaling=rotary.scaling,
         context_length=_context_length(config, rotary.scaling),
-        tied=bool(told) if told is not None else family.tied if tied is None else tied,
+        tied=tied if tied is not None else family.tied if told is None else bool(told),
         qkv_bias=family.qkv_bias or biases[0],
         o_bias=biases[0],
         mlp_bias=biases[1],
@@ -143,7 +137,7 @@ def _check_switches(config: dict[str, Any], family: Family) -> None:
             raise ValueError(f"{name} is not supported in {config['model_type']}")
     if not isinstance(config.get("quantization"), dict | None):
         raise ValueError(f"quantization: got {str(config['quantization'])[:40]!r}, expected an object")
-    for name in ("rope_traditional", "use_bidirectional_attention"):
+    for name in ("rope_traditional", "use_bidirectional_attention", "quantize_activations"):
         if config.get(name):
             raise ValueError(f"{name} is not supported")
     if config["model_type"] == "gemma3_text" and any(config.get(f"{n}_logit_softcapping") for n in ("attn", "final")):

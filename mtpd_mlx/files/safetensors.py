@@ -16,17 +16,12 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.files.atomic import replacing
+from mtpd_mlx.files.model_files import WEIGHTS, Table, agree, chosen
 
 MAX_HEADER_BYTES = 100 << 20
 ITEM_BYTES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 ITEM_BYTES |= {"I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 OF_HEADS = ("F64", "I64", "F32", "U32", "I32", "F16", "BF16", "U8")  # what heads and bases that ship some may hold
-Table = dict[str, dict[str, Any]]  # tensor -> {"dtype", "shape", "data_offsets"}, as the header has it
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files with a model's weights, sorted by name; none where the folder has none."""
-    return sorted(folder.glob("model*.safetensors"))
 
 
 def read_header(file: Path) -> tuple[Table, int]:
@@ -102,20 +97,34 @@ class RawTensors:
     """Tensors of one or more files by name. Headers are read (and checked) at once, contents when they are asked for."""
 
     def __init__(self, files: Iterable[Path], renamed: Callable[[str], str | None] = lambda name: name):
-        """`renamed`: the name to find a tensor under; None leaves it out. Of two with one name the later file's is taken."""
+        """`renamed`: the name to find a tensor under; None leaves it out. ValueError where two have one name."""
+        self.remarks: tuple[str, ...] = ()  # of a model's folder: what a user should know of it
+        self.tables: dict[Path, Table] = {}  # as the headers have them
         self._where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
         self._mapped: tuple[Path, np.ndarray] | None = None  # the file that was read last: a map holds a file descriptor
         for file in files:
             table, start = read_header(file)
-            names = {name: renamed(name) for name in table}
-            self._where |= {new: (file, start, table[name]) for name, new in names.items() if new is not None}
+            self.tables[file] = table
+            for name, entry in table.items():
+                if (new := renamed(name)) is None:
+                    continue
+                if new in self._where:
+                    other = self._where[new][0]
+                    raise ValueError(f"{file}: {name!r} is in {other.name} too: expected it once")
+                self._where[new] = (file, start, entry)
 
     @classmethod
-    def of_model(cls, folder: Path, renamed: Callable[[str], str | None] = lambda name: name) -> "RawTensors":
-        """Those of a model's folder. ValueError where it has no weights."""
-        if not (files := model_files(folder)):
-            raise ValueError(f"{folder}: no model*.safetensors in it")
-        return cls(files, renamed)
+    def of_model(
+        cls, folder: Path, renamed: Callable[[str], str | None] = lambda name: name, beside: bool = False
+    ) -> "RawTensors":
+        """Those of a model's folder (files/model_files.py); `beside`: with heads beside its weights. ValueError where it has no
+        weights, or they contradict one another or their index."""
+        files = chosen(folder)
+        if not (names := files.all if beside else files.weights):
+            raise ValueError(f"{folder}: no {WEIGHTS} in it")
+        made = cls([folder / name for name in names], renamed)
+        made.remarks = agree(files, {file.name: table for file, table in made.tables.items()}, str(folder))
+        return made
 
     @property
     def table(self) -> Table:

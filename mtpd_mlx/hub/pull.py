@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
-from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.files.safetensors import model_files
+from mtpd_mlx.files.model_files import chosen
 from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
 
@@ -18,7 +17,6 @@ from mtpd_mlx.hub.resume import fetch_large
 PATTERNS = ("*.json", "*.safetensors", "tokenizer*.model", "*.jinja", "*.onnx", "weights.bin", "README.md", "LICENSE*", "*.txt")
 NEVER = ("pytorch_model*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.py", "*.gguf")
 TEMPLATES = "additional_chat_templates/*.jinja"  # all that is asked for of subfolders
-INDEX = "model.safetensors.index.json"
 logger = logging.getLogger(__name__)
 
 
@@ -71,13 +69,13 @@ def cached(name: str, revision: str | None, error: Exception) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether weights are there, all that an index names. (Other programs fetch some files of a repository, `mtpd inspect` the
-    small ones.)"""
+    """Whether weights are there, all that an index or the names of shards speak of. (Other programs fetch some files of a
+    repository, `mtpd inspect` the small ones.)"""
     try:
-        named = read_json_object(folder / INDEX)["weight_map"].values() if (folder / INDEX).exists() else ()
-        return (any(folder.glob("*.safetensors")) and all((folder / file).exists() for file in named)) or _is_exported(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        chosen(folder)
+    except (OSError, ValueError):
         return False
+    return any(folder.glob("*.safetensors")) or _is_exported(folder)
 
 
 def _is_exported(folder: Path) -> bool:
@@ -122,6 +120,6 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     if not (path / "config.json").is_file():
         other = ", but heads: the model is the base they belong to" if (path / "mtp_config.json").is_file() else ""
         raise ValueError(f"model folder {model}: no config.json in it{other}")
-    if not model_files(path) and any(path.glob("*.bin")):
+    if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
         raise ValueError(f"model folder {model}: its weights are pickled, which are never loaded; convert them to safetensors")
     return path

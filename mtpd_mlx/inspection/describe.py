@@ -1,21 +1,21 @@
 """From a view of a folder to what is known of it, as one dictionary."""
 
-from fnmatch import fnmatch
 from typing import Any
 
 from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
 from mtpd_mlx.checkpoints.format import CONFIG_NAME as HEADS_CONFIG
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, parse_config
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
-from mtpd_mlx.checkpoints.shipped.layouts import HEADS_FILES, is_shipped
-from mtpd_mlx.families.config import read_dims
+from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_config, text_name
+from mtpd_mlx.families.shapes import contradiction
+from mtpd_mlx.families.stored import packed_names, settle, told_quantization
+from mtpd_mlx.files.model_files import INDEX, agree, choose
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.folder_view import View
 from mtpd_mlx.inspection.memory import DEVICES, decode_bytes, train_bytes
 from mtpd_mlx.inspection.sections import CACHE_INDEX, as_object, describe_adapter, describe_cache
-from mtpd_mlx.inspection.shapes import contradiction
 from mtpd_mlx.options.hub import MemoryPlan
 
 MANIFEST = "manifest.json"
@@ -40,13 +40,22 @@ def describe(view: View, plan: MemoryPlan | None = None) -> dict[str, Any]:
 
 def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any]:
     config = text_config(view.json("config.json"))
-    weights = sorted(n for n in files if n.startswith("model") and n.endswith(".safetensors"))
-    beside = sorted(n for n in files if fnmatch(n, HEADS_FILES))
-    table: dict[str, Any] = {}
-    for name in [*weights, *beside]:
-        table |= {plain: entry for n, entry in view.table(name).items() if (plain := text_name(n)) is not None}
-    quantization, layers = config.get("quantization"), config.get("num_hidden_layers")
+    held = choose(files, lambda: view.json(INDEX), view.name)
+    tables = {name: view.table(name) for name in held.all}
+    remarks = agree(held, tables, view.name)
+    table = {plain: e for t in tables.values() for n, e in t.items() if (plain := text_name(n)) is not None}
+    layers = config.get("num_hidden_layers")
     own = {n: e for n, e in table.items() if type(layers) is not int or not is_shipped(n, layers)}
+    quantization, settled, why = None, None, ""
+    if packed_names(own):
+        quantization = (
+            config.get("quantization") if not isinstance(config.get("quantization"), dict) else told_quantization(config)
+        )
+    try:
+        settled = settle(config, own)
+        quantization = settled.dims.quantization
+    except ValueError as error:
+        why = str(error)
     counts = count(own, quantization if isinstance(quantization, dict) else None)
     found: dict[str, Any] = {
         "model_type": config.get("model_type"),
@@ -55,15 +64,15 @@ def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any
         "dtypes": counts.dtypes,
         "quantization": _bits(quantization, counts),
         "shipped_heads": shipped_heads(config, table),
+        "remarks": [*remarks, *(() if settled is None else settled.remarks)],
     }
-    if not weights:
+    if not held.weights:
         pickled = [n for n in files if n.endswith((".bin", ".pt", ".pth"))]
         why = "weights are pickled, which are never loaded: convert them" if pickled else "no model*.safetensors in it"
         return found | {"supported": False, "why_not": why}
-    try:
-        dims = read_dims(config, tied="lm_head.weight" not in table)
-    except ValueError as error:
-        return found | {"supported": False, "why_not": str(error)}
+    if settled is None:
+        return found | {"supported": False, "why_not": why}
+    dims = settled.dims
     if (wrong := contradiction(own, dims)) is not None:
         return found | {"supported": False, "why_not": wrong}
     item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)

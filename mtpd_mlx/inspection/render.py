@@ -42,6 +42,7 @@ def _model(found: dict[str, Any]) -> list[str]:
         stored += f"; {quantised['matrices']} matrices in {bits} bits, groups of {quantised['group_size']}"
     lines.append(f"stored in {stored or 'nothing'}")
     lines.append(_shipped(found["shipped_heads"]))
+    lines += [f"note: {remark}" for remark in found["remarks"]]
     if not found["supported"]:
         return [*lines, f"not supported: {found['why_not']}"]
     d, caches, needs = found["dims"], found["caches"], found["needs"]
@@ -74,7 +75,8 @@ def _shipped(shipped: dict[str, Any] | None) -> str:
     if shipped["heads"] == 0:
         return f"config.json speaks of {shipped['announced']} MTP heads, but the weights hold none"
     fits = "mtpd import-heads reads them" if shipped["fits"] else f"not importable: {shipped['why_not']}"
-    return f"{shipped['heads']} MTP heads of its own ({shipped['format']}): {fits}"
+    told = f" (config.json says {shipped['announced']})" if shipped["announced"] not in (0, shipped["heads"]) else ""
+    return f"{shipped['heads']} MTP heads of its own{told} ({shipped['format']}): {fits}"
 
 
 def _heads(found: dict[str, Any]) -> list[str]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model, read_adapter
 from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
-from mtpd_mlx.families.config import mlx_arguments, read_config_json, read_dims, weights_say_tied
+from mtpd_mlx.families.config import mlx_arguments, read_dims
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_name
+from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
 from mtpd_mlx.model.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
@@ -203,31 +204,25 @@ def load_base(
     ends_only: bool = False,
     adapter: Path | None = None,
 ) -> Base:
-    """Loads a base through mlx-lm; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights, `adapter` is
-    folded in.
+    """Loads a base into mlx-lm's module; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights, `adapter`
+    is folded in.
 
     `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
     where hidden states come from a cache.
     """
-    from mlx_lm.utils import dequantize_model, load_model
+    from mlx_lm.utils import dequantize_model
 
     path = resolve_model(model)
     if adapter is not None and ends_only and not read_adapter(adapter).only_layers:
         raise ValueError(f"--adapter-path {adapter}: changes the ends of the base, which is not for --cache; fuse it")
     try:
-        config = read_config_json(path)
-        dims = read_dims(config, weights_say_tied(path))
-        network, loaded = load_model(
-            path,
-            lazy=ends_only,
-            model_config=config | mlx_arguments(config, dims),
-            get_model_classes=lambda config: without_shipped_heads(*model_classes(config)),
-        )
-        config |= {k: loaded[k] for k in ("quantization", "quantization_config") if k in loaded}
+        stored = read_base(path)
+        stored.say_remarks()
+        config, network = stored.config, make_network(stored)
         block_type = type(network.model.layers[-1])
         if ends_only:
             network.model.layers = []
-            mx.eval(network.parameters())
+        mx.eval(network.parameters())
     except ValueError as error:
         raise ValueError(f"model {model}: {_in_one_line(error)}") from error
     except (OSError, RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -242,6 +237,31 @@ def load_base(
     network.eval()
     mx.eval(network.parameters())
     return Base(network, config, path, block_type, adapter)
+
+
+def make_network(stored: StoredBase) -> nn.Module:
+    """mlx-lm's module with the tensors of `stored` and no others, not yet read. (mlx_lm.load_model takes every file of a
+    folder, and believes config.json where the tensors say otherwise.)"""
+    from mlx_lm.utils import infer_quant_config
+
+    arguments = stored.config | mlx_arguments(stored.config, stored.dims)
+    model_class, args_class = without_shipped_heads(*model_classes(arguments))
+    network = model_class(args_class.from_dict(arguments))
+    weights: dict[str, mx.array] = {}
+    for file in stored.files:
+        arrays = mx.load(str(file), format="safetensors")
+        assert isinstance(arrays, dict)
+        weights |= arrays
+    weights = network.sanitize(weights)
+
+    def packing(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        packed = hasattr(module, "to_quantized") and f"{path}.scales" in weights
+        return infer_quant_config(path, module, weights) if packed else False
+
+    if stored.dims.quantization is not None:
+        nn.quantize(network, class_predicate=packing)
+    network.load_weights(list(weights.items()))
+    return network
 
 
 def _in_one_line(error: Exception, most: int = 300) -> str:

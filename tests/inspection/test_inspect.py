@@ -12,11 +12,11 @@ from tiny import FAMILIES, LLAMA, write_base, write_quantised
 from mtpd_mlx.cli import main
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.multimodal import text_config, text_name
+from mtpd_mlx.families.shapes import contradiction, expected
 from mtpd_mlx.files.safetensors import Raw, write_raw
 from mtpd_mlx.inspection.counts import head_parameters
 from mtpd_mlx.inspection.describe import describe
 from mtpd_mlx.inspection.folder_view import LocalView
-from mtpd_mlx.inspection.shapes import contradiction, expected
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.load_save import flatten

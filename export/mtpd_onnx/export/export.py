@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
-from mtpd_mlx.families.config import weights_say_tied
+from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.files.atomic import replacing_folder
 from mtpd_mlx.files.lock import is_empty, locked
 from mtpd_mlx.files.safetensors import RawTensors
@@ -21,7 +21,7 @@ from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.text.tokenizer_files import MODEL as CONFIG_FILE
 from mtpd_mlx.text.tokenizer_files import copy_tokenizer
-from mtpd_onnx.dims import Dims, read_dims
+from mtpd_onnx.dims import Dims, check_expressible
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
 from mtpd_onnx.graphs.builder import Spec, build_plain
@@ -58,7 +58,9 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     activations = choose_activations(options.precision, options.activations)
     config = read_config(checkpoint)
     base_folder = locate_base(checkpoint, config, options.model)
-    dims = read_dims(base_folder, tied=weights_say_tied(base_folder))
+    stored = read_exportable(base_folder)
+    stored.say_remarks()
+    dims = stored.dims
     num_heads = config.num_heads if options.num_draft_tokens is None else options.num_draft_tokens
     if not 1 <= num_heads <= config.num_heads:
         raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{config.num_heads}")
@@ -71,7 +73,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
         adapter = config.base.locate_adapter(checkpoint)
     check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint_model(base_folder, adapter))
     check_target(out, options.overwrite)
-    base = Tensors.of_base(base_folder, dims.quantization)
+    base = Tensors(stored.tensors, dims.quantization)
     if adapter is not None:
         base = AdaptedTensors(base, adapter)
     heads = Tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config.quantization)
@@ -105,6 +107,16 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
         shutil.copyfile(base_folder / CONFIG_FILE, folder / CONFIG_FILE)
         kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
         return describe_folder(folder, spec, kinds=kinds, config=config, graphs=graphs, weights=parameters.report())
+
+
+def read_exportable(folder: Path) -> StoredBase:
+    """The base in `folder`; ValueError in one line where it is none that the graphs can express."""
+    try:
+        stored = read_base(folder)
+        check_expressible(stored.dims)
+    except ValueError as error:
+        raise ValueError(f"ONNX export: {folder}: {error}") from error
+    return stored
 
 
 def check_target(out: Path, overwrite: bool) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mtpd_mlx.checkpoints.shipped.layouts import COPIES, LAYOUTS, Layout, is_shipped
-from mtpd_mlx.families.config import group_size_of, read_dims
+from mtpd_mlx.families.config import group_size_of
+from mtpd_mlx.families.stored import settle
 
 
 def shipped_heads(config: dict[str, Any], table: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -31,11 +32,9 @@ def why_not(config: dict[str, Any], table: Mapping[str, Any], layout: Layout, he
     """What keeps these heads from being ours, or None: their block must be the base's last one, tensor by tensor (in floating
     point, where the base is quantised)."""
     try:
-        dims = read_dims(config)
-    except ValueError as error:
-        return str(error)
-    try:
-        block = _floating_block(config, table, f"model.layers.{dims.num_layers - 1}.")
+        settled = settle(config, table)
+        dims = settled.dims
+        block = _floating_block(settled.config, table, f"model.layers.{dims.num_layers - 1}.")
     except ValueError as error:
         return str(error)
     for k in range(heads):

@@ -2,9 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
-
-from mtpd_mlx.files.safetensors import model_files
 
 
 @dataclass(frozen=True)
@@ -68,15 +65,8 @@ LAYOUTS: dict[str, Layout] = {
     ),
 }
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the base's ends, which nextn checkpoints repeat per head
-# mlx_lm.load reads model*.safetensors, all of it, and refuses tensors that its module does not have: heads lie beside it. Who
-# follows the index (transformers, vLLM, SGLang) finds them.
-HEADS_FILE, HEADS_FILES = "mtp-heads.safetensors", "mtp*.safetensors"
+HEADS_FILE = "mtp-heads.safetensors"  # beside the weights; who follows the index (transformers, vLLM, SGLang) finds it
 LAYER = re.compile(r"^model\.layers\.(\d+)\.")
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of a model that may hold tensors of shipped heads."""
-    return [*model_files(folder), *sorted(folder.glob(HEADS_FILES))]
 
 
 def is_shipped(name: str, num_layers: int) -> bool:

@@ -8,8 +8,9 @@ from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig
 from mtpd_mlx.checkpoints.shipped.convert import read_head, stored_to_plain
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
-from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS, weight_files
-from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
+from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS
+from mtpd_mlx.families.config import read_config_json
+from mtpd_mlx.families.stored import read_base
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.lock import locked
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
@@ -22,22 +23,25 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) ->
     (post_norm) unless it is the base's, bit for bit.
     """
     config = read_config_json(model)
-    source = RawTensors(weight_files(model))
+    source = RawTensors.of_model(model, beside=True)
     found = shipped_heads(config, source.table)
     if found is None or found["heads"] == 0:
         announced = f" (config.json announces {found['announced']}, but there are no tensors)" if found else ""
-        raise ValueError(f"{model}: ships no MTP heads{announced}")
+        unread = "".join(f"; {remark}" for remark in source.remarks)
+        raise ValueError(f"{model}: ships no MTP heads{announced}{unread}")
     if not found["fits"]:
         raise ValueError(f"{model}: its MTP heads ({found['format']}) cannot be imported: {found['why_not']}")
     with locked(out):
         if (out / CONFIG_NAME).exists() and not overwrite:
             raise ValueError(f"--out {out}: holds a checkpoint already; use --overwrite or another folder")
-        _write(model, out, named, config, source, found)
+        _write(model, out, named, source, found)
     return found
 
 
-def _write(model: Path, out: Path, named: str, config: dict[str, Any], source: RawTensors, found: dict[str, Any]) -> None:
-    dims = read_dims(config, weights_say_tied(model))
+def _write(model: Path, out: Path, named: str, source: RawTensors, found: dict[str, Any]) -> None:
+    base = read_base(model)
+    base.say_remarks()
+    dims = base.dims
     heads = [read_head(source, LAYOUTS[found["format"]], k, dims) for k in range(found["heads"])]
     final = stored_to_plain(source["model.norm.weight"], dims.norm_offset)
     own_norms = not all(same(head["post_norm.weight"], final) for head in heads)

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,16 @@ from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config
 from mtpd_mlx.checkpoints.shipped.convert import stored_to_plain, write_head
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
-from mtpd_mlx.checkpoints.shipped.layouts import COPIES, DEFAULT_LAYOUT, HEADS_FILE, LAYOUTS, Layout, is_shipped, weight_files
-from mtpd_mlx.families.config import read_config_json, read_dims, weights_say_tied
+from mtpd_mlx.checkpoints.shipped.layouts import COPIES, DEFAULT_LAYOUT, HEADS_FILE, LAYOUTS, Layout, is_shipped
+from mtpd_mlx.families.config import read_config_json
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import INSIDE
-from mtpd_mlx.files.atomic import discard, write_json
-from mtpd_mlx.files.lock import NAME as LOCK_NAME
+from mtpd_mlx.families.stored import read_base
+from mtpd_mlx.files.atomic import replacing_folder, write_json
+from mtpd_mlx.files.lock import NAME as LOCK
 from mtpd_mlx.files.lock import is_empty, locked
-from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, model_files, read_header, write_raw
-
-INDEX = "model.safetensors.index.json"
+from mtpd_mlx.files.model_files import INDEX, SINGLE, chosen
+from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, read_header, write_raw
 
 
 @dataclass(frozen=True)
@@ -47,39 +45,27 @@ def export_heads(
     """Writes `out`: the base's files (hard links with `link`) without the heads that it ships, our heads in a file of their
     own, index and config.json. `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do."""
     config, model_config = read_config(checkpoint), read_config_json(base)
-    if any(name.startswith(INSIDE) for file in model_files(base) for name in read_header(file)[0]):
+    source = RawTensors.of_model(base, beside=True)
+    if any(name.startswith(INSIDE) for name in source):
         raise ValueError(f"{base}: a multimodal checkpoint has no layout for heads")
-    source = RawTensors(weight_files(base))
-    dims = read_dims(model_config, weights_say_tied(base))
-    shape = LAYOUTS[layout]
+    stored, shape = read_base(base), LAYOUTS[layout]
+    stored.say_remarks()
+    dims = stored.dims
     _check(checkpoint, config, base, shape, allow_mismatch)
     tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source)
     if copy_ends:
         ends = (source["model.embed_tokens.weight"], source["model.embed_tokens.weight" if dims.tied else "lm_head.weight"])
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
-    with locked(out):
-        if not is_empty(out):
-            raise ValueError(f"--out {out}: is not empty; use another folder")
-        with _all_or_nothing(out):
-            files = _copy_base(base, out, link, dims.num_layers)
-            write_raw(out / HEADS_FILE, tensors)
-            _write_index(out, [*files, HEADS_FILE])
-            write_json(out / "config.json", _announcing(model_config, shape, config.num_heads))  # the last: makes a model of it
+    _check_empty(out)
+    with locked(out), replacing_folder(out) as folder:
+        _check_empty(out)  # again: another run may have ended in between
+        files = _copy_base(base, folder, link, dims.num_layers)
+        write_raw(folder / HEADS_FILE, tensors)
+        _write_index(folder, [*files, HEADS_FILE])
+        write_json(folder / "config.json", _announcing(stored.config, shape, config.num_heads))
     replaced = shipped_heads(model_config, source.table)
     return Exported((out / HEADS_FILE).stat().st_size, replaced["heads"] if replaced else 0, config.draft_vocab)
-
-
-@contextmanager
-def _all_or_nothing(out: Path) -> Iterator[None]:
-    """What is interrupted, or fails, leaves the folder as empty as it was."""
-    try:
-        yield
-    except BaseException:
-        for path in out.iterdir():
-            if path.name != LOCK_NAME:
-                discard(path)
-        raise
 
 
 def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layout, allow: bool) -> None:
@@ -99,6 +85,11 @@ def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layou
         raise ValueError(f"{checkpoint}: quantised heads have no names in this layout; export the unquantised ones")
     if layout.most is not None and config.num_heads > layout.most:
         raise ValueError(f"{checkpoint}: {config.num_heads} heads, the layout has names for {layout.most}")
+
+
+def _check_empty(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and is_empty(out))):
+        raise ValueError(f"--out {out}: is not empty; use another folder")
 
 
 def _announcing(config: dict[str, Any], layout: Layout, heads: int) -> dict[str, Any]:
@@ -121,17 +112,16 @@ def _tensors(heads: RawTensors, config: CheckpointConfig, layout: Layout, dims: 
 
 def _copy_base(base: Path, out: Path, link: bool, num_layers: int) -> list[str]:
     """The base's files; the names of those with weights. A single model.safetensors gets a shard's name, because readers stop
-    looking at that one; a file that holds shipped heads is written anew without them."""
-    weights = []
+    looking at that one, and each a name that mlx_lm.load looks for; a file that holds shipped heads is written anew without
+    them."""
+    files = chosen(base)
     for file in sorted(base.iterdir()):
-        if not file.is_file() or file.name in (INDEX, "config.json"):
-            continue
-        name = "model-00001-of-00001.safetensors" if file.name == "model.safetensors" else file.name
-        if not name.endswith(".safetensors"):
-            shutil.copyfile(file, out / name)
-            continue
-        if not name.startswith("model"):
-            continue
+        if file.is_file() and file.suffix != ".safetensors" and file.name not in (INDEX, "config.json", LOCK):
+            shutil.copyfile(file, out / file.name)
+    weights = []
+    for file in (base / name for name in files.weights if name not in files.beside):
+        name = "model-00001-of-00001.safetensors" if file.name == SINGLE else file.name
+        name = name if name.startswith("model") else f"model-{name}"
         table, _ = read_header(file)
         kept = [tensor for tensor in table if not is_shipped(tensor, num_layers)]
         if not kept:
