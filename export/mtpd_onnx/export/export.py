@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
+from mtpd_mlx.families.shapes import contradiction
 from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.files.atomic import replacing_folder
 from mtpd_mlx.files.lock import is_empty, locked
@@ -114,6 +115,8 @@ def read_exportable(folder: Path) -> StoredBase:
     try:
         stored = read_base(folder)
         check_expressible(stored.dims)
+        if (wrong := contradiction(stored.tensors.table, stored.dims)) is not None:
+            raise ValueError(wrong)
     except ValueError as error:
         raise ValueError(f"ONNX export: {folder}: {error}") from error
     return stored
