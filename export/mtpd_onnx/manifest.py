@@ -21,8 +21,8 @@ WEIGHTS_NAME = "weights.bin"
 class Manifest:
     """`precision`: of the weights; `activations`: what is computed in (precision.py); `dims`: the numbers that shapes are made
     of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
-    weights that one run of it reads; `base`: the reference of the heads' base, its fingerprint included; `draft_vocab`: its
-    size D, or None for the whole vocabulary."""
+    weights that one run of it reads; `base`: the base that was exported, with its fingerprint; `draft_vocab`: its size D, or
+    None for the whole vocabulary."""
 
     layout: str
     precision: str

@@ -21,11 +21,11 @@ def run(place: CheckpointOptions, parity: ParityOptions) -> int:
     from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, dequantize=True, **base_keywords(place))
+    base, heads, _ = load_for_decoding(Path(place.checkpoint), place.model, dequantize=True, **base_keywords(place))
     folder = resolve_folder(parity.folder)
     manifest = read_manifest(folder)
-    if manifest.base["fingerprint"] != config.base.fingerprint:
-        raise ValueError(f"{parity.folder} was exported from another base than {place.checkpoint} (fingerprints differ)")
+    if manifest.base["fingerprint"] != base.fingerprint:
+        raise ValueError(f"{parity.folder} was exported from another base than {base.path} (fingerprints differ)")
     tokenizer = Tokenizer.from_folder(folder)
     room = min(base.context_length, manifest.capacity) - parity.max_tokens - manifest.num_heads - 1
     prompts = encode_prompts(parity.prompts, tokenizer, room, parity.limit, chat=not parity.ignore_chat_template)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import TUNED, CheckpointConfig, check_num_heads, read_config
+from mtpd_mlx.checkpoints.run_files import OPTIONS_NAME, STAGES_NAME, forget_run
 from mtpd_mlx.files.lock import locked
 from mtpd_mlx.losses.definitions import per_head_weights
 from mtpd_mlx.model.base import Base, say_if_slow
@@ -16,7 +17,7 @@ from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.resume import ON_RESUME
 from mtpd_mlx.options.schema import flag, read_values
 from mtpd_mlx.options.train import COPIES_SHARE, TrainOptions, with_rate
-from mtpd_mlx.train.folder import OPTIONS_NAME, STAGES_NAME, check_free, read_run, taken_up
+from mtpd_mlx.train.folder import check_free, read_run, taken_up
 from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.resume_point import Progress, latest_resume_point
 from mtpd_mlx.train.run import Outcome, digest_of, train
@@ -63,6 +64,7 @@ def loop_checkpoint(checkpoint: Path, to: int, out: Path, overwrite: bool, model
         record = config.record | {"extended": {"from_heads": config.num_heads, "trained": False}, "versions": versions()}
         for measured in ("eval", TUNED):  # on the shorter cascade
             record.pop(measured, None)
+        forget_run(out, keep=checkpoint)
         save_heads(out, heads, CheckpointConfig(to, heads.hidden_source, target, record=record))
 
 
@@ -135,6 +137,8 @@ def _train_stages(
     name = cfg.model or config.base.locate(checkpoint)
     assert base.path is not None
     tokenizer = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else base.path
+    if not options.run.resume:
+        World.launched().from_lead(lambda: forget_run(out, keep=checkpoint))
     outcomes = []
     for count in planned:
         folder = stage_folder(out, count, to)

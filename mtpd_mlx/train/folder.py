@@ -3,12 +3,12 @@
 Heads that lie there stay until the run writes its own: one that fails, or ends no better than it began, leaves them alone.
 """
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, read_config
+from mtpd_mlx.checkpoints.run_files import LOG_NAME, OPTIONS_NAME, RESUME_PREFIX, forget_stages, remove_resume_points
 from mtpd_mlx.files import publish
 from mtpd_mlx.files.atomic import discard, leftovers, write_json
 from mtpd_mlx.files.json_object import read_json_object
@@ -17,10 +17,8 @@ from mtpd_mlx.options.resume import resumed
 from mtpd_mlx.options.schema import read_values
 from mtpd_mlx.options.train import RunConfig, TrainOptions
 
-OPTIONS_NAME, LOG_NAME = "train_options.json", "train_log.jsonl"
-BASE_NAME, ADAPTERS_NAME, STAGES_NAME = "base", "adapters", "stages"
+BASE_NAME, ADAPTERS_NAME = "base", "adapters"
 PARTS = (BASE_NAME, ADAPTERS_NAME)  # what joint training writes beside the heads
-RESUME_PREFIX = "resume-"
 TRAINED_PARTS = {"heads": None, "joint": BASE_NAME, "lora": ADAPTERS_NAME}  # where what of the base trains is written
 TEMPORARY = (f"{RESUME_PREFIX}*", f"*{WEIGHTS_NAME}", "*.json", LOG_NAME)
 
@@ -38,11 +36,6 @@ def check_free(out: Path, overwrite: bool, part: str | None = None) -> None:
             raise ValueError(f"--out {out}: holds a folder {part!r}, where what is trained goes; use --overwrite or another")
 
 
-def remove_resume_points(out: Path) -> None:
-    for point in out.glob(f"{RESUME_PREFIX}*"):
-        shutil.rmtree(point, ignore_errors=True)
-
-
 def tidy(out: Path) -> None:
     """Finishes what a killed run was putting in place, and removes what it was writing."""
     publish.finish(out)
@@ -53,9 +46,13 @@ def tidy(out: Path) -> None:
         discard(leftover)
 
 
-def begin(out: Path, options: dict[str, Any], identity: dict[str, str]) -> None:
-    """From here on the folder is that of a new run: the state of an earlier one goes, its heads stay."""
+def begin(out: Path, options: dict[str, Any], identity: dict[str, str], extends: bool = False) -> None:
+    """From here on the folder is that of a new run: the state of an earlier one goes, its heads stay. `extends`: the run is the
+    last stage of an extension, whose other stages stay too."""
     remove_resume_points(out)
+    if not extends:
+        begun_with = options.get("init_heads")
+        forget_stages(out, None if begun_with is None else Path(begun_with))
     tidy(out)
     (out / LOG_NAME).unlink(missing_ok=True)  # a run killed before its first resume point leaves one
     write_json(out / OPTIONS_NAME, options | {"identity": identity})

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtpd_mlx.checkpoints.run_files import LOG_NAME
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.files.atomic import write_text
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.options.signals import Terminated, number_of
 from mtpd_mlx.options.train import OptimConfig, RunConfig
-from mtpd_mlx.train.folder import LOG_NAME
 from mtpd_mlx.train.interrupt import Interrupted, deferred
 from mtpd_mlx.train.resume_point import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
 from mtpd_mlx.train.step import Stepper

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.checkpoints.run_files import RESUME_PREFIX
 from mtpd_mlx.files.atomic import replacing_folder, write_json
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.train.folder import RESUME_PREFIX
 
 
 @dataclass

@@ -135,7 +135,7 @@ def _train(
             service(record)
 
     if not options.run.resume:
-        world.from_lead(lambda: begin(out, options.to_dict(), identity))
+        world.from_lead(lambda: begin(out, options.to_dict(), identity, extends))
     progress = run.run(tell)
     world.from_lead(lambda: finish(out))
     return Outcome(progress, run.curve, progress.best_iteration != 0)

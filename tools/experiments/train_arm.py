@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, CheckpointConfig
+from mtpd_mlx.checkpoints.run_files import RESUME_PREFIX
 from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.publish import publish, stage_folder
@@ -19,7 +20,6 @@ from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig, RunConfig
 from mtpd_mlx.train.extend import loop_heads
-from mtpd_mlx.train.folder import RESUME_PREFIX
 from mtpd_mlx.train.loop import LOG_NAME, Batches, Run
 from mtpd_mlx.train.resume_point import latest_resume_point
 from mtpd_mlx.train.step import Stepper, compute_dtype

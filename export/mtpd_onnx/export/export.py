@@ -11,13 +11,13 @@ from typing import Any
 import onnx_ir as ir
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
-from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config, read_draft_tokens
+from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.shapes import contradiction
 from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.files.atomic import replacing_folder
 from mtpd_mlx.files.lock import is_empty, locked
 from mtpd_mlx.files.safetensors import RawTensors
-from mtpd_mlx.hub.pull import resolve_folder
+from mtpd_mlx.hub.pull import local_folder, resolve_folder
 from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.text.tokenizer_files import MODEL as CONFIG_FILE
@@ -72,7 +72,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     allow_mismatch = options.allow_base_mismatch
     if adapter is None and (options.model is None or not allow_mismatch):
         adapter = config.base.locate_adapter(checkpoint)
-    check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint_model(base_folder, adapter))
+    fingerprint = fingerprint_model(base_folder, adapter)
+    check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint)
     check_target(out, options.overwrite)
     base = Tensors(stored.tensors, dims.quantization)
     if adapter is not None:
@@ -107,6 +108,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
         copy_tokenizer(base_folder, folder)
         shutil.copyfile(base_folder / CONFIG_FILE, folder / CONFIG_FILE)
         kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
+        config = replace(config, base=exported_base(config.base, dims, fingerprint, options, adapter))
         return describe_folder(folder, spec, kinds=kinds, config=config, graphs=graphs, weights=parameters.report())
 
 
@@ -120,6 +122,17 @@ def read_exportable(folder: Path) -> StoredBase:
     except ValueError as error:
         raise ValueError(f"ONNX export: {folder}: {error}") from error
     return stored
+
+
+def exported_base(own: BaseRef, dims: Dims, fingerprint: str, options: ExportOptions, adapter: Path | None) -> BaseRef:
+    """What the manifest says of the base: the heads' `own` where it is that, else the one that was exported in its place."""
+    if fingerprint == own.fingerprint:
+        return own
+    merged = None if adapter is None else str(adapter.resolve())
+    if (name := options.model) is None:  # changed since, or with another adapter
+        return replace(own, fingerprint=fingerprint, adapter=merged)
+    named = name if local_folder(name) is None else str(Path(name).expanduser().resolve())
+    return BaseRef(named, fingerprint, dims.model_type, dims.hidden_size, dims.vocab_size, adapter=merged)
 
 
 def check_target(out: Path, overwrite: bool) -> None:

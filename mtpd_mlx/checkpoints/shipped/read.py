@@ -6,6 +6,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig
+from mtpd_mlx.checkpoints.run_files import forget_run, holds_run
 from mtpd_mlx.checkpoints.shipped.convert import read_head, stored_to_plain
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
 from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS
@@ -13,6 +14,7 @@ from mtpd_mlx.families.config import read_config_json
 from mtpd_mlx.families.stored import read_base
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.lock import locked
+from mtpd_mlx.files.publish import finish, publish, staged
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
 
 
@@ -32,7 +34,8 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) ->
     if not found["fits"]:
         raise ValueError(f"{model}: its MTP heads ({found['format']}) cannot be imported: {found['why_not']}")
     with locked(out):
-        if (out / CONFIG_NAME).exists() and not overwrite:
+        finish(out)
+        if ((out / CONFIG_NAME).exists() or holds_run(out)) and not overwrite:
             raise ValueError(f"--out {out}: holds a checkpoint already; use --overwrite or another folder")
         _write(model, out, named, source, found)
     return found
@@ -51,8 +54,11 @@ def _write(model: Path, out: Path, named: str, source: RawTensors, found: dict[s
     reference = BaseRef(relative(named, out), fingerprint_base(model), dims.model_type, dims.hidden_size, dims.vocab_size)
     record = {"imported": {"format": found["format"]}}
     checkpoint = CheckpointConfig(len(heads), "postnorm", reference, record=record, post_norms=own_norms)
-    write_raw(out / WEIGHTS_NAME, {f"heads.{k}.{name}": raw for k, head in enumerate(heads) for name, raw in head.items()})
-    write_json(out / CONFIG_NAME, checkpoint.to_json())
+    named_tensors = {f"heads.{k}.{name}": raw for k, head in enumerate(heads) for name, raw in head.items()}
+    write_raw(staged(out / WEIGHTS_NAME), named_tensors)
+    write_json(staged(out / CONFIG_NAME), checkpoint.to_json())
+    forget_run(out)
+    publish(out, (WEIGHTS_NAME, CONFIG_NAME), hide=CONFIG_NAME)
 
 
 def same(a: Raw, b: Raw) -> bool:
