@@ -9,6 +9,7 @@ import numpy as np
 
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.json_object import read_json_object
+from mtpd_mlx.files.publish import recover
 from mtpd_mlx.files.safetensors import RawTensors
 
 CONFIG_NAME = "mtp_config.json"
@@ -92,7 +93,9 @@ class CheckpointConfig:
 
 
 def read_config(checkpoint: Path) -> CheckpointConfig:
-    """Reads and validates `checkpoint`/mtp_config.json. ValueError in one line names what was got and expected."""
+    """Reads and validates `checkpoint`/mtp_config.json, once what a killed run was putting in place is there. ValueError in one
+    line names what was got and expected."""
+    recover(checkpoint)
     file = checkpoint / CONFIG_NAME
     if not checkpoint.is_dir() or not file.is_file():
         other = "; it is a model, which mtpd generate --plain decodes" if (checkpoint / "config.json").is_file() else ""

@@ -36,12 +36,14 @@ def tokenizer_fault(view: View, vocabulary: int) -> str | None:
 
 
 def view_of(name: str, revision: str | None) -> View:
+    from mtpd_mlx.files.publish import recover
     from mtpd_mlx.hub.messages import HubError
     from mtpd_mlx.hub.pull import local_folder, no_such_folder
     from mtpd_mlx.hub.remote import look
     from mtpd_mlx.inspection.folder_view import LocalView
 
     if (folder := local_folder(name, revision)) is not None:
+        recover(folder)
         return LocalView(folder)
     try:
         return look(name, revision)

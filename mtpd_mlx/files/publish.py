@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mtpd_mlx.files.atomic import discard, sync, sync_tree, write_json
 from mtpd_mlx.files.json_object import read_json_object
+from mtpd_mlx.files.lock import locked
 
 LIST_NAME = ".publishing.json"
 
@@ -64,6 +65,20 @@ def finish(folder: Path) -> None:
     for live in lives:
         discard(replaced(live))
     listing.unlink()
+
+
+def recover(folder: Path) -> None:
+    """`finish` for who reads `folder`. ValueError in one line where another process is at it, or the folder is read-only."""
+    if not (folder / LIST_NAME).is_file():
+        return
+    try:
+        with locked(folder):
+            finish(folder)
+    except OSError as error:
+        raise ValueError(
+            f"{folder}: a killed run was replacing what lies here, which is to be finished first, but the folder cannot be "
+            f"written ({error.strerror})"
+        ) from error
 
 
 def _read(listing: Path) -> tuple[list[str], str | None]:

@@ -8,6 +8,7 @@ from glob import escape
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.files.atomic import leftovers
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
 from mtpd_mlx.files.model_files import chosen
 from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
@@ -91,6 +92,8 @@ def local_folder(name: str, revision: str | None = None) -> Path | None:
         return path
     if path.exists():
         raise ValueError(f"{name}: is a file, expected a folder or a hub id")
+    if path.parent.is_dir() and (left := [p.name for p in leftovers(path.parent, path.name) if p.suffix == ".old"]):
+        raise ValueError(f"{name}: no such folder: a killed run was replacing it and left what it held as {left[-1]} beside it")
     if not is_hub_id(name):
         raise ValueError(f"{name}: no such folder, and not a hub id of the form owner/name")
     return None
