@@ -28,9 +28,14 @@ def run(place: PlaceOptions, options: ExportOptions) -> int:
 
 
 def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
-    """How the matrices of base and heads were stored, and the largest absolute difference of a weight from its checkpoint."""
+    """How the matrices of base and heads were stored, and the largest difference of a weight from its checkpoint: absolute, and
+    in integers as a share of the largest weight of its group."""
     for name, account in weights.items():
-        if not isinstance(account, dict) or not any(account[kind] for kind in ("kept", "rounded", "floating")):
+        if (
+            name == "in_groups"
+            or not isinstance(account, dict)
+            or not any(account[kind] for kind in ("kept", "rounded", "floating"))
+        ):
             continue
         kinds = {
             "kept": "with MLX's integers",
@@ -39,4 +44,6 @@ def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
         }
         counts = ", ".join(f"{account[kind]} {words}" for kind, words in kinds.items() if account[kind])
         where = f" (absolute, in {account['largest_error_in']})" if account["largest_error"] else ""
+        if held := weights["in_groups"].get(name):
+            where += f", {100 * held['largest_share']:.3g}% of its group's largest weight at most (in {held['in']})"
         yield f"{name.replace('_', ' ')} matrices: {counts}; largest weight error {account['largest_error']:.3g}{where}"

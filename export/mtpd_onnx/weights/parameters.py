@@ -10,7 +10,7 @@ from mtpd_onnx.graphs.builder import Spec
 from mtpd_onnx.graphs.packed_modules import Packed
 from mtpd_onnx.weights.experts import EXPERT_PARTS, expert_values
 from mtpd_onnx.weights.quantised_layouts import DRAFT_HEAD, Part, Policy, parts_of
-from mtpd_onnx.weights.quantize import CHUNK, Matrix, from_mlx, largest_error, pack, round_to_nearest, stack
+from mtpd_onnx.weights.quantize import CHUNK, Matrix, from_mlx, largest_errors, pack, round_to_nearest, stack
 from mtpd_onnx.weights.tensors import Tensors
 
 PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
@@ -38,13 +38,15 @@ class Parameters:
         self._spec, self._policy, self._base, self._heads = spec, policy, base, heads
         self._dtype = np.dtype(spec.dtype.numpy())
         self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
+        self._in_groups: dict[str, dict[str, Any]] = {}
         self._accounts = {"base": Account(), "heads": Account(), DRAFT_HEAD: Account()}
 
     def report(self) -> dict[str, Any]:
-        """For the manifest: the account of each checkpoint, and the group size of what was rounded here."""
+        """For the manifest: the account of each checkpoint, the group size of what was rounded here, and for each checkpoint the
+        largest error of a weight as a share of the largest weight of its group."""
         accounts = {name: vars(account) for name, account in self._accounts.items()}
         rounded = any(account.rounded for account in self._accounts.values())
-        return accounts | {"group_size": self._policy.group_size if rounded else None}
+        return accounts | {"group_size": self._policy.group_size if rounded else None, "in_groups": self._in_groups}
 
     def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The parameter `name`, floating point ones in float32; q/k/v and gate/up are stacked along the output axis."""
@@ -63,7 +65,11 @@ class Parameters:
         return array
 
     def _account(self, stem: str) -> Account:
-        return self._accounts[stem if stem == DRAFT_HEAD else "heads" if stem.startswith("heads.") else "base"]
+        return self._accounts[_owner(stem)]
+
+    def _note_share(self, stem: str, share: float) -> None:
+        if share > self._in_groups.get(_owner(stem), {"largest_share": 0.0})["largest_share"]:
+            self._in_groups[_owner(stem)] = {"largest_share": share, "in": f"{stem}.weight"}
 
     def _float_value(self, stem: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
         parts = parts_of(stem, shape[0], self._spec, self._base, self._heads)
@@ -99,7 +105,9 @@ class Parameters:
         if stem == DRAFT_HEAD:
             matrix, wanted = matrix.rows(self._draft_rows()), wanted[self._draft_rows()]
         account = self._account(stem)
-        account.note(largest_error(matrix, wanted, self._dtype), f"{stem}.weight")
+        error, share = largest_errors(matrix, wanted, self._dtype)
+        account.note(error, f"{stem}.weight")
+        self._note_share(stem, share)
         if all(policy.keeps(p.source, p.stem) for p in parts):
             account.kept += 1
         else:
@@ -109,6 +117,11 @@ class Parameters:
     def _draft_rows(self) -> Sequence[int]:
         tokens = self._spec.draft_tokens
         return range(self._spec.dims.vocab_size) if tokens is None else list(tokens)
+
+
+def _owner(stem: str) -> str:
+    """The checkpoint that a matrix of the graphs comes from; the drafts' own output head has an account of its own."""
+    return stem if stem == DRAFT_HEAD else "heads" if stem.startswith("heads.") else "base"
 
 
 def one_part(part: Part, weight: np.ndarray, layout: Packed, policy: Policy, dtype: np.dtype) -> Matrix:

@@ -96,14 +96,18 @@ def pack(values: np.ndarray, bits: int) -> np.ndarray:
     return values[:, ::2] | (values[:, 1::2] << 4)
 
 
-def largest_error(matrix: Matrix, expected: np.ndarray, dtype: np.dtype) -> float:
-    """Largest |w - expected| with scales and residual rounded to `dtype`; 0 where float32 arithmetic explains it."""
-    worst = 0.0
+def largest_errors(matrix: Matrix, expected: np.ndarray, dtype: np.dtype) -> tuple[float, float]:
+    """(the largest |w - expected|, the largest share of its group's largest |expected|) with scales and residual rounded to
+    `dtype`. What float32 arithmetic explains in a group counts as 0 there: an outlier elsewhere says nothing about it."""
+    worst, share = [0.0], [0.0]
     for start in range(0, len(expected), CHUNK):
         part = slice(start, start + CHUNK)
         shape = (*matrix.scales[part].shape, matrix.group_size)
         scales, residual = (a[part, :, None].astype(dtype).astype(np.float32) for a in (matrix.scales, matrix.residual))
         steps = matrix.integers[part].reshape(shape).astype(np.float32) - matrix.zeros[part, :, None]
-        error = np.abs(steps * scales + residual - expected[part].reshape(shape))
-        worst = max(worst, float(error.max(initial=0)))
-    return worst if worst > 4 * ROUNDING * float(np.abs(expected).max(initial=0)) else 0.0
+        wanted = expected[part].reshape(shape)
+        error, size = np.abs(steps * scales + residual - wanted).max(-1), np.abs(wanted).max(-1)
+        error[error <= 4 * ROUNDING * size] = 0
+        worst.append(float(error.max(initial=0)))
+        share.append(float(np.divide(error, size, out=np.where(error > 0, np.inf, 0.0), where=size > 0).max(initial=0)))
+    return float(np.max(worst)), float(np.max(share))
