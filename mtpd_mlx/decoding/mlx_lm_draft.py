@@ -83,6 +83,10 @@ class ModelWithHeads(nn.Module):
                 raise
             return getattr(self["inner"], name)
 
+    @property
+    def base(self) -> Base:
+        return self._base
+
     def make_draft_model(self, num_draft_tokens: int | None = None) -> "DraftModel":
         """Call mlx_lm with the same num_draft_tokens (default: all heads). ValueError outside 1..number of heads."""
         k = self._heads.num_heads if num_draft_tokens is None else num_draft_tokens
@@ -188,7 +192,7 @@ def with_heads(model: Any, checkpoint: str | Path) -> ModelWithHeads:
     from mtpd_mlx.decoding.mlx_lm_base import wrapped_base
     from mtpd_mlx.model.load_save import load_heads
 
-    base = wrapped_base(model.inner if isinstance(model, ModelWithHeads) else model)
+    base = model.base if isinstance(model, ModelWithHeads) else wrapped_base(model)
     heads, _ = load_heads(Path(checkpoint), base)
     heads.set_dtype(base.dtype)
     mx.eval(heads.parameters())

@@ -69,6 +69,6 @@ def kv_options(options: DecodingConfig) -> KVOptions:
 
 def check_kv(base: Base, options: DecodingConfig) -> None:
     """ValueError where the heads of attention cannot be quantised in such groups."""
-    size = getattr(base.model.args, "head_dim", None) or base.hidden_size // base.model.args.num_attention_heads
+    size = base.dims.head_dim
     if options.kv_bits is not None and size % options.kv_group_size:
         raise ValueError(f"--kv-group-size: got {options.kv_group_size}, expected a divisor of the head size {size}")

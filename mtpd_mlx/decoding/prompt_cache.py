@@ -57,8 +57,7 @@ def fingerprint_of(decoder: Decoder | PlainDecoder) -> mx.array:
 
 
 def check_rows(file: Path, name: str, rows: mx.array, decoder: Decoder | PlainDecoder) -> None:
-    args, dtype = decoder.model.base.model.args, decoder.model.base.dtype
-    kv = getattr(args, "num_key_value_heads", None) or args.num_attention_heads
+    kv, dtype = decoder.model.base.dims.num_kv_heads, decoder.model.base.dtype
     if rows.ndim != 4 or rows.shape[1] != kv or rows.dtype != dtype:
         got = f"{rows.dtype} {json.dumps(rows.shape)}"
         raise ValueError(f"{file}: {name}: got {got}, expected {dtype} [1, {kv}, tokens, head size]")

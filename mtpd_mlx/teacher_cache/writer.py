@@ -190,7 +190,8 @@ def _describe_data(cfg: DataConfig, splits: Splits) -> dict[str, Any]:
 
 
 def _take_up(job: Job, old: CacheIndex) -> Job:
-    """The job with the good shards of the interrupted cache; damaged ones are made again."""
+    """The job with the good shards of the interrupted cache; damaged ones are made again. What says where base and data lie is
+    the job's: they may have moved."""
     for name, got, expected in _identity(job.index, old):
         if got != expected:
             raise ValueError(f"--resume: {name}: got {got!r}, the interrupted cache has {expected!r}")
@@ -205,7 +206,7 @@ def _take_up(job: Job, old: CacheIndex) -> Job:
             except ValueError as error:
                 damaged.append(str(error))
         splits[name] = replace(entry, shards=tuple(good))
-    return replace(job, index=replace(old, splits=splits), damaged=tuple(damaged))
+    return replace(job, index=replace(job.index, splits=splits), damaged=tuple(damaged))
 
 
 def _identity(new: CacheIndex, old: CacheIndex) -> Iterator[tuple[str, Any, Any]]:

@@ -161,3 +161,17 @@ def test_a_model_may_be_wrapped_again(folder: Path) -> None:
     assert again.inner is model.inner
     got = run(again, again.make_draft_model(K), PROMPTS[-1])
     assert [token for token, _ in got] == plain(model, PROMPTS[-1])
+
+
+def test_the_user_s_own_model_stays_as_it_is(folder: Path) -> None:
+    """A Base sets the rotation of every block: of modules of its own, over the same weights."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder.parent / "base")
+    modules = {name: id(module) for name, module in model.named_modules()}
+    wrapped = stock.with_heads(model, folder)
+    assert {name: id(module) for name, module in model.named_modules()} == modules
+    assert wrapped.inner.model.layers[0].self_attn.rope is not model.model.layers[0].self_attn.rope
+    ours, theirs = dict(tree_flatten(wrapped.inner.parameters())), dict(tree_flatten(model.parameters()))
+    assert ours.keys() == theirs.keys() and all(ours[name] is w for name, w in theirs.items())

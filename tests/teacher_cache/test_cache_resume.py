@@ -178,6 +178,9 @@ def test_moved_base_and_data_are_taken(copy: Path, tiny_base: Path, long_data: P
     next(iter(copy.glob("valid-*"))).unlink()
     flags = ["--model", str(moved[0]), "--data", str(moved[1])]
     assert main(["cache", "--resume", "--out", str(copy), *flags]) == 0
+    index = read_index(copy)
+    assert Path(index.base.locate(copy)) == moved[0].resolve()  # where training will look for the base
+    assert index.options["model"] == str(moved[0]) and index.options["data"] == [str(moved[1])]
 
 
 def test_existing_cache_is_not_touched(

@@ -31,11 +31,7 @@ def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
     """How the matrices of base and heads were stored, and the largest difference of a weight from its checkpoint: absolute, and
     in integers as a share of the largest weight of its group."""
     for name, account in weights.items():
-        if (
-            name == "in_groups"
-            or not isinstance(account, dict)
-            or not any(account[kind] for kind in ("kept", "rounded", "floating"))
-        ):
+        if not isinstance(account, dict) or not any(account.get(kind) for kind in ("kept", "rounded", "floating")):
             continue
         kinds = {
             "kept": "with MLX's integers",

@@ -42,8 +42,8 @@ class Parameters:
         self._accounts = {"base": Account(), "heads": Account(), DRAFT_HEAD: Account()}
 
     def report(self) -> dict[str, Any]:
-        """For the manifest: the account of each checkpoint, the group size of what was rounded here, and for each checkpoint the
-        largest error of a weight as a share of the largest weight of its group."""
+        """For the manifest: the account of each checkpoint, the group size of what was rounded here, and by checkpoint the
+        largest error in integers as a share of the largest weight of its group."""
         accounts = {name: vars(account) for name, account in self._accounts.items()}
         rounded = any(account.rounded for account in self._accounts.values())
         return accounts | {"group_size": self._policy.group_size if rounded else None, "in_groups": self._in_groups}
