@@ -24,6 +24,10 @@ def read_dims(folder: Path) -> Dims:
 
 def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
+    settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]
+    for mode in (own.get("mode", "affine") for own in settings):
+        if mode != "affine":
+            raise ValueError(f"quantization mode {mode!r} is not supported; supported: affine")
     kind = rope_type(dims.rope_scaling)
     if kind not in ROPE_TYPES:
         raise ValueError(f"rope scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")

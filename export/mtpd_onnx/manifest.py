@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.checkpoints.format import CONFIG_NAME
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.text.tokenizer import Tokenizer
@@ -66,7 +67,8 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
     always), none beside them that would change how it decodes, and the tokenizer usable. ValueError in one line otherwise."""
     file = folder / NAME
     if not file.is_file():
-        raise ValueError(f"{folder}: not an exported folder (no {NAME})")
+        other = "; it holds heads: mtpd export makes one of them" if (folder / CONFIG_NAME).is_file() else ""
+        raise ValueError(f"{folder}: not an exported folder (no {NAME}){other}")
     values = read_json_object(file, limit=MAX_BYTES)
     try:
         if values.pop("format") != FORMAT:

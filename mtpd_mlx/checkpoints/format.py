@@ -99,6 +99,8 @@ def read_config(checkpoint: Path) -> CheckpointConfig:
     file = checkpoint / CONFIG_NAME
     if not checkpoint.is_dir() or not file.is_file():
         other = "; it is a model, which mtpd generate --plain decodes" if (checkpoint / "config.json").is_file() else ""
+        if (checkpoint / "manifest.json").is_file():
+            other = "; it is an exported folder, which mtpd-onnx decodes"
         raise ValueError(f"{checkpoint}: not a heads checkpoint (no {CONFIG_NAME}){other}")
     return parse_config(read_json_object(file, limit=MAX_CONFIG_BYTES), str(file))
 

@@ -1,5 +1,6 @@
 """The tensors that config.json speaks of, against those that the weights hold: by names and shapes, nothing is read."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,17 +11,30 @@ NORMS = {
     "post": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "both": ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
 }
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
 Named = Iterator[tuple[str, list[int]]]
 
 
 def contradiction(table: Mapping[str, Any], dims: Dims) -> str | None:
-    """The first tensor of a base that is missing or of another shape than config.json says; None where all fit."""
-    for name, wanted in expected(dims, table):
+    """The first tensor of a base that is missing, of another shape than config.json says, or of which it does not speak; None
+    where all fit."""
+    wanted_shapes = dict(expected(dims, table))
+    for name, wanted in wanted_shapes.items():
         if name not in table:
             return f"weights: missing key {name!r} (config.json says shape {wanted})"
         if (got := plain_shape(name, table, dims.quantization or {})) != wanted:
             return f"weights: {name}: got shape {got}, config.json says {wanted}"
+    for name in table:
+        if name.endswith((".weight", ".bias")) and name not in wanted_shapes and _inside(name, dims):
+            return f"weights: unexpected key {name!r} (config.json speaks of no such tensor)"
     return None
+
+
+def _inside(name: str, dims: Dims) -> bool:
+    """Whether a tensor is one of the base's own: not of MTP heads, which may be further layers."""
+    if layer := LAYER.match(name):
+        return int(layer[1]) < dims.num_layers
+    return name.startswith(("model.embed_tokens.", "model.norm.", "lm_head."))
 
 
 def plain_shape(name: str, table: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[int]:

@@ -23,6 +23,7 @@ class Family:
     norm_offset: float = 0.0
     activation: str = "silu"
     fused: bool = False
+    exceeds_float16: bool = False  # hidden states of published models reach 1e5, and float16 ends at 65,504
     head_dim: bool = True  # config.json may set head_dim apart from hidden_size / num_attention_heads
 
 
@@ -62,8 +63,15 @@ FAMILIES: dict[str, Family] = {
         norms="both",
         norm_offset=1.0,
         activation="gelu_tanh",
+        exceeds_float16=True,
     ),
     "qwen3_moe": Family("qwen3_moe", windows="all", switched=True, qk_norm="head"),
     "mixtral": Family("mixtral", windows="all", eps=1e-5, theta=1e6, head_dim=False),
 }
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json
+
+
+def check_float16(model_type: str, asked: str, instead: str) -> None:
+    """ValueError in one line where a family's hidden states have no room in float16. `asked`: the option that wants it."""
+    if FAMILIES[model_type].exceeds_float16:
+        raise ValueError(f"{asked}: hidden states of {model_type} exceed 65,504, where float16 ends; use {instead}")

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 64 << 20
+LFS = b"version https://git-lfs.github.com/spec/"  # how a file begins that only points to contents elsewhere
+LFS_HINT = "a Git LFS pointer, not the file itself: fetch it with git lfs pull"
 
 
 def read_json_object(file: Path, what: str | None = None, limit: int = MAX_BYTES) -> dict[str, Any]:
@@ -27,6 +29,8 @@ def read_json_object(file: Path, what: str | None = None, limit: int = MAX_BYTES
 
 def parse_json_object(content: bytes | str, what: str) -> dict[str, Any]:
     """The same of contents that are in memory."""
+    if (content.encode() if isinstance(content, str) else content).startswith(LFS):
+        raise ValueError(f"{what}: {LFS_HINT}")
     try:
         values = json.loads(content if isinstance(content, str) else content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.files.atomic import replacing
+from mtpd_mlx.files.json_object import LFS, LFS_HINT
 from mtpd_mlx.files.model_files import WEIGHTS, Table, agree, chosen
 
 MAX_HEADER_BYTES = 100 << 20
@@ -29,6 +30,9 @@ def read_header(file: Path) -> tuple[Table, int]:
     tensor has the bytes of its shape and that they follow one another. ValueError in one line."""
     size = file.stat().st_size
     with file.open("rb") as f:
+        if f.read(len(LFS)) == LFS:
+            raise ValueError(f"{file}: {LFS_HINT}")
+        f.seek(0)
         head = f.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else 1 << 62
         if length > min(size - 8, MAX_HEADER_BYTES):

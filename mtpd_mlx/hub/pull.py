@@ -123,6 +123,8 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     if not (path / "config.json").is_file():
         other = ", but heads: the model is the base they belong to" if (path / "mtp_config.json").is_file() else ""
         raise ValueError(f"model folder {model}: no config.json in it{other}")
+    if _is_exported(path):
+        raise ValueError(f"model folder {model}: is an exported folder, which mtpd-onnx decodes; expected a model")
     if not any(path.glob("*.safetensors")) and any(path.glob("*.bin")):
         raise ValueError(f"model folder {model}: its weights are pickled, which are never loaded; convert them to safetensors")
     return path

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from mtpd_onnx.dims import check_expressible
+
 from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
 from mtpd_mlx.checkpoints.format import CONFIG_NAME as HEADS_CONFIG
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, parse_config
@@ -11,6 +13,7 @@ from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.families.shapes import contradiction
 from mtpd_mlx.families.stored import packed_names, settle, told_quantization
+from mtpd_mlx.families.table import FAMILIES
 from mtpd_mlx.files.model_files import INDEX, agree, choose
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.folder_view import View
@@ -75,13 +78,24 @@ def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any
     dims = settled.dims
     if (wrong := contradiction(own, dims)) is not None:
         return found | {"supported": False, "why_not": wrong}
+    found["objections"] = exportable(dims)
     item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)
     return found | {
         "supported": True,
         "dims": _dims(dims),
+        "float16": not FAMILIES[dims.model_type].exceeds_float16,
         "caches": _caches(dims, item),
         "needs": _needs(dims, counts, plan, item),
     }
+
+
+def exportable(dims: Dims) -> list[str]:
+    """What MLX runs and mtpd export refuses."""
+    try:
+        check_expressible(dims)
+    except ValueError as error:
+        return [f"mtpd export: {error}"]
+    return []
 
 
 def _bits(quantization: Any, counts: Counts) -> dict[str, Any] | None:

@@ -43,6 +43,7 @@ def _model(found: dict[str, Any]) -> list[str]:
     lines.append(f"stored in {stored or 'nothing'}")
     lines.append(_shipped(found["shipped_heads"]))
     lines += [f"note: {remark}" for remark in found["remarks"]]
+    lines += [f"objection: {objection}" for objection in found.get("objections", ())]
     if not found["supported"]:
         return [*lines, f"not supported: {found['why_not']}"]
     d, caches, needs = found["dims"], found["caches"], found["needs"]
@@ -50,6 +51,8 @@ def _model(found: dict[str, Any]) -> list[str]:
         f"{d['num_layers']} layers, hidden {d['hidden_size']}, {d['num_heads']} heads ({d['num_kv_heads']} key heads) of "
         f"{d['head_dim']}, vocabulary {d['vocab_size']}{' (tied)' if d['tied'] else ''}, context {d['context_length']}"
     )
+    if not found["float16"]:
+        lines.append("hidden states exceed float16: --dtype float16 and --precision fp16 are refused, bfloat16 is for them")
     if "experts" in d:
         lines.append(f"{d['experts']} experts, {d['experts_per_token']} per token")
     windowed = f"; {caches['sliding_layers']} layers look back {caches['window']}" if caches["window"] else ""

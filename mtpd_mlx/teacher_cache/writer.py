@@ -13,6 +13,7 @@ import numpy as np
 
 from mtpd_mlx.data import Batch, PackedDataset, Splits, load_dataset
 from mtpd_mlx.data.counts import Counts, check, say
+from mtpd_mlx.families.table import check_float16
 from mtpd_mlx.files.atomic import leftovers, put_in_place, temporary_name
 from mtpd_mlx.files.lock import check_unlocked, locked
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
@@ -20,7 +21,7 @@ from mtpd_mlx.model.load_save import reference_base, versions
 from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.cache import AUTO, CacheConfig
 from mtpd_mlx.options.resume import ON_RESUME, resumed
-from mtpd_mlx.options.schema import as_dict, build, read_values
+from mtpd_mlx.options.schema import as_dict, build, flag, read_values
 from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.teacher_cache.format import (
     INDEX_NAME,
@@ -154,6 +155,9 @@ def _load(cfg: CacheConfig) -> Base:
     assert cfg.model is not None
     adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
     base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
+    for name in ("compute_dtype", "cache_dtype"):
+        if getattr(cfg, name) == "float16":
+            check_float16(base.dims.model_type, f"{flag(name)} float16", "bfloat16")
     say_if_slow(base)
     if not base.is_quantized:
         base.model.set_dtype(getattr(mx, _resolve(cfg.compute_dtype)))

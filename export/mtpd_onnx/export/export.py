@@ -14,6 +14,7 @@ from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, read_config, read_draft_tokens
 from mtpd_mlx.families.shapes import contradiction
 from mtpd_mlx.families.stored import StoredBase, read_base
+from mtpd_mlx.families.table import check_float16
 from mtpd_mlx.files.atomic import replacing_folder
 from mtpd_mlx.files.lock import is_empty, locked
 from mtpd_mlx.files.safetensors import RawTensors
@@ -62,6 +63,9 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     stored = read_exportable(base_folder)
     stored.say_remarks()
     dims = stored.dims
+    if activations == "fp16":
+        asked = "--precision" if options.precision == "fp16" else "--activations"
+        check_float16(dims.model_type, f"{asked} fp16", f"{asked} bf16")
     num_heads = config.num_heads if options.num_draft_tokens is None else options.num_draft_tokens
     if not 1 <= num_heads <= config.num_heads:
         raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{config.num_heads}")
