@@ -14,7 +14,7 @@ from typing import Any
 from mtpd_mlx.families.config import read_config_json, read_dims
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_name
-from mtpd_mlx.families.shapes import expected
+from mtpd_mlx.families.shapes import LAYER, expected
 from mtpd_mlx.files.safetensors import RawTensors
 
 logger = logging.getLogger(__name__)
@@ -70,6 +70,8 @@ def settle(config: dict[str, Any], table: Mapping[str, Any]) -> Settled:
     if told and not tied:
         bare["tie_word_embeddings"] = False
         remarks.append("config.json says tie_word_embeddings true, but the weights hold an lm_head.weight: it is read")
+    if beyond := layers_beyond(table, config["num_hidden_layers"]):
+        remarks.append(f"config.json says num_hidden_layers {config['num_hidden_layers']}: not read are layers {beyond}")
     packings = packed_matrices(table, shapes, config)
     check_floats(table, shapes, packings)
     if packings:
@@ -94,6 +96,12 @@ def _quantization(
     size, bits, _ = packings[others[0]]
     which = f"{len(others)} of {len(packings)} packed matrices, such as {others[0]} ({bits} bits in groups of {size})"
     return _as_described(packings, told), [f"config.json {said}, but the weights differ in {which}: they are read as they are"]
+
+
+def layers_beyond(table: Mapping[str, Any], count: int) -> str:
+    """The further layers that the weights hold and that are no MTP heads; empty where there are none."""
+    held = sorted({int(layer[1]) for name in table if (layer := LAYER.match(name)) and int(layer[1]) >= count})
+    return ", ".join(str(i) for i in held if f"model.layers.{i}.eh_proj.weight" not in table)
 
 
 def without_flags(config: Mapping[str, Any]) -> dict[str, Any]:

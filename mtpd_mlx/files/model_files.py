@@ -70,7 +70,7 @@ def _indexed(
     surplus, remarks = tuple(name for name in (*held, *beside) if name not in wanted), []
     if surplus:
         also = f" (transformers would read {SINGLE} alone: remove what is out of date)" if SINGLE in surplus else ""
-        remarks.append(f"{place}: not read, because {INDEX} does not name it: {_few(surplus)}{also}")
+        remarks.append(f"{place}: {INDEX} does not name {_few(surplus)}: not read{also}")
     if missing:
         remarks.append(f"{place}: {INDEX} names {_few(missing)}, which the folder does not hold: no heads are read from there")
     read = tuple(name for name in wanted if name not in missing)

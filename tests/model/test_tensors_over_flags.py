@@ -209,3 +209,11 @@ def test_activations_in_integers_are_not_passed_over(tmp_path: Path, capsys: pyt
     assert main(["generate", str(base), "--plain", "--prompt", "a"]) == 1
     assert "quantize_activations is not supported" in capsys.readouterr().err
     assert "quantize_activations" in describe(LocalView(base))["why_not"]
+
+
+def test_layers_that_config_json_leaves_out_are_named(tmp_path: Path, said: Callable[[], list[str]]) -> None:
+    base = write_base(tmp_path / "base")
+    whole = logits(base)
+    add(base, num_hidden_layers=1)
+    assert np.abs(logits(base) - whole).max() > 0.1
+    assert said() == [f"{base}: config.json says num_hidden_layers 1: not read are layers 1"]
