@@ -14,7 +14,8 @@ from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS
 from mtpd_onnx.precision import check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 4
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 5
+READABLE = (4, FORMAT_VERSION)  # graphs of version 4 do not mark tokens of logits that are not finite
 WEIGHTS_NAME = "weights.bin"
 
 
@@ -23,7 +24,7 @@ class Manifest:
     """`precision`: of the weights; `activations`: what is computed in (precision.py); `dims`: the numbers that shapes are made
     of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
     weights that one run of it reads; `base`: the base that was exported, with its fingerprint; `draft_vocab`: its size D, or
-    None for the whole vocabulary."""
+    None for the whole vocabulary; `format_version`: of READABLE."""
 
     layout: str
     precision: str
@@ -39,9 +40,10 @@ class Manifest:
     versions: dict[str, str]
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None
+    format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
-        write_json(folder / NAME, {"format": FORMAT, "format_version": FORMAT_VERSION} | asdict(self))
+        write_json(folder / NAME, {"format": FORMAT} | asdict(self))
 
 
 def graph_name(plain: bool, sampled: bool) -> str:
@@ -73,8 +75,10 @@ def read_manifest(folder: Path, verify: bool = False) -> Manifest:
     try:
         if values.pop("format") != FORMAT:
             raise ValueError(f"expected format {FORMAT!r}")
-        if (version := values.pop("format_version")) != FORMAT_VERSION:
-            raise ValueError(f"format_version: got {version!r}, expected {FORMAT_VERSION}; export the checkpoint again")
+        if (version := values["format_version"]) not in READABLE or type(version) is not int:
+            raise ValueError(
+                f"format_version: got {version!r}, expected {READABLE[0]}..{FORMAT_VERSION}; export the checkpoint again"
+            )
         manifest = Manifest(**values)
         _check_values(manifest)
         _check_files(folder, manifest, verify)

@@ -1,6 +1,7 @@
 """mtpd eval."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from mtpd_mlx.commands.loading import base_keywords
 from mtpd_mlx.options.base import CheckpointOptions
 from mtpd_mlx.options.measure import EvalOptions
+from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (CheckpointOptions, EvalOptions)
@@ -65,6 +67,8 @@ def base_loss(base: Any, file: Path, tokenizer: Any) -> float:
         tokens, mask = mx.array(batch.tokens), target_masks(batch, 0)[0]
         loss = cross_entropy(base.logits(base.norm(base.trunk(tokens))), shift_left(tokens, 1)) * mx.array(mask)
         total, count = total + float(np.array(loss.sum())), count + int(mask.sum())
+    if not math.isfinite(total):
+        raise NotFiniteError(f"--valid {file}: the base's logits are not finite on it (loss {total})")
     return total / max(count, 1)
 
 

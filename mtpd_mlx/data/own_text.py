@@ -23,6 +23,7 @@ from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig, check_together
 from mtpd_mlx.options.resume import ON_RESUME, resumed
 from mtpd_mlx.options.schema import as_dict, read_values
+from mtpd_mlx.speculative.finite import naming
 from mtpd_mlx.text.prompts import encode_prompt, prompt_of, prompt_rows
 from mtpd_mlx.text.rows import encode_texts
 from mtpd_mlx.text.tokenizer import Tokenizer
@@ -122,7 +123,9 @@ def _distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
 def _batch_rows(work: Work, number: int, chunk: list[int]) -> Iterator[dict[str, Any]]:
     cfg, tokenizer = work.cfg, work.tokenizer
     mx.random.seed(cfg.seed * 1_000_003 + number)  # a batch is the same whether the run was interrupted or not
-    texts = generate_batch(work.base, [work.prompts[i] for i in chunk], cfg.max_tokens, tokenizer.eos_token_ids, picker(cfg))
+    with naming([str(i + 1) for i in chunk]):
+        prompts = [work.prompts[i] for i in chunk]
+        texts = generate_batch(work.base, prompts, cfg.max_tokens, tokenizer.eos_token_ids, picker(cfg))
     for i, tokens in zip(chunk, texts, strict=True):
         prompt = work.prompts[i]
         yield {

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtpd_mlx.decoding.fixed_rounds import FixedRounds, round_graph
 from mtpd_mlx.decoding.growing_rounds import GrowingRounds
-from mtpd_mlx.decoding.text_state import HostState, Model, read_token
+from mtpd_mlx.decoding.text_state import HostState, Model
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
@@ -137,8 +137,7 @@ class Decoder:
         return self._read()
 
     def _read(self) -> int:
-        assert self._host.next is not None
-        self._next = read_token(self._host.next)
+        self._next = self._host.read_next()
         return self._next
 
     def _need(self, positions: int) -> None:

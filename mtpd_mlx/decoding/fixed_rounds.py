@@ -12,13 +12,14 @@ from mtpd_mlx.decoding.fixed_cache import FixedCache, Rows, Span, bucket, padded
 from mtpd_mlx.decoding.row_products import RowProducts
 from mtpd_mlx.decoding.text_state import HostState, Model, read_token, read_tokens
 from mtpd_mlx.decoding.token_rules import contexts_of, rows_from
+from mtpd_mlx.model.finite import marked
 from mtpd_mlx.model.runtime import mx
 
 Small = dict[str, mx.array]
 """The state of a round but for its caches: tokens [K+1] (x_P, d_1..d_K), length [] (P); with drafts: tail [K, d] and past [K]
 (h^0 and x at positions P-K..P-1); where the rule needs it: recent [N] (x_{P-N}..x_{P-1}), kept [K, V], table [U, 3]."""
 Round = Callable[[Small, list[Rows]], tuple[mx.array, Small, list[Rows]]]
-"""-> result [K+2] (accepted count a, then tokens of which a + 1 are the text), state and caches after the round."""
+"""-> result [K+2] (accepted count a, then tokens, marked: a + 1 of them are the text), state and caches after the round."""
 
 
 def round_graph(model: Model, write: str, products: str = "matrix") -> Round:
@@ -34,7 +35,7 @@ def round_graph(model: Model, write: str, products: str = "matrix") -> Round:
         contexts = contexts_of(state["recent"], tokens, rule.context) if rule.context else None
         text, count = rule.verify(logits, tokens[1:], length + 1, contexts, table, state.get("kept"))
         text = text.astype(mx.uint32)
-        result = mx.concatenate([count[None], text.astype(mx.int32)])
+        result = mx.concatenate([count[None], marked(text, logits)])
         new: Small = {"length": length + 1 + count} | ({} if table is None else {"table": table})
         if rule.context:
             new["recent"] = rows_from(mx.concatenate([state["recent"], tokens]), count + 1, rule.context)
@@ -124,6 +125,7 @@ class FixedRounds:
         ahead = self._launch(small, furthest) if furthest + 1 + k <= self._limit else None
         accepted, *emitted = read_tokens(result)
         emitted = emitted[: accepted + 1]
+        host.model.check(emitted, host.length + 1)
         assert host.next is not None
         token = read_token(host.next) if self._token is None else self._token
         host.tokens += [token, *emitted[:-1]]

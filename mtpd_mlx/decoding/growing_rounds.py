@@ -4,6 +4,7 @@ and verify pass are one graph and one evaluation, enqueued before the caller see
 from mtpd_mlx.decoding.fixed_cache import trim_to
 from mtpd_mlx.decoding.text_state import HostState, read_token, read_tokens
 from mtpd_mlx.decoding.token_rules import contexts_of
+from mtpd_mlx.model.finite import marked
 from mtpd_mlx.model.runtime import mx
 
 
@@ -22,6 +23,7 @@ class GrowingRounds:
         token = read_token(host.next)
         accepted, *emitted = read_tokens(result)
         emitted = emitted[: accepted + 1]
+        host.model.check(emitted, host.length + 1)
         before = rows.shape[0] - (k + 1)
         host.tokens += [token, *emitted[:-1]]
         host.next = result[accepted + 1 : accepted + 2]
@@ -42,7 +44,7 @@ class GrowingRounds:
         size = model.rule.context
         contexts = contexts_of(host.recent(size), tokens, size) if size else None
         text, count = model.rule.verify(logits, tokens[1:], host.length + 1, contexts, host.table, host.kept)
-        result = mx.concatenate([count[None], text.astype(mx.int32)])
+        result = mx.concatenate([count[None], marked(text, logits)])
         host.quantise()
         mx.async_eval(result)
         return result, host.rows(hidden, normed)

@@ -10,6 +10,7 @@ draft model sees tokens only, heads need the main model's hidden states: the wra
 model finds them. With P positions cached, the draft call whose last token is at P+k-1 is head k's.
 """
 
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,14 @@ from mtpd_mlx.decoding.mlx_lm_cache import MTPDraftCache, register
 from mtpd_mlx.decoding.text_state import PREFILL_CHUNK
 from mtpd_mlx.decoding.token_rules import spread
 from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.finite import finite_rows, type_name
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx, nn
+from mtpd_mlx.speculative.finite import not_finite
 
 LOST = 2  # rounds without hidden states before that is an error
+LAG = 2  # calls of the main model after which its logits are looked at
+LOOKED_AT = 32  # rows of a call whose logits mlx_lm reads; a call of more prefills
 BEHIND = 64  # rows that deeper heads may lag before they are filled (calls for fewer drafts leave them out)
 
 
@@ -65,6 +70,7 @@ class ModelWithHeads(nn.Module):
         super().__init__()
         self.inner = base.model
         self._base, self._heads, self._captured = base, heads, Captured()
+        self._seen = deque[tuple[mx.array, int]]()  # of the last calls: finite first rows, after how many tokens
 
     def __call__(self, inputs: mx.array, cache: list[Any] | None = None, **options: Any) -> mx.array:
         if cache is None or any(value is not None for value in options.values()) or inputs.shape[0] != 1:
@@ -73,7 +79,21 @@ class ModelWithHeads(nn.Module):
         hidden = base.trunk(inputs, cache)
         normed = base.norm(hidden)
         self._captured.add(self._heads.source(base, hidden, normed)[0], offset, cache)
-        return base.logits(normed)
+        logits = base.logits(normed)
+        if inputs.shape[1] <= LOOKED_AT:
+            self._look(logits, offset)
+        return logits
+
+    def _look(self, logits: mx.array, offset: int) -> None:
+        """mlx_lm reads a call's tokens before it makes the second one after: then reading its logits waits for nothing.
+        NotFiniteError where those of an earlier call were not finite."""
+        seen = self._seen
+        if len(seen) == LAG:
+            finite, after = seen.popleft()
+            if not bool(finite.item()):
+                seen.clear()
+                raise not_finite(after, type_name(self._base.dtype))
+        seen.append((finite_rows(logits[0, :1]).all(), offset + 1))
 
     def __getattr__(self, name: str) -> Any:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 from mtpd_mlx.decoding.fixed_cache import trim_to
 from mtpd_mlx.decoding.text_state import HostState, Model, read_token
 from mtpd_mlx.decoding.tuning.plan import Plan
+from mtpd_mlx.model.finite import marked
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
 
@@ -24,7 +25,7 @@ class PlainDecoder:
         self.capacity = model.base.context_length if capacity is None else capacity
         self._host = HostState(model)
         self._next: int | None = None
-        self._ahead: mx.array | None = None  # [1]: the token after `_next`
+        self._ahead: tuple[mx.array, mx.array] | None = None  # [1] each: the token after `_next`, and marked
         self._recent: mx.array | None = None  # [N]: the rule's context of `_ahead`, without it
 
     @property
@@ -52,10 +53,11 @@ class PlainDecoder:
                 self._drop()
                 host.force([token])
                 return self._begin()
-            current, host.next = self._ahead, self._ahead
+            host.next, chosen = self._ahead
             host.tokens.append(token)
-            self._ahead = self._launch(current)
-            self._next = read_token(current)
+            self._ahead = self._launch(host.next)
+            self._next = read_token(chosen)
+            self.model.check([self._next], self.length)
             return self._next
 
     @contextmanager
@@ -100,11 +102,12 @@ class PlainDecoder:
         assert host.next is not None
         self._recent = host.recent(size) if size else None
         self._ahead = self._launch(host.next)
-        self._next = read_token(host.next)
+        self._next = host.read_next()
         return self._next
 
-    def _launch(self, token: mx.array) -> mx.array | None:
-        """Enqueues the pass over `token` [1], which follows the text; None where it would not fit."""
+    def _launch(self, token: mx.array) -> tuple[mx.array, mx.array] | None:
+        """Enqueues the pass over `token` [1], which follows the text; the token after it, and the same marked. None where it
+        would not fit."""
         host, model = self._host, self.model
         if self.length + 1 > self.capacity:
             return None
@@ -117,8 +120,9 @@ class PlainDecoder:
             context = self._recent[None]
         host.quantise()
         after = model.rule.first(logits, self.length + 1, context, host.table)
-        mx.async_eval(after)
-        return after
+        chosen = marked(after, logits)
+        mx.async_eval(after, chosen)
+        return after, chosen
 
     def _drop(self) -> None:
         self._ahead = None

@@ -14,9 +14,11 @@ from mtpd_mlx.decoding.fixed_cache import check_trimmable, trim_to
 from mtpd_mlx.decoding.row_by_row import Pass, row_by_row, whole_pass
 from mtpd_mlx.decoding.token_rules import Rule, contexts_of, spread
 from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.finite import marked, type_name
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.speculative.finite import check_tokens
 
 PREFILL_CHUNK = 2048  # as in mlx_lm.generate: other chunks would round differently
 LogitsProcessor = Callable[[mx.array, mx.array], mx.array]  # (all tokens so far, logits [1, V]) -> logits [1, V]
@@ -51,6 +53,10 @@ class Model:
         self.plain_pass: Pass = whole_pass(self.base)
         self.head_logits = None if self.heads is None else head_logits(self.base, self.heads)
 
+    def check(self, tokens: Sequence[int], after: int) -> None:
+        """NotFiniteError where one of the tokens that were read, the first of them behind `after` tokens, is none."""
+        check_tokens(tokens, after, type_name(self.base.dtype))
+
     def processed(self, logits: mx.array, before: Sequence[int], tokens: mx.array) -> mx.array:
         """logits [n, V] after each of `tokens` [n], which follow `before`: what the processors make of them."""
         if not self.logits_processors:
@@ -72,12 +78,13 @@ class HostState:
     caches: one mlx-lm cache per base layer, keys and values [1, kv heads, length, head_dim].
     head_caches: the same, one per drafting head; an entry is final once its token is (docs/architecture.md).
     next: uint32 [1], the token at position `length`, chosen but not cached. None before prefill.
+    chosen: int32 [1], the same as `force` chose it, marked where the logits were not finite: what the host reads.
     drafts: uint32 [K], what the heads expect at positions length+1..length+K. None without heads or before prefill.
     tail: [<= K, d], the cascade's input at the last positions, from which the next window starts.
     kept: [K, V], what each draft was drawn from, where the rule needs it to accept (sampling); else None.
     table: what the sampling rule drew for the whole text, or None (greedy).
 
-    next, drafts, tail and kept are lazy MLX arrays: reading them waits for the device.
+    next, chosen, drafts, tail and kept are lazy MLX arrays: reading them waits for the device.
     """
 
     def __init__(self, model: Model):
@@ -93,6 +100,7 @@ class HostState:
         check_trimmable(self.caches)
         self.tail: mx.array | None = None
         self.next: mx.array | None = None
+        self.chosen: mx.array | None = None
         self.drafts: mx.array | None = None
         self.kept: mx.array | None = None
         self._begun = False
@@ -154,11 +162,19 @@ class HostState:
         logits = model.processed(logits[-1:], before, array)
         self.next = model.rule.first(logits, self.length, self.context(), self.table)
         self.quantise()
-        mx.async_eval(self.next)
+        self.chosen = marked(self.next, logits)
+        mx.async_eval(self.next, self.chosen)
         if model.num_draft_tokens:
             rows = self.rows(hidden, normed)
             self.draft(rows)
             mx.async_eval(self.drafts)
+
+    def read_next(self) -> int:
+        """The token that `force` chose: waits for it. NotFiniteError where its logits were not finite."""
+        assert self.chosen is not None
+        token = read_token(self.chosen)
+        self.model.check([token], self.length)
+        return token
 
     def context(self) -> mx.array | None:
         """uint32 [1, N]: the last tokens, which penalties look at; None where the rule looks at none."""

@@ -143,7 +143,7 @@ _STATS = r"""
     for (int p = 0; p < PACKS; p++) {
       if (start + p * threads * WIDTH >= size) break;
       for (int j = 0; j < WIDTH; j++) {
-        const float x = (float)value[p].v[j], e = expf(x - high);
+        const float x = (float)value[p].v[j], e = x == -INFINITY ? 0.0f : expf(x - high);  // NaN stays NaN
         total += e;
         if (TEACHER) {
           const float u = (float)weight[p].v[j];
@@ -154,7 +154,8 @@ _STATS = r"""
   }
   __shared__ float s[5][512];
   __shared__ int place[512];
-  s[0][tid] = high; s[1][tid] = total; s[2][tid] = inside; s[3][tid] = cross; s[4][tid] = mass; place[tid] = where;
+  s[0][tid] = high; s[1][tid] = total; s[2][tid] = inside; s[3][tid] = cross; s[4][tid] = mass; 
+  place[tid] = where < size ? where : 0;
   __syncthreads();
   for (int half = threads / 2; half > 0; half /= 2) {
     if (tid < half) {

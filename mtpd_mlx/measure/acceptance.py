@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.finite import finite_rows, type_name
 from mtpd_mlx.model.generate import Generation
 from mtpd_mlx.model.heads import MTPHeads, shift_left
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.speculative.finite import naming, not_finite
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,20 @@ def teacher_force(base: Base, texts: list[Generation], batch_size: int = 8) -> l
         width = max(map(len, rows))
         tokens = mx.array([row + [0] * (width - len(row)) for row in rows])  # right padding: causal, so harmless
         hidden = base.trunk(tokens)
-        best = mx.argmax(base.logits(base.norm(hidden)), axis=-1)
-        mx.eval(hidden, best)
+        logits = base.logits(base.norm(hidden))
+        best, finite = mx.argmax(logits, axis=-1), finite_rows(logits)
+        mx.eval(hidden, best, finite)
+        _check(np.array(finite), chunk, rows, type_name(base.dtype))
         batches.append(ForcedBatch(chunk, tokens, hidden, best))
     return batches
+
+
+def _check(finite: np.ndarray, chunk: list[int], rows: list[list[int]], computed_in: str) -> None:
+    """finite bool [B, T]; NotFiniteError names the first of the texts `chunk` that has a position without."""
+    for i, row, good in zip(chunk, rows, finite, strict=True):
+        if not good[: len(row)].all():
+            with naming({i: str(i + 1)}):
+                raise not_finite(int(np.argmin(good[: len(row)])) + 1, computed_in, i)
 
 
 def match_tables(

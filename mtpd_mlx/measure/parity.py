@@ -15,6 +15,7 @@ from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.options.measure import ParityOptions
+from mtpd_mlx.speculative.finite import largest_difference, naming
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
@@ -70,9 +71,10 @@ def decode_all(
     for prompt in prompts:
         backend.rewind_to(0)
         tokens: list[int] = []
-        for chunk in generate(backend, prompt.tokens, max_tokens=max_tokens, eos_token_ids=eos, plain=plain):
-            tokens += chunk.tokens
-            stats.add(chunk)
+        with naming([prompt.id]):
+            for chunk in generate(backend, prompt.tokens, max_tokens=max_tokens, eos_token_ids=eos, plain=plain):
+                tokens += chunk.tokens
+                stats.add(chunk)
         decoded.append(Decoded(prompt, tokens))
     return decoded, stats
 
@@ -137,5 +139,6 @@ def max_logit_difference(base: Base, logits: Callable[[list[int]], np.ndarray], 
     worst = 0.0
     for text in texts:
         tokens = (text.prompt.tokens + text.tokens)[: base.context_length]
-        worst = max(worst, float(np.abs(MLXModel(base, None).logits(tokens) - logits(tokens)).max()))
+        with naming([text.prompt.id]):
+            worst = max(worst, largest_difference(MLXModel(base, None).logits(tokens), logits(tokens)))
     return worst

@@ -6,8 +6,10 @@ import numpy as np
 
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.blocks import make_mask
+from mtpd_mlx.model.finite import marked, type_name
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.speculative.finite import check_logits
 from mtpd_mlx.speculative.rounds import PREFILL_CHUNK
 
 
@@ -42,16 +44,21 @@ class MLXModel:
         for start in range(0, len(tokens), PREFILL_CHUNK):
             hidden = self._forward(tokens[start : start + PREFILL_CHUNK])
             mx.eval(hidden)
-        return int(np.array(mx.argmax(self.base.logits(hidden[:, -1:])[0, -1])))
+        return int(self._best(hidden[:, -1:])[0])
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends `tokens`; the main head's argmax after each, int [m]."""
-        hidden = self._forward(tokens)
-        return np.array(mx.argmax(self.base.logits(hidden)[0], axis=-1))
+        return self._best(self._forward(tokens))
+
+    def _best(self, hidden: mx.array) -> np.ndarray:
+        logits = self.base.logits(hidden)[0]
+        return np.array(marked(mx.argmax(logits, axis=-1), logits))
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends `tokens`; float32 logits [m, V] (parity reports)."""
-        return np.array(self.base.logits(self._forward(tokens))[0].astype(mx.float32))
+        logits = np.array(self.base.logits(self._forward(tokens))[0].astype(mx.float32))
+        check_logits(logits, self.length - len(tokens) + 1, type_name(self.base.dtype))
+        return logits
 
     def _forward(self, tokens: Sequence[int]) -> mx.array:
         if self.length + len(tokens) > self.capacity:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.finite import marked, type_name
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.speculative.finite import NO_TOKEN, naming, not_finite
 
 BATCH_SIZE = 16
 Pick = Callable[[mx.array], mx.array]  # logits [B, V] -> token ids [B]
@@ -36,18 +38,22 @@ def generate_greedy(
     """Greedy continuations, batched with left padding; each ends with EOS or after `max_tokens`."""
     done: dict[int, Generation] = {}
     for chunk in batches_of(prompts, batch_size):
-        for i, tokens in zip(chunk, generate_batch(base, [prompts[i] for i in chunk], max_tokens, eos), strict=True):
-            done[i] = Generation(prompts[i], tokens)
+        with naming([str(i + 1) for i in chunk]):
+            texts = generate_batch(base, [prompts[i] for i in chunk], max_tokens, eos)
+        done |= {i: Generation(prompts[i], tokens) for i, tokens in zip(chunk, texts, strict=True)}
     return [done[i] for i in range(len(prompts))]
 
 
 def generate_batch(
     base: Base, prompts: list[list[int]], max_tokens: int, eos: frozenset[int], pick: Pick = greedy
 ) -> list[list[int]]:
-    """The continuation of each prompt, up to its EOS (kept) or `max_tokens`. The next pass runs while the last is read."""
+    """The continuation of each prompt, up to its EOS (kept) or `max_tokens`. The next pass runs while the last is read.
+    NotFiniteError where the logits of a text that has not ended are not finite; its `row` is that of the prompt."""
     columns: list[np.ndarray] = []
     alive = np.ones(len(prompts), dtype=bool)
     for column in _columns(base, prompts, max_tokens, pick):
+        if bad := np.flatnonzero(alive & (column == NO_TOKEN)).tolist():
+            raise not_finite(len(prompts[bad[0]]) + len(columns), type_name(base.dtype), bad[0])
         columns.append(column)
         alive &= ~np.isin(column, list(eos))
         if not alive.any():
@@ -57,21 +63,23 @@ def generate_batch(
 
 
 def _columns(base: Base, prompts: list[list[int]], max_tokens: int, pick: Pick) -> Iterator[np.ndarray]:
-    """Token ids [B] of one position after the other."""
+    """Token ids [B] of one position after the other, marked where logits were not finite."""
     from mlx_lm.models.cache import BatchKVCache
 
     width = max(map(len, prompts))
     padding = [width - len(p) for p in prompts]
     cache = [BatchKVCache(padding) for _ in base.layers]
 
-    def advance(tokens: mx.array) -> mx.array:
+    def advance(tokens: mx.array) -> tuple[mx.array, mx.array]:
         hidden = base.norm(base.trunk(tokens, cache)[:, -1:])
-        picked = pick(base.logits(hidden)[:, 0])
-        mx.async_eval(picked)
-        return picked
+        logits = base.logits(hidden)[:, 0]
+        picked = pick(logits)
+        seen = marked(picked, logits)
+        mx.async_eval(picked, seen)
+        return picked, seen
 
-    current = advance(mx.array([[0] * pad + p for pad, p in zip(padding, prompts, strict=True)]))
+    current, seen = advance(mx.array([[0] * pad + p for pad, p in zip(padding, prompts, strict=True)]))
     for step in range(max_tokens):
-        following = advance(current[:, None]) if step + 1 < max_tokens else current
-        yield np.array(current)
-        current = following
+        following = advance(current[:, None]) if step + 1 < max_tokens else (current, seen)
+        yield np.array(seen)
+        current, seen = following

@@ -71,7 +71,8 @@ class StepModel(Protocol):
     def length(self) -> int: ...
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
-        """Appends `tokens` (m of them) at positions length..; the main head's argmax after each, int [m]."""
+        """Appends `tokens` (m of them) at positions length..; the main head's argmax after each, int [m]; NO_TOKEN where
+        its logits are not finite (speculative/finite.py)."""
         ...
 
     def draft(self, next_token: int) -> list[int]:

@@ -3,6 +3,9 @@
 import time
 from collections.abc import Sequence
 
+import numpy as np
+
+from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.protocol import Prefills, Round, StepModel
 
 PREFILL_CHUNK = 512  # positions of one pass over a prompt, where nothing else is asked for
@@ -43,14 +46,14 @@ class StepBackend:
             raise ValueError("prefill: got no tokens, expected at least one")
         self._need(len(tokens))
         if isinstance(self.model, Prefills):
-            return int(self.model.prefill(tokens))
+            return self._checked([self.model.prefill(tokens)], self.length)[0]
         for start in range(0, len(tokens), PREFILL_CHUNK):
             predicted = self.model.verify(tokens[start : start + PREFILL_CHUNK])
-        return int(predicted[-1])
+        return self._checked(predicted[-1:], self.length)[0]
 
     def step(self, token: int) -> int:
         self._need(1)
-        return int(self.model.verify([token])[-1])
+        return self._checked(self.model.verify([token]), self.length)[0]
 
     def round(self, token: int) -> Round:
         self._need(1 + self.num_draft_tokens)
@@ -60,8 +63,14 @@ class StepBackend:
         drafted = time.perf_counter()
         predicted = [int(t) for t in self.model.verify([token, *drafts])]
         accepted = accept_greedy(predicted, drafts)
+        emitted = self._checked(predicted[: accepted + 1], start + 1)
         self.model.rewind_to(start + 1 + accepted)
-        return Round(predicted[: accepted + 1], accepted, len(drafts), drafted - began, time.perf_counter() - drafted)
+        return Round(emitted, accepted, len(drafts), drafted - began, time.perf_counter() - drafted)
+
+    def _checked(self, tokens: Sequence[int] | np.ndarray, after: int) -> list[int]:
+        """NotFiniteError where one of `tokens`, the first of them behind `after` tokens, is none."""
+        check_tokens(tokens, after)
+        return [int(token) for token in tokens]
 
     def rewind_to(self, length: int) -> None:
         self.model.rewind_to(length)

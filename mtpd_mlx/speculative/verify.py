@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mtpd_mlx.speculative.finite import check_logits, naming
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.sampling import Sampling, marginal
@@ -69,13 +70,14 @@ Prompts = Sequence[tuple[str, list[int]]]  # (id, tokens)
 def decode(backend: Backend, prompts: Prompts, max_tokens: int, see: Callable[[], None] = lambda: None) -> tuple[Texts, float]:
     """Each prompt's text from an empty cache, to the very end (no token ends it), and tau over all of them."""
     texts, accepted, rounds = [], 0, 0
-    for _, tokens in prompts:
+    for name, tokens in prompts:
         backend.rewind_to(0)
         text: list[int] = []
-        for chunk in generate(backend, tokens, max_tokens=max_tokens):
-            text += chunk.tokens
-            if chunk.round is not None and chunk.round.proposed:
-                accepted, rounds = accepted + chunk.round.accepted, rounds + 1
+        with naming([name]):
+            for chunk in generate(backend, tokens, max_tokens=max_tokens):
+                text += chunk.tokens
+                if chunk.round is not None and chunk.round.proposed:
+                    accepted, rounds = accepted + chunk.round.accepted, rounds + 1
         texts.append(text)
         see()
     return texts, 1 + accepted / max(rounds, 1)
@@ -102,6 +104,7 @@ def text_logits(reference: Reference, prompt: Sequence[int], text: Sequence[int]
     for start in range(0, len(whole) - 1, LOGIT_ROWS):
         chunk = whole[start : min(start + LOGIT_ROWS, len(whole) - 1)]
         logits = reference.logits(chunk)
+        check_logits(logits, start + 1)
         wanted = max(0, len(prompt) - 1 - start)
         rows.append(logits[wanted:])
     return np.concatenate(rows)

@@ -6,10 +6,13 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.finite import type_name
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.teacher_cache.arrays import to_numpy
 from mtpd_mlx.teacher_cache.format import Layout
 
+WHY = ": its weights hold NaN or infinity, or its numbers do not fit {} (--compute-dtype float32)"
 CHUNK_BYTES = 64_000_000  # of float32 logits held at a time
 
 
@@ -64,7 +67,10 @@ def teacher_rows(base: Base, layout: Layout, tokens: np.ndarray) -> dict[str, np
     rows, length = tokens.shape
     hidden = base.trunk(mx.array(tokens))  # [B, T, d]
     stored = hidden.astype(getattr(mx, layout.dtype))
-    _check_finite(bool(mx.isfinite(stored).all().item()), "hidden", base, layout)
+    if not mx.isfinite(stored).all().item():
+        if not mx.isfinite(hidden).all().item():
+            raise NotFiniteError(f"the base's hidden states are not finite{WHY.format(type_name(base.dtype))}")
+        raise _does_not_fit("hidden", base, layout)
     if layout.top_n == 0:
         return {"hidden": to_numpy(stored)}
     targets = mx.array(np.pad(tokens[:, 1:], ((0, 0), (0, 1)))).reshape(-1)  # [B * T]: x_{i+1} at i
@@ -76,14 +82,15 @@ def teacher_rows(base: Base, layout: Layout, tokens: np.ndarray) -> dict[str, np
     arrays["main_loss"][:, -1] = 0.0
     if layout.vocab_size <= 1 << 16:
         arrays["top_tokens"] = arrays["top_tokens"].astype(np.uint16)
-    logits_finite = np.isfinite(arrays["top_logits"]).all() and np.isfinite(arrays["logsumexp"]).all()
-    _check_finite(bool(logits_finite), "top_logits", base, layout)
+    if not np.isfinite(arrays["logsumexp"]).all():
+        raise NotFiniteError(f"the base's logits are not finite{WHY.format(type_name(base.dtype))}")
+    if not np.isfinite(arrays["top_logits"]).all():
+        raise _does_not_fit("top_logits", base, layout)
     return arrays | {"hidden": to_numpy(stored)}
 
 
-def _check_finite(finite: bool, name: str, base: Base, layout: Layout) -> None:
-    if not finite:
-        raise ValueError(
-            f"{name}: got inf or nan (computed in {base.dtype}, stored as {layout.tensors()[name].dtype}), expected finite "
-            "numbers; try --cache-dtype bfloat16 or --compute-dtype float32"
-        )
+def _does_not_fit(name: str, base: Base, layout: Layout) -> ValueError:
+    return ValueError(
+        f"{name}: got inf or nan (computed in {base.dtype}, stored as {layout.tensors()[name].dtype}), expected finite "
+        "numbers; try --cache-dtype bfloat16 or --compute-dtype float32"
+    )

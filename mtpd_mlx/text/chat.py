@@ -7,6 +7,7 @@ from typing import TextIO
 
 from mtpd_mlx.options.signals import Terminated, status_of
 from mtpd_mlx.options.streams import read_line, takes_colour
+from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats
@@ -138,6 +139,8 @@ def run_chat(
             try:
                 stats = chat.answer(text, out)
                 print(summary(stats, time.perf_counter() - began, chat.finish_reason), file=out, flush=True)
+            except NotFiniteError:  # the next answer would be no better
+                raise
             except ValueError as error:
                 print(f"error: {error}", file=out)
             except KeyboardInterrupt as stop:

@@ -3,12 +3,14 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TextIO
 
 from mtpd_mlx.options.command_line import BROKEN_PIPE
 from mtpd_mlx.options.signals import status_of
 from mtpd_mlx.options.streams import drop_output
 from mtpd_mlx.options.text import GenerateOptions, unescaped
+from mtpd_mlx.speculative.finite import naming
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats, distinct_n
@@ -52,7 +54,8 @@ def _run(
         stream = Stream(tokenizer, options, eos, None if options.json else out)
         try:
             backend.rewind_to(0)
-            stream.run(backend, tokens, (stats, total))
+            with naming([prompt.id]) if len(jobs) > 1 else nullcontext():
+                stream.run(backend, tokens, (stats, total))
         except KeyboardInterrupt as stop:
             stream.end("interrupted")
             status = status_of(stop)

@@ -16,6 +16,7 @@ from mtpd_mlx.files.atomic import write_text
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.options.signals import Terminated, number_of
 from mtpd_mlx.options.train import OptimConfig, RunConfig
+from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.train.interrupt import Interrupted, deferred
 from mtpd_mlx.train.resume_point import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
 from mtpd_mlx.train.step import Stepper
@@ -43,6 +44,11 @@ class Evaluation:
     def tau(self) -> float:
         return 1.0 + sum(self.car)
 
+    @property
+    def finite(self) -> bool:
+        """Figures of NaN logits look good: NaN's argmax is the same for base and heads."""
+        return bool(np.isfinite([self.main_loss, *self.head_loss]).all())
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "main_loss": self.main_loss,
@@ -65,6 +71,21 @@ def evaluate(stepper: Stepper, rows: list[Batch], check: Callable[[], None] = la
     trained = num_heads - first
     head_loss = sums[1 : 1 + trained] / counts[1 + first :]
     return Evaluation(float(sums[0] / counts[0]), head_loss.tolist(), (sums[1 + trained :] / counts[num_heads]).tolist())
+
+
+def check_start(result: Evaluation) -> None:
+    """NotFiniteError where the first validation shows that there is nothing to train, or to learn from."""
+    if not np.isfinite(result.main_loss):
+        raise NotFiniteError(
+            f"the base's logits are not finite on the validation rows (main loss {result.main_loss}): its weights hold NaN or "
+            "infinity, or its numbers do not fit their type; nothing was trained"
+        )
+    if not result.finite:
+        depth = int(np.argmin(np.isfinite(result.head_loss))) + 1
+        raise NotFiniteError(
+            f"the logits of trained head {depth} are not finite on the validation rows (loss {result.head_loss[depth - 1]}): "
+            "are the heads that training begins with whole? Nothing was trained"
+        )
 
 
 class Run:
@@ -213,7 +234,9 @@ class Run:
         result = evaluate(self.stepper, self.valid, self._check)
         score = [-result.main_loss] if self.model.joint else [result.tau, -sum(result.head_loss)]
         record = {"iter": progress.iteration, "valid": result.to_dict()}
-        if progress.best is None or score > progress.best:
+        if progress.start is None:
+            check_start(result)
+        if result.finite and (progress.best is None or score > progress.best):
             start, found = progress.start or result.to_dict(), result.to_dict()
             better = replace(progress, best=score, best_iteration=progress.iteration, best_eval=found, start=start)
             if progress.start is not None or self.save_start:

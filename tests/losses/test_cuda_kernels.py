@@ -144,11 +144,27 @@ def test_rows_that_are_not_finite_are_so_alone(dtype: mx.Dtype) -> None:
     assert np.array_equal(np.array(after)[:, 1:4], np.array(before)[:, 1:4])
 
 
-@pytest.mark.xfail(strict=True, reason="a thread that reads nothing but -inf makes exp(-inf + inf): the row's sum is NaN")
-def test_tokens_that_are_ruled_out() -> None:
-    row = np.full((1, 600), -np.inf, np.float32)
-    row[0, 3] = 2.0
-    assert float(kernels.stats(mx.array(row), None)[0][1]) == 1.0
+@pytest.mark.parametrize("size", [600, 20000])
+def test_tokens_that_are_ruled_out(size: int) -> None:
+    row = np.full((1, size), -np.inf, np.float32)
+    row[0, 593] = 2.0
+    sums, best = kernels.stats(mx.array(row), None)
+    assert np.array(sums)[:2, 0, 0].tolist() == [2.0, 1.0] and best.tolist() == [593]
+
+
+@pytest.mark.parametrize("size", [7, 600, 20000])
+@pytest.mark.parametrize("kind", ["all NaN", "one NaN", "all -inf", "inf"])
+def test_a_row_without_a_finite_maximum_has_no_finite_sum_and_a_place_inside(kind: str, size: int) -> None:
+    rows = np.random.default_rng(0).normal(0, 3, (2, size)).astype(np.float32)
+    fill = {"all NaN": (slice(None), np.nan), "one NaN": (size // 2, np.nan), "all -inf": (slice(None), -np.inf)}
+    where, value = fill.get(kind, (size // 2, np.inf))
+    rows[0, where] = value
+    for weights in (None, mx.ones((2, size))):
+        sums, best = kernels.stats(mx.array(rows), weights)
+        high, total = np.array(sums)[:2, :, 0]
+        with np.errstate(divide="ignore"):
+            assert not np.isfinite(high[0] + np.log(total[0])) and np.isfinite(high[1] + np.log(total[1]))
+        assert int(best[0].item()) < size and int(best[1].item()) == rows[1].argmax()
 
 
 @pytest.mark.xfail(strict=True, reason="keys put -0.0 below 0.0, so it is left out where 0.0 is the n-th")

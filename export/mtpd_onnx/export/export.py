@@ -204,7 +204,9 @@ def describe_folder(
     """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: io, weights_read."""
     names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
     manifest = Manifest(
-        **kinds,
+        layout=kinds["layout"],
+        precision=kinds["precision"],
+        activations=kinds["activations"],
         num_heads=spec.num_heads,
         hidden_source=spec.hidden_source,
         capacity=spec.capacity,

@@ -17,6 +17,7 @@ from mtpd_onnx.graphs.builder import (
     draft_logits,
     fused_positions,
 )
+from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import Cache, Fused
 from mtpd_onnx.graphs.modules import Base, MTPHead
 
@@ -51,7 +52,8 @@ def build_batched_round(spec: Spec) -> ir.Model:
     positions = fused_positions(graph, op.Add(past_length, op.Sub(lengths, [1])))
     positions.lengths = lengths
     prenorm, postnorm = base.model(op, tokens, main_caches, positions)
-    predicted = argmax(op, base.logits(op, rows_of(op, postnorm, checked)))  # [B, R]
+    logits = base.logits(op, rows_of(op, postnorm, checked))
+    predicted = argmax(op, logits)  # [B, R]
     wrong = op.Where(op.Equal(predicted, after), END, checked)
     accepted = op.ReduceMin(wrong, [1], keepdims=1)  # [B, 1]
     following = op.GatherElements(predicted, op.Sub(accepted, op.Slice(checked, [0], [1], [1])), axis=1)
@@ -75,7 +77,7 @@ def build_batched_round(spec: Spec) -> ir.Model:
 
     tail = op.Add(accepted, list(range(1, k + 1)))  # [B, K]
     graph.output(accepted, "accepted", I64, ["B", 1])
-    graph.output(predicted, "predicted", I64, ["B", "R"])
+    graph.output(marked(op, predicted, logits), "predicted", I64, ["B", "R"])
     graph.output(guesses[0] if k == 1 else op.Concat(*guesses, axis=1), "drafts", I64, ["B", k])
     graph.output(rows_of(op, rows, tail), "next_hidden_tail", spec.dtype, ["B", k, d])
     graph.output(op.GatherElements(known, tail, axis=1), "next_token_tail", I64, ["B", k])

@@ -15,6 +15,7 @@ from onnxscript.nn import Module, Parameter
 
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
+from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import Cache, Flavour, Fused, Positions, widened
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
@@ -137,8 +138,8 @@ def cache_outputs(graph: Graph, caches: list[Cache], shape: list[int | str]) -> 
 
 def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     """The main model alone. tokens [S] at positions P..P+S-1; checked [R]: the rows (the last one S-1) after which the
-    next token or the `logits` [R, V] are wanted. next_tokens [1] follows row S-1; it and next_main_seqlens are the next
-    step's inputs (S = 1)."""
+    next token or the `logits` [R, V] are wanted. next_tokens [1] follows row S-1 (marked: graphs/finite.py); it and
+    next_main_seqlens are the next step's inputs (S = 1)."""
     spec = replace(spec, num_heads=0, draft_tokens=None)
     graph = Graph(spec, "plain")
     op = graph.op
@@ -161,7 +162,7 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
         p = sampler.distribution(op, last, op.Unsqueeze(recent, [0]))
         following = sampler.draw(op, p, sampler.uniform(op, position, REPLACE))
         graph.output(recent, "next_recent", I64, [CONTEXT])
-    graph.output(following, "next_tokens", I64, [1])
+    graph.output(marked(op, following, last), "next_tokens", I64, [1])
     made = op.Cast(op.GreaterOrEqual(following, [0]), to=I32)  # 1, when all readers of seqlens, which it replaces, are done
     graph.output(op.Add(seqlens, made), "next_main_seqlens", I32, [1])
     if sampler is None:

@@ -19,6 +19,7 @@ from mtpd_onnx.graphs.builder import (
     sampler_inputs,
     shared_caches,
 )
+from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import Fused
 from mtpd_onnx.graphs.modules import Base
 from mtpd_onnx.graphs.sampling import CONTEXT, F32, NOT_DRAFTED, Sampler
@@ -66,7 +67,7 @@ def build_round(spec: Spec, sampled: bool = False) -> ir.Model:
 
     tail = op.Add(accepted, list(range(1, k + 1)))  # rows of positions t-K+1..t
     first = op.Sub(accepted, op.Slice(checked, [0], [1]))  # accepted drafts
-    graph.output(op.Concat(first, emitted, axis=0), "result", I64, ["R + 1"])
+    graph.output(op.Concat(first, marked(op, emitted, logits), axis=0), "result", I64, ["R + 1"])
     graph.output(op.Concat(following, op.Squeeze(drafts, [0]), axis=0), "next_tokens", I64, [k + 1])
     graph.output(op.Add(positions.last, [1]), "next_past_length", I32, [1])
     graph.output(op.Add(positions.last, [k + 1]), "next_main_seqlens", I32, [1])

@@ -6,6 +6,7 @@ For other runtimes, for people who want to look inside, and as the oracle of the
 import onnx_ir as ir
 
 from mtpd_onnx.graphs.builder import Graph, Spec, argmax, draft_chain
+from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import Cache, Positions, Standard
 from mtpd_onnx.graphs.modules import Base
 
@@ -43,7 +44,7 @@ def standard_positions(graph: Graph, local: bool = False) -> Positions:
 
 
 def build_main(spec: Spec) -> ir.Model:
-    """tokens [n] -> predicted [n], hidden [n, d] (what enters the cascade), logits [n, V]."""
+    """tokens [n] -> predicted [n] (marked: graphs/finite.py), hidden [n, d] (what enters the cascade), logits [n, V]."""
     graph = Graph(spec, "main", STANDARD)
     base = Base(spec.dims, spec.dtype, Standard())
     graph.parameters(base)
@@ -53,7 +54,7 @@ def build_main(spec: Spec) -> ir.Model:
     prenorm, postnorm = base.model(graph.op, tokens, caches, positions)
     logits = base.logits(graph.op, postnorm)
     hidden = postnorm if spec.hidden_source == "postnorm" else prenorm
-    graph.output(argmax(graph.op, logits), "predicted", ir.DataType.INT64, ["n"])
+    graph.output(marked(graph.op, argmax(graph.op, logits), logits), "predicted", ir.DataType.INT64, ["n"])
     graph.output(logits, "logits", spec.dtype, ["n", spec.dims.vocab_size])
     graph.output(hidden, "hidden", spec.dtype, ["n", spec.dims.hidden_size])
     cache_outputs(graph, "present", caches)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.speculative.finite import NO_TOKEN, not_finite
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.runner import Runner, cache_state, float_type
@@ -41,6 +42,7 @@ class BatchedDecoder:
 
     def __init__(self, session: Any, manifest: Manifest, provider: str, batch_size: int):
         self.num_draft_tokens, self.capacity, self.batch_size = manifest.num_heads, manifest.capacity, batch_size
+        self._computed_in = manifest.activations
         state = cache_state(manifest, provider, manifest.num_heads, batch_size)
         self.runner = Runner(session, provider, state, constants={}, results={}, captured=False)
         self.texts: list[Text] = []  # of the last call of generate, after an interrupt too
@@ -55,7 +57,8 @@ class BatchedDecoder:
         eos: Collection[int] = frozenset(),
         stops: Sequence[Callable[[int], bool]] | None = None,
     ) -> list[Text]:
-        """One Text per prompt (at most batch_size of them). `stops[i](token)` ends text i where it is true, as EOS does."""
+        """One Text per prompt (at most batch_size of them). `stops[i](token)` ends text i where it is true, as EOS does.
+        NotFiniteError, whose `row` is that of the prompt, where the logits of a text are not finite."""
         if not 1 <= len(prompts) <= self.batch_size:
             raise ValueError(f"got {len(prompts)} prompts, expected 1..{self.batch_size}")
         for prompt in prompts:
@@ -154,4 +157,8 @@ class BatchedDecoder:
         self._token_tail = np.where(moved[:, None], token_tail, self._token_tail)
         self._hidden_tail = np.where(moved[:, None, None], hidden_tail, self._hidden_tail)
         counts = accepted[:, 0] - first + 1
-        return [p[:n].tolist() if m else [] for p, n, m in zip(predicted, counts, moved, strict=True)]
+        emitted = [p[:n].tolist() if m else [] for p, n, m in zip(predicted, counts, moved, strict=True)]
+        for b, new in enumerate(emitted):
+            if NO_TOKEN in new:
+                raise not_finite(int(self._past[b]) - len(new) + 1 + new.index(NO_TOKEN), self._computed_in, b)
+        return emitted

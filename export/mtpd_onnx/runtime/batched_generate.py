@@ -7,6 +7,7 @@ from typing import Any
 
 from mtpd_mlx.options.signals import status_of
 from mtpd_mlx.options.text import GenerateOptions
+from mtpd_mlx.speculative.finite import naming
 from mtpd_mlx.speculative.stats import DecodeStats
 from mtpd_mlx.text.generate import Stream, describe, encode_all, eos_tokens, record
 from mtpd_mlx.text.tokenizer import Tokenizer
@@ -27,7 +28,8 @@ def run_batches(folder: Path, batch_size: int, options: GenerateOptions, runtime
         streams = [Stream(tokenizer, options, eos, None) for _ in batch]
         began = time.perf_counter()
         try:
-            decoder.generate([tokens for _, tokens in batch], options.max_tokens, eos, [stream.see for stream in streams])
+            with naming([prompt.id for prompt, _ in batch]):
+                decoder.generate([tokens for _, tokens in batch], options.max_tokens, eos, [stream.see for stream in streams])
         except KeyboardInterrupt as stop:
             status = status_of(stop)
         seconds = time.perf_counter() - began - decoder.prefill_seconds

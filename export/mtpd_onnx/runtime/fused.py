@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
@@ -55,7 +56,7 @@ class FusedBackend:
             captured=captured,
             stream=stream,
         )
-        self.ahead = stream is not None
+        self.ahead, self._computed_in = stream is not None, manifest.activations
         self._tokens: list[int] = []
         self._clear()
         if captured:
@@ -107,6 +108,7 @@ class FusedBackend:
         (result,) = self.runner.wait()
         accepted, *emitted = result.tolist()
         emitted = emitted[: accepted + 1]
+        check_tokens(emitted, self.length + 1, self._computed_in)
         self._tokens += [token, *emitted[:-1]]
         self._next, self._stale = emitted[-1], 0
         return Round(emitted, accepted, k)
@@ -150,4 +152,5 @@ class FusedBackend:
         (result,) = self.runner.free(inputs, ("result",))
         self._begun = True
         self._tokens[past:] = [int(t) for t in tokens]
+        check_tokens(result[-1:], self.length, self._computed_in)
         self._next, self._stale = int(result[-1]), 0

@@ -8,7 +8,7 @@ from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.errors import say_once
 from mtpd_onnx.layouts import BATCHED, HEADS, MAIN
-from mtpd_onnx.manifest import Manifest, graph_name, read_manifest
+from mtpd_onnx.manifest import FORMAT_VERSION, Manifest, graph_name, read_manifest
 from mtpd_onnx.precision import export_options
 from mtpd_onnx.runtime.batched import BatchedDecoder, check_batches
 from mtpd_onnx.runtime.cuda_stream import Stream
@@ -44,6 +44,7 @@ def open_folder(
     if sampling is not None and sampling.greedy:
         sampling = None
     check_memory(folder, manifest, chosen, plain=plain, sampled=sampling is not None)
+    say_what_is_old(folder, manifest)
     if manifest.layout == "split":
         if sampling is not None:
             raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")
@@ -56,6 +57,11 @@ def open_folder(
     state = None if sampling is None else SamplingState(sampling, manifest)
     make = PlainBackend if plain else FusedBackend
     return make(session, manifest, chosen, captured=captured, sampling=state, stream=stream)
+
+
+def say_what_is_old(folder: Path, manifest: Manifest) -> None:
+    if manifest.format_version < FORMAT_VERSION:
+        say_once(f"{folder}: of an earlier version: logits that are not finite go unnoticed; export the checkpoint again")
 
 
 def can_capture(manifest: Manifest) -> bool:
@@ -90,6 +96,7 @@ def open_batched(
     check_batches(import_onnxruntime().__version__)
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
     check_memory(folder, manifest, chosen, plain=False, sampled=False, batch_size=batch_size)
+    say_what_is_old(folder, manifest)
     session = open_session(folder / BATCHED, chosen, num_threads)
     return BatchedDecoder(session, manifest, chosen, batch_size)
 

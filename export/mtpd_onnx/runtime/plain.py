@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.speculative.finite import check_logits, check_tokens
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
@@ -31,6 +32,7 @@ class PlainBackend:
         stream: Stream | None = None,
     ):
         self.capacity, self.provider, self._sampling = manifest.capacity, provider, sampling
+        self._computed_in = manifest.activations
         self._tokens: list[int] = []
         self._next = -1  # the token that the device goes on with
         state = cache_state(manifest, provider, 0) | {
@@ -68,6 +70,7 @@ class PlainBackend:
         if self.ahead and self.length + 2 <= self.capacity:
             self.runner.start()
         (following,) = self.runner.wait()
+        check_tokens(following, self.length + 1, self._computed_in)
         self._tokens.append(token)
         self._next = int(following[0])
         return self._next
@@ -75,7 +78,9 @@ class PlainBackend:
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends `tokens`; float32 logits [n, V] (parity reports, verification)."""
         need_room(self, len(tokens))
-        return self._run(tokens, ("logits",))[0].astype(np.float32)
+        logits = self._run(tokens, ("logits",))[0].astype(np.float32)
+        check_logits(logits, self.length - len(tokens) + 1, self._computed_in)
+        return logits
 
     def _run(self, tokens: Sequence[int], outputs: tuple[str, ...] = ()) -> list[np.ndarray]:
         size = len(tokens)
@@ -92,7 +97,9 @@ class PlainBackend:
         self._next = -1  # as in `step`
         results = self.runner.free(inputs, outputs)
         self._tokens += [int(t) for t in tokens]
-        self._next = int(self.runner.get("tokens")[0])
+        following = self.runner.get("tokens")
+        check_tokens(following, self.length, self._computed_in)
+        self._next = int(following[0])
         return results
 
     def round(self, token: int) -> Round:

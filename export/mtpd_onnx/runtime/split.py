@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.speculative.finite import check_logits
 from mtpd_onnx.errors import one_line
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime.limits import check_rewind, need_room
@@ -37,7 +38,9 @@ class SplitModel:
         return predicted
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        return self._append(tokens)[1].astype(np.float32)
+        logits = self._append(tokens)[1].astype(np.float32)
+        check_logits(logits, self.length - len(tokens) + 1)
+        return logits
 
     def _append(self, tokens: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         need_room(self, len(tokens))

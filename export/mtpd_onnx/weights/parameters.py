@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from mtpd_onnx.graphs.builder import Spec
@@ -62,6 +63,8 @@ class Parameters:
             array = self._float_value(stem, part, shape)
         if array.shape != shape:
             raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
+        if array.dtype == np.float32:
+            check_fits(name, array, self._dtype)
         return array
 
     def _account(self, stem: str) -> Account:
@@ -133,6 +136,16 @@ def one_part(part: Part, weight: np.ndarray, layout: Packed, policy: Policy, dty
 
 def concatenated(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def check_fits(name: str, array: np.ndarray, dtype: np.dtype) -> None:
+    """ValueError where float32 numbers do not fit the type that they are stored in."""
+    largest, end = float(np.abs(array).max(initial=0)), float(ml_dtypes.finfo(dtype).max)
+    if not largest <= end:
+        raise ValueError(
+            f"weights: {name}: got a number of size {largest:.5g}, {dtype.name} ends at {end:.5g}; "
+            "export with --precision bf16 or fp32 (int4 and int8: --activations bf16 or fp32)"
+        )
 
 
 def rounding(array: np.ndarray, dtype: np.dtype) -> float:

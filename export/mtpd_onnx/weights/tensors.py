@@ -1,5 +1,6 @@
 """Tensors of a Hugging Face folder or a heads checkpoint as numpy arrays, one at a time; MLX-quantised ones unpacked or raw."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,9 @@ class Tensors:
         array = self._raw(name) if stored is None else self._unpack(stem)
         if array.shape != shape:
             raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
-        return np.ascontiguousarray(array, dtype=np.float32)
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        check_finite(name, array)
+        return array
 
     def _raw(self, name: str) -> np.ndarray:
         raw = self._stored.mapped(name, DTYPES)
@@ -96,6 +99,14 @@ class Tensors:
         q = self.integers(stem)
         grouped = q.reshape(*scales.shape, -1).astype(np.float32)
         return (grouped * scales[..., None] + biases[..., None]).reshape(q.shape)
+
+
+def check_finite(name: str, array: np.ndarray) -> None:
+    """ValueError where a floating-point array holds NaN or infinity."""
+    lowest, highest = (float(f(array)) if array.size else 0.0 for f in (np.min, np.max))  # NaN where any number is
+    if not (math.isfinite(lowest) and math.isfinite(highest)):
+        bad = int(np.count_nonzero(~np.isfinite(array)))
+        raise ValueError(f"weights: {name}: {bad} of {array.size} numbers are NaN or infinite, expected finite ones")
 
 
 def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
