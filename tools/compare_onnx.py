@@ -152,7 +152,8 @@ def main() -> int:
         print(f"compare_onnx: error: {error}", file=sys.stderr)
         return 1
     print(comparison.table())
-    return int(any("error" in r for name, r in comparison.results.items() if name != "peer"))
+    steps = [r for name, r in comparison.results.items() if name != "peer"]
+    return int(any("error" in r or r.get("passed") is False for r in steps))
 
 
 if __name__ == "__main__":
