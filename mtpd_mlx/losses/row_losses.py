@@ -50,19 +50,24 @@ def teacher_rows(logits: mx.array, stats: RowStats, top_n: int) -> TeacherRows:
     if not whole:
         exps = mx.where(logits >= nth_largest(logits, top_n), exps, -1.0)
     weights = exps.astype(logits.dtype)
-    own = row_stats(logits, weights, whole)
-    return TeacherRows(weights, own.inside, own.cross / own.inside - mx.log(own.inside), whole)
+    own, mass = row_stats(logits, weights, whole), _mass(weights)
+    return TeacherRows(weights, mass, own.cross / mass - mx.log(mass), whole)
+
+
+def _mass(weights: mx.array) -> mx.array:
+    """[R, 1]: of the weights as they are kept, so that q sums to 1 in any type."""
+    return mx.maximum(weights.astype(mx.float32), 0).sum(axis=-1, keepdims=True)
 
 
 def stored_teacher(tokens: mx.array, logits: mx.array, vocab_size: int, dtype: mx.Dtype) -> TeacherRows:
     """The teacher from its N stored best tokens [R, N] and their logits [R, N]; `dtype`: of the students' logits."""
     logits = logits.astype(mx.float32)
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    inside = mx.exp(shifted)
-    mass = inside.sum(axis=-1, keepdims=True)
+    inside = mx.exp(shifted).astype(dtype)
+    mass = _mass(inside)
     entropy = (inside * shifted).sum(axis=-1, keepdims=True) / mass - mx.log(mass)
     weights = mx.full((tokens.shape[0], vocab_size), -1.0, dtype)
-    weights = mx.put_along_axis(weights, tokens.astype(mx.int32), inside.astype(dtype), axis=-1)
+    weights = mx.put_along_axis(weights, tokens.astype(mx.int32), inside, axis=-1)
     return TeacherRows(weights, mass, entropy, tokens.shape[1] == vocab_size)
 
 
@@ -181,6 +186,7 @@ def _gradient(
 def _tv_rows(logits: mx.array, teacher: TeacherRows, weights: mx.array, eta: float | None) -> HeadRows:
     """TV (eta None) or the LK hybrid, over the whole vocabulary."""
     assert teacher.whole
+    teacher = replace(teacher, weights=teacher.weights.astype(logits.dtype))
     stats = row_stats(logits, teacher.weights)
     gradient, tv = _tv_gradient(logits, stats, teacher, weights[:, None], eta)
     value = tv[:, 0]
@@ -196,7 +202,7 @@ def _tv_gradient(
     """The weighted gradient [R, V] and TV itself [R, 1]."""
     if on_cuda():
         scalars = [stats.logsumexp, 1.0 / teacher.mass, weights, mx.array([[eta or 0.0]])]
-        return cuda_rows.tv_gradient(logits, teacher.weights.astype(logits.dtype), scalars, eta is not None)
+        return cuda_rows.tv_gradient(logits, teacher.weights, scalars, eta is not None)
     p, q = _softmax(logits, stats), teacher.weights.astype(mx.float32) / teacher.mass
     tv = 0.5 * mx.abs(q - p).sum(axis=-1, keepdims=True)
     sign = mx.sign(p - q)
