@@ -53,18 +53,18 @@ class World:
         """What `make` returns on rank 0 (something JSON can hold), on every rank; its one-line error too."""
         if self.size == 1:
             return make()
-        answer: dict[str, Any] = {}
+        text, fault = b"", None
         if self.leads:
             try:
-                answer = {"value": make()}
-            except (ValueError, OSError) as error:
-                answer = {"error": str(error)}
-        text = json.dumps(answer).encode() if self.leads else b""
+                text = json.dumps({"value": make()}).encode()
+            except Exception as error:  # of any kind: the other ranks wait for an answer
+                fault = error
+                text = json.dumps({"error": in_one_line(error)}).encode()
         length = int(self._sum_now(np.array([len(text)], np.int32))[0])
         padded = np.frombuffer(text.ljust(length, b"\0"), np.uint8).astype(np.int32)
         answer = json.loads(self._sum_now(padded).astype(np.uint8).tobytes())
         if "error" in answer:
-            raise ValueError(answer["error"])
+            raise ValueError(answer["error"]) from fault
         return answer["value"]
 
     def on_lead(self, make: Callable[[], Any]) -> Any:
@@ -114,6 +114,14 @@ class World:
                 at += a.size
             after = after[:at]
         return tree_map_with_path(lambda name, _: summed[name], tree)
+
+
+def in_one_line(error: Exception) -> str:
+    """What ValueError and OSError say; of another kind its name too."""
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    said = str(error).strip()
+    return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
 
 
 def _buckets(flat: list[tuple[str, mx.array]], most: int) -> list[list[tuple[str, mx.array]]]:
