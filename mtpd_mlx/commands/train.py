@@ -3,7 +3,7 @@
 from typing import Any
 
 from mtpd_mlx.options.schema import Given
-from mtpd_mlx.options.train import TrainOptions
+from mtpd_mlx.options.train import TrainOptions, kept_by
 
 FILE_OPTIONS = TrainOptions.classes()
 
@@ -39,10 +39,17 @@ def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
     progress = outcome.progress
     if not outcome.improved:
         start = progress.start or {}
-        chosen_by = "main_loss" if options.model.base_trains else "tau"
-        best = f"{chosen_by.replace('_', ' ')} {start.get(chosen_by, 0):.4g}"
-        print(f"no step was better on validation than the start ({best}): nothing was replaced")
+        print(f"no step was better on validation than the start ({figure(options, start)}): nothing was replaced")
         return 3
     best = progress.best_eval
     print(f"kept step {progress.best_iteration}: tau {best['tau']:.3f}, main loss {best['main_loss']:.4f} -> {out}")
     return 0
+
+
+def figure(options: TrainOptions, evaluation: dict[str, Any]) -> str:
+    """What --keep goes by."""
+    if kept_by(options.run, options.model.base_trains) == "tau":
+        return f"tau {evaluation.get('tau', 0):.4g}"
+    if options.model.base_trains:
+        return f"main loss {evaluation.get('main_loss', 0):.4g}"
+    return f"the heads' loss {sum(evaluation.get('head_loss', [])):.4g}"

@@ -10,6 +10,7 @@ TRAINS = ("heads", "joint", "lora")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
 KL_REACHES = ("all", "heads")
+KEEPS = ("tau", "loss")
 FRESH_RATE = {"adamw": 3e-3, "muon": 6e-3}  # peak learning rate of new heads, up to a hidden size of FRESH_WIDTH: docs/log.md
 FRESH_WIDTH = 512
 COPIES_SHARE = 1 / 3  # of that rate, for the copies that mtpd extend begins with
@@ -153,6 +154,12 @@ class RunConfig:
     steps_per_report: int = option(10, "steps between reports (0: only at the end)", takes=NOT_NEGATIVE)
     steps_per_eval: int = option(200, "steps between validations (0: only at start and end)", takes=NOT_NEGATIVE)
     val_batches: int = option(25, "validation batches (-1: all)", takes=Range(-1))
+    keep: str | None = option(
+        None,
+        "which step is kept: that of the largest tau on validation text, or of the least loss (the heads'; the main "
+        "loss where the base trains too) (default: tau, and loss where the base trains too)",
+        KEEPS,
+    )
     save_every: int = option(200, "steps between resume points (0: only when interrupted)", takes=NOT_NEGATIVE)
     report_to: str | None = option(None, "services that get the figures, as in mlx-lm: wandb, swanlab, or both with a comma")
     project_name: str | None = option(None, "project name for --report-to (default: the name of --out)")
@@ -228,6 +235,11 @@ def check_together(options: TrainOptions) -> None:
             raise ValueError("--model-config: expected --train joint and no --model: it makes a base from scratch")
         if model.adapter_path is not None:
             raise ValueError("--adapter-path: not with --model-config, which makes a base from scratch")
+
+
+def kept_by(run: RunConfig, base_trains: bool) -> str:
+    """What --keep says, or its default: of KEEPS."""
+    return run.keep or ("loss" if base_trains else "tau")
 
 
 OF_LOSSES = {  # of the options that some losses have: which

@@ -15,7 +15,7 @@ from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.files.atomic import write_text
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.options.signals import Terminated, number_of
-from mtpd_mlx.options.train import OptimConfig, RunConfig
+from mtpd_mlx.options.train import OptimConfig, RunConfig, kept_by
 from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.train.interrupt import Interrupted, deferred
 from mtpd_mlx.train.resume_point import Progress, ResumePoint, latest_resume_point, load_resume_point, save_resume_point
@@ -232,7 +232,7 @@ class Run:
     def _validate(self, show: Callable[[dict[str, Any]], None]) -> None:
         progress = self.progress
         result = evaluate(self.stepper, self.valid, self._check)
-        score = [-result.main_loss] if self.model.joint else [result.tau, -sum(result.head_loss)]
+        score = self._score(result)
         record = {"iter": progress.iteration, "valid": result.to_dict()}
         if progress.start is None:
             check_start(result)
@@ -247,6 +247,12 @@ class Run:
             vars(progress).update(vars(better))  # once it is on disk
         progress.validated = progress.iteration
         self._tell(record, show)
+
+    def _score(self, result: Evaluation) -> list[float]:
+        """What --keep maximises."""
+        if kept_by(self.cfg, self.model.joint) == "tau":
+            return [result.tau, -sum(result.head_loss)]
+        return [-result.main_loss] if self.model.joint else [-sum(result.head_loss)]
 
     def _save_point(self) -> None:
         from mlx.utils import tree_flatten

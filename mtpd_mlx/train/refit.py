@@ -38,7 +38,7 @@ def refit_options(checkpoint: Path, options: TrainOptions) -> tuple[TrainOptions
 
 def refit(checkpoint: Path, options: TrainOptions, show: Callable[[dict[str, Any]], None], ingredients: Ingredients) -> Refit:
     """Trains the heads of `checkpoint` on the base of `options`. What is written is the best of all validations, the start
-    among them: never worse heads than those that came in, by tau on the held-out rows. `ingredients`: gathered from
+    among them: never worse heads than those that came in, by tau (--keep) on the held-out rows. `ingredients`: gathered from
     refit_options."""
     options, config = refit_options(checkpoint, options)
     origin = {"refit": {"from_fingerprint": config.base.fingerprint, "from_base": config.base.named}}

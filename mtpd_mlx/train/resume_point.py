@@ -17,7 +17,7 @@ class Progress:
     """What a run knows about itself; stored in resume points."""
 
     iteration: int = 0
-    best: list[float] | None = None  # what is maximised: tau, then minus the loss; in joint mode minus the main loss
+    best: list[float] | None = None  # what --keep maximises: tau, then minus the heads' loss; or minus the loss
     best_iteration: int | None = None
     start: dict[str, Any] | None = None
     seconds: float = 0.0

@@ -50,7 +50,11 @@ class Outcome:
 
 
 def check_places(options: TrainOptions) -> None:
-    """For before a base is loaded, which may take long: ValueError where there is no data, or --out is in use or held."""
+    """For before a base is loaded, which may take long: ValueError where there is no data, --out is in use or held, or the
+    loss has weights for another number of heads."""
+    if not options.run.resume:  # what a run was begun with fits
+        for name, weights in (("--alpha", options.loss.alpha), ("--beta", options.loss.beta)):
+            per_head_weights(weights, options.heads.num_heads, name)
     if options.model.cache is None:
         for name in options.data.data:
             find_source(name)
