@@ -23,7 +23,7 @@ from mtpd_mlx.speculative.sampling import Sampling
 
 PROMPT, LENGTH = [5, 6, 7, 8], 24
 WAYS = [("plain", DecodingConfig(), Sampling())]
-WAYS += [(plan, DecodingConfig(plan=plan), Sampling()) for plan in PLANS]
+WAYS += [(str(plan), DecodingConfig(plan=str(plan)), Sampling()) for plan in PLANS]
 WAYS += [("exact", DecodingConfig(exact=True), Sampling()), ("sampled", DecodingConfig(plan="growing"), Sampling(temp=0.7))]
 WAYS += [("sampled, fixed", DecodingConfig(plan="fixed"), Sampling(temp=0.7))]
 
@@ -57,12 +57,12 @@ def test_the_tokens_before_it_are_those_of_the_sound_model(
 ) -> None:
     drafts = 0 if name == "plain" else None
     seeded = Sampling(temp=sampling.temp, seed=3)
-    sound = text_of(open_decoder(*loaded(checkpoint), options, drafts, sampling=seeded))
+    sound = text_of(open_decoder(*loaded(checkpoint), options, num_draft_tokens=drafts, sampling=seeded))
     token = sound[9]
     place = sound.index(token)
     base, heads = loaded(checkpoint)
     poison(base, token)
-    decoder = open_decoder(base, heads, options, drafts, sampling=seeded)
+    decoder = open_decoder(base, heads, options, num_draft_tokens=drafts, sampling=seeded)
     decoder.rewind_to(0)
     text: list[int] = []
     with pytest.raises(NotFiniteError, match=f"not finite after {len(PROMPT) + place + 1} tokens"):
