@@ -10,6 +10,7 @@ COMMANDS = {
     "cache": "run a frozen base once over data and keep what training heads needs of it",
     "train": "train MTP heads for a model (or model and heads together)",
     "extend": "extend trained heads by looping: m heads initialise the next m",
+    "import-gguf": "make a model folder of a GGUF file (llama.cpp); Q4_0, Q4_1 and Q8_0 weights keep their integers",
     "import-heads": "read the MTP heads that a model ships into a heads checkpoint",
     "export-heads": "write heads into a model folder in the layout that servers read",
     "inspect": "say what a model, a checkpoint or a folder is, and what it needs",

@@ -10,6 +10,7 @@ import operator
 import struct
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,20 @@ def write_raw(file: Path, tensors: Mapping[str, Raw]) -> None:
     _write(file, [(name, raw.dtype, raw.bits.shape, raw.bits) for name, raw in tensors.items()])
 
 
+def write_made(
+    file: Path, tensors: Sequence[tuple[str, str, Sequence[int], int, Callable[[], np.ndarray]]], writer: str = "pt"
+) -> None:
+    """Replaces `file` with tensors (name, dtype, shape, bytes, function that makes it), in this order. Memory holds one of them
+    at a time. `writer`: the format that its metadata names."""
+    head, _, _ = lay_out([tensor[:4] for tensor in tensors], writer)
+    with replacing(file) as temporary, temporary.open("wb") as f:
+        f.write(head)
+        for name, _, shape, size, make in tensors:
+            values = np.ascontiguousarray(make())
+            assert values.shape == tuple(shape) and values.nbytes == size, name
+            f.write(values.data)
+
+
 def copy_tensors(source: Path, target: Path, names: Iterable[str]) -> None:
     """Replaces `target` with only the tensors `names` of `source`, whatever their types; memory holds none of them."""
     held = RawTensors([source])
@@ -197,8 +212,6 @@ def copy_tensors(source: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def _write(file: Path, tensors: Sequence[tuple[str, str, Sequence[int], np.ndarray]]) -> None:
-    head, _, _ = lay_out([(name, dtype, shape, values.nbytes) for name, dtype, shape, values in tensors], "pt")
-    with replacing(file) as temporary, temporary.open("wb") as f:
-        f.write(head)
-        for *_, values in tensors:
-            f.write(np.ascontiguousarray(values).data)
+    write_made(
+        file, [(name, dtype, shape, values.nbytes, partial(np.asarray, values)) for name, dtype, shape, values in tensors]
+    )

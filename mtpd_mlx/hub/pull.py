@@ -1,6 +1,7 @@
 """From the name of a model, checkpoint or exported folder to a local folder."""
 
 import logging
+import shlex
 from contextlib import suppress
 from fnmatch import fnmatch
 from functools import cache
@@ -90,6 +91,8 @@ def local_folder(name: str, revision: str | None = None) -> Path | None:
         if revision is not None:
             raise ValueError(f"{name}: is a folder, which has no --revision (got {revision})")
         return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise ValueError(f"{name}: is a GGUF file; make a model folder of it: mtpd import-gguf {shlex.quote(name)} --out DIR")
     if path.exists():
         raise ValueError(f"{name}: is a file, expected a folder or a hub id")
     if path.parent.is_dir() and (left := [p.name for p in leftovers(path.parent, path.name) if p.suffix == ".old"]):

@@ -1,4 +1,4 @@
-"""The options of commands on folders and hub ids: import-heads, inspect, info, pull, push."""
+"""The options of commands on folders and hub ids: import-heads, import-gguf, inspect, info, pull, push."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +8,7 @@ from mtpd_mlx.files.lock import is_empty
 from mtpd_mlx.options.export import DEFAULT_CAPACITY
 from mtpd_mlx.options.measure import JsonOptions
 from mtpd_mlx.options.schema import POSITIVE, REQUIRED, argument, option, same, switch
-from mtpd_mlx.options.train import DataConfig, HeadsConfig, RunConfig
+from mtpd_mlx.options.train import DataConfig, HeadsConfig, ModelConfig, RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,14 @@ class RevisionOptions:
 class ImportHeadsOptions(RevisionOptions):
     model: str = argument("model that ships MTP heads: a folder or a hub id", path=True)
     out: Path = same(RunConfig, "out", default=REQUIRED)
+    overwrite: bool = same(RunConfig, "overwrite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportGgufOptions:
+    file: Path = argument("GGUF file of a llama, qwen2, qwen3 or gemma3 model")
+    out: Path = same(RunConfig, "out", default=REQUIRED)
+    dequantize: bool = same(ModelConfig, "dequantize")
     overwrite: bool = same(RunConfig, "overwrite")
 
 

@@ -1,0 +1,13 @@
+"""mtpd import-gguf: needs no MLX."""
+
+from mtpd_mlx.options.hub import ImportGgufOptions
+
+OPTIONS = (ImportGgufOptions,)
+
+
+def run(wanted: ImportGgufOptions) -> int:
+    from mtpd_mlx.checkpoints.gguf.write import import_gguf
+
+    file, out = wanted.file.expanduser(), wanted.out.expanduser()
+    print(f"{wanted.out}: {import_gguf(file, out, wanted.dequantize, wanted.overwrite)}")
+    return 0
