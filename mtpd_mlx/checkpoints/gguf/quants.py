@@ -77,7 +77,7 @@ def affine(tensor: "Tensor") -> Affine:
     else:
         q = blocks[..., size - 16 :]
         q = np.concatenate([q & 15, q >> 4], axis=-1)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         biases = _halves(blocks[..., 2:4]) if tensor.kind == "Q4_1" else scales * np.float16(-(1 << (bits - 1)))
     if not (np.isfinite(scales).all() and np.isfinite(biases).all()):
         raise ValueError(f"{tensor.name!r}: a scale is not finite, or too large for float16")

@@ -99,7 +99,7 @@ def plan(source: Gguf, dims: Dims, permuted: bool, dequantize: bool, wide: bool)
     missing, unknown or of another shape."""
     wanted = slots(dims, permuted)
     _check(source, wanted)
-    kept = {n for n in wanted if not dequantize and len(wanted[n].shape) == 2 and source.tensors[n].kind in EXACT}
+    kept = set() if dequantize else kept_exact(source, wanted, wide)
     dtype = dense_dtype(source, wanted, kept, wide)
     entries: list[Entry] = []
     for name, slot in wanted.items():
@@ -115,6 +115,16 @@ def plan(source: Gguf, dims: Dims, permuted: bool, dequantize: bool, wide: bool)
         Counter(kinds[name] for name in wanted if name not in kept),
         sum(int(np.prod(slot.shape, dtype=np.int64)) for slot in wanted.values()),
     )
+
+
+def kept_exact(source: Gguf, wanted: dict[str, Slot], wide: bool) -> set[str]:
+    """The matrices that keep their integers: all that can. Where float16 is too small, none unless most weights can: all others
+    would have to be float32 for a few."""
+    matrices = {name: slot for name, slot in wanted.items() if len(slot.shape) == 2}
+    kept = {name for name in matrices if source.tensors[name].kind in EXACT}
+    weights = {name: int(np.prod(slot.shape, dtype=np.int64)) for name, slot in matrices.items()}
+    few = 2 * sum(weights[name] for name in kept) < sum(weights.values())
+    return set() if wide and few else kept
 
 
 def dense_dtype(source: Gguf, wanted: dict[str, Slot], kept: set[str], wide: bool) -> str:
