@@ -151,7 +151,7 @@ def test_gemma_is_bfloat16_and_its_scales_float32(tmp_path: Path) -> None:
 
 
 def test_gemma_keeps_no_integers_for_a_few_matrices(tmp_path: Path) -> None:
-    """Its scales are float32, and all else would have to be."""
+    """Its scales are float32, and all else would have to be: bfloat16 for everything is smaller."""
     source = write_source("gemma3", tmp_path, lambda name: "Q8_0" if "v_proj" in name else "Q5_0")
     made = import_gguf(source.file, tmp_path / "out")
     assert made.dtype == "bfloat16" and not made.exact and made.dense["Q8_0"] == 7

@@ -118,13 +118,13 @@ def plan(source: Gguf, dims: Dims, permuted: bool, dequantize: bool, wide: bool)
 
 
 def kept_exact(source: Gguf, wanted: dict[str, Slot], wide: bool) -> set[str]:
-    """The matrices that keep their integers: all that can. Where float16 is too small, none unless most weights can: all others
-    would have to be float32 for a few."""
-    matrices = {name: slot for name, slot in wanted.items() if len(slot.shape) == 2}
-    kept = {name for name in matrices if source.tensors[name].kind in EXACT}
-    weights = {name: int(np.prod(slot.shape, dtype=np.int64)) for name, slot in matrices.items()}
-    few = 2 * sum(weights[name] for name in kept) < sum(weights.values())
-    return set() if wide and few else kept
+    """The matrices that keep their integers: all that can. Where float16 is too small, all else is float32 beside them
+    (dense_dtype); so none, where bfloat16 for everything takes less."""
+    weights = {name: int(np.prod(slot.shape, dtype=np.int64)) for name, slot in wanted.items() if len(slot.shape) == 2}
+    kept = {name for name in weights if source.tensors[name].kind in EXACT}
+    scales = 2 * ITEM_BYTES["F32"] / GROUP
+    held = sum(n * (EXACT[source.tensors[name].kind][2] / 8 + scales if name in kept else 4) for name, n in weights.items())
+    return set() if wide and held > ITEM_BYTES["BF16"] * sum(weights.values()) else kept
 
 
 def dense_dtype(source: Gguf, wanted: dict[str, Slot], kept: set[str], wide: bool) -> str:
