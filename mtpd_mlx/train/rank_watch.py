@@ -22,9 +22,10 @@ from mtpd_mlx.options import signals
 from mtpd_mlx.train.ranks import World
 
 LOST = "another rank was lost"
-FINISHED, ENDED, TOLD = b"f", b"e", b"t"  # what a rank says when it leaves: done; it ends early, as all do; it got SIGTERM
-PATIENCE = {b"": 3.0, ENDED: 45.0, TOLD: 15.0}  # seconds in which this rank may end by itself; nothing said: the other is gone
+FINISHED, ENDED = b"f", b"e"  # what a rank says when it leaves: its work is done; it ends early, as all others do
+PATIENCE = {b"": 3.0, ENDED: 45.0}  # seconds in which this rank may end by itself; nothing said: the other one is gone
 GRACE = 3.0  # seconds in which the main thread of rank 0 hears of SIGTERM, where it is not inside a collective
+WAIT = 15.0  # seconds in which the other ranks go on after a SIGTERM, for collectives that rank 0 still needs to save
 REACH = 20.0  # seconds for the ranks to connect
 KEY_BYTES = 16
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def stop_clearly(world: World, how_to_continue: str) -> Iterator[None]:
 class _Watch:
     def __init__(self, rank: int, how_to_continue: str):
         self.rank, self.how_to_continue = rank, how_to_continue
-        self.over, self.heard = threading.Event(), threading.Event()
+        self.over, self.heard, self.lead_gone = threading.Event(), threading.Event(), threading.Event()
         self.peers: dict[int, socket.socket] = {}
 
     def leave(self, why: str, code: int) -> None:
@@ -80,15 +81,16 @@ class _Watch:
         threading.Thread(target=wait, daemon=True).start()
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread. Rank 0 alone has something to save, the others leave in `_told`."""
+        """In the main thread. Rank 0 alone has something to save, the others go on until it has ended (`_told`)."""
         if self.rank == 0:
             self.heard.set()
             signals.raise_it(number, frame)
 
     def _told(self) -> None:
-        if self.heard.wait(0 if self.rank else GRACE) and self.over.wait(PATIENCE[ENDED]):
+        if self.rank:
+            self.lead_gone.wait(WAIT)
+        elif self.heard.wait(GRACE) and self.over.wait(PATIENCE[ENDED]):
             return  # the main thread ends by itself
-        self._say(TOLD)
         self.leave(f"was told to stop: {LOST}, or the launcher ended the run", 143)
 
     def _say(self, what: bytes) -> None:
@@ -105,6 +107,8 @@ class _Watch:
         said = b""
         with suppress(OSError):
             said = peer.recv(1)
+        if rank == 0:
+            self.lead_gone.set()
         if said != FINISHED and not self.over.wait(PATIENCE.get(said, 0.0)):
             self.leave(f"stops: {LOST} (rank {rank})", 1)
 
