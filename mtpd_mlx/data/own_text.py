@@ -204,7 +204,11 @@ def _finished(part: Path, prompts: list[list[int]]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(part.read_bytes().split(b"\n"), start=1):
         try:
             row = json.loads(line.decode())
-        except (ValueError, RecursionError):  # a UnicodeDecodeError among them: it may end inside a character
+        except UnicodeDecodeError as error:
+            if error.reason != "unexpected end of data":  # a half line may end inside a character
+                raise ValueError(f"{part}:{number}: damaged: not UTF-8 text (byte {error.start})") from error
+            continue
+        except (ValueError, RecursionError):
             continue
         if not _is_row(row, len(prompts)):
             raise ValueError(f"{part}:{number}: damaged: not a row of distill-data; remove the line to make the row again")

@@ -55,7 +55,7 @@ def cached(name: str, revision: str | None, error: Exception) -> Path:
     was asked for. HubError where there is none, or some of it is missing."""
     from huggingface_hub import errors, snapshot_download
 
-    wanted, never, folder = list(PATTERNS), list(NEVER), None
+    wanted, never, folder = list(PATTERNS), [*NEVER, "*/*"], None  # of subfolders nothing needs to be there
     with suppress(errors.LocalEntryNotFoundError, errors.HFValidationError):
         folder = Path(
             snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=never, local_files_only=True)

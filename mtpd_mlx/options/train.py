@@ -243,8 +243,8 @@ def kept_by(run: RunConfig, base_trains: bool) -> str:
 
 
 OF_LOSSES = {  # of the options that some losses have: which
-    "alpha": ("mtpd",),
-    "beta": ("mtpd",),
+    "alpha": ("mtpd", "ce"),
+    "beta": ("mtpd", "kl"),
     "kl_direction": ("mtpd", "kl"),
     "eta": ("lk",),
 }

@@ -48,7 +48,7 @@ def said(typed: str, capsys: pytest.CaptureFixture[str]) -> str:
         ("mtpd extend x --to 8 --train-free --adapter-path d", "--adapter-path: not with --train-free"),
         ("mtpd extend x --to 8 --train-free --resume", "--resume: not with --train-free"),
         ("mtpd extend x --to 8 --train-free -c nowhere.yaml", "cannot read config nowhere.yaml"),
-        ("mtpd train --model m --loss kl --alpha .1", "--alpha: expected --loss mtpd with it, got kl"),
+        ("mtpd train --model m --loss kl --alpha .1", "--alpha: expected --loss mtpd or ce with it, got kl"),
         ("mtpd train --model m --eta 2", "--eta: expected --loss lk with it, got mtpd"),
         ("mtpd train --model m --loss tv --kl-direction reverse", "--kl-direction: expected --loss mtpd or kl"),
         ("mtpd train --model m --no-detach-teacher", "--no-detach-teacher: expected --train joint or lora"),
