@@ -35,7 +35,9 @@ def refused(file: Path, out: Path) -> str:
 
 KEYS: list[tuple[dict[str, Any], str]] = [
     ({"general.architecture": "mamba"}, "general.architecture: got 'mamba', expected one of llama, qwen2, qwen3, gemma3"),
-    ({"llama.expert_count": 8}, "llama.expert_count: mixtures of experts are not supported"),
+    ({"llama.expert_count": 8}, "llama.expert_count: got 8, which is not supported in llama"),
+    ({"llama.attention.scale": 0.5}, "llama.attention.scale: got 0.5, which is not supported in llama"),
+    ({"llama.attention.causal": False}, "llama.attention.causal: got false, expected a model that writes text"),
     ({"llama.block_count": None}, "missing key 'llama.block_count'"),
     ({"llama.block_count": "two"}, "llama.block_count: got 'two', expected a whole number"),
     ({"llama.block_count": 3}, "missing tensor 'blk.2.attn_k.weight' (expected shape (32, 64))"),

@@ -14,6 +14,17 @@ ARCHITECTURES = {
     "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
 }
 TOKENS = "tokenizer.ggml.tokens"
+CHANGED = (  # keys by which other models compute otherwise; llama.cpp reads some of them in our architectures too
+    "expert_count",
+    "attention.scale",
+    "attention.temperature_scale",
+    "attention.clamp_kqv",
+    "attention.max_alibi_bias",
+    "embedding_scale",
+    "residual_scale",
+    "logit_scale",
+    "rope.scaling.alpha",
+)
 GEMMA3_PATTERN, GEMMA3_THETA, GEMMA3_LOCAL_THETA = 6, 1e6, 1e4  # constants of llama.cpp, which files do not say
 GEMMA3_27B_LAYERS = 62  # the one Gemma 3 whose queries are not scaled by head_dim ** -0.5
 
@@ -34,8 +45,11 @@ def model_config(source: Gguf) -> dict[str, Any]:
     def key(name: str) -> str:
         return f"{architecture}.{name}"
 
-    if source.get(key("expert_count"), int):
-        raise ValueError(f"{source.file}: {key('expert_count')}: mixtures of experts are not supported")
+    for name in CHANGED:
+        if value := source.get(key(name), float):
+            raise ValueError(f"{source.file}: {key(name)}: got {value:g}, which is not supported in {architecture}")
+    if not source.get(key("attention.causal"), bool, True):
+        raise ValueError(f"{source.file}: {key('attention.causal')}: got false, expected a model that writes text")
     width, heads = source.need(key("embedding_length"), int), source.need(key("attention.head_count"), int)
     head_dim = source.get(key("attention.key_length"), int) or width // max(heads, 1)
     for name in ("attention.value_length", "rope.dimension_count"):

@@ -13,7 +13,9 @@ LLAMA3_CONTEXT, LLAMA3_LOW, LLAMA3_HIGH = 8192, 1.0, 4.0  # of every Llama 3.1, 
 
 def number(value: float) -> float:
     """A float32 as the shortest decimal that is it: 1e-05, not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    return float(str(single)) if np.isfinite(single) else value
 
 
 def rope_scaling(source: Gguf, architecture: str, theta: float, head_dim: int) -> dict[str, Any] | None:
