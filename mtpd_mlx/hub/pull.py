@@ -91,7 +91,7 @@ def local_folder(name: str, revision: str | None = None) -> Path | None:
         if revision is not None:
             raise ValueError(f"{name}: is a folder, which has no --revision (got {revision})")
         return path
-    if path.suffix == ".gguf" and path.is_file():
+    if path.suffix.lower() == ".gguf" and path.is_file():
         raise ValueError(f"{name}: is a GGUF file; make a model folder of it: mtpd import-gguf {shlex.quote(name)} --out DIR")
     if path.exists():
         raise ValueError(f"{name}: is a file, expected a folder or a hub id")
