@@ -91,7 +91,7 @@ def test_int8_for_cpus_is_unpacked_when_the_session_opens(checkpoint: Path, tmp_
         for f in (tmp_path / "out" / "plain.onnx", tmp_path / "optimised.onnx")
     )
     assert "MatMulNBits" not in before and before.count("Mul") > 5
-    assert after.count("Mul") == 1 and "Sub" not in after  # SwiGLU's
+    assert after.count("Mul") == 1 and after.count("Sub") == 1  # SwiGLU's; the mark of a row that is not finite
     assert after.count("Cast") <= 1 and after.count("Unsqueeze") <= 1  # next_main_seqlens; tokens [S] -> [1, S]
 
 

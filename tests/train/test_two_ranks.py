@@ -53,7 +53,9 @@ def test_lost_rank_stops_the_run_which_resumes_alone(tiny_base: Path, text_data:
         time.sleep(0.005)
     os.kill(process_of(1, out), 9)
     output = process.communicate(timeout=60)[0]
-    assert "another rank was lost" in output and "--resume" in output, output
+    # Rank 0 sees the loss itself, or mlx.launch does first and ends it.
+    assert "another rank was lost" in output or "interrupted (SIGTERM)" in output, output
+    assert "--resume" in output, output
     assert len(list(out.glob("resume-*"))) == 1
     assert main(["train", "--resume", "--out", str(out)]) in (0, 3)  # 3: no better than the start; it did run to its end
     assert max(row[0] for row in figures(out)) == 80
