@@ -12,7 +12,7 @@ RESUME_PREFIX = "resume-"
 
 def holds_run(out: Path) -> bool:
     """Whether there is a run in `out` that --resume would go on with, one of a stage of an extension included."""
-    return bool(_resume_points(out)) or any(_resume_points(stage) for stage in _stages(out))
+    return bool(resume_points(out)) or any(resume_points(stage) for stage in _stages(out))
 
 
 def forget_run(out: Path, keep: Path | None = None) -> None:
@@ -24,7 +24,7 @@ def forget_run(out: Path, keep: Path | None = None) -> None:
 
 
 def remove_resume_points(out: Path) -> None:
-    for point in _resume_points(out):
+    for point in resume_points(out):
         shutil.rmtree(point, ignore_errors=True)
 
 
@@ -38,7 +38,8 @@ def forget_stages(out: Path, keep: Path | None = None) -> None:
         (out / STAGES_NAME).rmdir()
 
 
-def _resume_points(out: Path) -> list[Path]:
+def resume_points(out: Path) -> list[Path]:
+    """The folders with states that --resume can go on from."""
     return [point for point in out.glob(f"{RESUME_PREFIX}*") if point.is_dir()]
 
 

@@ -2,9 +2,11 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from shlex import quote
 from typing import Any, TypeVar
 
+from mtpd_mlx.checkpoints.run_files import resume_points
 from mtpd_mlx.train.interrupt import Interrupted
 
 T = TypeVar("T")
@@ -33,9 +35,10 @@ class ProgressBar:
         """What `work` returns; where Ctrl-C ends it, how to continue is said."""
         try:
             return work()
-        except Interrupted as stop:
+        except KeyboardInterrupt as stop:
             self.close()
-            if self._visible and stop.resumable:
+            # A signal may also end a rank outside the loop, or while it saves: an earlier resume point is there all the same.
+            if self._visible and (stop.resumable if isinstance(stop, Interrupted) else resume_points(Path(out))):
                 print(f"interrupted; continue with: mtpd {self.command} --resume --out {quote(out)}", flush=True)
             raise
 

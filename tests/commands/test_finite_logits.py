@@ -140,7 +140,8 @@ ONNX: list[tuple[str, Arguments]] = [
     ("bench", lambda p, out: [p.onnx["fused"], "--prompts", p.prompts, *SHORT, "--repeats", "1"]),
     ("verify", lambda p, out: [p.onnx["fused"], "--prompts", p.prompts, *SHORT]),
 ]
-NO_LOGITS = {"import-gguf", "import-heads", "export-heads", "inspect", "info", "pull", "push", "doctor", "export"}  # export: see below
+NO_LOGITS = {"import-gguf", "import-heads", "export-heads", "inspect", "info", "pull", "push", "doctor"}
+NO_LOGITS |= {"export"}  # see below
 OTHERWISE = {"demo"}
 
 
