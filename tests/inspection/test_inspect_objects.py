@@ -91,18 +91,24 @@ def test_what_is_refused_is_objected_to(fault: str, tmp_path: Path, capsys: pyte
     base = write_base(tmp_path / "base")
     checkpoint = write_checkpoint(tmp_path / "heads", base, 1)
     break_it(base)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "abcdefgh ijklm nopq"}\n' * 8)
     commands = {
         "load": ["generate", str(base), "--plain", "--prompt", "a", "--max-tokens", "2"],
+        "train": [
+            *("train", "--model", str(base), "--data", str(rows), "--out", str(tmp_path / "out")),
+            *("--iters", "0", "--max-seq-length", "64"),
+        ],
         "export": ["export", str(checkpoint), "--allow-base-mismatch", "--out", str(tmp_path / "onnx")],
     }
     for name, arguments in commands.items():
         capsys.readouterr()
         status = main(arguments)
         lines = capsys.readouterr().err.strip().splitlines()
-        if name in refused_by:
+        if name in refused_by or (name == "train" and "load" in refused_by):
             assert status == 1 and len(lines) == 1 and word in lines[0], (name, lines)
         else:
-            assert status == 0, (name, lines)
+            assert status in ((0, 3) if name == "train" else (0,)), (name, lines)  # 3: no step was better than the start
     status = main(["inspect", str(base)])
     seen = capsys.readouterr()
     objects = status == 1 or "not supported:" in seen.out or "objection:" in seen.out
