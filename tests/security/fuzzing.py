@@ -81,6 +81,23 @@ class Damage:
         return struct.pack("<Q", len(header)) + header + data[8 + length :]
 
 
+def sharded(base: Path) -> Path:
+    """The same weights in two files with an index, beside `base`."""
+    from mtpd_mlx.files.model_files import INDEX
+    from mtpd_mlx.files.safetensors import RawTensors, write_raw
+
+    folder, held = base.parent / "sharded", RawTensors.of_model(base)
+    if not folder.exists():
+        shutil.copytree(base, folder)
+        (folder / "model.safetensors").unlink()
+        files = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+        places = {name: files[n % 2] for n, name in enumerate(held)}
+        for file in files:
+            write_raw(folder / file, {name: held[name] for name, place in places.items() if place == file})
+        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return folder
+
+
 def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Path, str, Callable[[Path], Any]]]:
     """name -> (folder to damage, file in it, loader of the folder)."""
     from mtpd_onnx.dims import read_dims
@@ -89,6 +106,7 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
 
     from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
     from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens
+    from mtpd_mlx.files.model_files import INDEX
     from mtpd_mlx.files.safetensors import RawTensors
     from mtpd_mlx.inspection.describe import describe
     from mtpd_mlx.inspection.folder_view import LocalView
@@ -103,6 +121,12 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
         raw = RawTensors(sorted(folder.glob("model*.safetensors")))
         for name in raw.table:
             raw[name]
+
+    def right_tensors(folder: Path) -> None:
+        """What a damaged index leaves to be read are the tensors of these names, or it is refused."""
+        found, held = RawTensors.of_model(folder), RawTensors.of_model(base)
+        for name in found:
+            assert np.array_equal(found[name].bits, held[name].bits), name
 
     def heads(folder: Path) -> None:
         read_draft_tokens(folder, read_config(folder))
@@ -123,6 +147,8 @@ def targets(base: Path, checkpoint: Path, exported: Path) -> dict[str, tuple[Pat
         "heads loaded": (checkpoint, "heads.safetensors", load_checkpoint),
         "config, inspected": (base, "config.json", whole),
         "safetensors": (base, "model.safetensors", tensors),
+        "index": (sharded(base), INDEX, right_tensors),
+        "index, model loaded": (sharded(base), INDEX, lambda folder: load_base(str(folder))),
         "safetensors, inspected": (base, "model.safetensors", whole),
         "fingerprint": (base, "model.safetensors", fingerprint_base),
         "tokenizer": (base, "tokenizer.json", tokenizer),

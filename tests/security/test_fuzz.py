@@ -15,7 +15,15 @@ from mtpd_mlx.files.safetensors import read_header
 
 FEW, MANY = range(12), range(12, 60)  # seeds
 NAMES = ["config", "config, model loaded", "weights, model loaded", "heads loaded", "config, inspected", "safetensors"]
-NAMES += ["safetensors, inspected", "fingerprint", "tokenizer", "tokenizer_config", "heads config"]
+NAMES += [
+    "index",
+    "index, model loaded",
+    "safetensors, inspected",
+    "fingerprint",
+    "tokenizer",
+    "tokenizer_config",
+    "heads config",
+]
 NAMES += ["heads config, inspected", "heads weights", "manifest", "manifest, inspected"]
 
 
