@@ -33,8 +33,11 @@ class BaseRef:
     vocab_size: int
     revision: str | None = None
     adapter: str | None = None  # folder of an mlx-lm adapter that belongs to the base, as `id` relative to the checkpoint
+    same_weights: tuple[str, ...] = ()  # fingerprints of other forms of these weights (the integers of a GGUF file, kept)
 
     def __post_init__(self) -> None:
+        if isinstance(self.same_weights, list):  # as JSON has it
+            object.__setattr__(self, "same_weights", tuple(self.same_weights))
         if isinstance(self.id, str) and is_hub_id(self.id):
             plain, revision = split_revision(self.id, self.revision)
             object.__setattr__(self, "id", plain)
@@ -44,6 +47,10 @@ class BaseRef:
     def named(self) -> str:
         """`id`, with the revision where there is one."""
         return f"{self.id}@{self.revision}" if self.revision and is_hub_id(self.id) else self.id
+
+    def fits(self, fingerprint: str) -> bool:
+        """Whether a base with this fingerprint is the one that heads belong to, in whichever form."""
+        return fingerprint in (self.fingerprint, *self.same_weights)
 
     def locate(self, checkpoint: Path) -> str:
         """The folder or hub id to load, as a user would name it."""
@@ -59,7 +66,8 @@ class BaseRef:
         return folder
 
     def to_json(self) -> dict[str, Any]:
-        return {k: v for k, v in vars(self).items() if k != "adapter" or v is not None}
+        optional = ("adapter", "same_weights")
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if k not in optional or v}
 
 
 def _located(checkpoint: Path, name: str) -> str:
@@ -150,6 +158,8 @@ def check_base(base: BaseRef, file: str) -> None:
     for name in ("hidden_size", "vocab_size"):
         if type(getattr(base, name)) is not int or getattr(base, name) < 1:
             raise ValueError(f"{file}: base.{name}: got {getattr(base, name)!r}, expected a positive integer")
+    if not isinstance(base.same_weights, tuple) or not all(isinstance(x, str) and x for x in base.same_weights):
+        raise ValueError(f"{file}: base.same_weights: got {base.same_weights!r}, expected a list of fingerprints")
     for name in ("revision", "adapter"):
         if not isinstance(getattr(base, name), str | None):
             raise ValueError(f"{file}: base.{name}: got {getattr(base, name)!r}, expected text or null")

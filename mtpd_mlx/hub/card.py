@@ -35,6 +35,8 @@ def _making(found: dict[str, Any], licence: str | None) -> list[str]:
     lines = ["## Made from", "", f"- base: `{reference['id']}`{at}"]
     if reference.get("fingerprint"):
         lines.append(f"- fingerprint of the base: `{reference['fingerprint']}`; heads refuse another one")
+    for other in reference.get("same_weights") or ():
+        lines.append(f"- the same weights in another form: `{other}`")
     if loss.get("loss"):
         lines.append(f"- loss: {loss['loss']} (alpha {loss.get('alpha')}, beta {loss.get('beta')}, top-N {loss.get('top_n')})")
     if data.get("train_tokens"):

@@ -143,7 +143,7 @@ def load_checkpoint(
         adapter = config.base.locate_adapter(folder)
     name = model or config.base.locate(folder)
     base = load_base(name, dequantize=dequantize, ends_only=ends_only, adapter=adapter)
-    if not allow_mismatch and (got := base.fingerprint) != config.base.fingerprint:
+    if not allow_mismatch and not config.base.fits(got := base.fingerprint):
         raise ValueError(
             f"{folder}: these heads belong to another base: fingerprint {config.base.fingerprint[:19]}..., "
             f"{base.path} has {got[:19]}...; adapt them with mtpd refit, or pass --allow-base-mismatch"

@@ -130,7 +130,7 @@ def _train_stages(
         checkpoint, cfg.model, dequantize=cfg.dequantize, ends_only=cached, adapter=adapter_of(cfg)
     )
     if cfg.cache is not None:
-        check_cache(Path(cfg.cache).expanduser(), config.base.fingerprint, str(checkpoint))
+        check_cache(Path(cfg.cache).expanduser(), base.fingerprint, str(base.path))
     if not cached:
         say_if_slow(base)
     base.model.set_dtype(compute_dtype(options.optim))

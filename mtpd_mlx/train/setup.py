@@ -64,7 +64,7 @@ def gather(options: TrainOptions) -> Ingredients:
         heads, held = load_heads(Path(options.heads.init_heads), base)
         # A run that goes on has its weights in its resume point; where they came from may be --out, which holds its own by now.
         checked = not (options.heads.allow_base_mismatch or options.run.resume)
-        if checked and (base.path is None or base.fingerprint != held.base.fingerprint):
+        if checked and (base.path is None or not held.base.fits(base.fingerprint)):
             raise ValueError(
                 f"--init-heads {options.heads.init_heads}: belong to another base ({held.base.named}); adapt them with "
                 "mtpd refit, or pass --allow-base-mismatch"

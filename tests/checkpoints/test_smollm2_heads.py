@@ -17,6 +17,7 @@ def test_the_card_speaks_of_these_heads() -> None:
     assert (config.num_heads, config.hidden_source) == (4, "postnorm")
     assert config.quantization == {"group_size": 64, "bits": 8}
     assert config.base.fingerprint[:15] in card
+    assert len(config.base.same_weights) == 1 and config.base.same_weights[0][:15] in card  # the integers of the GGUF file
     assert (config.base.hidden_size, config.base.vocab_size) == (HIDDEN, 49152)
 
 

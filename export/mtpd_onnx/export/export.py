@@ -168,7 +168,7 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
         expected, got = getattr(config.base, name), getattr(dims, name)
         if got != expected:
             raise ValueError(f"{checkpoint}: heads are for a base of {name} {expected}, {base_folder} has {got}")
-    if fingerprint not in (None, config.base.fingerprint):
+    if fingerprint is not None and not config.base.fits(fingerprint):
         raise ValueError(
             f"{checkpoint}: these heads belong to another base than {base_folder} (fingerprints differ); adapt them with "
             "mtpd refit, or pass --allow-base-mismatch"

@@ -74,7 +74,7 @@ def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layou
             f"{checkpoint}: these heads belong to {config.base.named} with the adapter {config.base.adapter}: make one model "
             "of them (mlx_lm.fuse) and give it as --model with --allow-base-mismatch"
         )
-    if not allow and fingerprint_base(base) != config.base.fingerprint:
+    if not allow and not config.base.fits(fingerprint_base(base)):
         raise ValueError(
             f"{checkpoint}: these heads belong to another base than {base} (fingerprints differ); adapt them with mtpd refit, "
             "or pass --allow-base-mismatch"
