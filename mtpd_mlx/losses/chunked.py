@@ -63,6 +63,15 @@ class StoredTeacher:
 
 
 @dataclass(frozen=True)
+class OtherTeacher:
+    """A teacher that is not the main head itself, by position: hidden_postnorm [n, d], and its output head. Neither gets a
+    gradient."""
+
+    hidden: mx.array
+    head: OutputHead
+
+
+@dataclass(frozen=True)
 class Rows:
     """n target positions: targets int [n] (x_{p+1}); weights [K + 1, n] float32 (0: not counted; row 0 is the main head, 0 in
     heads mode); states K x [n, d], row p of head k belonging to position p - k; main [n, d] hidden_postnorm."""
@@ -73,6 +82,7 @@ class Rows:
     states: list[mx.array]
     stored: StoredTeacher | None = None
     kl_share: mx.array | None = None  # float32 []: what the weights of the distillation term are scaled by; None: not at all
+    teacher: OtherTeacher | None = None  # None: the main head teaches
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,8 @@ class FusedLoss:
         constants = [rows.targets, rows.weights]
         if rows.kl_share is not None:
             constants.append(rows.kl_share)
+        if rows.teacher is not None:
+            constants.append(rows.teacher.hidden)
         if rows.stored is not None:
             constants += [rows.stored.tokens, rows.stored.logits, rows.stored.main_loss]
 
@@ -120,8 +132,10 @@ class FusedLoss:
             new_own = replace(own, weight=matrices[-1]) if own.weight is not None else own
             targets, weights = rest.pop(0), rest.pop(0)
             share = None if rows.kl_share is None else rest.pop(0)
+            teacher = None if rows.teacher is None else replace(rows.teacher, hidden=rest.pop(0))
             stored = StoredTeacher(*rest) if rows.stored is not None else None
-            return new_head, draft and Draft(draft.tokens, new_own), Rows(targets, weights, main, states, stored, share)
+            new_rows = Rows(targets, weights, main, states, stored, share, teacher)
+            return new_head, draft and Draft(draft.tokens, new_own), new_rows
 
         @mx.custom_function
         def fused(*arrays: mx.array) -> tuple[mx.array, ...]:
@@ -212,8 +226,11 @@ class FusedLoss:
         if not wanted:
             return None, None
         top_n = self.cfg.top_n if self.cfg.loss in ("mtpd", "kl") else head.vocab_size
+        if rows.teacher is not None:
+            logits = rows.teacher.head.logits(chunk.next(rows.teacher.hidden), rows.teacher.head.weight)
         if draft:
             logits = mx.take(logits, draft.tokens, axis=-1)
+        if draft or rows.teacher is not None:
             stats = row_stats(logits)
         return teacher_rows(logits, stats, top_n), made if waits else None
 
@@ -263,7 +280,9 @@ def _slice(rows: Rows, start: int, end: int) -> Rows:
     """Rows start..end-1."""
     stored = rows.stored and StoredTeacher(*(a[start:end] for a in vars(rows.stored).values()))
     states = [s[start:end] for s in rows.states]
-    return Rows(rows.targets[start:end], rows.weights[:, start:end], rows.main[start:end], states, stored, rows.kl_share)
+    teacher = rows.teacher and replace(rows.teacher, hidden=rows.teacher.hidden[start:end])
+    main, weights = rows.main[start:end], rows.weights[:, start:end]
+    return Rows(rows.targets[start:end], weights, main, states, stored, rows.kl_share, teacher)
 
 
 def _inside(draft_tokens: mx.array, vocab_size: int) -> mx.array:

@@ -116,6 +116,11 @@ def head_loss(cfg: LossConfig, logits: mx.array, teacher: Teacher, targets: mx.a
     raise ValueError(f"loss {cfg.loss!r} has no per-head form")
 
 
+def share_of_head(cfg: LossConfig, num_heads: int) -> float:
+    """What the loss of one of `num_heads` trained heads counts in the loss of a step; tv is a mean over heads by itself."""
+    return 1.0 / num_heads if cfg.heads_reduction == "mean" and cfg.loss != "tv" else 1.0
+
+
 def heads_objective(
     cfg: LossConfig,
     head_logits: list[mx.array],
@@ -124,11 +129,13 @@ def heads_objective(
     masks: mx.array,
     scale: mx.array,
     first: int = 0,
+    teacher_logits: mx.array | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """The reduced loss of heads first+1 .. K (an extension leaves the first heads out).
 
     head_logits K x [B, T, V], main_logits [B, T, V], tokens [B, T], masks [K + 1, B, T] (float), scale [K + 1] (one over
-    the number of counted positions of the whole step). Returns (loss [], loss per head [K - first], accepted [K]): the
+    the number of counted positions of the whole step); teacher_logits [B, T, V]: of the model that teaches where it is not
+    this one. Returns (loss [], loss per head [K - first], accepted [K]): the
     last is the simulated CAR, the share of positions where the heads of depths 1..k all guess the main head's argmax,
     over positions where depth K is defined.
     """
@@ -137,7 +144,7 @@ def heads_objective(
     betas = per_head_weights(cfg.beta, num_heads - first, "beta")
     in_top_n = cfg.loss in ("mtpd", "kl")
     make = Teacher.detach if cfg.detach_teacher or not in_top_n else Teacher.attached
-    teacher = make(main_logits, cfg.top_n if in_top_n else main_logits.shape[-1])
+    teacher = make(main_logits if teacher_logits is None else teacher_logits, cfg.top_n if in_top_n else main_logits.shape[-1])
     terms, tvs = [], []
     for k in range(first + 1, num_heads + 1):
         logits, shifted, j = head_logits[k - 1], teacher.shift(k), k - first - 1
@@ -149,7 +156,8 @@ def heads_objective(
         terms.append((position * masks[k]).sum() * scale[k])
     per_head = mx.stack(terms)
     deepest = masks[num_heads], scale[num_heads]
-    loss = (end_to_end_tv(tvs) * deepest[0]).sum() * deepest[1] if cfg.loss == "tv" else per_head.sum()
+    whole = (end_to_end_tv(tvs) * deepest[0]).sum() * deepest[1] if cfg.loss == "tv" else per_head.sum()
+    loss = whole * share_of_head(cfg, num_heads - first)
     accepted = simulated_acceptance(head_logits, main_logits, deepest[0]) * deepest[1]
     return loss, mx.stop_gradient(per_head), mx.stop_gradient(accepted)
 

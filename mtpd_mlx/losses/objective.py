@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mtpd_mlx.losses.chunked import Draft, FusedLoss, Outcome, OutputHead, Rows, StoredTeacher
-from mtpd_mlx.losses.definitions import end_to_end_tv, per_head_weights
+from mtpd_mlx.losses.chunked import Draft, FusedLoss, OtherTeacher, Outcome, OutputHead, Rows, StoredTeacher
+from mtpd_mlx.losses.definitions import end_to_end_tv, per_head_weights, share_of_head
 from mtpd_mlx.model.adapters import train_lora_alone
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads, shift_left
@@ -69,6 +69,16 @@ class Model:
         finally:
             self.base.model.update(live)
 
+    def taught_by(self, weights: Tree, tokens: mx.array) -> OtherTeacher:
+        """The base with `weights` in the place of those of it that train, over tokens [B, T]; no gradient reaches it."""
+        live = self.base.model.trainable_parameters()
+        self.base.model.update(weights)
+        try:
+            hidden = mx.stop_gradient(self.base.norm(self.base.trunk(tokens)))
+            return OtherTeacher(_flat(hidden[None])[0], self.output_head().frozen())
+        finally:
+            self.base.model.update(live)
+
     def output_head(self) -> OutputHead:
         weight = self.base.output_module.weight if self.joint and not self.lora else None
         return OutputHead(self.base.logits, weight, self.base.vocab_size)
@@ -109,24 +119,28 @@ def objective(
     *,
     with_gradient: bool = True,
     kl_share: mx.array | None = None,
+    teacher: Tree | None = None,
 ) -> tuple[mx.array, mx.array]:
     """(loss [], metrics [1 + trained heads + K]): main loss, loss per trained head, simulated CAR by depth.
 
     tokens [B, T]; masks bool [K + 1, B, T] (losses.target_masks); scale [K + 1]: one over the positions counted in the
     whole step; known: what an offline cache holds, hidden [B, T, d] (prenorm) and perhaps its teacher, tokens and logits
-    [B, T, N] and main_loss [B, T]. kl_share []: of beta. Simulated CAR: the share of positions where heads 1..k all guess
-    the main head's argmax, over positions where depth K is defined.
+    [B, T, N] and main_loss [B, T]. kl_share []: of beta. teacher: weights of the base that teaches, of those that train
+    (None: the base as it is). Simulated CAR: the share of positions where heads 1..k all guess the main head's argmax,
+    over positions where depth K is defined.
     """
     hidden = known["hidden"] if known else model.base.trunk(tokens)
     main, states = model.states(tokens, hidden)
     weights = mx.stack([shift_right(masks[k].astype(mx.float32), k) * scale[k] for k in range(len(states) + 1)])  # [K+1, B, T]
+    share = share_of_head(fused.cfg, len(states) - model.first_trained) if states else 1.0
     rows = Rows(
         shift_left(tokens, 1).reshape(-1),
-        _flat(mx.concatenate([weights[:1] * float(model.joint), weights[1:]])),
+        _flat(mx.concatenate([weights[:1] * float(model.joint), weights[1:] * share])),
         _flat(main[None])[0],
         _placed(states),
         _stored(known),
         kl_share,
+        None if teacher is None else model.taught_by(teacher, tokens),
     )
     head = model.output_head()
     draft = model.draft()

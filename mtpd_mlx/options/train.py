@@ -10,6 +10,8 @@ TRAINS = ("heads", "joint", "lora")
 LOSSES = ("mtpd", "ce", "kl", "lk", "tv")
 KL_DIRECTIONS = ("forward", "reverse")
 KL_REACHES = ("all", "heads")
+REDUCTIONS = ("sum", "mean")
+TEACHERS = ("live", "ema")
 KEEPS = ("tau", "loss")
 FRESH_RATE = {"adamw": 3e-3, "muon": 6e-3}  # peak learning rate of new heads, up to a hidden size of FRESH_WIDTH: docs/log.md
 FRESH_WIDTH = 512
@@ -78,22 +80,40 @@ class LossConfig:
     )
     alpha: tuple[float, ...] = option((0.3,), "weight of CE: one value, or one per head", takes=NOT_NEGATIVE)
     beta: tuple[float, ...] = option((0.5,), "weight of the distillation term: one value, or one per head", takes=NOT_NEGATIVE)
+    heads_reduction: str = option(
+        "sum",
+        "joint training: what of the heads' losses is added to the main loss, their sum or their mean (1/K of it, as "
+        "DeepSeek-V3 has it)",
+        REDUCTIONS,
+    )
     top_n: int = option(10_000, "teacher tokens kept by the top-N KL (at most the vocabulary)", takes=POSITIVE)
     kl_direction: str = option("forward", "of mtpd and kl: KL(teacher || head) or, reverse, KL(head || teacher)", KL_DIRECTIONS)
     detach_teacher: bool = option(
         True,
-        "no gradient of mtpd's and kl's KL to the main head, as in the paper; --train joint and lora with --loss mtpd have one "
-        "where nothing else is said: it made drafts much better at about the same main loss",
+        "no gradient of mtpd's and kl's KL to the main head; --train joint and lora with --loss mtpd have one where nothing "
+        "else is said: it made drafts much better at about the same main loss",
+    )
+    teacher: str = option(
+        "live",
+        "joint training: the weights of the main head that teaches: live, those of this step, or ema, an exponential moving "
+        "average of them, which gets no gradient (one more copy of what of the base trains, one more pass through the base)",
+        TEACHERS,
+    )
+    ema_decay: float = option(
+        0.99,
+        "--teacher ema: the average keeps min(this, (1 + i) / (10 + i)) of itself after step i = 0, 1, ...",
+        takes=Range(0, 1, below=True),
     )
     kl_start: float = option(
         0.0,
         "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once, the default; "
-        f"of a base from scratch with a detached teacher {KL_START_FROM_SCRATCH:g}, since a bad one slows all it reaches)",
+        f"of a base from scratch with a detached live teacher and --heads-reduction sum {KL_START_FROM_SCRATCH:g}, since a bad "
+        "one slows all it reaches)",
         takes=Range(0, 1, below=True),
     )
     kl_reaches: str = option(
         "all",
-        "joint training: what mtpd's KL teaches, base and heads (all, the paper) or heads alone (a second pass through them)",
+        "joint training: what mtpd's KL teaches, base and heads (all) or heads alone (a second pass through them)",
         KL_REACHES,
     )
     eta: float = option(3.0, "sharpness of the lk mixture: lambda = exp(-eta (1 - TV))", takes=NOT_NEGATIVE)
@@ -201,12 +221,13 @@ class TrainOptions:
 
 
 def loss_of_joint(options: TrainOptions) -> LossConfig:
-    """The loss of joint training: mtpd's teacher is not detached where nothing says so, and where it is detached, a base from
-    scratch is taught late (docs/results.md)."""
+    """The loss of joint training: mtpd's teacher is not detached where nothing says so, and where the live teacher is detached
+    and the heads' losses are added up, a base from scratch is taught late (docs/results.md)."""
     loss, given = options.loss, options.given
-    if loss.loss == "mtpd" and loss.kl_reaches == "all" and "detach_teacher" not in given:
+    if loss.loss == "mtpd" and loss.kl_reaches == "all" and loss.teacher == "live" and "detach_teacher" not in given:
         loss = replace(loss, detach_teacher=False)
-    if loss.loss == "mtpd" and loss.detach_teacher and options.model.model_config is not None and "kl_start" not in given:
+    pulls = loss.loss == "mtpd" and loss.detach_teacher and loss.teacher == "live" and loss.heads_reduction == "sum"
+    if pulls and options.model.model_config is not None and "kl_start" not in given:
         loss = replace(loss, kl_start=KL_START_FROM_SCRATCH)
     return loss
 
@@ -243,6 +264,8 @@ def kept_by(run: RunConfig, base_trains: bool) -> str:
 
 
 OF_LOSSES = {  # of the options that some losses have: which
+    "heads_reduction": ("mtpd", "ce", "kl", "lk"),  # tv is a mean over heads by itself
+    "teacher": ("mtpd", "kl", "lk", "tv"),
     "alpha": ("mtpd", "ce"),
     "beta": ("mtpd", "kl"),
     "kl_direction": ("mtpd", "kl"),
@@ -259,9 +282,28 @@ def check_loss(loss: LossConfig, base_trains: bool, given: frozenset[str] = froz
         raise ValueError(f"--kl-start: got {loss.kl_start} with --loss {loss.loss}, which has no such start (expected 0)")
     if loss.kl_reaches == "heads" and (not base_trains or loss.loss != "mtpd" or not loss.detach_teacher):
         raise ValueError("--kl-reaches heads: expected --train joint or lora, --loss mtpd and a detached teacher")
+    if loss.heads_reduction == "mean" and not base_trains:
+        raise ValueError(
+            "--heads-reduction mean: expected --train joint or lora (beside a frozen base there is no loss to weigh it against)"
+        )
+    check_teacher(loss, base_trains, given)
     for name, losses in OF_LOSSES.items():
         if name in given and loss.loss not in losses:
             raise ValueError(f"{flag(name)}: expected --loss {' or '.join(losses)} with it, got {loss.loss}")
+
+
+def check_teacher(loss: LossConfig, base_trains: bool, given: frozenset[str]) -> None:
+    """ValueError where --teacher ema has nothing to average, or nobody to teach."""
+    if loss.teacher != "ema":
+        if "ema_decay" in given:
+            raise ValueError("--ema-decay: expected --teacher ema with it")
+        return
+    if not base_trains:
+        raise ValueError("--teacher ema: expected --train joint or lora (a frozen base and its average are the same)")
+    if loss.loss == "ce":
+        raise ValueError("--teacher ema: expected --loss mtpd or kl or lk or tv, got ce, which has no teacher")
+    if not loss.detach_teacher:
+        raise ValueError("--teacher ema: not with --no-detach-teacher (an average of weights gets no gradient)")
 
 
 def with_rate(options: TrainOptions, hidden_size: int, share: float = 1.0) -> TrainOptions:

@@ -13,6 +13,7 @@ import numpy as np
 from mtpd_mlx.checkpoints.run_files import LOG_NAME
 from mtpd_mlx.data.packing import Batch
 from mtpd_mlx.files.atomic import write_text
+from mtpd_mlx.losses.definitions import share_of_head
 from mtpd_mlx.losses.objective import Model
 from mtpd_mlx.options.signals import Terminated, number_of
 from mtpd_mlx.options.train import OptimConfig, RunConfig, kept_by
@@ -121,7 +122,8 @@ class Run:
             if point is None:
                 raise ValueError(f"{self.out}: nothing to resume (no resume-* folder)")
             held = load_resume_point(self.out, point)
-            self.stepper.restore(held.params, held.optimizer, str(self.out))  # here, so that all ranks hear of damage
+            parts = (held.params, held.optimizer, held.teacher)
+            self.stepper.restore(*parts, str(self.out))  # here, so that all ranks hear of damage
             self._truncate_log(point)
             return vars(held.progress)
 
@@ -213,11 +215,12 @@ class Run:
     def _report(self, metrics: np.ndarray, norm: float, speed: float, show: Callable[[dict[str, Any]], None]) -> None:
         trained = self.model.heads.num_heads - self.model.first_trained
         car = metrics[1 + trained :].tolist()
+        share = share_of_head(self.stepper.loss_cfg, max(trained, 1))
         record = {
             "iter": self.progress.iteration,
             "main_loss": float(metrics[0]),
             "head_loss": metrics[1 : 1 + trained].tolist(),
-            "loss": float(metrics[1 : 1 + trained].sum() + (metrics[0] if self.model.joint else 0.0)),
+            "loss": float(metrics[1 : 1 + trained].sum() * share + (metrics[0] if self.model.joint else 0.0)),
             "car": car,
             "tau": 1.0 + sum(car),
             "grad_norm": norm,
@@ -265,6 +268,7 @@ class Run:
                 dict(tree_flatten(self.stepper.params)),
                 dict(tree_flatten(self.stepper.optimizer.state)),
                 self.progress,
+                dict(tree_flatten(self.stepper.teacher)),
             ),
         )
 

@@ -11,6 +11,8 @@ from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.runtime import mx
 
+TEACHER_NAME = "teacher.safetensors"
+
 
 @dataclass
 class Progress:
@@ -65,6 +67,7 @@ class ResumePoint:
     params: dict[str, mx.array]
     optimizer: dict[str, mx.array]
     progress: Progress
+    teacher: dict[str, mx.array] = field(default_factory=dict)  # the average of --teacher ema
 
 
 def _points(out: Path) -> list[int]:
@@ -81,6 +84,8 @@ def save_resume_point(out: Path, point: ResumePoint) -> None:
     with replacing_folder(out / f"{RESUME_PREFIX}{iteration}") as folder:
         save_arrays(folder / "params.safetensors", point.params)
         save_arrays(folder / "optimizer.safetensors", point.optimizer)
+        if point.teacher:
+            save_arrays(folder / TEACHER_NAME, point.teacher)
         write_json(folder / "progress.json", vars(point.progress))
     for older in _points(out):
         if older != iteration:
@@ -98,4 +103,6 @@ def load_resume_point(out: Path, iteration: int) -> ResumePoint:
             raise ValueError(f"iteration is {progress.iteration}, expected {iteration}")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {error}") from error
-    return ResumePoint(load_arrays(folder / "params.safetensors"), load_arrays(folder / "optimizer.safetensors"), progress)
+    params, optimizer = (load_arrays(folder / f"{part}.safetensors") for part in ("params", "optimizer"))
+    teacher = load_arrays(folder / TEACHER_NAME) if (folder / TEACHER_NAME).exists() else {}
+    return ResumePoint(params, optimizer, progress, teacher)

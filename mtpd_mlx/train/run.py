@@ -184,10 +184,7 @@ def _limit(val_batches: int) -> int | None:
 def _record(options: TrainOptions, train_set: Any, valid_set: Any) -> dict[str, Any]:
     """What a checkpoint says about its making."""
     values = options.to_dict()
-    loss = {
-        k: values[k]
-        for k in ("loss", "alpha", "beta", "top_n", "eta", "kl_direction", "detach_teacher", "kl_start", "kl_reaches")
-    }
+    loss = as_dict(options.loss)
     data = {f"{name}_tokens": part.num_tokens for name, part in (("train", train_set), ("valid", valid_set))}
     data |= {f"{name}_sha256": part.sha256 for name, part in (("train", train_set), ("valid", valid_set))}
     places = ("out", "data", "model", "tokenizer", "cache", "model_config", "init_heads", "project_name", "report_to")

@@ -11,6 +11,7 @@ from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.teacher_cache.arrays import to_mlx
 from mtpd_mlx.teacher_cache.reader import CachedBatch
+from mtpd_mlx.train import ema
 from mtpd_mlx.train.optimizer import make_optimizer
 from mtpd_mlx.train.ranks import World
 
@@ -47,7 +48,8 @@ class Stepper:
         self.frozen = model.frozen_heads()
         self._frozen_cast = cast(self.frozen, self.dtype)  # else they would promote every later head to float32
         self.optimizer.init(self.params)
-        self.state: list[Any] = [self.params, self.optimizer.state]
+        self.teacher: Tree = ema.copied(self.params["base"]) if loss_cfg.teacher == "ema" else {}
+        self.state: list[Any] = [self.params, self.optimizer.state, self.teacher]
         self._compile()
 
     def _kl_share(self) -> mx.array | None:
@@ -65,7 +67,8 @@ class Stepper:
 
         def loss_fn(values: Tree, *inputs: Any) -> tuple[mx.array, mx.array]:
             self._bind_cast(values)
-            return objective(self.model, self.fused, *inputs, kl_share=self._kl_share())
+            teacher = self._teacher_cast(self.teacher)
+            return objective(self.model, self.fused, *inputs, kl_share=self._kl_share(), teacher=teacher)
 
         gradient = mx.value_and_grad(loss_fn)
 
@@ -79,9 +82,12 @@ class Stepper:
                 scale = mx.minimum(self.cfg.max_grad_norm / (norm + 1e-6), 1.0)
                 gradients = tree_map(lambda g: g * scale.astype(g.dtype), gradients)
             finite = mx.isfinite(norm)
-            before = tree_map(lambda w: w, [params, self.optimizer.state])
+            before = tree_map(lambda w: w, self.state)
+            step = self.optimizer.state["step"]
             params.update(self.optimizer.apply_gradients(gradients, params))
-            for old, now in zip(before, (params, self.optimizer.state), strict=True):
+            if self.teacher:
+                self.teacher.update(ema.moved(self.teacher, params["base"], ema.decay(step, self.loss_cfg.ema_decay)))
+            for old, now in zip(before, self.state, strict=True):
                 now.update(tree_map(lambda a, b: mx.where(finite, b, a), old, now))
             return metrics, norm, finite
 
@@ -98,9 +104,10 @@ class Stepper:
         finish = mx.compile(apply, inputs=captured, outputs=captured)
 
         @mx.compile
-        def evaluate(values: Tree, *inputs: Any) -> mx.array:
+        def evaluate(values: Tree, teacher: Tree, *inputs: Any) -> mx.array:
             self._bind_cast(values)
-            metrics = partial(objective, with_gradient=False)(self.model, self.fused, *inputs)[1]
+            taught = self._teacher_cast(teacher)
+            metrics = objective(self.model, self.fused, *inputs, with_gradient=False, teacher=taught)[1]
             return self.world.sum(metrics)
 
         self._whole, self._accumulate, self._finish, self._evaluate = whole, accumulate, finish, evaluate
@@ -144,7 +151,7 @@ class Stepper:
     def evaluate(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """(summed metrics, counted positions [K + 1]) of one validation batch."""
         masks = target_masks(batch, self.model.heads.num_heads)
-        metrics = self._evaluate(self.params, *self._share(batch, masks, mx.ones(len(masks))))
+        metrics = self._evaluate(self.params, self.teacher, *self._share(batch, masks, mx.ones(len(masks))))
         return np.array(metrics), masks.sum(axis=(1, 2))
 
     def sync(self) -> None:
@@ -156,8 +163,11 @@ class Stepper:
         self.model.bind(cast(values, self.dtype))
         self.model.heads.update(self._frozen_cast)
 
+    def _teacher_cast(self, teacher: Tree) -> Tree | None:
+        return cast(teacher, self.dtype) if teacher else None
+
     def follow_lead(self) -> None:
-        """Every rank takes over rank 0's parameters and optimiser state."""
+        """Every rank takes over rank 0's parameters, optimiser state and average."""
         if self.world.size > 1:
             from mlx.utils import tree_map
 
@@ -166,11 +176,12 @@ class Stepper:
                 held.update(got)
             mx.eval(self.state)
 
-    def restore(self, params: Tree, optimizer_state: Tree, source: str = "resume point") -> None:
+    def restore(self, params: Tree, optimizer_state: Tree, teacher: Tree, source: str = "resume point") -> None:
         """Takes over what a resume point holds, by flat names. ValueError where it is not that of this run."""
         from mlx.utils import tree_flatten, tree_unflatten
 
-        for held, got in ((self.params, params), (self.optimizer.state, optimizer_state)):
+        stored = (params, optimizer_state, teacher)
+        for held, got in zip(self.state, stored, strict=True):
             own: dict[str, mx.array] = dict(tree_flatten(held))
             for name in sorted(own.keys() ^ got.keys()):
                 word = "missing" if name in own else "unexpected"
@@ -181,8 +192,8 @@ class Stepper:
                         f"{source}: damaged resume point: {name}: got {got[name].dtype} {got[name].shape}, "
                         f"expected {w.dtype} {w.shape}"
                     )
-        self.params.update(tree_unflatten(list(params.items())))
-        self.optimizer.state.update(tree_unflatten(list(optimizer_state.items())))
+        for held, got in zip(self.state, stored, strict=True):
+            held.update(tree_unflatten(list(got.items())) if got else {})
         mx.eval(self.state)
 
 

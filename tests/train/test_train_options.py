@@ -165,20 +165,23 @@ def test_what_joint_training_does_with_the_teacher() -> None:
     """Where nothing is said it is not detached; detached from scratch, it teaches from half of the steps on."""
     joint: dict[str, object] = {"model": "m", "train": "joint"}
     scratch: dict[str, object] = {"train": "joint", "model_config": "config.json", "tokenizer": "folder"}
-    paper = {"detach_teacher": True}
-    for flags, detached, start in (
+    detached = {"detach_teacher": True}
+    for flags, is_detached, start in (
         ({"model": "m"}, True, 0.0),
         (joint, False, 0.0),
-        (joint | paper, True, 0.0),
+        (joint | detached, True, 0.0),
+        (joint | {"teacher": "ema"}, True, 0.0),
         (joint | {"loss": "ce"}, True, 0.0),
         (joint | {"kl_reaches": "heads"}, True, 0.0),
         (scratch, False, 0.0),
-        (scratch | paper, True, KL_START_FROM_SCRATCH),
-        (scratch | paper | {"kl_start": 0.0}, True, 0.0),
+        (scratch | detached, True, KL_START_FROM_SCRATCH),
+        (scratch | detached | {"kl_start": 0.0}, True, 0.0),
+        (scratch | detached | {"heads_reduction": "mean"}, True, 0.0),
+        (scratch | {"teacher": "ema"}, True, 0.0),
         (scratch | {"kl_reaches": "heads"}, True, KL_START_FROM_SCRATCH),
     ):
         loss = TrainOptions.build({}, flags).loss
-        assert (loss.detach_teacher, loss.kl_start) == (detached, start), flags
+        assert (loss.detach_teacher, loss.kl_start) == (is_detached, start), flags
         assert TrainOptions.from_dict(TrainOptions.build({}, flags).to_dict()).loss == loss  # a resumed run keeps its own
 
 

@@ -33,8 +33,10 @@ def process_of(rank: int, out: Path) -> int:
     raise AssertionError(f"rank {rank} does not run")
 
 
-def test_two_ranks_equal_one_process(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
-    four = ("--batch-size", "4", "--grad-accumulation-steps", "2")
+@pytest.mark.parametrize("trained", ["heads", "joint"])
+def test_two_ranks_equal_one_process(trained: str, tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
+    averaged = ("--train", "joint", "--teacher", "ema", "--heads-reduction", "mean") if trained == "joint" else ()
+    four = ("--batch-size", "4", "--grad-accumulation-steps", "2", *averaged)
     assert main(train_args(tiny_base, text_data, tmp_path / "one", *four)) == 0
     process = launch(*train_args(tiny_base, text_data, tmp_path / "two", *four))
     output = process.communicate(timeout=120)[0]
