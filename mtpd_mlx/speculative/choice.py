@@ -101,7 +101,7 @@ class Chooser:
     def __post_init__(self) -> None:
         self._heads = [heads(k) for k in sorted(set(self.head_counts)) if k and heads(k) in self.costs]
         self._lookups = sorted(kind for kind in self.costs.kinds if kind.source == "lookup")
-        self.acceptance = DepthAcceptance(max((k.count for k in self._heads), default=0), self.prior)
+        self.acceptance = DepthAcceptance(max((k.num_drafts for k in self._heads), default=0), self.prior)
         self._current = PLAIN  # what heads' rounds and plain steps go on with
         self._trial: Kind | None = None  # the kind that was chosen to explore, until its round is over
         self._since = 0  # rounds since one that explored
@@ -109,19 +109,21 @@ class Chooser:
     def choose(self, chain: Sequence[float] = ()) -> Kind:
         """The kind of the next round. `chain` [L]: P(lookup's drafts 1..j are right), if there are any."""
         rates = self.acceptance.rates() if self._heads else []
-        values = {PLAIN: 1.0} | {kind: tokens_of(rates, kind.count) / self.costs.cost(kind) for kind in self._heads}
+        values = {PLAIN: 1.0} | {kind: tokens_of(rates, kind.num_drafts) / self.costs.cost(kind) for kind in self._heads}
         best = max(values, key=lambda kind: values[kind])
         if (
             best != self._current
-            and values[best] <= (1 + (STAY if self._current.count else LEAST_GAIN)) * values[self._current]
+            and values[best] <= (1 + (STAY if self._current.num_drafts else LEAST_GAIN)) * values[self._current]
         ):
             best = self._current
-        if best.count and values[best] < 1 + LEAST_GAIN and best != PLAIN:
+        if best.num_drafts and values[best] < 1 + LEAST_GAIN and best != PLAIN:
             best = PLAIN
         self._current = best
         value = values[best]
         for kind in self._lookups:
-            if kind.count <= len(chain) and (v := (1 + sum(chain[: kind.count])) / self.costs.cost(kind)) > value * (1 + STAY):
+            if kind.num_drafts <= len(chain) and (v := (1 + sum(chain[: kind.num_drafts])) / self.costs.cost(kind)) > value * (
+                1 + STAY
+            ):
                 best, value = kind, v
         self._trial = self._worth_a_try(best, value, values) if best == self._current else None
         if self._trial is not None:
@@ -148,7 +150,7 @@ class Chooser:
         """Tokens per plain step, one standard deviation better than expected."""
         rates = [min(0.99, p + s) for p, s in zip(self.acceptance.rates(), self.acceptance.spreads(), strict=True)]
         less = math.exp(-self.costs.spread(kind) - self.costs.spread(best))
-        return tokens_of(rates, kind.count) / (self.costs.cost(kind) * less)
+        return tokens_of(rates, kind.num_drafts) / (self.costs.cost(kind) * less)
 
     def _allowed(self, kind: Kind) -> bool:
         """The ledger can pay for a round of this kind that brings one token."""
@@ -161,8 +163,8 @@ class Chooser:
     def observe(self, kind: Kind, accepted: int, proposed: int | None = None, seconds: float | None = None) -> None:
         """What became of a round of this kind: `proposed` drafts verified (the kind's count, if nothing else is said; 0: the
         runtime could not draft and took a plain step), in so many seconds (None: not known, or not those of such a round)."""
-        proposed = kind.count if proposed is None else proposed
-        if kind.count and not proposed:
+        proposed = kind.num_drafts if proposed is None else proposed
+        if kind.num_drafts and not proposed:
             kind = PLAIN
         if seconds is not None:
             self.costs.observe(kind, seconds)
@@ -178,8 +180,8 @@ class Chooser:
         self._since += 1
         if kind == self._trial:
             rates = self.acceptance.rates() if self._heads else []
-            value = max(1.0, tokens_of(rates, self._current.count) / self.costs.cost(self._current))
-            self.credit -= max(0.0, cost - tokens_of(rates, kind.count) / value)
+            value = max(1.0, tokens_of(rates, self._current.num_drafts) / self.costs.cost(self._current))
+            self.credit -= max(0.0, cost - tokens_of(rates, kind.num_drafts) / value)
             self._since = 0
         self._trial = None
 

@@ -31,7 +31,7 @@ class Proposal:
     @property
     def count(self) -> int:
         """Drafts to verify; 0: a plain step."""
-        return self.kind.count
+        return self.kind.num_drafts
 
 
 class Drafting(Protocol):
@@ -105,11 +105,11 @@ class ChosenDrafting:
     def propose(self, most: int) -> Proposal:
         chain = [] if self.lookup is None else self.lookup.chain()
         kind = self.chooser.choose(chain[:most])
-        if kind.count > most:
+        if kind.num_drafts > most:
             return Proposal(PLAIN)
         if kind.source == "lookup":
             assert self.lookup is not None
-            return Proposal(kind, tuple(self.lookup.drafts(kind.count)))
+            return Proposal(kind, tuple(self.lookup.drafts(kind.num_drafts)))
         return Proposal(kind)
 
     def observe(

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from mtpd_mlx.speculative.protocol import Backend, Round
+from mtpd_mlx.speculative.protocol import Backend, Chooses, Round
 
 
 @dataclass(frozen=True)
@@ -12,9 +12,9 @@ class Chunk:
     """Tokens that one call of the backend brought, and what the call was.
 
     prompt_tokens > 0: a prefill, whose one token comes from the prompt's last position. round: a decoding round (its
-    own `emitted` is longer than `tokens` where the text ended inside it). Neither: a plain step. seconds: wall time of
-    the call. finish_reason is set on the last chunk: "stop" (EOS or the caller's stop), "length" (max_tokens) or
-    "context" (the cache is full).
+    own `emitted` is longer than `tokens` where the text ended inside it; it may have verified nothing). Neither: a plain
+    step. seconds: wall time of the call. finish_reason is set on the last chunk: "stop" (EOS or the caller's stop),
+    "length" (max_tokens) or "context" (the cache is full).
     """
 
     tokens: list[int] = field(default_factory=list)
@@ -81,8 +81,9 @@ def _generate(
 
 
 def _advance(backend: Backend, token: int, plain: bool) -> Chunk:
-    drafts = 0 if plain else backend.num_draft_tokens
-    if drafts == 0 or backend.length + 1 + drafts > backend.capacity:
+    most = 0 if plain else backend.num_draft_tokens
+    chooses = not plain and isinstance(backend, Chooses)  # then it sees to the room itself
+    if not chooses and (most == 0 or backend.length + 1 + most > backend.capacity):
         return _timed(lambda: Chunk([backend.step(token)]))
 
     def speculate() -> Chunk:

@@ -6,13 +6,16 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from mtpd_mlx.speculative.drafting import Drafting
+
 
 @dataclass(frozen=True)
 class Round:
     """One verify-accept-draft round.
 
     emitted: the main head's tokens, accepted drafts first, its own last (accepted + 1 of them). proposed: drafts
-    verified. Seconds are None where one call does everything.
+    verified (0: a plain step). source: whose drafts they were, "heads" or "lookup". Seconds are None where one call does
+    everything.
     """
 
     emitted: list[int]
@@ -20,6 +23,7 @@ class Round:
     proposed: int
     draft_seconds: float | None = None
     verify_seconds: float | None = None
+    source: str = "heads"
 
     def __post_init__(self) -> None:
         if not (0 <= self.accepted <= self.proposed and len(self.emitted) == self.accepted + 1):
@@ -59,6 +63,14 @@ class Backend(Protocol):
     def rewind_to(self, length: int) -> None:
         """Keeps positions 0..length-1. ValueError outside 0..length."""
         ...
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """A Backend that chooses for every round what it verifies (drafting.py): heads' drafts, num_draft_tokens of them at most,
+    prompt lookup's, or nothing. Its `round` is valid wherever one position is free."""
+
+    drafting: Drafting
 
 
 class StepModel(Protocol):

@@ -21,10 +21,13 @@ OUTLIER = 2.5
 
 
 class Kind(NamedTuple):
-    """A kind of round: `count` drafts of one source are verified. Source "plain": a step, count 0."""
+    """A kind of round: drafts of one source are verified. Source "plain": a step without drafts."""
 
     source: str
-    count: int
+    num_drafts: int
+
+    def __str__(self) -> str:
+        return f"{self.source} {self.num_drafts}" if self.num_drafts else self.source
 
 
 PLAIN = Kind("plain", 0)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtpd_mlx.speculative.drafting import Drafting
 from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.protocol import Prefills, Round, StepModel
 
@@ -60,12 +61,16 @@ class StepBackend:
         start, began = self.length, time.perf_counter()
         able = self.num_draft_tokens and start  # an empty text has no state to draft from
         drafts = self.model.draft(token)[: self.num_draft_tokens] if able else []
-        drafted = time.perf_counter()
+        return self._verified(token, drafts, "heads", began)
+
+    def _verified(self, token: int, drafts: Sequence[int], source: str, began: float) -> Round:
+        """The round that verifies `drafts` behind `token`; `began`: when they were begun to be made."""
+        start, drafted = self.length, time.perf_counter()
         predicted = [int(t) for t in self.model.verify([token, *drafts])]
         accepted = accept_greedy(predicted, drafts)
         emitted = self._checked(predicted[: accepted + 1], start + 1)
         self.model.rewind_to(start + 1 + accepted)
-        return Round(emitted, accepted, len(drafts), drafted - began, time.perf_counter() - drafted)
+        return Round(emitted, accepted, len(drafts), drafted - began, time.perf_counter() - drafted, source)
 
     def _checked(self, tokens: Sequence[int] | np.ndarray, after: int) -> list[int]:
         """NotFiniteError where one of `tokens`, the first of them behind `after` tokens, is none."""
@@ -78,3 +83,42 @@ class StepBackend:
     def _need(self, positions: int) -> None:
         if self.length + positions > self.capacity:
             raise ValueError(f"context full: got {self.length} + {positions} positions, expected at most {self.capacity}")
+
+
+class ChoosingStepBackend(StepBackend):
+    """The same with a choice of drafts for every round: the heads' first ones, prompt lookup's, or none. Text is greedy."""
+
+    def __init__(self, model: StepModel, drafting: Drafting):
+        super().__init__(model)
+        self.drafting = drafting
+        self._text: list[int] = []
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        after = super().prefill(tokens)
+        self._text += [int(t) for t in tokens]
+        self.drafting.begin(self._text, after)
+        return after
+
+    def step(self, token: int) -> int:
+        after = super().step(token)
+        self._text.append(token)
+        return after
+
+    def round(self, token: int) -> Round:
+        self._need(1)
+        began, text = time.perf_counter(), self._text
+        self.drafting.align(text, token)
+        proposal = self.drafting.propose(self.capacity - self.length - 1)
+        drafts = list(proposal.drafts)
+        if proposal.kind.source == "heads" and self.length:  # an empty text has no state to draft from
+            drafts = self.model.draft(token)[: proposal.count]
+        result = self._verified(token, drafts, proposal.kind.source, began)
+        self.drafting.observe(proposal, result.emitted, result.proposed, time.perf_counter() - began)
+        text += [token, *result.emitted[:-1]]
+        return result
+
+    def rewind_to(self, length: int) -> None:
+        super().rewind_to(length)
+        del self._text[length:]
+        if length == 0:
+            self.drafting.restart()

@@ -7,7 +7,9 @@ Over the N rounds in which K drafts were verified, a_r of them accepted in round
     tau   = tokens per pass of the main model                = 1 + sum_k CAR_k = 1 + mean_r a_r
 
 A round is counted by what the main head accepted, also where EOS, a stop or max_tokens then cut the text inside it:
-leaving such rounds out would leave out the long ones. Plain steps and rounds of fewer than K drafts are counted apart.
+leaving such rounds out would leave out the long ones. Where the number of drafts is chosen round by round, CAR_k is the
+product of AR_1..AR_k, each over the rounds that verified k drafts or more of the heads, and N counts all rounds that verified
+any. Plain steps and rounds of lookup's drafts are counted apart.
 """
 
 from collections.abc import Sequence
@@ -28,14 +30,20 @@ class AcceptanceTable:
     tau: float
 
 
-def acceptance_table(counts: Sequence[int], num_draft_tokens: int) -> AcceptanceTable:
-    """`counts` [N]: accepted drafts of each round, 0..K (else ValueError). No rounds: zeros, tau 1."""
+def acceptance_table(counts: Sequence[int], num_draft_tokens: int, proposed: Sequence[int] | None = None) -> AcceptanceTable:
+    """`counts` [N]: accepted drafts of each round, 0..K (else ValueError); `proposed` [N]: drafts that it verified (default: K
+    each). No rounds: zeros, tau 1."""
     array = np.asarray(counts, dtype=np.int64)
     if array.size and not 0 <= array.min() <= array.max() <= num_draft_tokens:
         raise ValueError(f"counts: got {array.min()}..{array.max()}, expected 0..{num_draft_tokens}")
-    car = [float((array >= k).mean()) if array.size else 0.0 for k in range(1, num_draft_tokens + 1)]
-    ar = [c / p if p > 0 else 0.0 for c, p in zip(car, [1.0, *car], strict=False)]
-    return AcceptanceTable(car, ar, 1.0 + sum(car))
+    verified = np.full(array.shape, num_draft_tokens) if proposed is None else np.asarray(proposed, dtype=np.int64)
+    tau = 1.0 + float(array.mean() if array.size else 0.0)
+    car, ar = list[float](), list[float]()
+    for k in range(1, num_draft_tokens + 1):
+        tried = (verified >= k) & (array >= k - 1)
+        ar.append(float((array[tried] >= k).mean()) if tried.any() else 0.0)
+        car.append(ar[-1] * (car[-1] if car else 1.0))
+    return AcceptanceTable(car, ar, tau)
 
 
 def walk(matches: np.ndarray) -> list[int]:
@@ -72,12 +80,16 @@ def novel_positions(tokens: Sequence[int], n: int = 4) -> np.ndarray:
 class DecodeStats:
     """Statistics of one or many generations: feed it every chunk. Times are those of the backend's calls alone.
 
-    accepted: one count per round that verified all num_draft_tokens drafts; short_rounds: the others; plain_steps:
-    ordinary steps (--plain, or a cache too full for a round); tokens: all emitted, of which prefill brought `prompts`.
+    accepted, proposed: one count each per round that verified drafts of the heads; short_rounds: rounds that could verify none;
+    plain_steps: ordinary steps (--plain, a cache too full for a round, or chosen); chosen: [rounds, tokens that they emitted] by
+    what they verified, e.g. {"plain": [2, 2], "heads 4": [3, 8], "lookup 8": [1, 9]}; tokens: all emitted, of which prefill
+    brought `prompts`.
     """
 
     num_draft_tokens: int
     accepted: list[int] = field(default_factory=list)
+    proposed: list[int] = field(default_factory=list)
+    chosen: dict[str, list[int]] = field(default_factory=dict)
     short_rounds: int = 0
     plain_steps: int = 0
     tokens: int = 0
@@ -96,19 +108,30 @@ class DecodeStats:
             self.prompt_seconds += chunk.seconds
             return
         self.decode_seconds += chunk.seconds
+        self._count(chunk)
         if chunk.round is None:
             self.plain_steps += 1
             return
-        if chunk.round.proposed == self.num_draft_tokens:
-            self.accepted.append(chunk.round.accepted)
-        else:
+        if chunk.round.source == "plain":
+            self.plain_steps += 1
+        elif chunk.round.proposed == 0:
             self.short_rounds += 1
+        elif chunk.round.source == "heads":
+            self.accepted.append(chunk.round.accepted)
+            self.proposed.append(chunk.round.proposed)
         self.draft_seconds = _plus(self.draft_seconds, chunk.round.draft_seconds)
         self.verify_seconds = _plus(self.verify_seconds, chunk.round.verify_seconds)
 
+    def _count(self, chunk: Chunk) -> None:
+        drafts = 0 if chunk.round is None else chunk.round.proposed
+        name = f"{chunk.round.source} {drafts}" if chunk.round is not None and drafts else "plain"
+        counted = self.chosen.setdefault(name, [0, 0])
+        counted[0] += 1
+        counted[1] += len(chunk.tokens)
+
     @property
     def table(self) -> AcceptanceTable:
-        return acceptance_table(self.accepted, self.num_draft_tokens)
+        return acceptance_table(self.accepted, self.num_draft_tokens, self.proposed)
 
     @property
     def car(self) -> list[float]:
@@ -130,7 +153,13 @@ class DecodeStats:
     @property
     def tokens_per_pass(self) -> float | None:
         """Emitted tokens per pass of the main model after the prompt, plain steps and cut rounds included."""
-        return _per(self.tokens - self.prompts, len(self.accepted) + self.short_rounds + self.plain_steps)
+        return _per(self.tokens - self.prompts, self.passes)
+
+    @property
+    def passes(self) -> int:
+        """Of the main model, after the prompt."""
+        lookups = sum(rounds for name, (rounds, _) in self.chosen.items() if name.startswith("lookup"))
+        return len(self.accepted) + lookups + self.short_rounds + self.plain_steps
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: figures without a meaning yet (no round, no time) are None, except car, ar and tau: see rounds."""
@@ -140,6 +169,7 @@ class DecodeStats:
             "rounds": len(self.accepted),
             "short_rounds": self.short_rounds,
             "plain_steps": self.plain_steps,
+            "chosen": {name: {"rounds": r, "tokens": t} for name, (r, t) in sorted(self.chosen.items())},
             "tokens_per_second": self.tokens_per_second,
             "tokens_per_pass": self.tokens_per_pass,
             "decode_seconds": self.decode_seconds,

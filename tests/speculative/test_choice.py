@@ -35,7 +35,7 @@ def simulate(text: Text, true: dict[Kind, float], tokens: int, seed: int, *, fix
     while done < tokens:
         kind = chooser.choose() if fixed is None else heads(fixed)
         accepted = 0
-        while accepted < kind.count and rng.random() < text(done):
+        while accepted < kind.num_drafts and rng.random() < text(done):
             accepted += 1
         seconds = 0.01 * true[kind] * np.exp(0.08 * rng.normal()) * (5 if rng.random() < 0.01 else 1)
         chooser.observe(kind, accepted, seconds=seconds)
@@ -89,7 +89,7 @@ def test_an_adversary_who_knows_every_choice_gains_nothing():
             kind = chooser.choose()
             trial = chooser._trial is not None
             bait = bait + 1 if trial else 0
-            accepted = kind.count if trial else 0
+            accepted = kind.num_drafts if trial else 0
             chooser.observe(kind, accepted)
             done, spent = done + accepted + 1, spent + true[kind]
         assert done / spent >= 0.98, name
@@ -103,7 +103,7 @@ def test_what_the_ledger_promises_holds_for_random_outcomes():
         chooser, done, spent = Chooser(RoundCosts(true, measured=True), (1, 2, 4)), 0, 0.0
         for _ in range(300):
             kind = chooser.choose()
-            accepted = int(rng.integers(kind.count + 1)) if rng.random() < 0.3 else 0
+            accepted = int(rng.integers(kind.num_drafts + 1)) if rng.random() < 0.3 else 0
             chooser.observe(kind, accepted)
             done, spent = done + accepted + 1, spent + true[kind]
             assert spent <= (1 + ALLOWED) * done * 1.01 + LEDGER + max(true.values())
@@ -143,7 +143,7 @@ def test_a_kind_without_a_cost_is_never_chosen():
     for _ in range(50):
         kind = chooser.choose()
         assert kind in (PLAIN, heads(1))
-        chooser.observe(kind, kind.count)
+        chooser.observe(kind, kind.num_drafts)
 
 
 def test_a_round_that_could_not_draft_counts_as_a_plain_step():

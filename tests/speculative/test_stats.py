@@ -80,16 +80,36 @@ def test_decode_stats_by_hand():
     stats.add(Chunk([1], prompt_tokens=5, seconds=0.5))
     stats.add(Chunk([2, 3], round=Round([2, 3], 1, 3, 0.1, 0.3), seconds=0.5))
     stats.add(Chunk([4], round=Round([4, 5, 6, 7], 3, 3, 0.1, 0.3), seconds=0.5))  # cut after its first token
-    stats.add(Chunk([8], round=Round([8], 0, 2, 0.0, 0.1), seconds=0.5))  # fewer drafts than K: apart
+    stats.add(Chunk([8], round=Round([8], 0, 0, 0.0, 0.1), seconds=0.5))  # could not draft: apart
     stats.add(Chunk([9], finish_reason="length", seconds=0.5))
     assert stats.accepted == [1, 3] and stats.short_rounds == 1 and stats.plain_steps == 1
     assert stats.car == [1.0, 0.5, 0.5] and stats.ar == [1.0, 0.5, 1.0] and stats.tau == 3.0
+    assert stats.chosen == {"heads 3": [2, 3], "plain": [2, 2]}
     values = stats.to_dict()
     assert values["tokens"] == 6 and values["rounds"] == 2
     assert values["tokens_per_second"] == pytest.approx(5 / 2.0)  # prefill's token and time are not decoding
     assert values["prompt_tokens_per_second"] == pytest.approx(10.0)
     assert values["tokens_per_pass"] == pytest.approx(5 / 4)
     assert values["draft_share"] == pytest.approx(0.1) and values["verify_share"] == pytest.approx(0.35)
+
+
+def test_rounds_of_several_kinds_by_hand():
+    stats = DecodeStats(4)
+    for round_ in (Round([1, 2, 3], 2, 2), Round([4], 0, 2), Round([5, 6, 7, 8, 9], 4, 4), Round([1, 2], 1, 4)):
+        stats.add(Chunk(round_.emitted, round=round_))
+    stats.add(Chunk([1], round=Round([1], 0, 0, source="plain")))
+    stats.add(Chunk([1, 2, 3], round=Round([1, 2, 3], 2, 8, source="lookup")))
+    assert stats.ar == pytest.approx([3 / 4, 2 / 3, 1.0, 1.0])  # depth 3: one round of two reached it, and went on
+    assert stats.car == pytest.approx([3 / 4, 1 / 2, 1 / 2, 1 / 2])
+    assert stats.tau == 1 + 7 / 4  # of rounds with heads' drafts
+    assert stats.plain_steps == 1 and stats.short_rounds == 0
+    assert stats.tokens_per_pass == 15 / 6
+    assert stats.to_dict()["chosen"] == {
+        "heads 2": {"rounds": 2, "tokens": 4},
+        "heads 4": {"rounds": 2, "tokens": 7},
+        "lookup 8": {"rounds": 1, "tokens": 3},
+        "plain": {"rounds": 1, "tokens": 1},
+    }
 
 
 def test_shares_are_unknown_where_the_backend_does_not_say():

@@ -55,6 +55,7 @@ def count(stats: DecodeStats, text: Text, prompt_tokens: int, prefill_seconds: f
     if not text.tokens:  # interrupted before the first one
         return
     stats.accepted += text.accepted
+    stats.proposed += [stats.num_draft_tokens] * len(text.accepted)
     stats.short_rounds += text.short_rounds
     stats.plain_steps += text.plain_steps
     stats.tokens += len(text.tokens)

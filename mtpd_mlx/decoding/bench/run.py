@@ -28,15 +28,16 @@ def measure(
 ) -> Results:
     """Every arm decodes every prompt of every set `repeats` times, interleaved."""
     results = Results({arm.name: arm for arm in arms})
-    accepted: list[int] = []
+    accepted, proposed = list[int](), list[int]()
     for name, prompts in sets.items():
         runs, rounds = len(arms[0].runs), len(accepted)
         interleave(arms, prompts, max_tokens, repeats=repeats, cool_down=cool_down, see=see)  # starts the statistics anew
         if results.mtpd.stats is not None:
             accepted += results.mtpd.stats.accepted
+            proposed += results.mtpd.stats.proposed
         results.sets.append((name, slice(runs, len(arms[0].runs)), slice(rounds, len(accepted))))
     if results.mtpd.stats is not None:
-        results.mtpd.stats.accepted = accepted
+        results.mtpd.stats.accepted, results.mtpd.stats.proposed = accepted, proposed
     return results
 
 
@@ -69,7 +70,7 @@ def figures(results: Results, runs: slice, rounds: slice) -> dict[str, Any]:
     values["plain_over_stock"] = values["plain_tok_s"] / values["stock_plain_tok_s"]
     stats = results.mtpd.stats
     if stats is not None and stats.num_draft_tokens:
-        table = acceptance_table(stats.accepted[rounds], stats.num_draft_tokens)
+        table = acceptance_table(stats.accepted[rounds], stats.num_draft_tokens, stats.proposed[rounds])
         values |= {"tau": table.tau, "car": table.car, "ar": table.ar}
     else:
         values |= {"tau": 1.0, "car": [], "ar": []}
