@@ -80,10 +80,10 @@ def novel_positions(tokens: Sequence[int], n: int = 4) -> np.ndarray:
 class DecodeStats:
     """Statistics of one or many generations: feed it every chunk. Times are those of the backend's calls alone.
 
-    accepted, proposed: one count each per round that verified drafts of the heads; short_rounds: rounds that could verify none;
-    plain_steps: ordinary steps (--plain, a cache too full for a round, or chosen); chosen: [rounds, tokens that they emitted] by
-    what they verified, e.g. {"plain": [2, 2], "heads 4": [3, 8], "lookup 8": [1, 9]}; tokens: all emitted, of which prefill
-    brought `prompts`.
+    accepted, proposed: one count each per round that verified drafts of the heads; short_rounds: rounds that could verify
+    none; plain_steps: ordinary steps (--plain, a cache too full for a round, or chosen); chosen: [rounds, tokens that they
+    emitted] by what they verified, e.g. {"plain": [2, 2], "heads 4": [3, 8], "lookup 8": [1, 9]}; tokens: all emitted, of
+    which prefill brought `prompts`.
     """
 
     num_draft_tokens: int
