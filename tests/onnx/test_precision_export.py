@@ -92,7 +92,7 @@ def test_int8_for_cpus_is_unpacked_when_the_session_opens(checkpoint: Path, tmp_
     )
     assert "MatMulNBits" not in before and before.count("Mul") > 5
     assert after.count("Mul") == 1 and after.count("Sub") == 1  # SwiGLU's; the mark of a row that is not finite
-    assert after.count("Cast") <= 1 and after.count("Unsqueeze") <= 1  # next_main_seqlens; tokens [S] -> [1, S]
+    assert after.count("Cast") <= 3 and after.count("Unsqueeze") <= 1  # lengths, with and without a spare row; tokens -> [1, S]
 
 
 def test_int8_activations_round_inside_products_only(checkpoint: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from onnxscript.nn import Module, Parameter
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import Cache, Flavour, Fused, Positions, widened
+from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Positions, Spare, widened
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
 from mtpd_onnx.graphs.rope import rope_tables
@@ -150,7 +150,7 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     seqlens = graph.input("main_seqlens", I32, [1])  # P + S - 1
     sampler = sampler_inputs(graph) if sampled else None
     caches = shared_caches(graph)
-    _, hidden = base.model(op, op.Unsqueeze(tokens, [0]), caches, fused_positions(graph, seqlens))
+    _, hidden = base.model(op, op.Unsqueeze(tokens, [0]), caches, fused_positions(graph, seqlens, tokens))
     logits = op.Squeeze(widened(op, base.logits(op, op.Gather(hidden, checked, axis=1))), [0])
     last = op.Slice(logits, [-1], [END], [0])  # [1, V]
     if sampler is None:
@@ -184,11 +184,22 @@ def next_recent(op: OpBuilder, sampler: Sampler, tokens: ir.Value, row: ir.Value
     return op.Gather(op.Concat(sampler.recent, tokens, axis=0), op.Add(row, list(range(1, CONTEXT + 1))))
 
 
-def fused_positions(graph: Graph, seqlens: ir.Value) -> Positions:
-    """`seqlens` int32 [1]: the position of the last row."""
+def fused_positions(graph: Graph, seqlens: ir.Value, tokens: ir.Value | None = None) -> Positions:
+    """`seqlens` int32 [1]: the position of the last row. `tokens` [S] of one text: on CPUs attention is then the same, bit for
+    bit, for one row and for several."""
     cos, sin = graph.rope(graph.spec.capacity)
     total = graph.constant("capacity", np.array(graph.spec.capacity, dtype=np.int32))
-    return Positions(cos, sin, last=seqlens, total=total, local=graph.local_rope(graph.spec.capacity))
+    spare = None if tokens is None or graph.spec.dtype in CUDA_TYPES else spare_row(graph, seqlens, tokens)
+    return Positions(cos, sin, last=seqlens, total=total, local=graph.local_rope(graph.spec.capacity), spare=spare)
+
+
+def spare_row(graph: Graph, seqlens: ir.Value, tokens: ir.Value) -> Spare:
+    """For a call of one row, but at the last position of the cache."""
+    op = graph.op
+    rows, end = op.Shape(tokens), graph.constant("last_position", np.array([graph.spec.capacity - 1], np.int32))
+    alone = op.And(op.Equal(rows, [1]), op.Less(seqlens, end))
+    pads = op.Concat([0, 0, 0, 0], op.Cast(alone, to=I64), [0], axis=0)
+    return Spare(rows, pads, op.Add(seqlens, op.Cast(alone, to=I32)))
 
 
 def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:

@@ -5,7 +5,7 @@ GroupQueryAttention (com.microsoft). `Standard`: activations [S, n], caches that
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import onnx_ir as ir
@@ -30,13 +30,28 @@ class Cache:
 
 
 @dataclass
+class Spare:
+    """A row of zeros that attention computes with a call of one row, so that it sums up as it does for several.
+
+    onnxruntime multiplies one row by the cached values with another kernel than two or more rows, and gets other last bits.
+    `rows` int64 [1]: S; `pads` int64 [6]: what Pad adds to [1, S, n], one row where S is 1 and the cache has room for it;
+    `last` int32 [1]: the position of the last row, the spare one included. What it leaves in the cache is never looked at.
+    """
+
+    rows: ir.Value
+    pads: ir.Value
+    last: ir.Value
+
+
+@dataclass
 class Positions:
     """Which positions the rows of a call are.
 
     Fused: cos and sin are the whole tables [C, rotary_dim / 2], `last` int32 [B] is the position of each text's last row,
     `total` int32 [] the capacity, `lengths` int32 [B] how many rows of each text are real (None: all). Standard: cos and
     sin are the rows' own [S, rotary_dim / 2], `mask` float [S, cached] is 0 where a row may look and a large negative number
-    elsewhere, `rows` int64 [S] are the positions. `local`: cos and sin of sliding layers that have their own.
+    elsewhere, `rows` int64 [S] are the positions. `local`: cos and sin of sliding layers that have their own. `spare`: None
+    where the sums of a single row may end in other bits.
     """
 
     cos: ir.Value
@@ -47,6 +62,7 @@ class Positions:
     mask: ir.Value | None = None
     rows: ir.Value | None = None
     local: tuple[ir.Value, ir.Value] | None = None
+    spare: Spare | None = None
 
     def tables(self, layer: Layer) -> tuple[ir.Value, ir.Value] | None:
         """cos and sin of one kind of layer; None where it does not rotate."""
@@ -167,6 +183,8 @@ class Fused:
         positions: Positions,
     ) -> ir.Value:
         sizes, tables = _sizes(dims), positions.tables(layer)
+        if (spare := positions.spare) is not None:
+            packed, positions = _padded(op, packed, spare), replace(positions, last=spare.last)
         q, k, v = packed, None, None  # GroupQueryAttention takes them packed
         on_cuda = packed.dtype in CUDA_TYPES and tables is not None and dims.query_growth is None
         inside = norms is not None and on_cuda and dims.qk_norm != "all"
@@ -209,7 +227,7 @@ class Fused:
         out.dtype, out.shape = packed.dtype, _replace_last(packed, sizes[0])
         for new, old in ((cache.key, cache.past_key), (cache.value, cache.past_value)):
             new.dtype, new.shape = old.dtype, old.shape
-        return out
+        return out if spare is None else op.Slice(out, [0], spare.rows, [1])
 
     def _rows(self, op: OpBuilder, x: ir.Value, positions: Positions) -> ir.Value:
         """float32 [B, S]: the positions of the rows of x [B, S, n]. Counted, because a CUDA graph reads no shapes."""
@@ -297,6 +315,13 @@ class Standard:
         out = op.MatMul(op.Softmax(op.Add(scores, mask), axis=-1), cache.value)
         out = op.Transpose(op.Reshape(out, [dims.num_heads, -1, dims.head_dim]), perm=[1, 0, 2])
         return op.Reshape(out, [0, -1])  # [S, heads * head_dim]
+
+
+def _padded(op: OpBuilder, x: ir.Value, spare: Spare) -> ir.Value:
+    y = op.Pad(x, spare.pads)
+    assert x.shape is not None
+    y.dtype, y.shape = x.dtype, ir.Shape([1, "S + spare", x.shape[2]])
+    return y
 
 
 def _growth(op: OpBuilder, rows: ir.Value, growth: tuple[float, int]) -> ir.Value:

@@ -50,7 +50,7 @@ def build_round(spec: Spec, sampled: bool = False) -> ir.Model:
     caches = shared_caches(graph)
     main_caches, head_caches = caches[: spec.dims.num_layers], caches[spec.dims.num_layers :]
 
-    positions = fused_positions(graph, main_seqlens)
+    positions = fused_positions(graph, main_seqlens, tokens)
     prenorm, postnorm = base.model(op, op.Unsqueeze(tokens, [0]), main_caches, positions)
     logits = op.Squeeze(base.logits(op, op.Gather(postnorm, checked, axis=1)), [0])  # [R, V]
     accepted, following, emitted = rule.accept(logits)  # row a; x_{t+1} [1]; the tokens after the checked rows [R]
@@ -61,6 +61,7 @@ def build_round(spec: Spec, sampled: bool = False) -> ir.Model:
     where = op.Add(window, accepted)  # [W]
     words = op.Concat(op.Gather(known, op.Slice(where, [1], [END])), following, axis=0)  # [W]: x_{s+1}
     positions.last = op.Add(past_length, op.Cast(accepted, to=I32))  # t
+    positions.spare = None  # drafts are verified
     state = op.Gather(rows, where, axis=1)  # [1, W, d]
     words = op.Unsqueeze(words, [0])
     drafts = draft_chain(graph, base, heads, state, words, head_caches, positions, rule.guess)

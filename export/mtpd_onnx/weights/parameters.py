@@ -40,14 +40,14 @@ class Parameters:
         self._dtype = np.dtype(spec.dtype.numpy())
         self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
         self._in_groups: dict[str, dict[str, Any]] = {}
+        self._groups: set[int] = set()  # sizes of those that were rounded here
         self._accounts = {"base": Account(), "heads": Account(), DRAFT_HEAD: Account()}
 
     def report(self) -> dict[str, Any]:
-        """For the manifest: the account of each checkpoint, the group size of what was rounded here, and by checkpoint the
+        """For the manifest: the account of each checkpoint, the group sizes of what was rounded here, and by checkpoint the
         largest error in integers as a share of the largest weight of its group."""
         accounts = {name: vars(account) for name, account in self._accounts.items()}
-        rounded = any(account.rounded for account in self._accounts.values())
-        return accounts | {"group_size": self._policy.group_size if rounded else None, "in_groups": self._in_groups}
+        return accounts | {"group_sizes": sorted(self._groups), "in_groups": self._in_groups}
 
     def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The parameter `name`, floating point ones in float32; q/k/v and gate/up are stacked along the output axis."""
@@ -115,6 +115,7 @@ class Parameters:
             account.kept += 1
         else:
             account.rounded += 1
+            self._groups.add(layout.group_size)
         return matrix
 
     def _draft_rows(self) -> Sequence[int]:
