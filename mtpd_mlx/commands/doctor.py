@@ -59,6 +59,9 @@ def examine() -> Findings:
             problems.append('an NVIDIA GPU, but MLX computes on the CPU: pip install -e ".[mlx-cuda]"')
         if sys.platform == "darwin" and platform.machine() == "x86_64":
             problems.append("Python runs translated (x86_64): install an arm64 Python to use the GPU")
+    facts["computes in"] = (
+        "float32, whatever weights are stored in (--dtype)" if on_cpu() else "the type of the weights (--dtype)"
+    )
     for kind in (mx.float32, mx.bfloat16):
         facts[f"{str(kind).removeprefix('mlx.core.')} product"] = f"{gigaflops(mx, kind):.0f} GFLOP/s"
     if on_cpu() and gigaflops(mx, mx.float32) < SLOW:

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.commands.loading import base_keywords
-from mtpd_mlx.options.base import CheckpointOptions
+from mtpd_mlx.options.base import MeasuredOptions
 from mtpd_mlx.options.measure import EvalOptions
 from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.text.tables import format_table
 
-OPTIONS = (CheckpointOptions, EvalOptions)
+OPTIONS = (MeasuredOptions, EvalOptions)
 
 
-def run(place: CheckpointOptions, evaluation: EvalOptions) -> int:
+def run(place: MeasuredOptions, evaluation: EvalOptions) -> int:
     from mtpd_mlx.measure.evaluate import measure, repetition
     from mtpd_mlx.model.generate import generate_greedy
     from mtpd_mlx.model.load_save import load_for_decoding
@@ -25,7 +25,8 @@ def run(place: CheckpointOptions, evaluation: EvalOptions) -> int:
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     files = list(zip(set_names(evaluation.prompts), evaluation.prompts, strict=True))
-    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, dequantize=on_cpu(), **base_keywords(place))
+    known = base_keywords(place) | {"dequantize": on_cpu(), "dtype": place.dtype}
+    base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, **known)
     assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)
     sets: dict[str, Any] = {}

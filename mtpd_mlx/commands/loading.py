@@ -61,11 +61,11 @@ def xtc_special_tokens(tokenizer: Any) -> tuple[int, ...]:
 
 
 def load_model(place: RunnableOptions, plain: bool = False) -> tuple[Any, Any]:
-    """(base, heads or None) of the options; heads in the base's type."""
+    """(base, heads or None) of the options; both in the type that the options say."""
     from mtpd_mlx.checkpoints.format import CONFIG_NAME
-    from mtpd_mlx.families.table import check_float16
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.model.base import load_base
+    from mtpd_mlx.model.compute import compute_in
     from mtpd_mlx.model.load_save import load_checkpoint
     from mtpd_mlx.model.runtime import mx, on_cpu
 
@@ -78,12 +78,8 @@ def load_model(place: RunnableOptions, plain: bool = False) -> tuple[Any, Any]:
         base, heads = load_base(place.checkpoint, dequantize=dequantize, adapter=known["adapter"]), None
     else:
         base, heads, _ = load_checkpoint(folder, place.model, dequantize=dequantize, **known)
-    if place.dtype == "float16":
-        check_float16(base.dims.model_type, "--dtype float16", "bfloat16")
-    if place.dtype is not None:
-        base.model.set_dtype(getattr(mx, place.dtype))
+    compute_in(base, place.dtype)
     if heads is not None:
         heads.set_dtype(base.dtype)
         mx.eval(heads.parameters())
-    mx.eval(base.model.parameters())
     return base, heads

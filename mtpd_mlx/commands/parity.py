@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.commands.loading import base_keywords
-from mtpd_mlx.options.base import CheckpointOptions
+from mtpd_mlx.options.base import MeasuredOptions
 from mtpd_mlx.options.measure import ParityOptions
 from mtpd_mlx.text.tables import format_table
 
-OPTIONS = (CheckpointOptions, ParityOptions)
+OPTIONS = (MeasuredOptions, ParityOptions)
 
 
-def run(place: CheckpointOptions, parity: ParityOptions) -> int:
+def run(place: MeasuredOptions, parity: ParityOptions) -> int:
     from mtpd_onnx.manifest import read_manifest
 
     from mtpd_mlx.hub.pull import resolve_folder
@@ -21,7 +21,8 @@ def run(place: CheckpointOptions, parity: ParityOptions) -> int:
     from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    base, heads, _ = load_for_decoding(Path(place.checkpoint), place.model, dequantize=True, **base_keywords(place))
+    known = base_keywords(place) | {"dequantize": True, "dtype": place.dtype}
+    base, heads, _ = load_for_decoding(Path(place.checkpoint), place.model, **known)
     folder = resolve_folder(parity.folder)
     manifest = read_manifest(folder)
     if manifest.base["fingerprint"] != base.fingerprint:

@@ -17,6 +17,8 @@ from mtpd_mlx.files.atomic import leftovers, replacing, write_json, write_text
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.lock import check_unlocked, locked
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
+from mtpd_mlx.model.compute import compute_in
+from mtpd_mlx.model.finite import type_name
 from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.load_save import versions
 from mtpd_mlx.model.runtime import mx
@@ -49,6 +51,7 @@ def load_work(cfg: DistillConfig) -> Work:
     check_unlocked(Path(cfg.out))
     adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
     base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
+    compute_in(base, cfg.dtype)
     assert base.path is not None
     longest = base.context_length - cfg.max_tokens
     if longest < 1:
@@ -152,7 +155,7 @@ def claim(work: Work) -> set[int]:
     """Makes or reopens the output folder; the rows that are done. Refuses to mix two runs or to replace output unasked."""
     cfg, out = work.cfg, Path(work.cfg.out)
     options = {k: v for k, v in as_dict(cfg).items() if k not in ON_RESUME}
-    settings = {"options": options, "base": work.base.fingerprint, "versions": versions()}
+    settings = {"options": options, "base": work.base.fingerprint, "versions": versions(), "dtype": type_name(work.base.dtype)}
     existing = [n for n in NAMES if (out / n).exists()]
     if cfg.resume:
         if not (out / PART_NAME).exists():

@@ -17,7 +17,7 @@ from mtpd_mlx.families.table import FAMILIES
 from mtpd_mlx.files.model_files import INDEX, agree, choose
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.folder_view import View
-from mtpd_mlx.inspection.memory import DEVICES, decode_bytes, train_bytes
+from mtpd_mlx.inspection.memory import CPU_ITEM, DEVICES, decode_bytes, train_bytes
 from mtpd_mlx.inspection.sections import CACHE_INDEX, as_object, describe_adapter, describe_cache
 from mtpd_mlx.options.hub import MemoryPlan
 
@@ -138,6 +138,7 @@ def _needs(dims: Dims, counts: Counts, plan: MemoryPlan, item: int) -> dict[str,
         "block_parameters": block_parameters(dims, dims.head_layer.experts),
         "train_heads_bytes": {name: train_bytes(dims, counts, plan, device) for name, device in DEVICES.items()},
         "decode_bytes": decode_bytes(dims, counts.stored, plan, item),
+        "decode_cpu_bytes": decode_bytes(dims, counts.parameters * CPU_ITEM, plan, CPU_ITEM),
     }
 
 

@@ -8,6 +8,7 @@ from mtpd_mlx.inspection.counts import Counts, cache_bytes, head_parameters
 from mtpd_mlx.options.hub import MemoryPlan
 
 RUNTIME_BYTES = 400 << 20  # of decoding
+CPU_ITEM = 4  # bytes of what CPUs compute in (--dtype auto), where quantised bases are unpacked to decode
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _logits(dims: Dims, counts: Counts, plan: MemoryPlan, device: Device) -> flo
 
 
 def decode_bytes(dims: Dims, weights: int, plan: MemoryPlan, item: int) -> int:
-    """Base and heads in the base's type, caches of both at `positions`."""
+    """Base and heads in the type that is computed in (`item` bytes), caches of both at `positions`."""
     positions = min(plan.context, dims.context_length)
     heads = plan.num_heads * head_parameters(dims) * item
     return weights + heads + cache_bytes(dims, positions, dims.num_layers + plan.num_heads, item) + RUNTIME_BYTES

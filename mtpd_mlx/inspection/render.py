@@ -68,7 +68,10 @@ def _model(found: dict[str, Any]) -> list[str]:
     )
     decode = size(needs["decode_bytes"])
     positions = min(plan["positions"], d["context_length"])
-    lines.append(f"to decode {positions} positions with these heads, weights as stored: about {decode}")
+    cpu = size(needs["decode_cpu_bytes"])
+    lines.append(
+        f"to decode {positions} positions with these heads: about {decode} on a GPU as stored, {cpu} on a CPU in float32"
+    )
     return lines
 
 

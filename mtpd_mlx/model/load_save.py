@@ -24,8 +24,10 @@ from mtpd_mlx.files.publish import publish, staged
 from mtpd_mlx.files.safetensors import read_header
 from mtpd_mlx.hub.pull import resolve_folder
 from mtpd_mlx.model.base import Base, load_base
+from mtpd_mlx.model.compute import compute_in
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx, nn
+from mtpd_mlx.options.base import AUTO
 from mtpd_mlx.text.tokenizer_files import copy_tokenizer
 
 
@@ -159,10 +161,13 @@ def load_for_decoding(
     dequantize: bool = False,
     adapter: Path | None = None,
     allow_mismatch: bool = False,
+    dtype: str = AUTO,
 ) -> tuple[Base, MTPHeads, CheckpointConfig]:
-    """As load_checkpoint, with the heads in the base's own floating-point type."""
+    """As load_checkpoint, both in the type that `dtype` (an option's name of it) says."""
     base, heads, config = load_checkpoint(folder, model, dequantize=dequantize, adapter=adapter, allow_mismatch=allow_mismatch)
+    compute_in(base, dtype)
     heads.set_dtype(base.dtype)
+    mx.eval(heads.parameters())
     return base, heads, config
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from mtpd_mlx.options.schema import REQUIRED, argument, option, same, switch
 from mtpd_mlx.options.train import HeadsConfig, LoraConfig, ModelConfig, TrainOptions
 
-DTYPES = ("float32", "bfloat16", "float16")
+AUTO = "auto"
+DTYPES = (AUTO, "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +22,23 @@ class CheckpointOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnableOptions(CheckpointOptions):
+class ComputeOptions:
+    dtype: str = option(
+        AUTO, "floating-point type to compute in (auto: float32 on a CPU, where others are slow, elsewhere as stored)", DTYPES
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredOptions(ComputeOptions, CheckpointOptions):
+    """Of commands that run base and heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnableOptions(MeasuredOptions):
     """Of commands that decode with heads, or plainly with a base alone."""
 
     checkpoint: str = argument("heads checkpoint, or for plain decoding a base: a folder or a hub id", path=True)
     dequantize: bool | None = same(ModelConfig, "dequantize", default=None, unset="on CPU only", switch=False)
-    dtype: str | None = option(None, "cast weights", DTYPES, unset="as they are")
 
 
 # What `mtpd extend` and `mtpd refit` take of training: the heads are the checkpoint's, and no adapters are trained.

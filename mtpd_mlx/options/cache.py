@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
+from mtpd_mlx.options.base import AUTO, DTYPES
 from mtpd_mlx.options.schema import NOT_NEGATIVE, Range, option, same
 from mtpd_mlx.options.train import ModelConfig, RunConfig
-
-AUTO = "auto"
-DTYPE_CHOICES = (AUTO, "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -19,9 +17,9 @@ class CacheConfig:
         "teacher logits kept per position, for training with a --top-n up to this (0: hidden states only)",
         takes=NOT_NEGATIVE,
     )
-    cache_dtype: str = option(AUTO, "dtype of the stored hidden states (auto: bfloat16 on GPU, float32 on CPU)", DTYPE_CHOICES)
+    cache_dtype: str = option(AUTO, "dtype of the stored hidden states (auto: bfloat16 on GPU, float32 on CPU)", DTYPES)
     compute_dtype: str = option(
-        AUTO, "dtype an unquantised base runs in (auto: bfloat16 on GPU, float32 on CPU)", DTYPE_CHOICES
+        AUTO, "dtype the base runs in (auto: float32 on CPU; on GPU bfloat16, a quantised base as stored)", DTYPES
     )
     dequantize: bool = same(ModelConfig, "dequantize")
     shard_mb: float = option(256.0, "size of a shard file in MB (10^6 bytes)", takes=Range(0, above=True))

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from mtpd_mlx.options.base import ComputeOptions
 from mtpd_mlx.options.measure import MeasureOptions
 from mtpd_mlx.options.sampling import SamplingOptions
 from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, flag, option, same
@@ -32,6 +33,7 @@ class DistillConfig:
     valid_share: float = option(DataConfig.valid_share, "share of the prompts that goes to valid.jsonl", takes=SHARE)
     ignore_chat_template: bool = same(GenerateOptions, "ignore_chat_template")
     dequantize: bool = same(ModelConfig, "dequantize")
+    dtype: str = same(ComputeOptions, "dtype")
     overwrite: bool = same(RunConfig, "overwrite")
     resume: bool = same(RunConfig, "resume")
 

@@ -143,7 +143,8 @@ class SplitIndex:
 
 @dataclass(frozen=True)
 class CacheIndex:
-    """cache.json. `data`: what defines the rows; `options`: those of the command, which --resume takes up."""
+    """cache.json. `data`: what defines the rows; `options`: those of the command, which --resume takes up. `compute_dtype`:
+    what the base ran in; earlier versions left it out."""
 
     base: BaseRef
     layout: Layout
@@ -152,6 +153,7 @@ class CacheIndex:
     splits: dict[str, SplitIndex]
     options: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    compute_dtype: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -172,6 +174,7 @@ class CacheIndex:
             "splits": {n: vars(s) | {"shards": [vars(shard) for shard in s.shards]} for n, s in self.splits.items()},
             "options": self.options,
             "versions": self.versions,
+            "compute_dtype": self.compute_dtype,
         }
 
 
@@ -210,7 +213,9 @@ def _parse(values: dict[str, Any]) -> CacheIndex:
         for name, split in values["splits"].items()
     }
     rows_per_shard, data = values["rows_per_shard"], values["data"]
-    return CacheIndex(base, layout, rows_per_shard, data, splits, values["options"], values["versions"])
+    return CacheIndex(
+        base, layout, rows_per_shard, data, splits, values["options"], values["versions"], values.get("compute_dtype")
+    )
 
 
 def _check_types(file: Path, index: CacheIndex) -> None:
@@ -219,6 +224,7 @@ def _check_types(file: Path, index: CacheIndex) -> None:
     entries: dict[str, tuple[Any, Any]] = {name: (getattr(index, name), dict) for name in ("data", "options", "versions")}
     if isinstance(index.data, dict):
         entries |= {f"data.{n}": (index.data[n], kind) for n, kind in kinds.items() if n in index.data}
+    entries["compute_dtype"] = (index.compute_dtype, str | None)
     for name, split in index.splits.items():
         entries |= {f"splits.{name}.sha256": (split.sha256, str), f"splits.{name}.tokens": (split.tokens, int)}
         entries |= {f"splits.{name}.{n}": (getattr(split, n), int | None) for n in ("targets", "drafted", "cut", "empty")}

@@ -17,9 +17,11 @@ from mtpd_mlx.families.table import check_float16
 from mtpd_mlx.files.atomic import leftovers, put_in_place, temporary_name
 from mtpd_mlx.files.lock import check_unlocked, locked
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
+from mtpd_mlx.model.compute import compute_in, dtype_of
+from mtpd_mlx.model.finite import type_name
 from mtpd_mlx.model.load_save import reference_base, versions
-from mtpd_mlx.model.runtime import mx, on_cpu
-from mtpd_mlx.options.cache import AUTO, CacheConfig
+from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.options.cache import CacheConfig
 from mtpd_mlx.options.resume import ON_RESUME, resumed
 from mtpd_mlx.options.schema import as_dict, build, flag, read_values
 from mtpd_mlx.options.train import DataConfig
@@ -134,6 +136,7 @@ def prepare(options: CacheOptions) -> Job:
         {name: _describe_split(part, counts[name]) for name, part in splits.items()},
         {name: value for name, value in options.to_dict().items() if name not in ON_RESUME},
         versions(),
+        type_name(base.dtype),
     )
     job = Job(out, base, splits, index, batch_size)
     return _take_up(job, read_index(out)) if cfg.resume else job
@@ -151,23 +154,16 @@ def _check_folder(out: Path, overwrite: bool) -> None:
 
 
 def _load(cfg: CacheConfig) -> Base:
-    """A quantised base stays so unless --dequantize; any other runs in the compute dtype."""
+    """A quantised base keeps its integers unless --dequantize."""
     assert cfg.model is not None
     adapter = None if cfg.adapter_path is None else Path(cfg.adapter_path).expanduser()
     base = load_base(cfg.model, dequantize=cfg.dequantize, adapter=adapter)
-    for name in ("compute_dtype", "cache_dtype"):
-        if getattr(cfg, name) == "float16":
-            check_float16(base.dims.model_type, f"{flag(name)} float16", "bfloat16")
+    if cfg.cache_dtype == "float16":
+        check_float16(base.dims.model_type, f"{flag('cache_dtype')} float16", "bfloat16")
     say_if_slow(base)
-    if not base.is_quantized:
-        base.model.set_dtype(getattr(mx, _resolve(cfg.compute_dtype)))
-        mx.eval(base.model.parameters())
+    compute_in(base, cfg.compute_dtype, None if base.is_quantized else mx.bfloat16, flag("compute_dtype"))
     base.model.freeze()
     return base
-
-
-def _resolve(dtype: str) -> str:
-    return ("float32" if on_cpu() else "bfloat16") if dtype == AUTO else dtype
 
 
 def _layout(base: Base, cfg: CacheConfig, data: DataConfig) -> Layout:
@@ -178,7 +174,7 @@ def _layout(base: Base, cfg: CacheConfig, data: DataConfig) -> Layout:
         base.vocab_size,
         data.max_seq_length,
         min(cfg.top_n, base.vocab_size),
-        _resolve(cfg.cache_dtype),
+        type_name(dtype_of(cfg.cache_dtype)),
         "float32" if logits == mx.float32 else "float16",
     )
 
@@ -221,6 +217,8 @@ def _identity(new: CacheIndex, old: CacheIndex) -> Iterator[tuple[str, Any, Any]
         yield name, new.data.get(name), old.data.get(name)
     for name in vars(old.layout):
         yield name, getattr(new.layout, name), getattr(old.layout, name)
+    if old.compute_dtype is not None:
+        yield "compute_dtype", new.compute_dtype, old.compute_dtype
     yield "rows_per_shard", new.rows_per_shard, old.rows_per_shard
     for name in old.splits | new.splits:
         ours, theirs = (index.splits[name].sha256 if name in index.splits else None for index in (new, old))

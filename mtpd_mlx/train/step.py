@@ -7,6 +7,7 @@ import numpy as np
 
 from mtpd_mlx.data.packing import Batch, target_masks
 from mtpd_mlx.losses.objective import Model, Tree, objective
+from mtpd_mlx.model.compute import dtype_of
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.teacher_cache.arrays import to_mlx
@@ -205,8 +206,5 @@ def global_norm(gradients: Tree) -> mx.array:
 
 
 def compute_dtype(cfg: OptimConfig) -> mx.Dtype:
-    """`auto`: bfloat16 on GPUs, float32 on CPUs (whose bfloat16 products are slow)."""
-    from mtpd_mlx.model.runtime import on_cpu
-
-    name = ("float32" if on_cpu() else "bfloat16") if cfg.compute_dtype == "auto" else cfg.compute_dtype
-    return getattr(mx, name)
+    """What --compute-dtype says."""
+    return dtype_of(cfg.compute_dtype)

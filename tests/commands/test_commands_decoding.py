@@ -289,6 +289,7 @@ def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     main(["doctor", "--json"])
     values: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert {"device", "mlx", "mlx-lm", "memory", "problems"} <= values.keys()
+    assert values["computes in"].startswith("float32" if values["device"].endswith("(cpu)") else "the type")
     monkeypatch.setattr(doctor, "gigaflops", lambda mx, kind: 1.0)
     text = output(capsys, ["doctor"], 1)
     assert "fix: float32 products below 30 GFLOP/s" in text or "GPU" in values["device"]

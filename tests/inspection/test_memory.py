@@ -1,10 +1,14 @@
 """What `mtpd inspect` says that training needs, against what was measured (docs/log.md)."""
 
+from pathlib import Path
+
 import pytest
-from tiny import LLAMA
+from tiny import LLAMA, write_base, write_quantised
 
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.inspection.counts import Counts, block_parameters
+from mtpd_mlx.inspection.describe import describe
+from mtpd_mlx.inspection.folder_view import LocalView
 from mtpd_mlx.inspection.memory import DEVICES, decode_bytes, train_bytes
 from mtpd_mlx.options.hub import MemoryPlan
 
@@ -72,6 +76,14 @@ def test_activations_and_scores_on_the_cpu(config: dict, heads: int, rows: int, 
     held = 12 * heads * head_parameters(dims) + device.runtime
     said = (train_bytes(dims, counts, MemoryPlan(heads, rows, tokens), device) - held) / 1e6
     assert measured <= said <= 1.5 * measured
+
+
+def test_decoding_on_a_cpu_is_planned_in_float32(tmp_path: Path) -> None:
+    """Whatever is stored: a quantised folder is unpacked there."""
+    plain = write_base(tmp_path / "plain", LLAMA)
+    packed = write_quantised(tmp_path / "packed", plain, 4, dtype="float16")
+    needs = [describe(LocalView(folder))["needs"] for folder in (plain, packed)]
+    assert needs[0]["decode_cpu_bytes"] == needs[1]["decode_cpu_bytes"] == needs[0]["decode_bytes"] > needs[1]["decode_bytes"]
 
 
 def test_memory_grows_with_what_is_planned() -> None:
