@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from mtpd_mlx.options.train import KL_START_FROM_SCRATCH, HeadsConfig, LossConfig, OptimConfig
 from tools.experiments.settings import Setting
 
-MTPD = LossConfig()  # the paper's for four heads: alpha 0.3, beta 0.5
-MTPD_1 = LossConfig(beta=(1.0,))  # and for one
+MTPD = LossConfig()  # alpha 0.3, beta 0.5, as reported for four heads; summed over them, our first reading of the paper
+MTPD_1 = LossConfig(beta=(1.0,))  # as reported for one
 CE = LossConfig(loss="ce")
 CE_1 = LossConfig(loss="ce", alpha=(1.0,))  # on a frozen base nothing else shares the gradient's norm
 MTPD_FREE = replace(MTPD, detach_teacher=False)
@@ -80,7 +80,7 @@ def loops(part: str, of: str, loss: LossConfig, s: Setting, seed: int = 0, text:
 
 
 def one_head_loops(of: str, loss: LossConfig) -> list[Arm]:
-    """1 -> 2 -> 4 -> 8 by copies alone, the paper's pilot."""
+    """1 -> 2 -> 4 -> 8 by copies alone, as in the paper's pilot."""
     arms, before = [], f"{of}.s0"
     for count in (2, 4, 8):
         arms.append(Arm("copies", f"{of}-copy{count}", "loop", loss, count, 0, start=before))
@@ -121,7 +121,7 @@ def frozen(s: Setting) -> list[Arm]:
 
 
 def recipes(s: Setting) -> list[Arm]:
-    """Candidates for a better recipe than the paper's, on the frozen base; hidden_source names what is passed on."""
+    """Candidates for a better recipe than MTPD by AdamW, on the frozen base; hidden_source names what is passed on."""
     start = Arm("recipes", "", "frozen", MTPD, 4, s.heads_steps, start=f"{BASE_ARM}.s0")
     fast = replace(start, optimizer="muon", rate_factor=3.0)
     faster = replace(fast, rate_factor=6.0)
@@ -175,6 +175,21 @@ def ablations(s: Setting) -> list[Arm]:
     ]
 
 
+def teachers(s: Setting) -> list[Arm]:
+    """Four heads from scratch: the mean over heads in place of the sum, and an average of the base (EMA) as teacher. Their sums
+    with a live teacher are joint4-ce, joint4-mtpd (detached) and joint4-nodetach."""
+    ema = replace(MTPD, teacher="ema")
+    losses = {
+        "joint4-ce-mean": replace(CE, heads_reduction="mean"),
+        "joint4-mtpd-mean": replace(MTPD, heads_reduction="mean"),
+        "joint4-mtpd-ema": ema,
+        "joint4-nodetach-mean": replace(MTPD_FREE, heads_reduction="mean"),
+        "joint4-mtpd-ema-mean": replace(ema, heads_reduction="mean"),
+    }
+    arms = [Arm("teachers", name, "joint", loss, 4, s.joint_steps) for name, loss in losses.items()]
+    return [replace(arm, seed=seed) for arm in arms for seed in range(s.seeds)]
+
+
 def all_arms(s: Setting) -> list[Arm]:
     base = Arm("base", BASE_ARM, "base", CE, 0, s.base_steps)
     arms = [*joint(s), *late(s), *loops("loops", "joint4-mtpd", MTPD, s)]
@@ -186,7 +201,7 @@ def all_arms(s: Setting) -> list[Arm]:
     arms += [*scratch(s), *ablations(s)]
     for seed in range(s.seeds):
         arms += loops("free-loops", "joint4-nodetach", MTPD, s, seed)
-    return [*arms, *recipes(s), *muon(s)]
+    return [*arms, *recipes(s), *muon(s), *teachers(s)]
 
 
 def parts() -> tuple[str, ...]:

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.data import Batch
 from mtpd_mlx.data.own_text import picker
 from mtpd_mlx.data.packing import target_masks
 from mtpd_mlx.measure.acceptance import ForcedBatch, match_tables, teacher_force
 from mtpd_mlx.measure.evaluate import repetition, summarise
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation, Pick, batches_of, generate_batch, greedy
-from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.heads import MTPHeads, shift_left
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.distill import DistillConfig
 from tools.experiments.data import Text
@@ -38,13 +39,15 @@ class BaseMeasures:
         return self._forced[kind]
 
     def of_heads(self, heads: MTPHeads) -> dict[str, Any]:
-        """greedy and sampled: by set, all together, as evaluate.summarise, with distinct4; tau by domain."""
+        """greedy and sampled: by set, all together, as evaluate.summarise, with distinct4; tau by domain. forced: along
+        held-out text."""
         heads.set_dtype(self.base.dtype)
         heads.eval()
         tables = match_tables(self.base, heads, self.greedy, self.forced("greedy", self.greedy))
         results = {"greedy": self._by_set(self.greedy, tables, heads.num_heads)}
         tables = sampled_tables(self.base, heads, self.sampled, self.s.temp, 0, self.forced("sampled", self.sampled))
-        return results | {"sampled": self._by_set(self.sampled, tables, heads.num_heads)}
+        results |= {"sampled": self._by_set(self.sampled, tables, heads.num_heads)}
+        return results | {"forced": held_out_acceptance(self.base, heads, self.text.valid, self.s.batch_size)}
 
     def _by_set(self, texts: list[Generation], tables: list[np.ndarray], num_heads: int) -> dict[str, Any]:
         prompts = self.text.prompts
@@ -61,6 +64,25 @@ class BaseMeasures:
             "sets": {name: group(lambda i, name=name: prompts[i].set == name) for name in sets},
             "domains": {d: group(lambda i, d=d: prompts[i].set == HELD_OUT and prompts[i].domain == d)["tau"] for d in domains},
         }
+
+
+def held_out_acceptance(base: Base, heads: MTPHeads, rows: Batch, batch_size: int) -> dict[str, Any]:
+    """Of positions of `rows` where the deepest head has a target, the share where heads 1..k all guess the main head's choice
+    ("forced" CAR: the text goes on as it is written, whatever the main head would choose)."""
+    masks, guess = target_masks(rows, heads.num_heads)[-1], heads.guesser(base)
+    table = np.zeros((0, heads.num_heads), bool)
+    for start in range(0, len(rows.tokens), batch_size):
+        tokens = mx.array(rows.tokens[start : start + batch_size])
+        hidden = base.trunk(tokens)
+        best = mx.argmax(base.logits(base.norm(hidden)), axis=-1)
+        alive, agreed = mx.ones(tokens.shape, mx.bool_), []
+        for k, state in enumerate(heads.cascade(base, hidden, tokens), start=1):
+            alive = alive & (guess(state) == shift_left(best, k))
+            mx.eval(alive)
+            agreed.append(np.array(alive))
+        table = np.concatenate([table, np.stack(agreed, axis=-1)[masks[start : start + batch_size]]])
+    car = table.mean(axis=0) if len(table) else np.zeros(heads.num_heads)
+    return {"car": car.tolist(), "rounds": len(table)}
 
 
 def generate(base: Base, text: Text, s: Setting, pick: Pick) -> list[Generation]:

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from tools.experiments.figures import save_plot, series_of
-from tools.experiments.findings import FREE, LATE, Run, greedy, read_runs, read_speed, summary
+from tools.experiments.findings import CE, CE_MEAN, FIRST, WAYS, Run, greedy, read_runs, read_speed, summary
 from tools.experiments.pages import (
     PARTS,
     aims_table,
@@ -25,7 +25,7 @@ from tools.experiments.pages import (
 from tools.experiments.results_file import write_generated
 
 SUMMARY_NAME = "summary.json"
-JOINT = ("joint4-ce", "joint4-mtpd", f"joint4-{LATE}", f"joint4-{FREE}")
+JOINT = tuple(f"joint4-{of}" for of in (CE, CE_MEAN, FIRST, *(of for of, _ in WAYS)))
 FIGURES = {
     "heads": ("CAR by depth, four heads", lambda e: e["num_heads"] == 4 and e["seed"] == 0 and e["part"] != "ablations"),
     "loops": ("CAR by depth, looped and from scratch", lambda e: e["num_heads"] > 4),

@@ -9,6 +9,7 @@ run.py writes them, findings.py reads them, docs/results keeps them. On the disk
       greedy, sampled
         all, sets        [[rounds, rounds whose drafts 1..k were all accepted, k = 1..K], the same of new 4-grams, distinct-4]
         domains          tau of each domain, in the order of held_out; null: no prompts
+      forced           [positions, positions where heads 1..k all guess the main head's choice], along held-out text
 
 CAR, AR, tau and bits per byte are derived from these when a file is read. Figures on held-out text keep six significant
 digits, because changes of them are told in hundredths of a percent; all others keep four.
@@ -106,7 +107,8 @@ def pack_arm(entry: Figures, domains: list[str]) -> Figures:
     known = [name for name in MAIN_FIGURES if name in entry["main"]["all"]]
     main = {name: [rounded(entry["main"][d][name], MAIN_DIGITS) for d in domains] for name in known}
     kinds = {kind: pack_kind(entry[kind], domains) for kind in KINDS if kind in entry}
-    return entry | {"train": pack_train(entry["train"]), "main": main} | kinds
+    forced = {"forced": accepted(entry["forced"])} if "forced" in entry else {}
+    return entry | {"train": pack_train(entry["train"]), "main": main} | kinds | forced
 
 
 def unpack_arm(entry: Figures, held_out: dict[str, list[int]]) -> Figures:
@@ -116,7 +118,8 @@ def unpack_arm(entry: Figures, held_out: dict[str, list[int]]) -> Figures:
         bits = figures["loss"] * tokens / math.log(2) / size
         main[domain] = figures | {"bits_per_byte": bits, "tokens": tokens, "bytes": size}
     kinds = {kind: unpack_kind(entry[kind], list(held_out)) for kind in KINDS if kind in entry}
-    return entry | {"train": unpack_train(entry["train"]), "main": main} | kinds
+    forced = {"forced": acceptance(entry["forced"])} if "forced" in entry else {}
+    return entry | {"train": unpack_train(entry["train"]), "main": main} | kinds | forced
 
 
 def pack_train(train: Figures) -> Figures:
