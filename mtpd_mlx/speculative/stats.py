@@ -42,7 +42,8 @@ def acceptance_table(counts: Sequence[int], num_draft_tokens: int, proposed: Seq
     for k in range(1, num_draft_tokens + 1):
         tried = (verified >= k) & (array >= k - 1)
         ar.append(float((array[tried] >= k).mean()) if tried.any() else 0.0)
-        car.append(ar[-1] * (car[-1] if car else 1.0))
+        whole = verified.size and verified.min() >= k  # every round counts: the share itself, not rounded by a product
+        car.append(float((array >= k).mean()) if whole else ar[-1] * (car[-1] if car else 1.0))
     return AcceptanceTable(car, ar, tau)
 
 
