@@ -1,9 +1,8 @@
-"""The peer, onnxruntime-genai: build it, carry it without its weights, fill it where it is timed.
+"""The peer, onnxruntime-genai: build it, carry it without its weights, fill it where it is timed (tools/benchmark).
 
     python -m tools.genai_peer build MODEL PEER --precision fp16 --provider cuda     # needs torch and transformers
     python -m tools.genai_peer skeleton PEER MODEL SKELETON                          # needs onnx
     python -m tools.genai_peer fill SKELETON MODEL PEER                              # needs numpy
-    python -m tools.genai_peer time PEER --lengths 64 256 --max-tokens 128           # needs onnxruntime-genai
 
 MODEL is a Hugging Face folder. Run it from the repository root. What `fill` writes is byte for byte what `build` wrote.
 """
@@ -13,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-from tools.genai_peer import timing
 from tools.genai_peer.build import build
 from tools.genai_peer.fill import fill
 from tools.genai_peer.skeleton import make_skeleton
@@ -39,7 +37,6 @@ def main() -> int:
     add("model", type=Path)
     add("out", type=Path)
     add("--threads", type=int, help="default: all cores")
-    timing.add_arguments(commands.add_parser("time", help="time greedy decoding of random prompts"))
     args = parser.parse_args()
     try:
         return run(args)
@@ -50,8 +47,6 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
-    if args.command == "time":
-        return timing.run(args)
     if args.command == "build":
         graphs = ["enable_cuda_graph=1"] if args.provider == "cuda" else []
         build(args.model, args.out, args.precision, args.provider, [*graphs, *args.option])
