@@ -1,6 +1,7 @@
 """What a heads checkpoint is on disk (docs/architecture.md), for every runtime: no mlx here."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ class BaseRef:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items() if k not in optional or v}
 
 
+def named_from(named: str, checkpoint: Path) -> str:
+    """How `checkpoint` names a model: a hub id as it is, a folder relative to the checkpoint, beginning with ./ or ../."""
+    local = Path(named).expanduser()
+    if not local.is_dir():
+        return named
+    path = os.path.relpath(local.resolve(), checkpoint.resolve())
+    return path if path.startswith("..") else f"./{path}"
+
+
 def _located(checkpoint: Path, name: str) -> str:
     return str((checkpoint / name).resolve()) if name.startswith(("./", "../")) else name
 
@@ -121,10 +131,9 @@ def parse_config(values: dict[str, Any], file: str) -> CheckpointConfig:
         raise ValueError(f"{file}: format_version: got {version!r}, expected {FORMAT_VERSION}")
     try:
         num_heads, source = values.pop("num_heads"), values.pop("hidden_source")
-        base = BaseRef(**values.pop("base"))
+        base = parse_base(values.pop("base"), file)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file}: missing or unknown key {error}") from error
-    check_base(base, file)
     check_num_heads(num_heads, f"{file}: num_heads")
     if source not in HIDDEN_SOURCES:
         raise ValueError(f"{file}: hidden_source: got {source!r}, expected one of {', '.join(HIDDEN_SOURCES)}")
@@ -147,6 +156,16 @@ def check_num_heads(count: Any, name: str) -> None:
 
 def _is_quantization(value: Any) -> bool:
     return isinstance(value, dict) and all(type(value.get(name)) is int and value[name] > 0 for name in ("bits", "group_size"))
+
+
+def parse_base(values: Any, file: str) -> BaseRef:
+    """ValueError in one line where a key is missing, unknown or of another type; `file` is where it was read."""
+    try:
+        base = BaseRef(**values)
+    except TypeError as error:
+        raise ValueError(f"{file}: base: missing or unknown key {error}") from error
+    check_base(base, file)
+    return base
 
 
 def check_base(base: BaseRef, file: str) -> None:

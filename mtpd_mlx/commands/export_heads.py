@@ -1,5 +1,9 @@
 """mtpd export-heads: needs no MLX."""
 
+import json
+import shlex
+
+from mtpd_mlx.checkpoints.shipped.vllm import VLLM
 from mtpd_mlx.options.export import ExportHeadsOptions
 
 OPTIONS = (ExportHeadsOptions,)
@@ -17,12 +21,17 @@ def run(export: ExportHeadsOptions) -> int:
         base,
         export.out,
         export.format,
+        with_base=export.with_base,
         link=export.link,
         copy_ends=export.copy_ends,
         allow_mismatch=export.allow_base_mismatch,
     )
     replaced = f", in place of the {written.replaced} that the base ships" if written.replaced else ""
-    print(f"{export.out}: model with MTP heads ({export.format}), {written.bytes / 1e6:.1f} MB of them{replaced}")
+    what = "model with MTP heads" if export.with_base else "MTP heads"
+    print(f"{export.out}: {what} ({export.format}), {written.bytes / 1e6:.1f} MB of them{replaced}")
+    if export.format == VLLM:
+        speculative = json.dumps({"method": "mtp", "model": str(export.out), "num_speculative_tokens": written.heads})
+        print(f"vllm serve {shlex.quote(str(base))} --speculative-config {shlex.quote(speculative)}")
     if written.draft_vocab is not None:
         print(f"the heads' draft vocabulary of {written.draft_vocab} tokens has no place in this layout: it is left out")
     return 0

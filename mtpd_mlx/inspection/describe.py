@@ -6,15 +6,16 @@ from mtpd_onnx.dims import check_expressible
 
 from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
 from mtpd_mlx.checkpoints.format import CONFIG_NAME as HEADS_CONFIG
-from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, parse_config
+from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, parse_base, parse_config
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
-from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
+from mtpd_mlx.checkpoints.shipped.layouts import BASE, TRANSFORMERS, is_shipped
+from mtpd_mlx.checkpoints.shipped.vllm import MODEL_TYPE
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_config, text_name
 from mtpd_mlx.families.shapes import contradiction
 from mtpd_mlx.families.stored import packed_names, settle, told_quantization
 from mtpd_mlx.families.table import FAMILIES
-from mtpd_mlx.files.model_files import INDEX, agree, choose
+from mtpd_mlx.files.model_files import INDEX, SINGLE, agree, choose
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.folder_view import View
 from mtpd_mlx.inspection.memory import CPU_ITEM, DEVICES, decode_bytes, train_bytes
@@ -25,7 +26,10 @@ MANIFEST = "manifest.json"
 
 
 def describe(view: View, plan: MemoryPlan | None = None) -> dict[str, Any]:
-    """`kind`: model, heads, onnx, cache, adapter or unknown, and what is known of each. ValueError on damaged files."""
+    """`kind`: model, heads, exported heads, onnx, cache, adapter or unknown, and what is known of each.
+
+    ValueError on damaged files.
+    """
     files = view.files()
     size = {"files": len(files), "bytes": sum(files.values())}
     if HEADS_CONFIG in files:
@@ -36,9 +40,26 @@ def describe(view: View, plan: MemoryPlan | None = None) -> dict[str, Any]:
         return {"kind": "cache", "name": view.name} | size | describe_cache(view)
     if ADAPTER_CONFIG in files:
         return {"kind": "adapter", "name": view.name} | size | describe_adapter(view, files)
+    if "config.json" in files and BASE in view.json("config.json"):
+        return {"kind": "exported heads", "name": view.name} | size | _exported_heads(view, files)
     if "config.json" in files:
         return {"kind": "model", "name": view.name} | size | _model(view, files, plan or MemoryPlan())
     return {"kind": "unknown", "name": view.name} | size
+
+
+def _exported_heads(view: View, files: dict[str, int]) -> dict[str, Any]:
+    """Heads that `mtpd export-heads` wrote without their base."""
+    config = view.json("config.json")
+    counts = count(view.table(SINGLE), None) if SINGLE in files else Counts(0, 0, [], 0)
+    base = parse_base(config[BASE], f"{view.name}/config.json: {BASE}")
+    return {
+        "num_heads": config.get(TRANSFORMERS),
+        "engine": config.get("architectures") if config.get("model_type") == MODEL_TYPE else None,
+        "parameters": counts.parameters,
+        "weight_bytes": counts.stored,
+        "dtypes": counts.dtypes,
+        "base": base.to_json(),
+    }
 
 
 def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any]:

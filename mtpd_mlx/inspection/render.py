@@ -18,6 +18,7 @@ def number(count: int) -> str:
 
 TITLES = {
     "heads": "MTP heads",
+    "exported heads": "MTP heads for other engines",
     "onnx": "an exported folder (mtpd-onnx)",
     "cache": "a distillation cache",
     "model": "a model",
@@ -27,6 +28,7 @@ TITLES = {
 
 def render(found: dict[str, Any]) -> str:
     kinds = {"model": _model, "heads": _heads, "onnx": _onnx, "cache": _cache, "adapter": _adapter}
+    kinds |= {"exported heads": _exported_heads}
     title = TITLES.get(found["kind"], "nothing that mtpd knows")
     lines = [f"{found['name']}: {title}, {found['files']} files, {size(found['bytes'])}"]
     return "\n".join(lines + ["  " + line for line in kinds.get(found["kind"], lambda f: [])(found)])
@@ -92,6 +94,15 @@ def _heads(found: dict[str, Any]) -> list[str]:
         f"{found['num_heads']} heads ({found['hidden_source']}{drafts}), {number(found['parameters'])} parameters, {stored}",
         f"of base {_named(found['base'])} ({found['base']['model_type']}, {found['base']['fingerprint'][:19]}...)",
         _measured(found["measured"]),
+    ]
+
+
+def _exported_heads(found: dict[str, Any]) -> list[str]:
+    engine = "for the vLLM plug-in" if found["engine"] else "in the names that shipped heads have"
+    return [
+        f"{found['num_heads']} heads {engine}, {number(found['parameters'])} parameters, {', '.join(found['dtypes'])}",
+        f"of base {_named(found['base'])} ({found['base']['model_type']}, {found['base']['fingerprint'][:19]}...), not in it",
+        "mtpd import-heads reads them",
     ]
 
 

@@ -1,6 +1,5 @@
 """Reading and writing heads (and, in joint training, the base) with MLX. The format itself: checkpoints/format.py."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from mtpd_mlx.checkpoints.format import (
     BaseRef,
     CheckpointConfig,
     check_draft_tokens,
+    named_from,
     read_config,
     read_draft_tokens,
 )
@@ -182,17 +182,9 @@ def write_base(folder: Path, base: Base, tokenizer_folder: Path) -> None:
 
 def reference_base(base: Base, out: Path, named: str) -> BaseRef:
     """How a checkpoint in `out` names its base: a hub id as it is, a local folder relative to the checkpoint."""
-    adapter = None if base.adapter is None else _from(out, base.adapter)
+    adapter = None if base.adapter is None else named_from(str(base.adapter), out)
     kind = base.config["model_type"]
-    return BaseRef(_from(out, named), base.fingerprint, kind, base.hidden_size, base.vocab_size, adapter=adapter)
-
-
-def _from(out: Path, named: str | Path) -> str:
-    local = Path(named).expanduser()
-    if not local.is_dir():
-        return str(named)
-    relative = os.path.relpath(local.resolve(), out.resolve())
-    return relative if relative.startswith("..") else f"./{relative}"
+    return BaseRef(named_from(named, out), base.fingerprint, kind, base.hidden_size, base.vocab_size, adapter=adapter)
 
 
 def _quantize(arrays: dict[str, mx.array], group_size: int, bits: int) -> dict[str, mx.array]:

@@ -8,6 +8,7 @@ from mtpd_onnx.precision import ACTIVATIONS, DRAFT_HEAD_BITS, GROUP_SIZES, PRECI
 
 from mtpd_mlx.checkpoints.shipped.layouts import DEFAULT_LAYOUT
 from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS as HEAD_LAYOUTS
+from mtpd_mlx.checkpoints.shipped.vllm import VLLM
 from mtpd_mlx.options.base import CheckpointOptions
 from mtpd_mlx.options.schema import POSITIVE, REQUIRED, option, same, switch
 from mtpd_mlx.options.train import RunConfig
@@ -80,7 +81,20 @@ class ExportOptions:
 @dataclass(frozen=True, kw_only=True)
 class ExportHeadsOptions(PlaceOptions):
     model: str | None = same(CheckpointOptions, "model")
-    format: str = option(DEFAULT_LAYOUT, "names of the tensors", tuple(HEAD_LAYOUTS))
-    link: bool = switch("hard-link the base's weights instead of copying them")
+    format: str = option(
+        DEFAULT_LAYOUT,
+        "names of the tensors; vllm: for the plug-in mtpd_vllm, which runs any number of heads",
+        (*HEAD_LAYOUTS, VLLM),
+    )
+    with_base: bool = switch("write one model folder, base and heads (not every program loads it), instead of the heads alone")
+    link: bool = switch("with --with-base: hard-link the base's weights instead of copying them")
     copy_ends: bool = switch("repeat the base's ends per head, as DeepSeek-V3 does")
     allow_base_mismatch: bool = same(CheckpointOptions, "allow_base_mismatch")
+
+    def __post_init__(self) -> None:
+        if self.link and not self.with_base:
+            raise ValueError("--link: expected --with-base (nothing of the base is copied without it)")
+        if self.format == VLLM and self.with_base:
+            raise ValueError("--with-base: the plug-in of --format vllm reads the heads from a folder of their own")
+        if self.format == VLLM and self.copy_ends:
+            raise ValueError("--copy-ends: the plug-in of --format vllm shares the base's own embedding and output head")

@@ -18,7 +18,10 @@ class RevisionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportHeadsOptions(RevisionOptions):
-    model: str = argument("model that ships MTP heads: a folder or a hub id", path=True)
+    model: str = argument("model that ships MTP heads, or a folder of heads alone: a folder or a hub id", path=True)
+    base: str | None = option(
+        None, "of heads alone: the model they belong to", metavar="MODEL", path=True, unset="the one that their folder names"
+    )
     out: Path = same(RunConfig, "out", default=REQUIRED)
     overwrite: bool = same(RunConfig, "overwrite")
 

@@ -104,7 +104,7 @@ def test_export_heads_stopped_in_the_middle_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(write, "_write_index", stop)
+        patch.setattr(write, "write_json", stop)
         assert main(["export-heads", str(tiny_checkpoint), "--out", str(out)]) == 130
     assert not out.exists()
     assert main(["export-heads", str(tiny_checkpoint), "--out", str(out)]) == 0

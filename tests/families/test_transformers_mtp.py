@@ -28,11 +28,9 @@ def test_transformers_decodes_with_what_we_write(name: str, tmp_path: Path, monk
 
     reference = build(name if name != "mimo-as-qwen2" else "qwen2", tmp_path / "base")
     checkpoint = train_checkpoint(reference, tmp_path / "heads")
-    export_heads(checkpoint, reference.folder, tmp_path / "model", "nextn")
+    export_heads(checkpoint, reference.folder, tmp_path / "model", "nextn", with_base=True)
     config = AutoConfig.from_pretrained(tmp_path / "model")
-    config.num_mtp_layers = 2
-    if getattr(config, "layer_types", None) is not None:
-        config.mtp_layer_types = ["full_attention"] * 2
+    assert config.num_mtp_layers == 2  # as config.json has it
     kind = {"dtype": torch.float32, "attn_implementation": "eager"}
     layers = config.num_hidden_layers
     model_class = type(AutoModelForCausalLM.from_config(config))

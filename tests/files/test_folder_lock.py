@@ -101,7 +101,7 @@ def test_every_writer_of_a_folder_is_refused(
     made = commands(tmp_path, tiny_base, text_data)
     assert list(made) == NAMES
     if name == "import-heads":
-        export_heads(tmp_path / "heads", tiny_base, tmp_path / "served")
+        export_heads(tmp_path / "heads", tiny_base, tmp_path / "served", with_base=True)
     holder = hold(out, *(["beside"] if name == "export" else []))
     out.mkdir(exist_ok=True)
     if not name.startswith("export"):

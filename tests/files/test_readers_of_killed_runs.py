@@ -94,7 +94,7 @@ def test_imported_heads_change_together(tiny_base: Path, tmp_path: Path, monkeyp
     """Killed between weights and description, the folder never holds new heads that pass for the old."""
     one, two = (write_checkpoint(tmp_path / name, tiny_base, heads, noise=0.1) for name, heads in (("one", 1), ("two", 2)))
     for heads in (one, two):
-        assert main(["export-heads", str(heads), "--out", str(tmp_path / f"{heads.name}-served")]) == 0
+        assert main(["export-heads", "--with-base", str(heads), "--out", str(tmp_path / f"{heads.name}-served")]) == 0
     out = tmp_path / "out"
     assert main(["import-heads", str(tmp_path / "one-served"), "--out", str(out)]) == 0
     real, calls = os.replace, 0
@@ -122,5 +122,5 @@ def test_a_model_with_heads_is_there_whole_or_not_at_all(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mtpd_mlx.checkpoints.shipped.write._write_index", fail)
-    assert main(["export-heads", str(checkpoint), "--out", str(out)]) == 1
+    assert main(["export-heads", "--with-base", str(checkpoint), "--out", str(out)]) == 1
     assert not out.exists() and not list(tmp_path.glob(".served*"))

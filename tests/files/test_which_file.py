@@ -166,7 +166,7 @@ def test_heads_come_and_go_by_the_index(made: Callable[[Fill], Path], tmp_path: 
     """export-heads copies what is read and nothing else; import-heads reads the heads that the index names."""
     folder = made(saved_twice)
     checkpoint = write_checkpoint(tmp_path / "heads", folder, 2, noise=0.1)
-    assert main(["export-heads", str(checkpoint), "--out", str(tmp_path / "served")]) == 0
+    assert main(["export-heads", "--with-base", str(checkpoint), "--out", str(tmp_path / "served")]) == 0
     served = tmp_path / "served"
     assert len(list(served.glob("model*.safetensors"))) == 2
     np.testing.assert_array_equal(mlx_logits(served), mlx_logits(folder))
@@ -258,7 +258,7 @@ def test_what_contradicts_itself_is_refused_in_one_line(
         ["inspect", str(folder)],
         ["generate", str(folder), "--plain", "--prompt", "a"],
         ["export", str(checkpoint), *of_model, "--out", out],
-        ["export-heads", str(checkpoint), *of_model, "--out", out],
+        ["export-heads", "--with-base", str(checkpoint), *of_model, "--out", out],
         ["import-heads", str(folder), "--out", out],
     ):
         assert main(arguments) == 1, arguments

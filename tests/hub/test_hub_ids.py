@@ -27,7 +27,7 @@ def test_every_command_that_takes_heads_takes_a_hub_id(hub: Hub, home: Path, tex
     not_better = ["--learning-rate", "0"]  # so that the run ends with status 3, and keeps its log alone
     for command, code, made in (
         (["export", "me/heads", "--out", "onnx"], 0, "onnx/manifest.json"),
-        (["export-heads", "me/heads", "--out", "model"], 0, "model/mtp-heads.safetensors"),
+        (["export-heads", "me/heads", "--out", "model"], 0, "model/model.safetensors"),
         (["extend", "me/heads", "--to", "4", "--train-free", "--out", "long"], 0, "long/heads.safetensors"),
         (["refit", "me/heads", "--out", "refitted", *train], 0, "refitted/heads.safetensors"),
         (

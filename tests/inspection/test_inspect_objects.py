@@ -127,7 +127,7 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFix
         ["generate", str(base), "--plain", "--prompt", "a", "--max-tokens", "2"],
         ["generate", str(checkpoint), "--prompt", "a", "--max-tokens", "2"],
         ["export", str(checkpoint), "--out", str(tmp_path / "onnx")],
-        ["export-heads", str(checkpoint), "--out", str(tmp_path / "served")],
+        ["export-heads", "--with-base", str(checkpoint), "--out", str(tmp_path / "served")],
     ):
         assert main(arguments) == 0, capsys.readouterr().err
         assert not capsys.readouterr().err.count("error")

@@ -190,7 +190,7 @@ def test_heads_are_counted_by_tensors(key: str, tmp_path: Path, capsys: pytest.C
     base = write_base(tmp_path / "base")
     expected = logits(base)
     checkpoint = write_checkpoint(tmp_path / "heads", base, 2)
-    assert main(["export-heads", str(checkpoint), "--out", str(tmp_path / "model")]) == 0
+    assert main(["export-heads", "--with-base", str(checkpoint), "--out", str(tmp_path / "model")]) == 0
     for claimed in (0, 1, 5, None):
         add(tmp_path / "model", **{key: claimed})
         np.testing.assert_array_equal(logits(tmp_path / "model"), expected)

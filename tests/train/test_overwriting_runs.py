@@ -58,7 +58,7 @@ def test_resume_does_not_replace_heads_that_were_written_since(
     if writer == "extend":
         command = ["extend", str(checkpoint), "--to", "2", "--train-free"]
     else:
-        assert main(["export-heads", str(checkpoint), "--out", str(tmp_path / "served")]) == 0
+        assert main(["export-heads", "--with-base", str(checkpoint), "--out", str(tmp_path / "served")]) == 0
         command = ["import-heads", str(tmp_path / "served")]
     before = contents(out)
     assert main([*command, "--out", str(out)]) == 1  # without --overwrite

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 class Layout:
     """`extras`: the tensors beside the block, {k} being the head and {n} num_hidden_layers + k; `block`: prefix of the block;
     `hidden_first`: the projection's input is [hidden; embedding], as ours, and not [embedding; hidden]; `announce`: the keys of
-    config.json that give the number of heads, the first of which is written; `most`: heads that the layout has names for."""
+    config.json that give the number of heads, the first of which is written; `most`: heads that the layout has names for;
+    `writes`: heads that programs read rightly, where that is fewer, and `because`: what they do with more."""
 
     extras: dict[str, str]
     block: str
     hidden_first: bool
     announce: tuple[str, ...]
     most: int | None = None
+    writes: int | None = None
+    because: str = "the layout has names for no more"
 
     def names(self, k: int, num_layers: int) -> dict[str, str]:
         """hnorm, enorm, eh_proj, post_norm -> the tensor of head k (0..K-1)."""
@@ -62,8 +65,12 @@ LAYOUTS: dict[str, Layout] = {
         "model.mtp_layers.{k}.",
         True,
         ("num_nextn_predict_layers",),
+        writes=1,
+        because="of more, vLLM stops at an assertion and SGLang silently keeps the last; use --format nextn or vllm",
     ),
 }
+TRANSFORMERS, LAYER_TYPES = "num_mtp_layers", "mtp_layer_types"  # what transformers' MTP decoding reads of config.json
+BASE = "mtpd_base"  # key of config.json, where a folder holds the heads alone: the base that they belong to
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the base's ends, which nextn checkpoints repeat per head
 HEADS_FILE = "mtp-heads.safetensors"  # beside the weights; who follows the index (transformers, vLLM, SGLang) finds it
 LAYER = re.compile(r"^model\.layers\.(\d+)\.")

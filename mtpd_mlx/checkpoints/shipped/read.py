@@ -1,15 +1,14 @@
 """From a model that ships heads to a heads checkpoint."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
-from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig
+from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, named_from, parse_base
 from mtpd_mlx.checkpoints.run_files import forget_run, holds_run
 from mtpd_mlx.checkpoints.shipped.convert import read_head, stored_to_plain
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
-from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS
+from mtpd_mlx.checkpoints.shipped.layouts import BASE, LAYOUTS, is_shipped
 from mtpd_mlx.families.config import read_config_json
 from mtpd_mlx.families.stored import read_base
 from mtpd_mlx.files.atomic import write_json
@@ -18,15 +17,23 @@ from mtpd_mlx.files.publish import finish, publish, staged
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
 
 
-def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) -> dict[str, Any]:
-    """Writes `out` and returns what detect.shipped_heads says. `named`: how the checkpoint names the base.
+def import_heads(model: Path, out: Path, named: str, overwrite: bool = False, base: Path | None = None) -> dict[str, Any]:
+    """Writes `out` and returns what detect.shipped_heads says.
+
+    `base`: the folder of the base, where `model` holds heads alone (write.py); `named`: how the checkpoint names the base.
 
     ValueError in one line where the model ships none, or heads that are not of our form. A head's own final norm is kept
     (post_norm) unless it is the base's, bit for bit.
     """
-    config = read_config_json(model)
     source = RawTensors.of_model(model, beside=True)
-    found = shipped_heads(config, source.table)
+    config, table = read_config_json(base or model), source.table
+    if base is not None:
+        told = read_config_json(model)
+        keys = {key for layout in LAYOUTS.values() for key in layout.announce}
+        config = {k: v for k, v in config.items() if k not in keys} | {k: v for k, v in told.items() if k in keys}
+        own = RawTensors.of_model(base).table
+        table = {n: e for n, e in own.items() if not is_shipped(n, config["num_hidden_layers"])} | table
+    found = shipped_heads(config, table)
     if found is None or found["heads"] == 0:
         announced = f" (config.json announces {found['announced']}, but there are no tensors)" if found else ""
         unread = "".join(f"; {remark}" for remark in source.remarks)
@@ -37,8 +44,14 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False) ->
         finish(out)
         if ((out / CONFIG_NAME).exists() or holds_run(out)) and not overwrite:
             raise ValueError(f"--out {out}: holds a checkpoint already; use --overwrite or another folder")
-        _write(model, out, named, source, found)
+        _write(base or model, out, named, source, found)
     return found
+
+
+def base_of(model: Path) -> BaseRef | None:
+    """The base that a folder of heads alone names; None where the folder is a model. ValueError where it is neither."""
+    reference = read_config_json(model).get(BASE)
+    return None if reference is None else parse_base(reference, f"{model / 'config.json'}: {BASE}")
 
 
 def _write(model: Path, out: Path, named: str, source: RawTensors, found: dict[str, Any]) -> None:
@@ -46,12 +59,12 @@ def _write(model: Path, out: Path, named: str, source: RawTensors, found: dict[s
     base.say_remarks()
     dims = base.dims
     heads = [read_head(source, LAYOUTS[found["format"]], k, dims) for k in range(found["heads"])]
-    final = stored_to_plain(source["model.norm.weight"], dims.norm_offset)
+    final = stored_to_plain(base.tensors["model.norm.weight"], dims.norm_offset)
     own_norms = not all(same(head["post_norm.weight"], final) for head in heads)
     if not own_norms:
         for head in heads:
             del head["post_norm.weight"]
-    reference = BaseRef(relative(named, out), fingerprint_base(model), dims.model_type, dims.hidden_size, dims.vocab_size)
+    reference = BaseRef(named_from(named, out), fingerprint_base(model), dims.model_type, dims.hidden_size, dims.vocab_size)
     record = {"imported": {"format": found["format"]}}
     checkpoint = CheckpointConfig(len(heads), "postnorm", reference, record=record, post_norms=own_norms)
     named_tensors = {f"heads.{k}.{name}": raw for k, head in enumerate(heads) for name, raw in head.items()}
@@ -63,12 +76,3 @@ def _write(model: Path, out: Path, named: str, source: RawTensors, found: dict[s
 
 def same(a: Raw, b: Raw) -> bool:
     return a.bits.shape == b.bits.shape and bool((a.floats() == b.floats()).all())
-
-
-def relative(named: str, out: Path) -> str:
-    """A hub id as it is, a folder relative to the checkpoint."""
-    local = Path(named).expanduser()
-    if not local.is_dir():
-        return named
-    path = os.path.relpath(local.resolve(), out.resolve())
-    return path if path.startswith("..") else f"./{path}"

@@ -1,20 +1,32 @@
-"""From a heads checkpoint to a model folder that ships the heads, in a layout that servers read."""
+"""From a heads checkpoint to a folder in a layout that other engines read: the heads alone, or base and heads."""
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
-from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, CheckpointConfig, read_config
+from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, named_from, read_config
 from mtpd_mlx.checkpoints.shipped.convert import stored_to_plain, write_head
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
-from mtpd_mlx.checkpoints.shipped.layouts import COPIES, DEFAULT_LAYOUT, HEADS_FILE, LAYOUTS, Layout, is_shipped
+from mtpd_mlx.checkpoints.shipped.layouts import (
+    BASE,
+    COPIES,
+    DEFAULT_LAYOUT,
+    HEADS_FILE,
+    LAYER_TYPES,
+    LAYOUTS,
+    TRANSFORMERS,
+    Layout,
+    is_shipped,
+)
+from mtpd_mlx.checkpoints.shipped.vllm import NAMES_OF_VLLM, VLLM, for_vllm
 from mtpd_mlx.families.config import read_config_json
 from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.layers import FULL
 from mtpd_mlx.families.multimodal import INSIDE
-from mtpd_mlx.families.stored import read_base
+from mtpd_mlx.families.stored import FLAGS, read_base
 from mtpd_mlx.files.atomic import replacing_folder, write_json
 from mtpd_mlx.files.lock import NAME as LOCK
 from mtpd_mlx.files.lock import is_empty, locked
@@ -24,9 +36,10 @@ from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, read_heade
 
 @dataclass(frozen=True)
 class Exported:
-    """bytes: of the heads; replaced: heads that the base shipped and the folder no longer holds; draft_vocab: the draft
-    vocabulary that no layout has a place for."""
+    """heads: how many; bytes: of them; replaced: heads that the base shipped and the folder no longer holds; draft_vocab: the
+    draft vocabulary that no layout has a place for."""
 
+    heads: int
     bytes: int
     replaced: int
     draft_vocab: int | None
@@ -38,17 +51,24 @@ def export_heads(
     out: Path,
     layout: str = DEFAULT_LAYOUT,
     *,
+    with_base: bool = False,
     link: bool = False,
     copy_ends: bool = False,
     allow_mismatch: bool = False,
 ) -> Exported:
-    """Writes `out`: the base's files (hard links with `link`) without the heads that it ships, our heads in a file of their
-    own, index and config.json. `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do."""
+    """Writes `out`: the heads and a config.json that announces them, the base untouched.
+
+    `with_base`: instead a copy of the base's files (hard links with `link`) without heads that it ships, and ours in a file of
+    their own that the index names.
+
+    `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do. ValueError in one line where the
+    layout has no place for these heads.
+    """
     config, model_config = read_config(checkpoint), read_config_json(base)
     source = RawTensors.of_model(base, beside=True)
     if any(name.startswith(INSIDE) for name in source):
         raise ValueError(f"{base}: a multimodal checkpoint has no layout for heads")
-    stored, shape = read_base(base), LAYOUTS[layout]
+    stored, shape = read_base(base), LAYOUTS[NAMES_OF_VLLM if layout == VLLM else layout]
     stored.say_remarks()
     dims = stored.dims
     _check(checkpoint, config, base, shape, allow_mismatch)
@@ -57,15 +77,22 @@ def export_heads(
         ends = (source["model.embed_tokens.weight"], source["model.embed_tokens.weight" if dims.tied else "lm_head.weight"])
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
+    announcing = _announcing(stored.config, shape, config.num_heads)
+    if not with_base:
+        announcing = _alone(announcing, replace(config.base, id=named_from(config.base.locate(checkpoint), out)))
+    if layout == VLLM:
+        announcing |= for_vllm(dims.model_type, config.num_heads)
+    heads_file = HEADS_FILE if with_base else SINGLE
     _check_empty(out)
     with locked(out), replacing_folder(out) as folder:
         _check_empty(out)  # again: another run may have ended in between
-        files = _copy_base(base, folder, link, dims.num_layers)
-        write_raw(folder / HEADS_FILE, tensors)
-        _write_index(folder, [*files, HEADS_FILE])
-        write_json(folder / "config.json", _announcing(stored.config, shape, config.num_heads))
-    replaced = shipped_heads(model_config, source.table)
-    return Exported((out / HEADS_FILE).stat().st_size, replaced["heads"] if replaced else 0, config.draft_vocab)
+        write_raw(folder / heads_file, tensors)
+        if with_base:
+            _write_index(folder, [*_copy_base(base, folder, link, dims.num_layers), HEADS_FILE])
+        write_json(folder / "config.json", announcing)
+    gone = shipped_heads(model_config, source.table) if with_base else None
+    size = (out / heads_file).stat().st_size
+    return Exported(config.num_heads, size, gone["heads"] if gone else 0, config.draft_vocab)
 
 
 def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layout, allow: bool) -> None:
@@ -83,8 +110,9 @@ def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layou
         raise ValueError(f"{checkpoint}: hidden_source {config.hidden_source}: servers pass the state after the final norm")
     if config.quantization is not None:
         raise ValueError(f"{checkpoint}: quantised heads have no names in this layout; export the unquantised ones")
-    if layout.most is not None and config.num_heads > layout.most:
-        raise ValueError(f"{checkpoint}: {config.num_heads} heads, the layout has names for {layout.most}")
+    most = layout.writes or layout.most
+    if most is not None and config.num_heads > most:
+        raise ValueError(f"{checkpoint}: got {config.num_heads} heads, expected at most {most}: {layout.because}")
 
 
 def _check_empty(out: Path) -> None:
@@ -93,9 +121,19 @@ def _check_empty(out: Path) -> None:
 
 
 def _announcing(config: dict[str, Any], layout: Layout, heads: int) -> dict[str, Any]:
-    """config.json with the number of heads under the layout's key, and none under those of other layouts."""
-    keys = {key for other in LAYOUTS.values() for key in other.announce}
-    return {name: value for name, value in config.items() if name not in keys} | {layout.announce[0]: heads}
+    """config.json with the number of heads under the layout's key, and none under those of other layouts.
+
+    num_mtp_layers and mtp_layer_types are what transformers' MTP decoding asks for beside it.
+    """
+    keys = {key for other in LAYOUTS.values() for key in other.announce} | {LAYER_TYPES}
+    kept = {name: value for name, value in config.items() if name not in keys}
+    kept |= {layout.announce[0]: heads, TRANSFORMERS: heads}
+    return kept | ({LAYER_TYPES: [FULL] * heads} if config.get("layer_types") else {})
+
+
+def _alone(config: dict[str, Any], base: BaseRef) -> dict[str, Any]:
+    """config.json of heads without their base: it names that one. Heads are in floating point whatever the base is."""
+    return {name: value for name, value in config.items() if name not in FLAGS} | {BASE: base.to_json()}
 
 
 def _tensors(heads: RawTensors, config: CheckpointConfig, layout: Layout, dims: Dims, base: RawTensors) -> dict[str, Raw]:

@@ -1,0 +1,103 @@
+"""Heads exported without their base: a folder of their own that names it, read back bit for bit; the base stays as it was."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import LLAMA, write_base, write_checkpoint, write_quantised
+
+from mtpd_mlx.checkpoints.format import read_config
+from mtpd_mlx.checkpoints.shipped.write import export_heads
+from mtpd_mlx.cli import main
+from mtpd_mlx.files.safetensors import RawTensors, read_header
+
+QWEN3 = LLAMA | {"model_type": "qwen3", "layer_types": ["full_attention"] * LLAMA["num_hidden_layers"]}
+LAYOUTS = [("nextn", LLAMA, 2), ("mimo", LLAMA, 1), ("mtp", QWEN3, 1), ("vllm", LLAMA, 3), ("vllm", QWEN3, 2)]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize(("layout", "config", "count"), LAYOUTS)
+def test_they_come_back_bit_for_bit(layout: str, config: dict[str, Any], count: int, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", config)
+    before = snapshot(base)
+    checkpoint = write_checkpoint(tmp_path / "heads", base, count, noise=0.3)
+    out, back = tmp_path / "out", tmp_path / "deeper" / "back"
+    assert main(["export-heads", str(checkpoint), "--format", layout, "--out", str(out)]) == 0
+    assert snapshot(base) == before and {*snapshot(out)} == {"config.json", "model.safetensors"}
+    assert main(["import-heads", str(out), "--out", str(back)]) == 0
+    ours, theirs = (RawTensors([folder / "heads.safetensors"]) for folder in (checkpoint, back))
+    assert {*ours} == {*theirs} and all(np.array_equal(ours[n].bits, theirs[n].bits) for n in ours)
+    reference = read_config(back).base
+    assert reference.fingerprint == read_config(checkpoint).base.fingerprint
+    assert Path(reference.locate(back)) == base.resolve()
+
+
+def test_config_json_has_what_engines_ask_for(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", QWEN3), 2)
+    for layout in ("nextn", "vllm"):
+        assert main(["export-heads", str(checkpoint), "--format", layout, "--out", str(tmp_path / layout)]) == 0
+    plain, vllm = (json.loads((tmp_path / layout / "config.json").read_text()) for layout in ("nextn", "vllm"))
+    told = {"num_nextn_predict_layers": 2, "num_mtp_layers": 2, "mtp_layer_types": ["full_attention"] * 2}
+    assert plain.items() >= told.items() and plain["model_type"] == "qwen3"
+    assert vllm.items() >= (told | {"model_type": "mtp", "architectures": ["MTPDHeads"], "n_predict": 2}).items()
+    assert vllm["mtpd_base"]["model_type"] == "qwen3" and vllm["mtpd_base"]["id"] == "../base"
+    names = [set(read_header(tmp_path / layout / "model.safetensors")[0]) for layout in ("nextn", "vllm")]
+    assert names[0] == names[1]
+
+
+def test_of_a_quantised_base(tmp_path: Path) -> None:
+    """config.json says nothing of quantisation: the heads are in floating point."""
+    base = write_quantised(tmp_path / "base", write_base(tmp_path / "plain"), bits=4)
+    assert "quantization" in json.loads((base / "config.json").read_text())
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 2, noise=0.3)
+    assert main(["export-heads", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
+    assert not {"quantization", "quantization_config"} & {*json.loads((tmp_path / "out" / "config.json").read_text())}
+    assert main(["import-heads", str(tmp_path / "out"), "--out", str(tmp_path / "back")]) == 0
+    assert read_config(tmp_path / "back").base.fingerprint == read_config(checkpoint).base.fingerprint
+
+
+def test_their_base_is_found_or_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = write_base(tmp_path / "base")
+    export_heads(write_checkpoint(tmp_path / "heads", base, 2), base, tmp_path / "out")
+    base.rename(tmp_path / "elsewhere")
+    assert main(["import-heads", str(tmp_path / "out"), "--out", str(tmp_path / "back")]) == 1
+    line = capsys.readouterr().err.strip()
+    assert str(base) in line and "\n" not in line and not (tmp_path / "back").exists()
+    named = ["--base", str(tmp_path / "elsewhere"), "--out", str(tmp_path / "back")]
+    assert main(["import-heads", str(tmp_path / "out"), *named]) == 0
+    assert main(["import-heads", str(tmp_path / "out"), "--base", str(tmp_path / "heads"), "--out", str(tmp_path / "no")]) == 1
+    assert main(["import-heads", str(tmp_path / "elsewhere"), *named, "--overwrite"]) == 1
+    assert "ships no MTP heads" in capsys.readouterr().err
+
+
+def test_inspect_says_what_the_folder_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base"), 2)
+    for layout, word in (("nextn", "in the names that shipped heads have"), ("vllm", "for the vLLM plug-in")):
+        assert main(["export-heads", str(checkpoint), "--format", layout, "--out", str(tmp_path / layout)]) == 0
+        assert main(["inspect", str(tmp_path / layout)]) == 0
+        said = capsys.readouterr().out
+        assert f"2 heads {word}" in said and "of base" in said and "import-heads" in said
+
+
+def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    base = write_base(tmp_path / "base")
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 2)
+    gemma = write_base(tmp_path / "gemma", LLAMA | {"model_type": "gemma2", "query_pre_attn_scalar": 16})
+    of_gemma = write_checkpoint(tmp_path / "of_gemma", gemma, 1)
+
+    def refused(word: str, *arguments: str) -> None:
+        assert main(["export-heads", *arguments, "--out", str(tmp_path / "never")]) == 1
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1 and word in lines[0], lines
+
+    refused("got 2 heads, expected at most 1: of more, vLLM stops", str(checkpoint), "--format", "mimo")
+    refused("got a base of the family gemma2, expected one of llama", str(of_gemma), "--format", "vllm")
+    refused("--link: expected --with-base", str(checkpoint), "--link")
+    refused("--with-base", str(checkpoint), "--format", "vllm", "--with-base")
+    refused("--copy-ends", str(checkpoint), "--format", "vllm", "--copy-ends")
+    assert not (tmp_path / "never").exists()
