@@ -15,12 +15,14 @@ def run(export: ExportHeadsOptions) -> int:
     from mtpd_mlx.hub.pull import resolve_folder, resolve_model
 
     checkpoint = resolve_folder(export.checkpoint)
-    base = resolve_model(export.model or read_config(checkpoint).base.locate(checkpoint))
+    named = export.model or read_config(checkpoint).base.locate(checkpoint)
+    base = resolve_model(named)
     written = export_heads(
         checkpoint,
         base,
         export.out,
         export.format,
+        named=named,
         with_base=export.with_base,
         link=export.link,
         copy_ends=export.copy_ends,
@@ -31,7 +33,7 @@ def run(export: ExportHeadsOptions) -> int:
     print(f"{export.out}: {what} ({export.format}), {written.bytes / 1e6:.1f} MB of them{replaced}")
     if export.format == VLLM:
         speculative = json.dumps({"method": "mtp", "model": str(export.out), "num_speculative_tokens": written.heads})
-        print(f"vllm serve {shlex.quote(str(base))} --speculative-config {shlex.quote(speculative)}")
+        print(f"vllm serve {shlex.quote(named)} --speculative-config {shlex.quote(speculative)}")
     if written.draft_vocab is not None:
         print(f"the heads' draft vocabulary of {written.draft_vocab} tokens has no place in this layout: it is left out")
     return 0

@@ -51,6 +51,7 @@ def export_heads(
     out: Path,
     layout: str = DEFAULT_LAYOUT,
     *,
+    named: str | None = None,
     with_base: bool = False,
     link: bool = False,
     copy_ends: bool = False,
@@ -59,7 +60,7 @@ def export_heads(
     """Writes `out`: the heads and a config.json that announces them, the base untouched.
 
     `with_base`: instead a copy of the base's files (hard links with `link`) without heads that it ships, and ours in a file of
-    their own that the index names.
+    their own that the index names. `named`: how the folder names the base (None: by its folder).
 
     `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do. ValueError in one line where the
     layout has no place for these heads.
@@ -72,16 +73,17 @@ def export_heads(
     stored.say_remarks()
     dims = stored.dims
     _check(checkpoint, config, base, shape, allow_mismatch)
-    tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source)
+    stacked = layout != VLLM and any(".switch_mlp." in name for name in source.table)  # as the base, which is in mlx-lm's form
+    tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source, stacked)
     if copy_ends:
         ends = (source["model.embed_tokens.weight"], source["model.embed_tokens.weight" if dims.tied else "lm_head.weight"])
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
     announcing = _announcing(stored.config, shape, config.num_heads)
     if not with_base:
-        announcing = _alone(announcing, replace(config.base, id=named_from(config.base.locate(checkpoint), out)))
+        announcing = _alone(announcing, replace(config.base, id=named_from(named or str(base), out)))
     if layout == VLLM:
-        announcing |= for_vllm(dims.model_type, config.num_heads)
+        announcing |= for_vllm(dims, config.num_heads)
     heads_file = HEADS_FILE if with_base else SINGLE
     _check_empty(out)
     with locked(out), replacing_folder(out) as folder:
@@ -136,9 +138,10 @@ def _alone(config: dict[str, Any], base: BaseRef) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in FLAGS} | {BASE: base.to_json()}
 
 
-def _tensors(heads: RawTensors, config: CheckpointConfig, layout: Layout, dims: Dims, base: RawTensors) -> dict[str, Raw]:
+def _tensors(
+    heads: RawTensors, config: CheckpointConfig, layout: Layout, dims: Dims, base: RawTensors, stacked: bool
+) -> dict[str, Raw]:
     written: dict[str, Raw] = {}
-    stacked = any(".switch_mlp." in name for name in base.table)  # as the base, so that the block is the base's
     for k in range(config.num_heads):
         prefix = f"heads.{k}."
         head = {name.removeprefix(prefix): heads[name] for name in heads.table if name.startswith(prefix)}
