@@ -1,4 +1,4 @@
-"""Training data from the model itself: the base's own continuations of prompts, in batches, resumable.
+"""Training data from the model itself: the base's own continuations of prompts, many at a time, resumable.
 
 Heads draft for the base, so what they meet when decoding is the base's own text; deep heads gain most from training on it.
 Rows hold the exact token ids beside the text: decoding and encoding again need not give the same tokens.
@@ -6,6 +6,7 @@ Rows hold the exact token ids beside the text: decoding and encoding again need 
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,9 +20,9 @@ from mtpd_mlx.files.lock import check_unlocked, locked
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.compute import compute_in
 from mtpd_mlx.model.finite import type_name
-from mtpd_mlx.model.generate import Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.load_save import versions
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.model.slots import Draw, argmax, write_texts
 from mtpd_mlx.options.distill import DistillConfig, check_together
 from mtpd_mlx.options.resume import ON_RESUME, resumed
 from mtpd_mlx.options.schema import as_dict, read_values
@@ -33,6 +34,8 @@ from mtpd_mlx.text.tokenizer import Tokenizer
 CONFIG_NAME, PART_NAME = OWN_CONFIG, "part.jsonl"
 SPLITS = ("train.jsonl", "valid.jsonl")
 NAMES = (*SPLITS, PART_NAME, CONFIG_NAME)
+SYNC_EVERY = 5.0  # seconds of texts that a loss of power may cost
+MOVED = ("batch_size",)  # may differ on --resume: texts do not depend on it
 
 
 @dataclass(frozen=True)
@@ -82,22 +85,31 @@ def encode(file: Path, tokenizer: Tokenizer, cfg: DistillConfig, longest: int | 
     return encoded
 
 
-def picker(cfg: DistillConfig) -> Pick:
+def drawer(cfg: DistillConfig) -> Draw:
+    """The options' choice of tokens: the first whose probability, with those of lower ids, exceeds the number. The distribution
+    is that of mlx_lm, in its order (top-p, min-p, top-k, then the temperature)."""
     if cfg.temp == 0:
-        return greedy
-    from mlx_lm.sample_utils import make_sampler
+        return argmax
+    from mlx_lm.sample_utils import apply_min_p, apply_top_k, apply_top_p
 
-    sample = make_sampler(cfg.temp, top_p=cfg.top_p, top_k=cfg.top_k, min_p=cfg.min_p)
-
-    def pick(logits: mx.array) -> mx.array:
+    def draw(logits: mx.array, numbers: mx.array) -> mx.array:
         logits = logits.astype(mx.float32)
-        return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        logits = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if 0 < cfg.top_p < 1:
+            logits = apply_top_p(logits, cfg.top_p)
+        if cfg.min_p:
+            logits = apply_min_p(logits, cfg.min_p)
+        if cfg.top_k:
+            logits = apply_top_k(logits, cfg.top_k)
+        weights = mx.softmax(logits / cfg.temp, axis=-1)
+        sums = mx.cumsum(weights, axis=-1)
+        return mx.argmax((sums > numbers[:, None] * sums[:, -1:]) & (weights > 0), axis=-1)
 
-    return pick
+    return draw
 
 
 def distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
-    """Writes the two files; `show(prompts done, tokens made)` after each batch. Returns the number of rows of each."""
+    """Writes the two files; `show(prompts done, tokens made)` as texts end. Returns the number of rows of each."""
     with locked(Path(work.cfg.out)):
         return _distill(work, show)
 
@@ -107,48 +119,52 @@ def _distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
     done = claim(work)
     show(len(done), 0)
     part = out / PART_NAME
+    synced = time.monotonic()
     with part.open("a", encoding="utf-8") as f:
-        for number, chunk in enumerate(batches_of(work.prompts, cfg.batch_size)):
-            if set(chunk) <= done:
-                continue
-            rows = list(_batch_rows(work, number, chunk))
-            f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows if row["row"] not in done))
+        for rows in _texts(work, [i for i in range(len(work.prompts)) if i not in done]):
+            f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             f.flush()
-            os.fsync(f.fileno())
-            show(len(chunk), sum(len(row["tokens"]) - row["prompt_tokens"] for row in rows))
+            if time.monotonic() > synced + SYNC_EVERY:
+                os.fsync(f.fileno())
+                synced = time.monotonic()
+            show(len(rows), sum(len(row["tokens"]) - row["prompt_tokens"] for row in rows))
     finished = sorted(_finished(part, work.prompts), key=lambda row: row["row"])
-    sides = [split_of(row, cfg) for row in first_of_like(work.prompts)]
+    sides = [split_of(prompt, cfg.valid_share) for prompt in work.prompts]
     counts = {name: _write_split(out / name, (r for r in finished if sides[r["row"]] == name)) for name in SPLITS}
     part.unlink()
     return counts
 
 
-def _batch_rows(work: Work, number: int, chunk: list[int]) -> Iterator[dict[str, Any]]:
+def _texts(work: Work, missing: list[int]) -> Iterator[list[dict[str, Any]]]:
+    """The rows of the prompts `missing`, as their texts end."""
     cfg, tokenizer = work.cfg, work.tokenizer
-    mx.random.seed(cfg.seed * 1_000_003 + number)  # a batch is the same whether the run was interrupted or not
-    with naming([str(i + 1) for i in chunk]):
-        prompts = [work.prompts[i] for i in chunk]
-        texts = generate_batch(work.base, prompts, cfg.max_tokens, tokenizer.eos_token_ids, picker(cfg))
-    for i, tokens in zip(chunk, texts, strict=True):
-        prompt = work.prompts[i]
-        yield {
-            "row": i,
-            "prompt": tokenizer.decode(prompt, skip_special_tokens=False),
-            "completion": tokenizer.decode(tokens),
-            "tokens": prompt + tokens,
-            "prompt_tokens": len(prompt),
-        }
+    with naming([str(i + 1) for i in missing]):
+        for ended in write_texts(
+            work.base,
+            [work.prompts[i] for i in missing],
+            cfg.max_tokens,
+            tokenizer.eos_token_ids,
+            slots=cfg.batch_size,
+            draw=drawer(cfg),
+            seed=cfg.seed,
+            numbers=missing,
+        ):
+            yield [_row(missing[place], work.prompts[missing[place]], tokens, tokenizer) for place, tokens in ended]
 
 
-def first_of_like(prompts: list[list[int]]) -> list[int]:
-    """For each prompt the row where it stands first: continuations of one prompt are all for training or all for validation."""
-    first: dict[tuple[int, ...], int] = {}
-    return [first.setdefault(tuple(prompt), row) for row, prompt in enumerate(prompts)]
+def _row(number: int, prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "row": number,
+        "prompt": tokenizer.decode(prompt, skip_special_tokens=False),
+        "completion": tokenizer.decode(tokens),
+        "tokens": prompt + tokens,
+        "prompt_tokens": len(prompt),
+    }
 
 
-def split_of(row: int, cfg: DistillConfig) -> str:
-    """train.jsonl or valid.jsonl, by a hash of row and seed."""
-    return SPLITS[zlib.crc32(f"{cfg.seed}/{row}".encode()) / 2**32 < cfg.valid_share]
+def split_of(prompt: list[int], valid_share: float) -> str:
+    """train.jsonl or valid.jsonl, by a hash of the prompt: its texts are on one side, in whatever runs they are written."""
+    return SPLITS[zlib.crc32(repr(prompt).encode()) / 2**32 < valid_share]
 
 
 def claim(work: Work) -> set[int]:
@@ -197,7 +213,7 @@ def resumed_config(file_values: dict[str, Any], flags: dict[str, Any]) -> Distil
     """The options an interrupted run was started with; given ones that say otherwise are refused."""
     given = read_values((DistillConfig,), file_values, flags)
     out = Path(given.get("out", DistillConfig.out))
-    cfg: DistillConfig = resumed((DistillConfig,), read_settings(out)["options"], given, out=out)[0]
+    cfg: DistillConfig = resumed((DistillConfig,), read_settings(out)["options"], given, out=out, moved=MOVED)[0]
     return cfg
 
 

@@ -23,14 +23,16 @@ class DistillConfig:
     out: str = same(RunConfig, "out", default="distilled")
     max_tokens: int = same(TextOptions, "max_tokens")
     prompt_tokens: int = option(64, 'for {"text"} rows: how many of their first tokens are the prompt', takes=POSITIVE)
-    batch_size: int = option(16, "prompts generated at a time", takes=POSITIVE)
+    batch_size: int = option(
+        16, "texts written at a time (a GPU is fast with hundreds, their caches permitting)", takes=POSITIVE
+    )
     temp: float = same(SamplingOptions, "temp", takes=NOT_NEGATIVE)
     top_p: float = same(SamplingOptions, "top_p", takes=SHARE)
     top_k: int = same(SamplingOptions, "top_k", takes=NOT_NEGATIVE)
     min_p: float = same(SamplingOptions, "min_p", takes=SHARE)
-    seed: int = option(0, "seed of sampling and of the split", takes=SEED)
+    seed: int = option(0, "seed of sampling", takes=SEED)
     limit: int | None = same(MeasureOptions, "limit", takes=Range(-1))  # -1: all, as earlier versions wrote it
-    valid_share: float = option(DataConfig.valid_share, "share of the prompts that goes to valid.jsonl", takes=SHARE)
+    valid_share: float = option(DataConfig.valid_share, "share of the prompts whose texts go to valid.jsonl", takes=SHARE)
     ignore_chat_template: bool = same(GenerateOptions, "ignore_chat_template")
     dequantize: bool = same(ModelConfig, "dequantize")
     dtype: str = same(ComputeOptions, "dtype")

@@ -8,18 +8,16 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers.adapters import write_adapter
 from helpers.runs import error_line, one_line
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset
-from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, picker, split_of
+from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, split_of
 from mtpd_mlx.model.base import load_base
-from mtpd_mlx.model.generate import batches_of, generate_batch, generate_greedy
+from mtpd_mlx.model.generate import batches_of, generate_greedy
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.options.distill import DistillConfig
 from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -48,18 +46,6 @@ def test_stops_at_end_of_text(tiny_base: Path) -> None:
         assert not eos & set(text.tokens[:-1])
 
 
-def test_sampling_follows_the_distribution(tiny_base: Path) -> None:
-    """First tokens of 4,000 samples against the softmax at that temperature: total variation within sampling noise."""
-    base = load_base(str(tiny_base))
-    mx.random.seed(0)
-    first = [t[0] for t in generate_batch(base, [[5, 9]] * 4000, 1, frozenset(), picker(DistillConfig(temp=1.5)))]
-    logits = np.array(base.logits(base.norm(base.trunk(mx.array([[5, 9]]))))[0, -1], dtype=np.float64) / 1.5
-    want = np.exp(logits - logits.max())
-    want /= want.sum()
-    got = np.bincount(first, minlength=want.size) / 4000
-    assert 0.5 * np.abs(got - want).sum() < 0.5 * np.sqrt(want * (1 - want) / 4000).sum() * 1.3
-
-
 def prompts_file(folder: Path, count: int = 9) -> Path:
     file = folder / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"say {i * 7} {'x' * (i % 4)}"}) + "\n" for i in range(count)))
@@ -71,6 +57,11 @@ def arguments(base: Path, prompts: Path, out: Path, *extra: str) -> list[str]:
     return ["distill-data", "--model", str(base), "--prompts", str(prompts), "--out", str(out), *fixed, *extra]
 
 
+def sides_of(base: Path, prompts: Path) -> list[str]:
+    tokenizer = Tokenizer.from_folder(base)
+    return [split_of(tokenizer.encode(json.loads(line)["prompt"]), 0.3) for line in prompts.read_text().splitlines()]
+
+
 def content(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in ("train.jsonl", "valid.jsonl")}
 
@@ -79,9 +70,10 @@ def test_output_is_training_data_with_exact_ids(tiny_base: Path, tmp_path: Path)
     out = tmp_path / "own"
     assert main(arguments(tiny_base, prompts_file(tmp_path), out)) == 0
     assert not (out / PART_NAME).exists()
-    cfg, tokenizer = DistillConfig(valid_share=0.3), Tokenizer.from_folder(tiny_base)
+    tokenizer = Tokenizer.from_folder(tiny_base)
+    sides = sides_of(tiny_base, tmp_path / "prompts.jsonl")
     rows = {name: [json.loads(line) for line in (out / name).read_text().splitlines()] for name in content(out)}
-    assert {n: len(r) for n, r in rows.items()} == {n: [split_of(i, cfg) for i in range(9)].count(n) for n in rows}
+    assert {n: len(r) for n, r in rows.items()} == {n: sides.count(n) for n in rows}
     for row in (*rows["train.jsonl"], *rows["valid.jsonl"]):
         prompt, made = row["tokens"][: row["prompt_tokens"]], row["tokens"][row["prompt_tokens"] :]
         assert prompt == tokenizer.encode(row["prompt"]) and made == one_at_a_time(tiny_base, prompt, len(made))
@@ -95,12 +87,23 @@ def test_output_is_training_data_with_exact_ids(tiny_base: Path, tmp_path: Path)
 def test_continuations_of_one_prompt_are_on_one_side(tiny_base: Path, tmp_path: Path) -> None:
     """A prompt may stand in the file many times, to sample many continuations: none of them validates the others."""
     file = tmp_path / "prompts.jsonl"
-    file.write_text("".join(json.dumps({"prompt": f"say {i % 4}"}) + "\n" for i in range(32)))
-    out, cfg = tmp_path / "own", DistillConfig(valid_share=0.3)
-    assert len({split_of(i, cfg) for i in range(4, 32)}) == 2
-    assert main(arguments(tiny_base, file, out, "--temp", "1.3")) == 0
-    train, valid = ({json.loads(line)["prompt"] for line in text.splitlines()} for text in content(out).values())
-    assert train and not train & valid and len(train | valid) == 4
+    file.write_text("".join(json.dumps({"prompt": f"say {i % 8}"}) + "\n" for i in range(32)))
+    assert set(sides_of(tiny_base, file)) == {"train.jsonl", "valid.jsonl"}
+    train, valid = set(), set()
+    for seed in ("0", "1"):  # of one run or of several, which are mixed
+        out = tmp_path / seed
+        assert main(arguments(tiny_base, file, out, "--temp", "1.3", "--seed", seed)) == 0
+        for side, text in zip((train, valid), content(out).values(), strict=True):
+            side |= {json.loads(line)["prompt"] for line in text.splitlines()}
+        file.write_text("\n".join(reversed(file.read_text().splitlines())))
+    assert train and valid and not train & valid and len(train | valid) == 8
+
+
+def test_a_run_goes_on_with_fewer_texts_at_a_time(tiny_base: Path, tmp_path: Path) -> None:
+    out = begun(tiny_base, prompts_file(tmp_path), tmp_path / "own")
+    before = content(out)
+    assert main(["distill-data", "--resume", "--out", str(out), "--batch-size", "1"]) == 0
+    assert content(out) == before
 
 
 @pytest.mark.slow
@@ -159,7 +162,7 @@ def begun(base: Path, prompts: Path, out: Path) -> Path:
     """A run that was killed when two rows were made."""
     assert main(arguments(base, prompts, out)) == 0
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    numbers = [i for i in range(9) if split_of(i, DistillConfig(valid_share=0.3)) == "train.jsonl"]
+    numbers = [i for i, side in enumerate(sides_of(base, prompts)) if side == "train.jsonl"]
     part = [{"row": number} | row for number, row in zip(numbers, rows, strict=True)][:2]
     (out / PART_NAME).write_text("".join(json.dumps(row) + "\n" for row in part))
     return out

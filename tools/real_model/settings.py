@@ -1,0 +1,97 @@
+"""What the recipe runs, by size. The only place of its figures; `shipped` is how the heads in mtpd_mlx/assets were made."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Own:
+    """Text that the base writes. `share`: of the prompts; `temp` 0: greedy; `max_tokens`: new tokens of a text, at most."""
+
+    name: str
+    share: float
+    temp: float
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """`iters` optimiser steps at a peak `rate`."""
+
+    iters: int
+    rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """own: what is written, each part from a random share of the prompts; prompt_tokens: longer prompts are left out.
+    first, second: the heads' two trainings; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of every set."""
+
+    own: tuple[Own, ...]
+    prompt_tokens: int
+    own_batch: int
+    valid_share: float
+    rows: int
+    row_tokens: int
+    first: Training
+    second: Training
+    longer: Training
+    steps_per_eval: int
+    save_every: int
+    eval_prompts: int
+    eval_tokens: int
+
+
+SIZES = {
+    "shipped": Size(
+        own=(
+            Own("greedy", 0.69, 0.0, 256),
+            Own("t06", 0.18, 0.6, 320),
+            Own("t07", 0.18, 0.7, 320),
+            Own("t08", 0.18, 0.8, 320),
+            Own("t10", 0.06, 1.0, 320),
+        ),
+        prompt_tokens=320,
+        own_batch=1024,
+        valid_share=0.005,
+        rows=16,
+        row_tokens=1024,
+        first=Training(2000, 5.333e-3, 0),
+        second=Training(7100, 4e-3, 1),
+        longer=Training(1700, 1.778e-3, 0),
+        steps_per_eval=500,
+        save_every=200,
+        eval_prompts=40,
+        eval_tokens=128,
+    ),
+    "small": Size(  # a tenth of the text and of the steps
+        own=(Own("greedy", 0.5, 0.0, 192), Own("t07", 0.5, 0.7, 192)),
+        prompt_tokens=320,
+        own_batch=256,
+        valid_share=0.02,
+        rows=16,
+        row_tokens=512,
+        first=Training(200, 5.333e-3, 0),
+        second=Training(700, 4e-3, 1),
+        longer=Training(200, 1.778e-3, 0),
+        steps_per_eval=100,
+        save_every=50,
+        eval_prompts=16,
+        eval_tokens=128,
+    ),
+    "tiny": Size(  # a rehearsal, on a CPU
+        own=(Own("greedy", 1.0, 0.0, 24), Own("t07", 0.5, 0.7, 24)),
+        prompt_tokens=96,
+        own_batch=16,
+        valid_share=0.2,
+        rows=2,
+        row_tokens=64,
+        first=Training(4, 5.333e-3, 0),
+        second=Training(4, 4e-3, 1),
+        longer=Training(2, 1.778e-3, 0),
+        steps_per_eval=2,
+        save_every=2,
+        eval_prompts=2,
+        eval_tokens=16,
+    ),
+}
