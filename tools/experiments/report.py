@@ -22,6 +22,8 @@ from tools.experiments.pages import (
     speed_table,
     sureness_table,
 )
+from tools.experiments.real_heads import FILE_NAME as REAL_NAME
+from tools.experiments.real_heads import section as real_section
 from tools.experiments.results_file import write_generated
 
 SUMMARY_NAME = "summary.json"
@@ -75,8 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     folder = parser.parse_args(argv).folder
     runs = read_runs(folder)
     write_generated(folder / SUMMARY_NAME, "tools.experiments.report", summary(runs))
+    real = folder / REAL_NAME
     page = [
         INTRO,
+        real_section(real) + "\n" if real.is_file() else "",
         "## The paper's figures and ours\n\n",
         paper_table(runs),
         "\n## Speed\n\n",

@@ -1,0 +1,68 @@
+"""The section of docs/results.md on a real model: figures come back as they were measured, and tables say what they hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.experiments import real_heads
+
+SETS = ("sums", "code")
+
+
+def group(rounds: int, accepted: list[int]) -> dict[str, Any]:
+    car = [count / rounds for count in accepted]
+    return {"car": car, "tau": 1 + sum(car), "rounds": rounds, "distinct4": 0.5}
+
+
+def measured(accepted: dict[str, list[int]]) -> dict[str, Any]:
+    sets = {name: group(10, counts) | {"novel": group(5, [1, 0])} for name, counts in accepted.items()}
+    return {"all": group(20, [9, 3]) | {"novel": group(10, [2, 0])}, "sets": sets}
+
+
+def spec(folder: Path, *, twice: bool = False) -> dict[str, Any]:
+    files = {"plain": {"sums": [5, 0], "code": [4, 2]}, "better": {"sums": [6, 2], "code": [4, 1]}}
+    for name, accepted in files.items():
+        figures = measured(accepted)
+        (folder / f"{name}.json").write_text(json.dumps({name: {"num_heads": 2, "greedy": figures, "sampled": figures}}))
+    arms = [{"key": k, "label": k, "seed": 0, "steps": 3, "file": f"{k}.json"} for k in ("plain", "better")]
+    story = [
+        {"key": "old", "label": "old", "tau": 1.2, "car": [0.2]},
+        {"key": "refit", "label": "refit", "steps": 10, "tau": 1.9, "car": [0.9]},
+        {"key": "anew", "label": "anew", "steps": 100, "tau": 2.0, "car": [1.0]},
+    ]
+    pairs = [{"said": "better over plain", "of": ["better"], "against": ["plain"], "aim": True}]
+    groups = [{"title": "Arms", "note": "Few.", "arms": arms + arms[: int(twice)]}]
+    parts = {"groups": groups, "pairs": pairs, "story": {"title": "Fine-tune", "note": "Short.", "rows": story}}
+    return {"model": "Toy", "conditions": "None.", "best": {"four": "better", "eight": "plain"}} | parts
+
+
+def page(folder: Path) -> str:
+    (folder / "spec.json").write_text(json.dumps(spec(folder)))
+    real_heads.main([str(folder / "spec.json"), str(folder / "toy.json")])
+    return real_heads.section(folder / "toy.json")
+
+
+def test_figures_come_back_as_they_were_measured(tmp_path: Path) -> None:
+    page(tmp_path)
+    (arms,) = (g["arms"] for g in real_heads.read(tmp_path / "toy.json")["groups"])
+    by_key = {arm["key"]: arm for arm in arms}
+    assert real_heads.taus(by_key["better"]) == pytest.approx({"sums": 1.8, "code": 1.5})
+    assert real_heads.mean_of_sets(by_key["plain"], "sampled", "novel", "tau") == pytest.approx(1.2)
+    assert real_heads.car(by_key["plain"]) == pytest.approx([0.45, 0.1])
+    assert real_heads.gain(by_key["better"], by_key["plain"], "greedy") == (pytest.approx(100 * (1.65 / 1.55 - 1)), 1)
+
+
+def test_tables_say_which_aims_are_met(tmp_path: Path) -> None:
+    text = page(tmp_path)
+    assert "| K = 4, greedy: mean tau of the sets at least 3 | 1.650 | no |" in text
+    assert "| better over plain: +10% at equal steps, ahead on 6 of 7 sets | +6.5%, 1 of 7 sets | no |" in text
+    assert "in 20% of the steps | 95% in 10% | yes |" in text
+    assert "| plain | 0 | 3 | **1.550** | 1.50 | 1.60 | 1.200 | 1.550 | 1.200 | .450 .100 |" in text
+    assert "| better over plain | +6.5% (1 sets) | +6.5% (1 sets) |" in text
+
+
+def test_the_same_arm_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"arms: got \['plain'\] more than once"):
+        real_heads.collect(spec(tmp_path, twice=True), tmp_path)
