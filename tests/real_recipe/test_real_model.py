@@ -69,7 +69,7 @@ def test_prompts_are_dealt_out(tiny_base: Path, tmp_path: Path) -> None:
     size = SIZES["tiny"]
     counts = choose_prompts([prompts], [tmp_path / "sets.jsonl"], tiny_base, size, tmp_path / "out")
     assert counts["left_out"] == {"overlaps with evaluation": 1, "over 96 tokens": 1, "double": 1}
-    assert counts["prompts"] == 40 and counts["parts"] == {"greedy": 40, "t07": 20} and counts["eval"] == {"sets": 1}
+    assert counts["prompts"] == 32 and counts["parts"] == {"greedy": 32, "t07": 16} and counts["eval"] == {"sets": 1}
     assert json.loads((tmp_path / "out" / "eval" / "sets.jsonl").read_text()) == {"prompt": held}
     with pytest.raises(ValueError, match=r"got 2 prompts \(left out: none\), expected at least 16"):
         prompts.write_text('{"prompt": "a"}\n{"prompt": "b"}\n')

@@ -30,6 +30,7 @@ def choose_prompts(files: list[Path], eval_files: list[Path], model: Path, size:
         left_out = ", ".join(f"{count} {why}" for why, count in dropped.items()) or "none"
         raise ValueError(f"--prompts: got {len(kept)} prompts (left out: {left_out}), expected at least {LEAST}")
     draw = random.Random(SEED)
+    kept = draw.sample(kept, min(len(kept), size.prompts or len(kept)))
     with replacing_folder(out) as folder:
         counts: dict[str, Any] = {"prompts": len(kept), "left_out": dict(dropped), "parts": {}, "eval": {}}
         for own in size.own:

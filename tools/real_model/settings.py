@@ -24,10 +24,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Size:
-    """own: what is written, each part from a random share of the prompts; prompt_tokens: longer prompts are left out.
+    """own: what is written, each part from a random share of the prompts; prompts: at most; prompt_tokens: longer ones are left out.
     first, second: the heads' two trainings; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of every set."""
 
     own: tuple[Own, ...]
+    prompts: int | None
     prompt_tokens: int
     own_batch: int
     valid_share: float
@@ -51,6 +52,7 @@ SIZES = {
             Own("t08", 0.18, 0.8, 320),
             Own("t10", 0.06, 1.0, 320),
         ),
+        prompts=None,
         prompt_tokens=320,
         own_batch=1024,
         valid_share=0.005,
@@ -66,6 +68,7 @@ SIZES = {
     ),
     "small": Size(  # a tenth of the text and of the steps
         own=(Own("greedy", 0.5, 0.0, 192), Own("t07", 0.5, 0.7, 192)),
+        prompts=20_000,
         prompt_tokens=320,
         own_batch=256,
         valid_share=0.02,
@@ -81,6 +84,7 @@ SIZES = {
     ),
     "tiny": Size(  # a rehearsal, on a CPU
         own=(Own("greedy", 1.0, 0.0, 24), Own("t07", 0.5, 0.7, 24)),
+        prompts=32,
         prompt_tokens=96,
         own_batch=16,
         valid_share=0.2,
