@@ -24,8 +24,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Size:
-    """own: what is written, each part from a random share of the prompts; prompts: at most; prompt_tokens: longer ones are left out.
-    first, second: the heads' two trainings; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of every set."""
+    """own: what is written, each part from a random share of the prompts, at most `prompts` of at most prompt_tokens. first,
+    second: the heads' two trainings; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of every set."""
 
     own: tuple[Own, ...]
     prompts: int | None
