@@ -37,9 +37,9 @@ def run(output: JsonOptions) -> int:
 
 
 def examine() -> Findings:
-    from mtpd_mlx.decoding.tuning.machine import cores, device_kind, device_name, memory_bytes
+    from mtpd_mlx.decoding.tuning.machine import cores, device_kind, device_name
     from mtpd_mlx.model.blas import preload_blas
-    from mtpd_mlx.model.runtime import mx, on_cpu
+    from mtpd_mlx.model.runtime import memory_bytes, mx, on_cpu
 
     found, size = Findings(), memory_bytes()
     facts, problems = found.facts, found.problems

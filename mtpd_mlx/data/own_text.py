@@ -17,11 +17,12 @@ from mtpd_mlx.data.formats import MADE_BY, OWN, OWN_CONFIG
 from mtpd_mlx.files.atomic import leftovers, replacing, write_json, write_text
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.lock import check_unlocked, locked
+from mtpd_mlx.inspection.counts import cache_bytes
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.compute import compute_in
 from mtpd_mlx.model.finite import type_name
 from mtpd_mlx.model.load_save import versions
-from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.model.runtime import memory_bytes, mx, on_cpu
 from mtpd_mlx.model.slots import Draw, argmax, write_texts
 from mtpd_mlx.options.distill import DistillConfig, check_together
 from mtpd_mlx.options.resume import ON_RESUME, resumed
@@ -34,6 +35,7 @@ from mtpd_mlx.text.tokenizer import Tokenizer
 CONFIG_NAME, PART_NAME = OWN_CONFIG, "part.jsonl"
 SPLITS = ("train.jsonl", "valid.jsonl")
 NAMES = (*SPLITS, PART_NAME, CONFIG_NAME)
+FEWEST, MOST, MEMORY_SHARE = 16, 1024, 0.25  # texts at a time
 SYNC_EVERY = 5.0  # seconds of texts that a loss of power may cost
 MOVED = ("batch_size",)  # may differ on --resume: texts do not depend on it
 
@@ -144,12 +146,22 @@ def _texts(work: Work, missing: list[int]) -> Iterator[list[dict[str, Any]]]:
             [work.prompts[i] for i in missing],
             cfg.max_tokens,
             tokenizer.eos_token_ids,
-            slots=cfg.batch_size,
+            slots=cfg.batch_size or texts_at_a_time(work.base, max(map(len, work.prompts)) + cfg.max_tokens),
             draw=drawer(cfg),
             seed=cfg.seed,
             numbers=missing,
         ):
             yield [_row(missing[place], work.prompts[missing[place]], tokens, tokenizer) for place, tokens in ended]
+
+
+def texts_at_a_time(base: Base, positions: int) -> int:
+    """How many texts of so many positions: FEWEST on a CPU, which has no more to gain; on a GPU what fits into a share of its
+    memory. A text takes its caches (thrice while others begin, which copies them) and a few rows of float32 logits."""
+    if on_cpu():
+        return FEWEST
+    caches = cache_bytes(base.dims, positions, base.dims.num_layers, base.dtype.size)
+    fit = int(MEMORY_SHARE * (memory_bytes() or 0)) // (3 * caches + 4 * 4 * base.vocab_size)
+    return min(MOST, max(FEWEST, fit))
 
 
 def _row(number: int, prompt: list[int], tokens: list[int], tokenizer: Tokenizer) -> dict[str, Any]:

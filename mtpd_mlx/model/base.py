@@ -19,7 +19,9 @@ from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
 from mtpd_mlx.model.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
+from mtpd_mlx.model.compute import dtype_of
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
+from mtpd_mlx.options.base import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -210,8 +212,6 @@ def load_base(
     `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
     where hidden states come from a cache.
     """
-    from mlx_lm.utils import dequantize_model
-
     path = resolve_model(model)
     if adapter is not None and ends_only and not read_adapter(adapter).only_layers:
         raise ValueError(f"--adapter-path {adapter}: changes the ends of the base, which is not for --cache; fuse it")
@@ -230,7 +230,7 @@ def load_base(
     if adapter is not None and not ends_only:
         apply_adapter(network, adapter)
     if dequantize and "quantization" in config:
-        network = dequantize_model(network)
+        network = unpacked(network)
         config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     if dtype is not None:
         network.set_dtype(dtype)
@@ -262,6 +262,18 @@ def make_network(stored: StoredBase) -> nn.Module:
         nn.quantize(network, class_predicate=packing)
     network.load_weights(list(weights.items()))
     return network
+
+
+def unpacked(network: nn.Module) -> nn.Module:
+    """The network with floating-point matrices in place of quantised ones: in float32 where that is computed in, so that they
+    are what the integers stand for; elsewhere in the type of their scales."""
+    from mlx_lm.utils import dequantize_model
+
+    for _, module in network.named_modules():
+        if "scales" in module and "biases" in module:
+            kind = dtype_of(AUTO, module.scales.dtype)
+            module.scales, module.biases = module.scales.astype(kind), module.biases.astype(kind)
+    return dequantize_model(network)
 
 
 def _in_one_line(error: Exception, most: int = 300) -> str:

@@ -7,13 +7,15 @@ decode and to measure in, and bfloat16 to train in.
 
 import logging
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mtpd_mlx.families.table import check_float16
-from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.finite import type_name
 from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.base import AUTO
+
+if TYPE_CHECKING:
+    from mtpd_mlx.model.base import Base
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ def dtype_of(asked: str, elsewhere: mx.Dtype = mx.bfloat16) -> mx.Dtype:
     return getattr(mx, asked)
 
 
-def compute_in(base: Base, asked: str = AUTO, elsewhere: mx.Dtype | None = None, option: str = "--dtype") -> None:
+def compute_in(base: "Base", asked: str = AUTO, elsewhere: mx.Dtype | None = None, option: str = "--dtype") -> None:
     """Casts the base's floating-point weights to what it is to compute in, and reads them. `elsewhere`: what `auto` means on
     other devices than CPUs (None: as stored). `option`: what `asked` came from, for messages.
 
@@ -43,7 +45,7 @@ def compute_in(base: Base, asked: str = AUTO, elsewhere: mx.Dtype | None = None,
     mx.eval(base.model.parameters())
 
 
-def float_types(base: Base) -> set[str]:
+def float_types(base: "Base") -> set[str]:
     """Names of the types of the base's floating-point arrays."""
     from mlx.utils import tree_flatten
 

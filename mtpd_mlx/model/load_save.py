@@ -203,7 +203,10 @@ def _dequantize(arrays: dict[str, mx.array], group_size: int, bits: int) -> dict
     for name, w in arrays.items():
         stem = name.removesuffix(".weight")
         if f"{stem}.scales" in arrays and name.endswith(".weight"):
-            plain[name] = mx.dequantize(w, arrays[f"{stem}.scales"], arrays[f"{stem}.biases"], group_size, bits)
+            scales, biases = (
+                arrays[f"{stem}.{part}"].astype(mx.float32) for part in ("scales", "biases")
+            )  # else rounded twice
+            plain[name] = mx.dequantize(w, scales, biases, group_size, bits)
         elif not name.endswith((".scales", ".biases")):
             plain[name] = w
     return plain

@@ -7,6 +7,7 @@ kernel cache of its own. None of these can be had later.
 import os
 import tempfile
 from importlib.metadata import version
+from typing import Any
 
 from mtpd_mlx.model.blas import compiler_warning, preload_blas
 
@@ -33,6 +34,17 @@ def on_cuda() -> bool:
     return not on_cpu() and cuda is not None and cuda.is_available()
 
 
+def memory_bytes() -> int | None:
+    """Memory that MLX can use: the GPU's own, or the machine's."""
+    if on_cuda() or not on_cpu():
+        info: dict[str, Any] = dict(mx.device_info())
+        size = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
+        return None if size is None else int(size)
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def bound_queue() -> None:
     """Whatever trains calls this before it loads or makes a base: MLX reads the variable at the process's first operation.
 
@@ -54,4 +66,4 @@ if on_cpu():
 elif on_cuda() and (rank := int(os.environ.get("MLX_RANK", 0))):
     os.environ["MLX_PTX_CACHE_DIR"] = kernel_cache(rank)  # read by MLX at its first kernel
 
-__all__ = ["bound_queue", "kernel_cache", "mx", "nn", "on_cpu", "on_cuda", "optim"]
+__all__ = ["bound_queue", "kernel_cache", "memory_bytes", "mx", "nn", "on_cpu", "on_cuda", "optim"]

@@ -23,8 +23,11 @@ class DistillConfig:
     out: str = same(RunConfig, "out", default="distilled")
     max_tokens: int = same(TextOptions, "max_tokens")
     prompt_tokens: int = option(64, 'for {"text"} rows: how many of their first tokens are the prompt', takes=POSITIVE)
-    batch_size: int = option(
-        16, "texts written at a time (a GPU is fast with hundreds, their caches permitting)", takes=POSITIVE
+    batch_size: int | None = option(
+        None,
+        "texts written at a time",
+        takes=POSITIVE,
+        unset="16 on a CPU; on a GPU up to 1024, as many as a quarter of its memory holds",
     )
     temp: float = same(SamplingOptions, "temp", takes=NOT_NEGATIVE)
     top_p: float = same(SamplingOptions, "top_p", takes=SHARE)

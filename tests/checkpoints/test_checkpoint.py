@@ -74,6 +74,19 @@ def test_fingerprint_sees_one_changed_value(tiny_base: Path, tmp_path: Path) -> 
     assert fingerprint_base(other) != fingerprint_base(tiny_base)
 
 
+def test_quantised_heads_are_what_their_integers_stand_for(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Scales in bfloat16, as they ship: an export unpacks in float32, and so do we."""
+    _, heads, config = load_checkpoint(tiny_checkpoint)
+    heads.set_dtype(mx.bfloat16)
+    save_heads(tmp_path, heads, config, bits=8)
+    read, arrays = flatten(load_checkpoint(tmp_path)[1]), load_arrays(tmp_path / "heads.safetensors")
+    stem = "heads.1.eh_proj"
+    q = np.array(arrays[f"{stem}.weight"]).view(np.uint8).astype(np.float32)
+    scales, biases = (np.array(arrays[f"{stem}.{part}"].astype(mx.float32)) for part in ("scales", "biases"))
+    exact = (q.reshape(*scales.shape, -1) * scales[..., None] + biases[..., None]).reshape(q.shape)
+    assert np.abs(np.array(read[f"{stem}.weight"]) - exact).max() < 1e-7
+
+
 def test_quantised_heads_load_close_to_their_values(tiny_checkpoint: Path, tmp_path: Path) -> None:
     _, heads, config = load_checkpoint(tiny_checkpoint)
     save_heads(tmp_path, heads, config, bits=8)

@@ -157,3 +157,20 @@ def test_float16_where_a_family_exceeds_it(
     run("generate", place.heads, "--prompt", "abc", "-m", 2, "--dtype", "float16")
     run("cache", "--model", place.base, "--data", place.data, "--out", tmp_path / "c", "--compute-dtype", "float16")
     assert refusals == ["--dtype float16", "--compute-dtype float16"]
+
+
+@pytest.mark.parametrize(("gpu", "worst"), [(False, 1e-7), (True, 0.01)])
+def test_unpacked_matrices_are_what_the_integers_stand_for(
+    gpu: bool, worst: float, place: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 not rounded to the type of the scales once more."""
+    monkeypatch.setattr(compute, "on_cpu", lambda: not gpu)
+    packed = write_quantised(tmp_path / "packed", place.base, 8, dtype="bfloat16")
+    base, stored = load_base(str(packed), dequantize=True), load_base(str(packed))
+    compute.compute_in(base)
+    for ours, theirs in zip(base.layers, stored.layers, strict=True):
+        q, w = theirs.mlp.down_proj, ours.mlp.down_proj.weight
+        assert type_name(w.dtype) == ("bfloat16" if gpu else "float32")
+        exact = mx.dequantize(q.weight, *(a.astype(mx.float32) for a in (q.scales, q.biases)), q.group_size, q.bits)
+        apart = mx.abs(exact - w.astype(mx.float32)).max().item()
+        assert apart <= worst and (not gpu or apart > 1e-7)

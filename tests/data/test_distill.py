@@ -13,7 +13,7 @@ from helpers.adapters import write_adapter
 from helpers.runs import error_line, one_line
 
 from mtpd_mlx.cli import main
-from mtpd_mlx.data import load_dataset
+from mtpd_mlx.data import load_dataset, own_text
 from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, split_of
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.generate import batches_of, generate_greedy
@@ -97,6 +97,19 @@ def test_continuations_of_one_prompt_are_on_one_side(tiny_base: Path, tmp_path: 
             side |= {json.loads(line)["prompt"] for line in text.splitlines()}
         file.write_text("\n".join(reversed(file.read_text().splitlines())))
     assert train and valid and not train & valid and len(train | valid) == 8
+
+
+@pytest.mark.parametrize(
+    ("memory", "positions", "expected"), [(None, 64, 16), (1 << 40, 64, 1024), (4 << 30, 10_000, 69), (1 << 28, 10_000, 16)]
+)
+def test_how_many_texts_a_gpu_writes_at_a_time(
+    memory: int | None, positions: int, expected: int, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(tiny_base))
+    assert own_text.texts_at_a_time(base, positions) == 16
+    monkeypatch.setattr(own_text, "on_cpu", lambda: False)
+    monkeypatch.setattr(own_text, "memory_bytes", lambda: memory)
+    assert own_text.texts_at_a_time(base, positions) == expected
 
 
 def test_a_run_goes_on_with_fewer_texts_at_a_time(tiny_base: Path, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def stages_of(args: argparse.Namespace, size: Size) -> list[Stage]:
     for part, folder in zip(size.own, own, strict=True):
         given = {"prompts": out / "prompts" / f"{part.name}.jsonl", "temp": part.temp, "max-tokens": part.max_tokens}
         given |= {"valid-share": size.valid_share}
-        batch = ("--batch-size", str(args.own_batch or size.own_batch))
+        batch = ("--batch-size", str(args.own_batch)) if args.own_batch else ()
         stages.append(product("own-" + part.name, "distill-data", folder, {"model": model} | given, how=batch))
     first, heads, packed, longer = (out / name for name in ("heads-first", "heads", "heads-8bit", "heads-8"))
     data = {"data": own, "mask-prompt": True, "loss": "kl", "optimizer": "muon"}
@@ -103,7 +103,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--size", choices=list(SIZES), default="shipped", help="default: %(default)s")
     parser.add_argument("--model", type=Path, help="a model folder in place of SmolLM2-135M-Instruct")
-    parser.add_argument("--own-batch", type=int, help="texts written at a time, where memory is short (default: by size)")
+    parser.add_argument("--own-batch", type=int, help="texts written at a time (default: as mtpd distill-data decides)")
     return parser.parse_args(argv)
 
 

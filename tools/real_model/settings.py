@@ -30,7 +30,6 @@ class Size:
     own: tuple[Own, ...]
     prompts: int | None
     prompt_tokens: int
-    own_batch: int
     valid_share: float
     rows: int
     row_tokens: int
@@ -54,7 +53,6 @@ SIZES = {
         ),
         prompts=None,
         prompt_tokens=320,
-        own_batch=1024,
         valid_share=0.005,
         rows=16,
         row_tokens=1024,
@@ -70,7 +68,6 @@ SIZES = {
         own=(Own("greedy", 0.5, 0.0, 192), Own("t07", 0.5, 0.7, 192)),
         prompts=20_000,
         prompt_tokens=320,
-        own_batch=256,
         valid_share=0.02,
         rows=16,
         row_tokens=512,
@@ -86,7 +83,6 @@ SIZES = {
         own=(Own("greedy", 1.0, 0.0, 24), Own("t07", 0.5, 0.7, 24)),
         prompts=32,
         prompt_tokens=96,
-        own_batch=16,
         valid_share=0.2,
         rows=2,
         row_tokens=64,

@@ -36,14 +36,3 @@ def _cpu_name() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def memory_bytes() -> int | None:
-    """Memory that MLX can use: the GPU's own, or the machine's."""
-    if on_cuda() or not on_cpu():
-        info: dict[str, Any] = dict(mx.device_info())
-        size = info.get("max_recommended_working_set_size") or info.get("total_memory") or info.get("memory_size")
-        return None if size is None else int(size)
-    if not hasattr(os, "sysconf"):
-        return None
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
