@@ -22,6 +22,7 @@ COMMANDS = {
     "distill-data": "write a base's own continuations of prompts as training data",
     "generate": "generate text with speculative decoding",
     "chat": "chat in the terminal, with accepted drafts in colour",
+    "serve": "answer requests over HTTP, as OpenAI's API does; with a page to chat on",
     "probe": "measure what verifying and drafting cost here, and what acceptance speculation needs",
     "tune": "find and store the fastest number of drafts for this machine",
     "verify": "check that speculative text is that of plain decoding",

@@ -14,11 +14,11 @@ ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 # Packages and modules, lowest first: each imports from earlier layers alone. `onnx.` stands for mtpd_onnx.
 LAYERS = """
 files speculative onnx.errors onnx.layouts onnx.precision | families | checkpoints onnx.dims | options | inspection text
-| hub onnx.manifest | model onnx.graphs onnx.runtime | data decoding onnx.weights onnx.peer
+| hub onnx.manifest serving | model onnx.graphs onnx.runtime | data decoding onnx.weights onnx.peer
 | losses teacher_cache measure onnx.export | train | demo onnx.commands | onnx.cli | commands | cli
 """
 # What runs without MLX: a GPU box with mtpd-onnx has none. Modules of other packages that are light one by one.
-LIGHT = ["files", "speculative", "families", "text", "checkpoints", "options", "inspection", "hub", "data"]
+LIGHT = ["files", "speculative", "families", "text", "checkpoints", "options", "inspection", "hub", "serving", "data"]
 LIGHT_MODULES = [
     "__init__",
     "cli",

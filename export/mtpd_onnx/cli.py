@@ -10,6 +10,7 @@ from mtpd_onnx.errors import first_line
 COMMANDS = {
     "generate": "generate text from an exported folder",
     "chat": "chat with an exported model",
+    "serve": "answer requests over HTTP, as OpenAI's API does; with a page to chat on",
     "bench": "time plain and speculative decoding (and onnxruntime-genai) side by side",
     "verify": "show that speculative decoding changes nothing: greedy identity and the sampling test",
     "info": "say what an exported folder is and whether its parts fit together",

@@ -18,6 +18,7 @@ from mtpd_mlx.model.finite import marked, type_name
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.speculative.cancel import cancel_point
 from mtpd_mlx.speculative.finite import check_tokens
 
 PREFILL_CHUNK = 2048  # as in mlx_lm.generate: other chunks would round differently
@@ -121,6 +122,7 @@ class HostState:
         if not self._begun:
             self.table, self._begun = self.model.rule.new_table(), True
         for start in range(0, len(tokens) - 1, PREFILL_CHUNK):
+            cancel_point()
             chunk = tokens[start : min(start + PREFILL_CHUNK, len(tokens) - 1)]
             self._fill(chunk, tokens[start + len(chunk) :])
         self.force(tokens[-1:])

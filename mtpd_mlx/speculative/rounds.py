@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtpd_mlx.speculative.cancel import cancel_point
 from mtpd_mlx.speculative.drafting import Drafting
 from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.protocol import Prefills, Round, StepModel
@@ -49,6 +50,7 @@ class StepBackend:
         if isinstance(self.model, Prefills):
             return self._checked([self.model.prefill(tokens)], self.length)[0]
         for start in range(0, len(tokens), PREFILL_CHUNK):
+            cancel_point()
             predicted = self.model.verify(tokens[start : start + PREFILL_CHUNK])
         return self._checked(predicted[-1:], self.length)[0]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.speculative.cancel import cancel_point
 from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_onnx.manifest import Manifest
@@ -81,6 +82,7 @@ class FusedBackend:
         need_tokens(self, tokens)
         self._refresh()
         for start in range(0, len(tokens), limits.PREFILL_CHUNK):
+            cancel_point()
             self._force(tokens[start : start + limits.PREFILL_CHUNK])
         return self._next
 

@@ -1,0 +1,33 @@
+"""The options of `mtpd serve` and `mtpd-onnx serve`."""
+
+from dataclasses import dataclass
+
+from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, Range, option, same
+from mtpd_mlx.options.text import GenerateOptions
+
+API_KEY = "MTPD_API_KEY"  # environment variable
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    GROUP = "server"
+
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines", metavar="ADDRESS")
+    port: int = option(8080, "port", takes=Range(0, 65535), metavar="N")
+    api_key: str | None = option(
+        None, f"key that requests must bring; better given in the environment, as {API_KEY}", metavar="KEY", unset="none"
+    )
+    served_name: str | None = option(
+        None, "name of the model in the API (its folder's or hub id's always work, too)", metavar="NAME", unset="as given here"
+    )
+    max_tokens: int = same(GenerateOptions, "max_tokens", default=512)
+    max_waiting: int = option(64, "requests that may wait; more are refused with status 429", takes=POSITIVE, metavar="N")
+    max_body: int = option(16 << 20, "bytes of a request at most", takes=POSITIVE, metavar="BYTES")
+    cors: tuple[str, ...] = option((), "origin of web pages that may ask (repeatable); *: all", metavar="ORIGIN", repeated=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeDecodingOptions(ServeOptions):
+    num_draft_tokens: int | None = option(
+        None, "drafts per round; 0: plain decoding", takes=NOT_NEGATIVE, metavar="K", unset="as generate chooses"
+    )

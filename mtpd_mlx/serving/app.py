@@ -1,0 +1,208 @@
+"""The routes: `make_app` gives an ASGI application over an engine."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from mtpd_mlx.serving.engine import Engine, Event, Finished, Job, Progress
+from mtpd_mlx.serving.errors import ApiError
+from mtpd_mlx.serving.fields import parse_body
+from mtpd_mlx.serving.metrics import Metrics
+from mtpd_mlx.serving.replies import Reply, event, model_card
+from mtpd_mlx.serving.requests import Request, Served, chat_request, completion_request
+
+logger = logging.getLogger(__name__)
+PAGE = Path(__file__).with_name("page.html")
+QUIET = 10.0  # seconds without a token, after which a comment keeps proxies from closing a stream
+Read = Callable[[Mapping[str, Any], Served], Request]
+
+
+class Server:
+    def __init__(self, engine: Engine, served: Served, info: dict[str, Any], api_key: str | None, most_bytes: int):
+        self.engine, self.served, self.info = engine, served, info
+        self.api_key, self.most_bytes = api_key, most_bytes
+        self.metrics, self.began = Metrics(engine), int(time.time())
+
+    def check_key(self, request: HttpRequest) -> None:
+        """ApiError 401 unless the request has the key, as OpenAI's or Anthropic's clients send it."""
+        if self.api_key is None:
+            return
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").strip() or request.headers.get("x-api-key", "")
+        if not secrets.compare_digest(given.encode(), self.api_key.encode()):
+            raise ApiError(401, "the API key is missing or wrong", code="invalid_api_key")
+
+    async def body(self, request: HttpRequest) -> dict[str, Any]:
+        content = b""
+        async for piece in request.stream():
+            content += piece
+            if len(content) > self.most_bytes:
+                raise ApiError(413, f"the body has more than {self.most_bytes} bytes", code="body_too_large")
+        return parse_body(content)
+
+    async def answer(self, request: HttpRequest, read: Read, chat: bool) -> Response:
+        self.check_key(request)
+        body = await self.body(request)
+        wanted = await asyncio.to_thread(read, body, self.served)  # long prompts take a while to encode
+        events, loop = asyncio.Queue[Event](), asyncio.get_running_loop()
+
+        def tell(what: Event) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(events.put_nowait, what)
+
+        job, reply = Job(wanted, tell), Reply(self.served.names[0], chat)
+        self.engine.submit(job)
+        path = request.url.path
+        if wanted.stream:
+            stream = self.stream(job, events, reply, path)
+            return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
+        text, finished = await self.whole(request, job, events)
+        self.metrics.finished(path, finished)
+        return JSONResponse(reply.whole(text, finished))
+
+    async def whole(self, request: HttpRequest, job: Job, events: asyncio.Queue[Event]) -> tuple[str, Finished]:
+        """The whole text; a client that goes meanwhile calls the work off."""
+
+        async def gone() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            job.cancelled.set()
+
+        watch, text = asyncio.create_task(gone()), ""
+        try:
+            while True:
+                what = await events.get()
+                if isinstance(what, ApiError):
+                    raise what
+                if isinstance(what, Finished):
+                    return text, what
+                text += "".join(piece for piece, _ in what.pieces)
+        finally:
+            job.cancelled.set()
+            watch.cancel()
+
+    async def stream(self, job: Job, events: asyncio.Queue[Event], reply: Reply, path: str) -> AsyncIterator[str]:
+        """Server-sent events. Whoever stops reading calls the work off."""
+        show, ended = job.request.show_drafts, False
+        try:
+            if (first := reply.first()) is not None:
+                yield event(first)
+            while True:
+                try:
+                    what = await asyncio.wait_for(events.get(), QUIET)
+                except TimeoutError:
+                    yield ": waiting\n\n"
+                    continue
+                if isinstance(what, Progress):
+                    yield event(reply.piece(what.pieces, show))
+                    continue
+                ended = True
+                if isinstance(what, ApiError):
+                    logger.info("%s: %s", path, what.message)
+                    yield event(what.body())
+                else:
+                    self.metrics.finished(path, what)
+                    yield event(reply.last(what))
+                    if job.request.include_usage:
+                        yield event(reply.usage(what))
+                yield event("[DONE]")
+                return
+        finally:
+            job.cancelled.set()
+            if not ended:
+                logger.info("%s: the client has gone", path)
+
+    # routes
+
+    async def chat(self, request: HttpRequest) -> Response:
+        return await self.answer(request, chat_request, True)
+
+    async def completions(self, request: HttpRequest) -> Response:
+        return await self.answer(request, completion_request, False)
+
+    async def models(self, request: HttpRequest) -> Response:
+        self.check_key(request)
+        return JSONResponse({"object": "list", "data": [model_card(self.served.names[0], self.began, self.info)]})
+
+    async def model(self, request: HttpRequest) -> Response:
+        self.check_key(request)
+        name = request.path_params["name"]
+        if name not in self.served.names:
+            raise ApiError(404, f"model: got {name[:60]!r}, this server has {self.served.names[0]!r}", code="model_not_found")
+        return JSONResponse(model_card(self.served.names[0], self.began, self.info))
+
+    async def health(self, request: HttpRequest) -> Response:
+        return JSONResponse({"status": "ok", "model": self.served.names[0], "waiting": self.engine.waiting})
+
+    async def metric(self, request: HttpRequest) -> Response:
+        self.check_key(request)
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+    async def page(self, request: HttpRequest) -> Response:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+
+class Counted:
+    """Counts every answer by path and status, whichever part of the application gave it."""
+
+    def __init__(self, app: Any, metrics: Metrics, paths: frozenset[str]):
+        self.app, self.metrics, self.paths = app, metrics, paths
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def counted(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                path = scope["path"] if scope["path"] in self.paths else "other"
+                self.metrics.answered(path, message["status"])
+            await send(message)
+
+        await self.app(scope, receive, counted if scope["type"] == "http" else send)
+
+
+async def on_api_error(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    logger.info("%s: %d, %s", request.url.path, error.status, error.message)
+    headers = {"retry-after": "1"} if error.status in (429, 503) else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def on_http_error(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    said = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}", code=code)
+    return JSONResponse(said.body(), error.status_code, error.headers)
+
+
+def make_app(server: Server, origins: tuple[str, ...] = ()) -> Starlette:
+    """`origins`: of pages in browsers that may ask (CORS); "*": all."""
+    routes = [
+        Route("/", server.page, methods=["GET"]),
+        Route("/health", server.health, methods=["GET"]),
+        Route("/metrics", server.metric, methods=["GET"]),
+        Route("/v1/models", server.models, methods=["GET"]),
+        Route("/v1/models/{name:path}", server.model, methods=["GET"]),
+        Route("/v1/chat/completions", server.chat, methods=["POST"]),
+        Route("/v1/completions", server.completions, methods=["POST"]),
+    ]
+    middleware = [Middleware(Counted, metrics=server.metrics, paths=frozenset(route.path for route in routes))]
+    if origins:
+        middleware.append(Middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"]))
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(server.engine.end)
+
+    handlers: dict[Any, Any] = {ApiError: on_api_error, HTTPException: on_http_error}
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)

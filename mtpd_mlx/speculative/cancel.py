@@ -1,0 +1,30 @@
+"""Work that somebody may call off: `with cancellable(asked): ...`, and `cancel_point()` where it can stop.
+
+Loops that may be long call cancel_point between their pieces; outside of `cancellable` it does nothing.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_asked: ContextVar[Callable[[], bool] | None] = ContextVar("asked", default=None)
+
+
+class Cancelled(Exception):
+    """Raised by cancel_point."""
+
+
+@contextmanager
+def cancellable(asked: Callable[[], bool]) -> Iterator[None]:
+    """`asked` is called at every cancel_point inside, in this thread; where it says True, Cancelled is raised there."""
+    token = _asked.set(asked)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def cancel_point() -> None:
+    asked = _asked.get()
+    if asked is not None and asked():
+        raise Cancelled
