@@ -29,6 +29,11 @@ class Answer:
         self._pieces.append(text)
         return self._stops.stopped
 
+    @property
+    def stopped_by(self) -> str | None:
+        """The stop text that ended it."""
+        return self._stops.found
+
     def take(self, num_drafted: int) -> list[Piece]:
         """Of a chunk whose first num_drafted tokens were accepted drafts."""
         pieces = [(text, i < num_drafted) for i, text in enumerate(self._pieces) if text]

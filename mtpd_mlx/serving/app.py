@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,19 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from mtpd_mlx.serving.engine import Engine, Event, Finished, Job, Progress
+from mtpd_mlx.serving.engine import Engine, Event, Finished, Job, Progress, Request
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.fields import parse_body
+from mtpd_mlx.serving.forms import anthropic, openai
+from mtpd_mlx.serving.forms.common import Reply, Served, no_model
+from mtpd_mlx.serving.forms.responses import responses
 from mtpd_mlx.serving.metrics import Metrics
-from mtpd_mlx.serving.replies import Reply, event, model_card
-from mtpd_mlx.serving.requests import Request, Served, chat_request, completion_request
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
+MESSAGES = "/v1/messages"
 QUIET = 10.0  # seconds without a token, after which a comment keeps proxies from closing a stream
-Read = Callable[[Mapping[str, Any], Served], Request]
+Read = Callable[[Mapping[str, Any], Served], tuple[Request, Reply]]
 
 
 class Server:
@@ -52,17 +54,17 @@ class Server:
                 raise ApiError(413, f"the body has more than {self.most_bytes} bytes", code="body_too_large")
         return parse_body(content)
 
-    async def answer(self, request: HttpRequest, read: Read, chat: bool) -> Response:
+    async def answer(self, request: HttpRequest, read: Read) -> Response:
         self.check_key(request)
         body = await self.body(request)
-        wanted = await asyncio.to_thread(read, body, self.served)  # long prompts take a while to encode
+        wanted, reply = await asyncio.to_thread(read, body, self.served)  # long prompts take a while to encode
         events, loop = asyncio.Queue[Event](), asyncio.get_running_loop()
 
         def tell(what: Event) -> None:
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(events.put_nowait, what)
 
-        job, reply = Job(wanted, tell), Reply(self.served.names[0], chat)
+        job = Job(wanted, tell)
         self.engine.submit(job)
         path = request.url.path
         if wanted.stream:
@@ -95,30 +97,28 @@ class Server:
 
     async def stream(self, job: Job, events: asyncio.Queue[Event], reply: Reply, path: str) -> AsyncIterator[str]:
         """Server-sent events. Whoever stops reading calls the work off."""
-        show, ended = job.request.show_drafts, False
+        text, ended = "", False
         try:
-            if (first := reply.first()) is not None:
-                yield event(first)
-            while True:
+            for said in reply.begin():
+                yield said
+            while not ended:
                 try:
                     what = await asyncio.wait_for(events.get(), QUIET)
                 except TimeoutError:
                     yield ": waiting\n\n"
                     continue
+                ended = not isinstance(what, Progress)
                 if isinstance(what, Progress):
-                    yield event(reply.piece(what.pieces, show))
-                    continue
-                ended = True
-                if isinstance(what, ApiError):
-                    logger.info("%s: %s", path, what.message)
-                    yield event(what.body())
-                else:
+                    text += "".join(piece for piece, _ in what.pieces)
+                    parts = reply.piece(what.pieces)
+                elif isinstance(what, Finished):
                     self.metrics.finished(path, what)
-                    yield event(reply.last(what))
-                    if job.request.include_usage:
-                        yield event(reply.usage(what))
-                yield event("[DONE]")
-                return
+                    parts = reply.end(text, what)
+                else:
+                    logger.info("%s: %s", path, what.message)
+                    parts = reply.failed(what)
+                for said in parts:
+                    yield said
         finally:
             job.cancelled.set()
             if not ended:
@@ -126,22 +126,32 @@ class Server:
 
     # routes
 
-    async def chat(self, request: HttpRequest) -> Response:
-        return await self.answer(request, chat_request, True)
+    def answering(self, read: Read) -> Callable[[HttpRequest], Awaitable[Response]]:
+        async def route(request: HttpRequest) -> Response:
+            return await self.answer(request, read)
 
-    async def completions(self, request: HttpRequest) -> Response:
-        return await self.answer(request, completion_request, False)
+        return route
+
+    async def count_tokens(self, request: HttpRequest) -> Response:
+        self.check_key(request)
+        body = await self.body(request)
+        counted = await asyncio.to_thread(anthropic.count_tokens, body, self.served)
+        return JSONResponse({"input_tokens": counted})
 
     async def models(self, request: HttpRequest) -> Response:
         self.check_key(request)
-        return JSONResponse({"object": "list", "data": [model_card(self.served.names[0], self.began, self.info)]})
+        return JSONResponse({"object": "list", "data": [self.card()]})
 
     async def model(self, request: HttpRequest) -> Response:
         self.check_key(request)
         name = request.path_params["name"]
         if name not in self.served.names:
-            raise ApiError(404, f"model: got {name[:60]!r}, this server has {self.served.names[0]!r}", code="model_not_found")
-        return JSONResponse(model_card(self.served.names[0], self.began, self.info))
+            raise no_model(name, self.served)
+        return JSONResponse(self.card())
+
+    def card(self) -> dict[str, Any]:
+        about = {"id": self.served.names[0], "object": "model", "created": self.began, "owned_by": "mtpd"}
+        return about | {"mtpd": self.info}
 
     async def health(self, request: HttpRequest) -> Response:
         return JSONResponse({"status": "ok", "model": self.served.names[0], "waiting": self.engine.waiting})
@@ -174,14 +184,19 @@ async def on_api_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, ApiError)
     logger.info("%s: %d, %s", request.url.path, error.status, error.message)
     headers = {"retry-after": "1"} if error.status in (429, 503) else None
-    return JSONResponse(error.body(), error.status, headers)
+    return JSONResponse(said(request, error), error.status, headers)
 
 
 async def on_http_error(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    said = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}", code=code)
-    return JSONResponse(said.body(), error.status_code, error.headers)
+    told = ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}", code=code)
+    return JSONResponse(said(request, told), error.status_code, error.headers)
+
+
+def said(request: HttpRequest, error: ApiError) -> dict[str, Any]:
+    """In the form of the path's API."""
+    return anthropic.error_body(error) if request.url.path.startswith(MESSAGES) else error.body()
 
 
 def make_app(server: Server, origins: tuple[str, ...] = ()) -> Starlette:
@@ -192,8 +207,11 @@ def make_app(server: Server, origins: tuple[str, ...] = ()) -> Starlette:
         Route("/metrics", server.metric, methods=["GET"]),
         Route("/v1/models", server.models, methods=["GET"]),
         Route("/v1/models/{name:path}", server.model, methods=["GET"]),
-        Route("/v1/chat/completions", server.chat, methods=["POST"]),
-        Route("/v1/completions", server.completions, methods=["POST"]),
+        Route("/v1/chat/completions", server.answering(openai.chat), methods=["POST"]),
+        Route("/v1/completions", server.answering(openai.completion), methods=["POST"]),
+        Route("/v1/responses", server.answering(responses), methods=["POST"]),
+        Route(MESSAGES, server.answering(anthropic.messages), methods=["POST"]),
+        Route(f"{MESSAGES}/count_tokens", server.count_tokens, methods=["POST"]),
     ]
     middleware = [Middleware(Counted, metrics=server.metrics, paths=frozenset(route.path for route in routes))]
     if origins:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from mtpd_mlx.serving.answer import Answer, Piece
 from mtpd_mlx.serving.errors import ApiError
-from mtpd_mlx.serving.requests import Request
 from mtpd_mlx.speculative.cancel import Cancelled, cancellable
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
@@ -35,6 +34,17 @@ class Runtime(Protocol):
 
 
 @dataclass(frozen=True)
+class Request:
+    """prompt: token ids; stop: texts that end the answer, which are no part of it."""
+
+    prompt: list[int]
+    sampling: Sampling
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+
+
+@dataclass(frozen=True)
 class Progress:
     """What one call of the decoder brought."""
 
@@ -43,14 +53,25 @@ class Progress:
 
 @dataclass(frozen=True)
 class Finished:
-    """reason: "stop" or "length"; cached_tokens: of the prompt, that were not prefilled again."""
+    """reason: "stop" or "length"; stop_text: the one of the request that ended it; cached_tokens: of the prompt, that were not
+    prefilled again."""
 
     reason: str
+    stop_text: str | None
     prompt_tokens: int
     cached_tokens: int
     stats: DecodeStats
     seconds_to_first: float
     seconds: float
+
+    def figures(self) -> dict[str, Any]:
+        """What every form adds to its counts: tau, tokens per second, rounds by what they verified."""
+        return {
+            "tau": round(self.stats.tau, 3),
+            "tokens_per_second": round(self.stats.tokens_per_second, 1),
+            "seconds_to_first_token": round(self.seconds_to_first, 3),
+            "rounds": self.stats.chosen,
+        }
 
 
 Event = Progress | Finished | ApiError
@@ -178,7 +199,7 @@ class Engine:
             job.tell(Progress([(rest, False)]))
         reason = "stop" if chunk.finish_reason == "stop" else "length"
         seconds = time.perf_counter() - job.came
-        job.tell(Finished(reason, len(prompt), common, stats, first or seconds, seconds))
+        job.tell(Finished(reason, answer.stopped_by, len(prompt), common, stats, first or seconds, seconds))
 
     def _decoder(self, sampling: Sampling) -> _Open:
         """One that samples so, with what it holds: the last used of them, or a new one. A seeded text begins afresh, so that it

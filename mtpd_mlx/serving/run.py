@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mtpd_mlx.options.serve import API_KEY, ServeOptions
 from mtpd_mlx.serving.engine import Engine, Runtime
-from mtpd_mlx.serving.requests import Served
+from mtpd_mlx.serving.forms.common import Served
 from mtpd_mlx.speculative.sampling import Sampling
 
 logger = logging.getLogger(__name__)

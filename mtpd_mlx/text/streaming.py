@@ -47,7 +47,8 @@ class StreamDecoder:
 
 
 class StopMatcher:
-    """Holds back text that may be the beginning of a stop string; nothing from a stop string on is let through.
+    """Holds back text that may be the beginning of a stop string; nothing from a stop string on is let through. `stopped` and
+    `found` say that, and which, one is complete.
 
     Special tokens are no part of the text, but stop strings may be or hold some (`special`: all there are). Each stands as one
     sign, a code point that no text has (half a surrogate pair), so that only whole ones are matched."""
@@ -58,8 +59,13 @@ class StopMatcher:
         named = sorted((t for t in special if any(t in s for s in stops)), key=len, reverse=True)
         self._signs = {token: chr(0xD800 + i) for i, token in enumerate(named)}
         self._stops = [self._signed(s) for s in stops]
+        self._named = dict(zip(self._stops, stops, strict=True))
         self._held = ""
-        self.stopped = False
+        self.found: str | None = None  # the stop string that was complete first
+
+    @property
+    def stopped(self) -> bool:
+        return self.found is not None
 
     def _signed(self, stop: str) -> str:
         for token, sign in self._signs.items():
@@ -71,10 +77,11 @@ class StopMatcher:
         if self.stopped:
             return ""
         self._held += text
-        found = [i for i in (self._held.find(s) for s in self._stops) if i >= 0]
+        found = [(i, s) for s in self._stops if (i := self._held.find(s)) >= 0]
         if found:
-            self.stopped = True
-            text, self._held = self._held[: min(found)], ""
+            first, stop = min(found)
+            self.found = self._named[stop]
+            text, self._held = self._held[:first], ""
             return without_signs(text)
         keep = max((self._overlap(s) for s in self._stops), default=0)
         cut = len(self._held) - keep

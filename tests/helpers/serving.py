@@ -9,7 +9,7 @@ from typing import Any
 
 from mtpd_mlx.options.serve import ServeOptions
 from mtpd_mlx.serving.engine import Engine, Runtime
-from mtpd_mlx.serving.requests import Served
+from mtpd_mlx.serving.forms.common import Served
 from mtpd_mlx.speculative.sampling import Sampling
 
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"

@@ -22,7 +22,7 @@ from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.serving.app import Server, make_app
 from mtpd_mlx.serving.engine import Engine
-from mtpd_mlx.serving.requests import Served
+from mtpd_mlx.serving.forms.common import Served
 from mtpd_mlx.speculative.sampling import Sampling
 
 
@@ -74,6 +74,53 @@ def test_the_openai_client(address: tuple[str, Engine]) -> None:
     assert refused.value.param == "logprobs" and refused.value.code == "unsupported_parameter"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**asked | {"model": "other"})
+
+
+def test_the_openai_client_by_responses(address: tuple[str, Engine]) -> None:
+    openai = pytest.importorskip("openai")
+    client = openai.OpenAI(base_url=f"http://{address[0]}/v1", api_key="none", max_retries=0)
+    asked: dict[str, Any] = {"model": "tiny", "input": "hello you", "max_output_tokens": 12}
+    whole = client.responses.create(**asked)
+    events = list(client.responses.create(**asked, stream=True))
+    assert [e.sequence_number for e in events] == list(range(len(events)))
+    assert "".join(e.delta for e in events if e.type == "response.output_text.delta") == whole.output_text
+    assert events[0].type == "response.created" and events[-1].response.output_text == whole.output_text
+    assert whole.status in ("completed", "incomplete") and whole.usage.output_tokens == events[-1].response.usage.output_tokens
+    chat = client.chat.completions.create(
+        model="tiny", max_tokens=12, messages=[{"role": "system", "content": "Be"}, {"role": "user", "content": "hello you"}]
+    )
+    item = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "hello you"}]}
+    again = client.responses.create(**asked | {"input": [item], "instructions": "Be"})
+    assert again.output_text == chat.choices[0].message.content
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.responses.create(**asked, previous_response_id="resp_1")
+    assert refused.value.param == "previous_response_id"
+
+
+def test_the_anthropic_client(address: tuple[str, Engine]) -> None:
+    anthropic = pytest.importorskip("anthropic")
+    client = anthropic.Anthropic(base_url=f"http://{address[0]}", api_key="none", max_retries=0)
+    messages = [{"role": "user", "content": [{"type": "text", "text": "hello you"}]}]
+    asked: dict[str, Any] = {"model": "tiny", "messages": messages, "max_tokens": 12, "system": "Be"}
+    whole = client.messages.create(**asked)
+    with client.messages.stream(**asked) as stream:
+        assert "".join(stream.text_stream) == whole.content[0].text
+        final = stream.get_final_message()
+    assert final.stop_reason == whole.stop_reason and final.usage.output_tokens == whole.usage.output_tokens
+    counted = client.messages.count_tokens(**{k: v for k, v in asked.items() if k != "max_tokens"}).input_tokens
+    assert counted == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
+    stop = whole.content[0].text[3:5]
+    stopped = client.messages.create(**asked, stop_sequences=["never", stop])
+    assert (stopped.stop_reason, stopped.stop_sequence) == ("stop_sequence", stop)
+    changing = [{"type": "text", "text": f"x-anthropic-billing-header: {i}"} for i in range(2)]
+    for block in changing:
+        kept = client.messages.create(**asked | {"system": [block, {"type": "text", "text": "Be"}]})
+        assert kept.content[0].text == whole.content[0].text
+    assert kept.usage.cache_read_input_tokens == counted - 1
+    with pytest.raises(anthropic.BadRequestError, match="tools"):
+        client.messages.create(**asked, tools=[{"name": "x", "input_schema": {"type": "object"}}])
+    with pytest.raises(anthropic.NotFoundError):
+        client.messages.create(**asked | {"model": "other"})
 
 
 def test_clients_that_go_away_leave_nothing_behind(address: tuple[str, Engine]) -> None:

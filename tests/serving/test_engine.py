@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from helpers.fakes import ScriptedModel, hashed
 
-from mtpd_mlx.serving.engine import Engine, Event, Finished, Job, Progress
+from mtpd_mlx.serving.engine import Engine, Event, Finished, Job, Progress, Request
 from mtpd_mlx.serving.errors import ApiError
-from mtpd_mlx.serving.requests import Request
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 

@@ -136,6 +136,27 @@ def test_refusals_name_the_parameter(asked: Any, body: dict[str, Any], status: i
     assert error["message"] and "\n" not in error["message"] and error["type"]
 
 
+def test_refusals_in_the_forms_of_other_apis(asked: Any) -> None:
+    for body, word in (
+        ({"messages": user("x")}, "max_tokens"),
+        ({"messages": [*user("x"), {"role": "assistant", "content": "y"}], "max_tokens": 3}, "messages"),
+        ({"messages": [{"role": "system", "content": "x"}], "max_tokens": 3}, "messages"),
+        ({"messages": user("x"), "max_tokens": 3, "thinking": {"type": "enabled"}}, "thinking"),
+        ({"messages": user("x"), "max_tokens": 3, "stop": "y"}, "stop"),
+    ):
+        answer = asked.post("/v1/messages", json=body)
+        error = answer.json()
+        assert answer.status_code == 400 and error["type"] == "error" and word in error["error"]["message"]
+        assert error["error"]["type"] == "invalid_request_error"
+    for body, param in (
+        ({}, "input"),
+        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].type"),
+        ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text"),
+        ({"input": "x", "stop": "y"}, "stop"),
+    ):
+        assert asked.post("/v1/responses", json=body).json()["error"]["param"] == param
+
+
 def test_prompts_of_completions(asked: Any) -> None:
     answers = [asked.post(COMPLETE, json={"prompt": p, "max_tokens": 5}).json() for p in ("ab", ["ab"], [69, 70], [[69, 70]])]
     first, *others = [a["choices"][0]["text"] for a in answers[:2]]

@@ -1,0 +1,134 @@
+"""What requests of every form are read against, and what all of them come to: Request, and the readers that forms share."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from mtpd_mlx.serving.answer import Piece
+from mtpd_mlx.serving.engine import Finished, Request
+from mtpd_mlx.serving.errors import ApiError, invalid, unsupported
+from mtpd_mlx.serving.fields import Fields
+from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.text.tokenizer import Tokenizer
+
+MAX_STOPS = 16
+TEXTS = ("text", "input_text", "output_text")  # types of parts that are text
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a request is read against: the models' names (the first is said), and defaults of the command line."""
+
+    names: tuple[str, ...]
+    tokenizer: Tokenizer
+    capacity: int
+    sampling: Sampling
+    max_tokens: int
+
+
+class Reply(Protocol):
+    """An answer under way in one form. The iterators are server-sent events, in the order of the methods."""
+
+    def whole(self, text: str, finished: Finished) -> dict[str, Any]: ...
+
+    def begin(self) -> Iterator[str]: ...
+
+    def piece(self, pieces: list[Piece]) -> Iterator[str]: ...
+
+    def end(self, text: str, finished: Finished) -> Iterator[str]: ...
+
+    def failed(self, error: ApiError) -> Iterator[str]: ...
+
+
+def read_model(fields: Fields, served: Served) -> None:
+    name = fields.text("model")
+    if name is not None and name not in served.names:
+        raise no_model(name, served)
+
+
+def no_model(name: str, served: Served) -> ApiError:
+    said = f"model: got {name[:60]!r}, this server has {served.names[0]!r}"
+    return ApiError(404, said, param="model", code="model_not_found")
+
+
+def read_list(fields: Fields, name: str) -> list[Any]:
+    value = fields.raw(name)
+    if not isinstance(value, list) or not value:
+        raise invalid(name, value, "a list of at least one")
+    return value
+
+
+def read_message(value: Any, where: str) -> dict[str, str]:
+    """{"role", "content"} with text alone, as chat templates take it."""
+    if not isinstance(value, dict):
+        raise invalid(where, value, "an object with role and content")
+    role = value.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise invalid(f"{where}.role", role, f"one of {', '.join(ROLES)}")
+    for name in ("tool_calls", "function_call", "audio"):
+        if value.get(name):
+            raise unsupported(f"{where}.{name}")
+    return {"role": ROLES[role], "content": read_text(value.get("content"), f"{where}.content")}
+
+
+def read_text(content: Any, where: str) -> str:
+    """A text, or a list of parts that are text, joined."""
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{where}[{i}]") for i, part in enumerate(content))
+    if not isinstance(content, str):
+        raise invalid(where, content, "text")
+    return content
+
+
+def _part(part: Any, where: str) -> str:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in TEXTS and isinstance(part.get("text"), str):
+        return str(part["text"])
+    if isinstance(kind, str) and kind not in TEXTS:
+        raise unsupported(f"{where}.type", f"got {kind[:40]!r}, this server reads text alone")
+    raise invalid(where, part, 'an object like {"type": "text", "text": ...}')
+
+
+def encode_chat(messages: list[dict[str, str]], served: Served, param: str) -> list[int]:
+    try:
+        text = served.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        return served.tokenizer.encode(text, add_special_tokens=False)
+    except ValueError as error:
+        raise ApiError(400, f"{param}: {error}", param=param, code="invalid_value") from error
+
+
+def read_stops(fields: Fields, name: str) -> tuple[str, ...]:
+    value = fields.raw(name)
+    texts = [value] if isinstance(value, str) else value if value is not None else []
+    if not isinstance(texts, list) or len(texts) > MAX_STOPS or not all(isinstance(t, str) and t for t in texts):
+        raise invalid(name, value, f"a text, or a list of at most {MAX_STOPS} texts")
+    return tuple(texts)
+
+
+def read_sampling(fields: Fields, default: Sampling) -> Sampling:
+    """1 switches top_p off in these APIs and 0 here. At temperature 0 what cuts the distribution has no effect."""
+    temp = fields.number("temperature", default.temp, 0, 100)
+    top_p = fields.number("top_p", default.top_p, 0, 1)
+    min_p, top_k = fields.number("min_p", default.min_p, 0, 1), fields.integer("top_k", default.top_k, 0)
+    penalty = fields.number("repetition_penalty", default.repetition_penalty, 0.01, 100)
+    seed = fields.integer("seed", default.seed, 0)
+    if temp == 0:
+        return Sampling(repetition_penalty=penalty, seed=seed)
+    top_p = 0.0 if top_p == 1 else top_p
+    return Sampling(temp=temp, top_p=top_p, min_p=min_p, top_k=top_k or 0, repetition_penalty=penalty, seed=seed)
+
+
+def made(fields: Fields, served: Served, prompt: list[int], param: str, request: Request) -> Request:
+    """`request`, once nothing of the body is left unread and the prompt is known to fit. `param`: where the prompt was."""
+    fields.done()
+    if not prompt:
+        raise invalid(param, "", "at least one token of text")
+    if len(prompt) >= served.capacity:
+        raise ApiError(
+            400,
+            f"This model's maximum context length is {served.capacity} tokens, and your {param} has {len(prompt)}.",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return request

@@ -1,0 +1,157 @@
+"""OpenAI's /v1/chat/completions and /v1/completions: reading requests, and the objects and chunks of answers."""
+
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtpd_mlx.serving.answer import Piece
+from mtpd_mlx.serving.engine import Finished, Request
+from mtpd_mlx.serving.errors import ApiError, invalid
+from mtpd_mlx.serving.events import event
+from mtpd_mlx.serving.fields import Fields
+from mtpd_mlx.serving.forms.common import (
+    Reply,
+    Served,
+    encode_chat,
+    made,
+    read_list,
+    read_message,
+    read_model,
+    read_sampling,
+    read_stops,
+)
+
+# What both kinds of requests may say without asking for anything.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "service_tier": ("auto", "default"),
+}
+NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "store": (False,),
+    "reasoning_effort": (),
+}
+NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = {"logprobs": (0,), "best_of": (1,), "echo": (False,), "suffix": ("",)}
+LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # of the caller's own books: nothing hangs on them
+
+
+def chat(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
+    fields = Fields(body)
+    read_model(fields, served)
+    messages = [read_message(m, f"messages[{i}]") for i, m in enumerate(read_list(fields, "messages"))]
+    fields.neutral(NEUTRAL_CHAT)
+    longest = fields.integer("max_completion_tokens", None, 1)
+    return _request(fields, served, encode_chat(messages, served, "messages"), longest, "messages")
+
+
+def completion(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
+    fields = Fields(body)
+    read_model(fields, served)
+    value = fields.raw("prompt")
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]
+    if isinstance(value, list) and value and all(type(t) is int for t in value):
+        size = served.tokenizer.vocab_size
+        if wrong := [t for t in value if not 0 <= t < size]:
+            raise invalid("prompt", wrong[0], f"token ids 0..{size - 1}")
+        prompt = value
+    elif isinstance(value, str):
+        try:
+            prompt = served.tokenizer.encode(value)
+        except ValueError as error:
+            raise ApiError(400, f"prompt: {error}", param="prompt", code="invalid_value") from error
+    else:
+        raise invalid("prompt", value, "a text, or a list of token ids, one prompt a request")
+    fields.neutral(NEUTRAL_COMPLETION)
+    return _request(fields, served, prompt, None, "prompt")
+
+
+def _request(fields: Fields, served: Served, prompt: list[int], longest: int | None, param: str) -> tuple[Request, Reply]:
+    """What both kinds share."""
+    limit = fields.integer("max_tokens", None, 1)
+    if longest is not None and limit is not None and longest != limit:
+        raise invalid("max_tokens", limit, "the same as max_completion_tokens, or one of the two")
+    stream, options = fields.switch("stream"), fields.raw("stream_options")
+    if options is not None and (not stream or not isinstance(options, dict) or options.keys() - {"include_usage"}):
+        raise invalid("stream_options", options, "include_usage, with stream")
+    usage = bool(options and options.get("include_usage"))
+    sampling, stop = read_sampling(fields, served.sampling), read_stops(fields, "stop")
+    show_drafts = fields.switch("mtpd_drafts")
+    fields.neutral(NEUTRAL)
+    for name in LABELS:
+        fields.raw(name)
+    request = Request(prompt, sampling, longest or limit or served.max_tokens, stop, stream)
+    reply = ChatReply(served.names[0], param == "messages", usage, show_drafts)
+    return made(fields, served, prompt, param, request), reply
+
+
+@dataclass
+class ChatReply:
+    """One answer under way, of a chat or of a completion."""
+
+    model: str
+    chat: bool
+    include_usage: bool
+    show_drafts: bool
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.id = ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
+
+    def whole(self, text: str, finished: Finished) -> dict[str, Any]:
+        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        kind = "chat.completion" if self.chat else "text_completion"
+        return self._object(kind, said, finished.reason) | {"usage": usage(finished)}
+
+    def begin(self) -> Iterator[str]:
+        if self.chat:
+            yield event(self._chunk({"delta": {"role": "assistant", "content": ""}}))
+
+    def piece(self, pieces: list[Piece]) -> Iterator[str]:
+        text = "".join(piece for piece, _ in pieces)
+        chunk = self._chunk({"delta": {"content": text}} if self.chat else {"text": text})
+        yield event(chunk | ({"mtpd_drafts": pieces} if self.show_drafts else {}))
+
+    def end(self, text: str, finished: Finished) -> Iterator[str]:
+        yield event(self._chunk({"delta": {}} if self.chat else {"text": ""}, finished.reason))
+        if self.include_usage:
+            yield event(self._chunk({}) | {"choices": [], "usage": usage(finished)})
+        yield event("[DONE]")
+
+    def failed(self, error: ApiError) -> Iterator[str]:
+        yield event(error.body())
+        yield event("[DONE]")
+
+    def _chunk(self, said: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
+        return self._object("chat.completion.chunk" if self.chat else "text_completion", said, reason)
+
+    def _object(self, kind: str, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
+        choice = {"index": 0, "logprobs": None, "finish_reason": reason} | said
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": [choice]}
+
+
+def usage(finished: Finished) -> dict[str, Any]:
+    """`mtpd`: tau, tokens per second and rounds by what they verified, beside OpenAI's counts."""
+    prompt, written = finished.prompt_tokens, finished.stats.tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": finished.cached_tokens},
+        "mtpd": finished.figures(),
+    }
