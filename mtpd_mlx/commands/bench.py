@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from mtpd_mlx.commands.loading import as_tuned, load_model, xtc_special_tokens
+from mtpd_mlx.commands.loading import load_model, open_rounds, xtc_special_tokens
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.measure import BenchOptions
@@ -41,7 +41,6 @@ def measure(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfi
 
     files = list(zip(set_names(bench.prompts), bench.prompts, strict=True))
     base, heads = load_model(place)
-    options, drafts = as_tuned(place, decoding, base, bench.num_draft_tokens)
     tokenizer = Tokenizer.from_folder(base.path)
     room = base.context_length - bench.max_tokens - heads.num_heads - 1
     sets = {
@@ -50,15 +49,15 @@ def measure(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfi
     }
     special = xtc_special_tokens(tokenizer)
     drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
-    quick = replace(options, exact=False)
+    quick = replace(decoding, exact=False)
     plain = open_decoder(base, None, quick.of_plain(), **drawing)
-    ours = open_decoder(base, heads if drafts != 0 else None, quick, num_draft_tokens=drafts, **drawing)
+    ours = open_rounds(place, quick, base, heads, bench.num_draft_tokens, bench.lookup, **drawing)
     arms = [stock_arm(base, sampling, special), our_arm("plain", plain, plain=True), our_arm("mtpd", ours)]
     if bench.draft_model is not None:
         draft = load_base(bench.draft_model, dequantize=bool(place.dequantize), dtype=base.dtype)
         arms.append(stock_arm(base, sampling, special, draft.model, max(1, ours.num_draft_tokens)))
-    if options.exact:
-        arms.append(our_arm("exact", open_decoder(base, heads, options, num_draft_tokens=drafts, **drawing)))
+    if decoding.exact:
+        arms.append(our_arm("exact", open_decoder(base, heads, decoding, num_draft_tokens=bench.num_draft_tokens, **drawing)))
     results = interleaved(arms, sets, bench.max_tokens, bench.repeats, bench.cool_down, dot)
     print(file=sys.stderr)
     values = {

@@ -20,7 +20,7 @@ def run(place: RunnableOptions, chat: TunedChatOptions, decoding: DecodingConfig
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     drafts = chat.num_draft_tokens
-    backend, base = open_from(place, decoding, sampling, plain=chat.plain, num_draft_tokens=drafts)
+    backend, base = open_from(place, decoding, sampling, plain=chat.plain, num_draft_tokens=drafts, lookup=chat.lookup)
     tokenizer, file = Tokenizer.from_folder(base.path), chat.prompt_cache_file
     cached = load_cache(backend, file) if file is not None and file.is_file() else []
     status = run_chat(

@@ -18,5 +18,5 @@ def run(place: RunnableOptions, options: TunedGenerateOptions, decoding: Decodin
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     drafts = options.num_draft_tokens
-    backend, base = open_from(place, decoding, sampling, plain=options.plain, num_draft_tokens=drafts)
+    backend, base = open_from(place, decoding, sampling, plain=options.plain, num_draft_tokens=drafts, lookup=options.lookup)
     return run_generate(backend, Tokenizer.from_folder(base.path), options)

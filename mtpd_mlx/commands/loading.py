@@ -1,6 +1,5 @@
 """Base and heads as options name them, and the decoder of them. What MLX commands call to load and to open."""
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.schema import flag
 from mtpd_mlx.speculative.sampling import Sampling
 
-logger = logging.getLogger(__name__)
-
 
 def base_keywords(place: CheckpointOptions) -> dict[str, Any]:
     """The keyword arguments of load_checkpoint."""
@@ -19,40 +16,51 @@ def base_keywords(place: CheckpointOptions) -> dict[str, Any]:
     return {"adapter": adapter, "allow_mismatch": place.allow_base_mismatch}
 
 
-def as_tuned(
-    place: RunnableOptions, options: DecodingConfig, base: Any, num_draft_tokens: int | None
-) -> tuple[DecodingConfig, int | None]:
-    """(options, number of drafts): where neither is asked for, what `mtpd tune` stored for this machine."""
+def open_rounds(
+    place: RunnableOptions,
+    options: DecodingConfig,
+    base: Any,
+    heads: Any,
+    num_draft_tokens: int | None,
+    lookup: bool,
+    **drawing: Any,
+) -> Any:
+    """The decoder that the options ask for: with so many drafts, or with a choice of them for every round, by what `mtpd tune`
+    stored for this machine, if it did. `drawing`: what open_decoder takes besides."""
     from mtpd_mlx.checkpoints.format import CONFIG_NAME
+    from mtpd_mlx.decoding.open import open_choosing, open_decoder
     from mtpd_mlx.decoding.tuning.machine import machine_key
     from mtpd_mlx.decoding.tuning.stored import read_tuned
     from mtpd_mlx.hub.pull import resolve_folder
 
+    if num_draft_tokens is not None:
+        return open_decoder(base, heads if num_draft_tokens else None, options, num_draft_tokens=num_draft_tokens, **drawing)
     folder = resolve_folder(place.checkpoint)
-    if num_draft_tokens is not None or not (folder / CONFIG_NAME).is_file():
-        return options, num_draft_tokens
-    tuned = read_tuned(folder, machine_key(base.dtype))
+    tuned = read_tuned(folder, machine_key(base.dtype)) if (folder / CONFIG_NAME).is_file() else None
     if tuned is None:
-        return options, None
-    if not tuned.num_draft_tokens:
-        logger.info("tuned: plain decoding is fastest here (--num-draft-tokens K overrides)")
-    elif options.plan == "auto" and not options.exact and options.kv_bits is None:
+        return open_choosing(base, heads, options, lookup=lookup, **drawing)
+    drafts, costs = tuned.num_draft_tokens, tuned.kinds or None
+    if tuned.num_draft_tokens and options.plan == "auto" and not options.exact and options.kv_bits is None:
         options = replace(options, plan=tuned.plan)
-    return options, tuned.num_draft_tokens
+    return open_choosing(base, heads, options, lookup=lookup, costs=costs, num_draft_tokens=drafts, **drawing)
 
 
 def open_from(
-    place: RunnableOptions, options: DecodingConfig, sampling: Sampling, *, plain: bool, num_draft_tokens: int | None
+    place: RunnableOptions,
+    options: DecodingConfig,
+    sampling: Sampling,
+    *,
+    plain: bool,
+    num_draft_tokens: int | None,
+    lookup: bool,
 ) -> tuple[Any, Any]:
     """(decoder, base) as the options say."""
-    from mtpd_mlx.decoding.open import open_decoder
     from mtpd_mlx.text.tokenizer import Tokenizer
 
-    base, heads = load_model(place, plain)
-    options, drafts = (options, 0) if plain else as_tuned(place, options, base, num_draft_tokens)
+    base, heads = load_model(place, alone=plain or (lookup and not num_draft_tokens))
     special = xtc_special_tokens(Tokenizer.from_folder(base.path)) if sampling.xtc_probability else ()
-    heads = None if drafts == 0 else heads
-    return open_decoder(base, heads, options, num_draft_tokens=drafts, sampling=sampling, xtc_special_tokens=special), base
+    drawing = {"sampling": sampling, "xtc_special_tokens": special}
+    return open_rounds(place, options, base, heads, 0 if plain else num_draft_tokens, lookup, **drawing), base
 
 
 def xtc_special_tokens(tokenizer: Any) -> tuple[int, ...]:
@@ -60,8 +68,8 @@ def xtc_special_tokens(tokenizer: Any) -> tuple[int, ...]:
     return (*tokenizer.encode("\n", False), *sorted(tokenizer.eos_token_ids))
 
 
-def load_model(place: RunnableOptions, plain: bool = False) -> tuple[Any, Any]:
-    """(base, heads or None) of the options; both in the type that the options say."""
+def load_model(place: RunnableOptions, alone: bool = False) -> tuple[Any, Any]:
+    """(base, heads or None) of the options; both in the type that the options say. `alone`: it may be a base without heads."""
     from mtpd_mlx.checkpoints.format import CONFIG_NAME
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_mlx.model.base import load_base
@@ -71,7 +79,7 @@ def load_model(place: RunnableOptions, plain: bool = False) -> tuple[Any, Any]:
 
     dequantize = on_cpu() if place.dequantize is None else place.dequantize
     folder, known = resolve_folder(place.checkpoint), base_keywords(place)
-    if plain and not (folder / CONFIG_NAME).is_file():
+    if alone and not (folder / CONFIG_NAME).is_file() and (folder / "config.json").is_file():
         for name in ("model", "allow_base_mismatch"):
             if getattr(place, name):
                 raise ValueError(f"{flag(name)}: {place.checkpoint} is a base itself, expected a heads checkpoint with it")

@@ -17,15 +17,15 @@ class MLXRuntime:
 
     def __init__(self, place: RunnableOptions, options: DecodingConfig, num_draft_tokens: int | None):
         from mtpd_mlx.checkpoints.format import CONFIG_NAME
-        from mtpd_mlx.commands.loading import as_tuned, load_model
+        from mtpd_mlx.commands.loading import load_model
         from mtpd_mlx.hub.pull import resolve_folder
         from mtpd_mlx.model.finite import type_name
         from mtpd_mlx.model.runtime import on_cpu
         from mtpd_mlx.text.tokenizer import Tokenizer
 
         with_heads = num_draft_tokens != 0 and (Path(resolve_folder(place.checkpoint)) / CONFIG_NAME).is_file()
-        self.base, self.heads = load_model(place, plain=not with_heads)
-        self._options, self._drafts = as_tuned(place, options, self.base, num_draft_tokens) if with_heads else (options, 0)
+        self.base, self.heads = load_model(place, alone=not with_heads)
+        self._place, self._options, self._drafts = place, options, num_draft_tokens
         self.tokenizer = Tokenizer.from_folder(self.base.path)
         self.capacity = self.base.context_length
         heads = 0 if self.heads is None else self.heads.num_heads
@@ -33,14 +33,11 @@ class MLXRuntime:
         self.info: dict[str, Any] = {"runtime": "mlx", "device": device, "dtype": type_name(self.base.dtype), "heads": heads}
 
     def decoder(self, sampling: Sampling) -> Any:
-        from mtpd_mlx.commands.loading import xtc_special_tokens
-        from mtpd_mlx.decoding.open import open_decoder
+        from mtpd_mlx.commands.loading import open_rounds, xtc_special_tokens
 
         special = xtc_special_tokens(self.tokenizer) if sampling.xtc_probability else ()
-        heads = None if self._drafts == 0 else self.heads
-        return open_decoder(
-            self.base, heads, self._options, num_draft_tokens=self._drafts, sampling=sampling, xtc_special_tokens=special
-        )
+        drawing = {"sampling": sampling, "xtc_special_tokens": special}
+        return open_rounds(self._place, self._options, self.base, self.heads, self._drafts, True, **drawing)
 
 
 def run(place: RunnableOptions, server: ServeDecodingOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 from mtpd_mlx.commands.loading import load_model
@@ -39,6 +40,8 @@ def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -
     from mtpd_mlx.decoding.bench.arms import our_arm, stock_arm
     from mtpd_mlx.decoding.open import open_decoder
     from mtpd_mlx.decoding.tuning.costs import DRAFTS
+    from mtpd_mlx.decoding.tuning.round_times import round_times
+    from mtpd_mlx.model.runtime import on_cuda
     from mtpd_mlx.speculative.bench import interleave
     from mtpd_mlx.speculative.sampling import Sampling
     from mtpd_mlx.text.prompts import encode_prompts
@@ -57,7 +60,10 @@ def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -
     )
     print(file=sys.stderr)
     speeds = {arm.name: arm.tokens_per_second for arm in (stock, plain, *arms.values())}
-    return speeds, choose(speeds, {k: str(d.plan) for k, d in decoders.items()})
+    widest = decoders[heads.num_heads]
+    chooses = widest.plan.cache == "growing" and not options.exact and not on_cuda()
+    costs = {str(kind): round(c, 3) for kind, c in round_times(widest.model, prompts[0], dot).items()} if chooses else {}
+    return speeds, replace(choose(speeds, {k: str(d.plan) for k, d in decoders.items()}), costs=costs)
 
 
 def choose(speeds: dict[str, float], plans: dict[int, str]) -> Any:
@@ -76,4 +82,7 @@ def describe(v: dict[str, Any], name: str) -> str:
     stock = v["tokens_per_second"]["stock"]
     rows = [[arm, f"{speed:.1f}", f"{speed / stock:.2f}"] for arm, speed in v["tokens_per_second"].items()]
     kept = "stored; mtpd generate, chat and bench follow it on this machine" if v["stored"] else "not stored (--dry-run)"
-    return "\n".join([v["machine"], format_table(rows, ["arm", "tokens/s", "vs stock"]), f"chosen: {name} ({kept})"])
+    lines = [v["machine"], format_table(rows, ["arm", "tokens/s", "vs stock"]), f"fastest: {name} ({kept})"]
+    if costs := v["chosen"]["costs"]:
+        lines.append("plain steps that a round takes: " + ", ".join(f"{kind} {cost:.2f}" for kind, cost in costs.items()))
+    return "\n".join(lines)

@@ -4,7 +4,7 @@ import json
 import sys
 from typing import Any
 
-from mtpd_mlx.commands.loading import load_model, xtc_special_tokens
+from mtpd_mlx.commands.loading import load_model, open_rounds, xtc_special_tokens
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.measure import DraftedVerifyOptions, check_sampled
@@ -41,8 +41,8 @@ def run(place: RunnableOptions, verify: DraftedVerifyOptions, options: DecodingC
     special = xtc_special_tokens(tokenizer)
 
     def rounds(drawn: Sampling | None) -> Any:
-        drafts, sampled = verify.num_draft_tokens, drawn or Sampling()
-        return open_decoder(base, heads, options, num_draft_tokens=drafts, sampling=sampled, xtc_special_tokens=special)
+        drawing = {"sampling": drawn or Sampling(), "xtc_special_tokens": special}
+        return open_rounds(place, options, base, heads, verify.num_draft_tokens, verify.lookup, **drawing)
 
     report = examine(
         MLXModel(base, None),

@@ -1,17 +1,22 @@
 """From a model and options to a Backend."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.decoder import Decoder, needs_growing
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.sampler import Sampled
 from mtpd_mlx.decoding.text_state import KVOptions, LogitsProcessor, Model
 from mtpd_mlx.decoding.token_rules import Greedy, Rule
 from mtpd_mlx.decoding.tuning.calibrate import candidates, choose, room, time_plans
+from mtpd_mlx.decoding.tuning.choice import chosen_drafting
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import on_cuda
 from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.speculative.lookup import MOST_DRAFTS
+from mtpd_mlx.speculative.round_costs import Kind
 from mtpd_mlx.speculative.sampling import Sampling
 
 DEFAULT, GREEDY = DecodingConfig(), Sampling()
@@ -36,10 +41,53 @@ def open_decoder(
     check_kv(base, options)
     rule: Rule = Greedy(None if heads is None else heads.draft_tokens)
     if not sampling.greedy:
-        positions = (capacity or base.context_length) + 2 * k + 3
+        positions = (capacity or base.context_length) + 2 * max(k, MOST_DRAFTS) + 3
         rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, xtc_special_tokens)
     model = Model(base, heads if k else None, k, rule, options.exact, kv_options(options), tuple(logits_processors))
     return with_plan(model, options.plan, capacity)
+
+
+def open_choosing(
+    base: Base,
+    heads: MTPHeads | None,
+    options: DecodingConfig = DEFAULT,
+    *,
+    lookup: bool = True,
+    costs: Mapping[Kind, float] | None = None,
+    num_draft_tokens: int | None = None,
+    capacity: int | None = None,
+    sampling: Sampling = GREEDY,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    xtc_special_tokens: Sequence[int] = (),
+) -> Decoder | PlainDecoder:
+    """A decoder that chooses the drafts of every round: the heads' (None: there are none), as many as pay, those of prompt
+    `lookup`, or none. `costs`: what rounds cost here, where that is measured.
+
+    Rounds over fixed buffers, and --exact, have one number of drafts: num_draft_tokens (None: all heads). So has MLX CUDA,
+    whatever the plan: there a growing cache makes a plan for every new length, which takes longer than any draft saves.
+    """
+
+    def opened(count: int | None, how: DecodingConfig) -> Decoder | PlainDecoder:
+        own, more = (None, 0) if count == 0 else (heads, count)
+        return open_decoder(
+            base,
+            own,
+            how,
+            num_draft_tokens=more,
+            capacity=capacity,
+            sampling=sampling,
+            logits_processors=logits_processors,
+            xtc_special_tokens=xtc_special_tokens,
+        )
+
+    widest = opened(None, options)
+    if widest.plan.cache != "growing" or options.exact or on_cuda() or not (widest.num_draft_tokens or lookup):
+        return widest if num_draft_tokens in (None, widest.num_draft_tokens) else opened(num_draft_tokens, options)
+    repeatable = not sampling.greedy and sampling.seed is not None
+    drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=costs, timed=not repeatable)
+    decoder = ChoosingDecoder(widest.model, drafting, capacity)
+    decoder.plan_milliseconds = widest.plan_milliseconds
+    return decoder
 
 
 def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder | PlainDecoder:

@@ -129,22 +129,28 @@ class HostState:
 
     def _fill(self, chunk: Sequence[int], following: Sequence[int]) -> None:
         """Caches `chunk`; the text goes on with `following`, so that only its last rows can lack a token."""
-        model, k, past = self.model, self.model.num_draft_tokens, self.length
+        model = self.model
         hidden = model.base.trunk(mx.array([list(chunk)]), self.caches)
         self.tokens.extend(int(t) for t in chunk)
-        if model.heads is not None and k:
-            rows = self.rows(hidden, model.base.norm(hidden))  # [min(K, past) + n, d]
-            window = len(chunk) + min(k, past)
-            start = self.length - window
-            known = [*self.tokens[start + 1 :], *following[:k]]
-            known += [0] * (window + k - 1 - len(known))  # rows without a token yet are run again (`force`)
-            trim_to(self.head_caches, start)
-            last = fill_chain(model.base, model.heads, rows[-window:][None], mx.array([known]), self.head_caches)
-            self.tail = rows[-k:]
-            mx.eval(last)
+        if model.num_draft_tokens:
+            self._fill_heads(hidden, model.base.norm(hidden), following)
         self.quantise()
         mx.eval(hidden, [c.state for c in self.caches])
         mx.clear_cache()
+
+    def _fill_heads(self, hidden: mx.array, normed: mx.array, following: Sequence[int]) -> None:
+        """The heads' caches of the last n positions: hidden and normed [1, n, d]."""
+        model, k = self.model, self.model.num_draft_tokens
+        assert model.heads is not None
+        rows = self.rows(hidden, normed)  # [min(K, past) + n, d]
+        window = hidden.shape[1] + min(k, self.length - hidden.shape[1])
+        start = self.length - window
+        known = [*self.tokens[start + 1 :], *following[:k]]
+        known += [0] * (window + k - 1 - len(known))  # rows without a token yet are run again (`force`)
+        trim_to(self.head_caches, start)
+        last = fill_chain(model.base, model.heads, rows[-window:][None], mx.array([known]), self.head_caches)
+        self.tail = rows[-k:]
+        mx.eval(last)
 
     def rows(self, hidden: mx.array, normed: mx.array) -> mx.array:
         """hidden (before the final norm) and normed, both [1, n, d], of the last n positions -> the cascade's input
@@ -167,9 +173,12 @@ class HostState:
         self.chosen = marked(self.next, logits)
         mx.async_eval(self.next, self.chosen)
         if model.num_draft_tokens:
-            rows = self.rows(hidden, normed)
-            self.draft(rows)
-            mx.async_eval(self.drafts)
+            self._after(hidden, normed)
+
+    def _after(self, hidden: mx.array, normed: mx.array) -> None:
+        """Drafts behind a pass over the last n tokens, whose states [1, n, d] these are."""
+        self.draft(self.rows(hidden, normed))
+        mx.async_eval(self.drafts)
 
     def read_next(self) -> int:
         """The token that `force` chose: waits for it. NotFiniteError where its logits were not finite."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from mtpd_mlx.files.places import check_place
 from mtpd_mlx.options.runtime import FolderOptions, RuntimeOptions
 from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, flag, option, same, switch
-from mtpd_mlx.options.text import PROMPTS_HELP, GenerateOptions, TextOptions, TunedGenerateOptions
+from mtpd_mlx.options.text import PROMPTS_HELP, GenerateOptions, LookupOptions, TextOptions, TunedGenerateOptions
 from mtpd_mlx.speculative.bench import LONGEST_REST
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -55,7 +55,7 @@ class TimedOptions(MeasureOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions(JsonOptions, TimedOptions, FilesOptions):
+class BenchOptions(JsonOptions, TimedOptions, FilesOptions, LookupOptions):
     num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
     draft_model: str | None = option(
         None, "also time mlx_lm's own speculative decoding with this model", metavar="MODEL", path=True
@@ -94,8 +94,8 @@ class VerifyOptions(JsonOptions, MeasureOptions, FileOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DraftedVerifyOptions(VerifyOptions):
-    num_draft_tokens: int | None = same(GenerateOptions, "num_draft_tokens")
+class DraftedVerifyOptions(LookupOptions, VerifyOptions):
+    num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,10 +63,15 @@ class GenerateOptions(TextOptions, PromptOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TunedGenerateOptions(GenerateOptions):
-    """`mtpd tune` stores with a checkpoint what is fastest."""
+class LookupOptions:
+    lookup: bool = option(True, "also draft what followed the last tokens earlier in prompt or text, where that pays")
 
-    num_draft_tokens: int | None = same(GenerateOptions, "num_draft_tokens", unset="as tuned here, or all heads")
+
+@dataclass(frozen=True, kw_only=True)
+class TunedGenerateOptions(LookupOptions, GenerateOptions):
+    """Drafts are chosen round by round where nothing else is asked for."""
+
+    num_draft_tokens: int | None = same(GenerateOptions, "num_draft_tokens", unset="chosen round by round")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +90,7 @@ class ChatOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TunedChatOptions(ChatOptions):
+class TunedChatOptions(LookupOptions, ChatOptions):
     num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
     prompt_cache_file: Path | None = option(None, "go on with this cache where it fits; saved at the end", metavar="FILE")
 

@@ -84,10 +84,11 @@ class FixedDrafting:
 
 
 class ChosenDrafting:
-    """The choice of `chooser`, with the drafts of `lookup` where there is one."""
+    """The choice of `chooser`, with the drafts of `lookup` where there is one. `timed`: what rounds take corrects their costs.
+    A sampled text depends on what was drafted, so one that must be repeatable is not timed."""
 
-    def __init__(self, chooser: Chooser, lookup: Lookup | None = None):
-        self.chooser, self.lookup = chooser, lookup
+    def __init__(self, chooser: Chooser, lookup: Lookup | None = None, timed: bool = True):
+        self.chooser, self.lookup, self._timed = chooser, lookup, timed
 
     def restart(self) -> None:
         self.chooser.new_text()
@@ -115,7 +116,7 @@ class ChosenDrafting:
     def observe(
         self, proposal: Proposal, emitted: Sequence[int], proposed: int | None = None, seconds: float | None = None
     ) -> None:
-        self.chooser.observe(proposal.kind, len(emitted) - 1, proposed, seconds)
+        self.chooser.observe(proposal.kind, len(emitted) - 1, proposed, seconds if self._timed else None)
         if self.lookup is not None:
             for token in emitted:
                 self.lookup.add(token)

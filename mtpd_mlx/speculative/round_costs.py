@@ -29,6 +29,16 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         return f"{self.source} {self.num_drafts}" if self.num_drafts else self.source
 
+    @staticmethod
+    def named(name: str) -> "Kind":
+        """The inverse of str. ValueError for anything else."""
+        source, _, count = name.partition(" ")
+        if name == "plain":
+            return PLAIN
+        if source not in ("heads", "lookup") or not count.isdecimal() or int(count) < 1:
+            raise ValueError(f"kind of round: got {name!r}, expected plain, heads N or lookup N")
+        return Kind(source, int(count))
+
 
 PLAIN = Kind("plain", 0)
 

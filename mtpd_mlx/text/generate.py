@@ -188,10 +188,14 @@ def describe(stats: DecodeStats, texts: Sequence[Stream]) -> str:
         lines[-1] += ", finish reason context: the cache is full" + (f" in {full} of {len(texts)}" if len(texts) > 1 else "")
     if v["rounds"]:
         passes = f"{v['plain_steps']} plain steps, {v['tokens_per_pass']:.2f} tokens per pass"
-        lines.append(f"Rounds: {v['rounds']} of {v['num_draft_tokens']} drafts, tau {v['tau']:.3f}, {passes}")
+        most = v["num_draft_tokens"] if len(v["chosen"]) < 2 else f"up to {v['num_draft_tokens']}"
+        lines.append(f"Rounds: {v['rounds']} of {most} drafts, tau {v['tau']:.3f}, {passes}")
         depths = " ".join(f"{k:5d}" for k in range(1, len(v["car"]) + 1))
         lines.append(f"depth {depths}")
         lines += [f"{name.upper():5s} " + " ".join(f"{x:5.3f}" for x in v[name]) for name in ("car", "ar")]
         if v["draft_share"] is not None and v["verify_share"] is not None:
             lines.append(f"Time: drafting {v['draft_share']:.0%}, verifying {v['verify_share']:.0%}")
+    if len(v["chosen"]) > 1:
+        kinds = [f"{name} {c['rounds']} ({c['tokens']} tokens)" for name, c in v["chosen"].items()]
+        lines.append("Rounds by what they verified: " + ", ".join(kinds))
     return "\n".join(lines)

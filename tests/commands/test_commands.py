@@ -113,7 +113,8 @@ def test_bad_arguments_are_one_line(
         (["generate", str(tiny_checkpoint), "-p", "abc", "--num-draft-tokens", "9"], "expected 0..3"),
         (["generate", str(tiny_checkpoint), "-p", "a" * 500], "prompt"),
         (["generate", str(tmp_path), "-p", "a"], "not a heads checkpoint"),
-        (["generate", str(tiny_base), "-p", "a"], "not a heads checkpoint (no mtp_config.json); it is a model"),
+        (["generate", str(tiny_base), "-p", "a", "--no-lookup"], "not a heads checkpoint (no mtp_config.json); it is a model"),
+        (["generate", str(tiny_base), "-p", "a", "--num-draft-tokens", "2"], "not a heads checkpoint"),
         (["train", "--model", str(tiny_base), "--data", "no", "--out", str(tmp_path / "o")], "data no: no such file or folder"),
         (
             ["train", "--model", str(tiny_checkpoint), "--data", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "o")],
@@ -180,6 +181,6 @@ def test_help_names_the_defaults_that_hold(capsys: pytest.CaptureFixture) -> Non
         with pytest.raises(SystemExit):
             main([command, "--help"])
         shown[command] = " ".join(capsys.readouterr().out.split())
-    assert "drafts per round; 0: plain decoding (default: as tuned here, or all heads)" in shown["generate"]
+    assert "drafts per round; 0: plain decoding (default: chosen round by round)" in shown["generate"]
     assert "repeatable (default: another text every time)" in shown["generate"]
     assert "repeatable (default: 0)" in shown["verify"]

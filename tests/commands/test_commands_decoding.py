@@ -199,17 +199,29 @@ def test_tune_stores_its_choice_and_generate_follows_it(
     values = json.loads(output(capsys, arguments))
     stored = read_tuned(checkpoint, values["machine"])
     assert stored is not None and vars(stored) == values["chosen"]
+    assert stored.costs["plain"] == 1 and {"heads 1", "heads 2", "heads 3", "lookup 4"} <= set(stored.costs)
+    assert "plain steps that a round takes: plain 1.00, heads 1" in tune.describe(values, stored.name)
     generate = ["generate", str(checkpoint), "-p", "abcdef", "-m", "20", "--json"]
     texts = []
-    for drafts in (2, 0):
-        write_tuned(checkpoint, machine_key(mx.float32), Tuned(drafts, "growing", 1.5))
-        assert main(generate) == 0
-        captured = capsys.readouterr()
-        record = json.loads(captured.out)
-        assert record["stats"]["num_draft_tokens"] == drafts and ("plain decoding is fastest" in captured.err) == (drafts == 0)
+    dear = {kind: 50.0 for kind in stored.costs} | {"plain": 1.0}
+    entries = [Tuned(2, "fixed", 1.5), Tuned(0, "growing", 1.5), Tuned(3, "growing", 1.5, dear)]
+    for entry in entries:  # of one number of drafts; of an older version; of the choice of every round
+        write_tuned(checkpoint, machine_key(mx.float32), entry)
+        record = json.loads(output(capsys, generate))
+        assert record["stats"]["num_draft_tokens"] == (2 if entry.plan == "fixed" else 3)
         texts.append(record["tokens"])
+    assert set(record["stats"]["chosen"]) == {"plain"}
     asked = json.loads(output(capsys, [*generate, "--num-draft-tokens", "3"]))
-    assert asked["stats"]["num_draft_tokens"] == 3 and texts[0] == texts[1] == asked["tokens"]
+    assert asked["stats"]["num_draft_tokens"] == 3 and [asked["tokens"]] * 3 == texts
+
+
+def test_a_base_without_heads_decodes_with_lookup(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    """The text is plain decoding's, and where it repeats the prompt or itself most of it is drafted."""
+    base = read_config(checkpoint).base.id
+    generate = ["generate", base, "-p", "abcabcabcabcabcabc", "-m", "120", "--json", "--ignore-chat-template"]
+    plain, ours = (json.loads(output(capsys, [*generate, *more])) for more in (["--plain"], []))
+    assert plain["tokens"] == ours["tokens"] and set(plain["stats"]["chosen"]) == {"plain"}
+    assert any(name.startswith("lookup") for name in ours["stats"]["chosen"])
 
 
 def test_tune_chooses_plain_unless_drafts_gain() -> None:
@@ -228,6 +240,9 @@ def test_tune_chooses_plain_unless_drafts_gain() -> None:
         (vars(Tuned(2, "shrinking", 1.0)), "plan: got 'shrinking'"),
         (vars(Tuned(2, "growing", 1.0)) | {"speedup": "fast"}, "speedup: got 'fast'"),
         ([2, "growing"], "got list, expected an object"),
+        (vars(Tuned(2, "growing", 1.0)) | {"costs": [1]}, "costs: got list, expected an object"),
+        (vars(Tuned(2, "growing", 1.0)) | {"costs": {"heads": 1.0}}, "got 'heads', expected plain, heads N or lookup N"),
+        (vars(Tuned(2, "growing", 1.0)) | {"costs": {"heads 2": -1}}, "costs: heads 2: got -1, expected a number above 0"),
     ],
 )
 def test_a_broken_entry_is_said_and_tune_mends_it(checkpoint: Path, entry: Any, message: str) -> None:

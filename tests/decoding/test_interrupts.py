@@ -8,8 +8,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from helpers.schedule import Schedule
 
+from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.open import open_decoder
+from mtpd_mlx.decoding.text_state import Model
+from mtpd_mlx.decoding.token_rules import Greedy
 from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
@@ -58,11 +62,16 @@ def as_chat_does(decoder: Any, said: list[int], length: int) -> list[int]:
     return written(decoder, whole[decoder.length :], length)
 
 
-@pytest.mark.parametrize(("plan", "drafts"), [("growing", 2), ("fixed", 2), ("growing", 0), ("fixed", 0)])
+CASES = [("growing", 2), ("fixed", 2), ("growing", 0), ("fixed", 0), ("chosen", 3)]
+
+
+@pytest.mark.parametrize(("plan", "drafts"), CASES)
 def test_an_interrupted_text_goes_on(plan: str, drafts: int, tiny_checkpoint: Path) -> None:
     base, heads, _ = load_for_decoding(tiny_checkpoint, dequantize=True)
 
     def opened() -> Any:
+        if plan == "chosen":
+            return ChoosingDecoder(Model(base, heads, drafts, Greedy()), Schedule(1, most=drafts))
         return open_decoder(base, heads if drafts else None, DecodingConfig(plan=plan), num_draft_tokens=drafts)
 
     decoder = opened()

@@ -18,7 +18,7 @@ from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.protocol import Backend, Chooses
 from mtpd_mlx.speculative.rounds import StepBackend
 
 Drafts = Callable[[Any, int], list[int]]
@@ -106,6 +106,10 @@ class Decoding(RuleBasedStateMachine):
         assert getattr(self.backend, "tokens", self.text) == self.text
 
     @property
+    def chooses(self) -> bool:
+        return isinstance(self.backend, Chooses)
+
+    @property
     def room(self) -> int:
         return self.backend.capacity - len(self.text)
 
@@ -137,8 +141,10 @@ class Decoding(RuleBasedStateMachine):
                 return
             named = self.named(token)
             result = self.backend.round(named)
-            assert result.proposed in (0, self.backend.num_draft_tokens)
-            if result.proposed:  # accepted is what a fresh start would have drafted, whatever came before
+            assert self.chooses or result.proposed in (0, self.backend.num_draft_tokens)
+            if (
+                result.proposed and result.source == "heads"
+            ):  # accepted is what a fresh start would have drafted, whatever came before
                 right = [a == b for a, b in zip(self.oracle.drafts([*self.text, named]), result.emitted, strict=False)]
                 assert result.accepted == [*right[: result.proposed], False].index(False)
             self.text += [named, *result.emitted[:-1]]
@@ -172,7 +178,7 @@ class Decoding(RuleBasedStateMachine):
         refused(lambda: self.backend.prefill([1] * (self.room + beyond)))
         if not self.room:
             refused(lambda: self.backend.step(1))
-        if self.room <= self.backend.num_draft_tokens:
+        if self.room <= (0 if self.chooses else self.backend.num_draft_tokens):
             refused(lambda: self.backend.round(1))
 
 

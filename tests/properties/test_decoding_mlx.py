@@ -5,9 +5,13 @@ from functools import cache
 
 import pytest
 from decoding_machine import Oracle, check_backend
+from helpers.schedule import Schedule
 from tiny import write_base, write_checkpoint
 
+from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.open import open_decoder
+from mtpd_mlx.decoding.text_state import Model
+from mtpd_mlx.decoding.token_rules import Greedy
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.options.decode import DecodingConfig
@@ -50,6 +54,19 @@ def test_rounds(model: Callable[[str], tuple], plan: str, drafts: int, source: s
     options = DecodingConfig(plan=plan)
     make = lambda: open_decoder(base, heads, options, num_draft_tokens=drafts, capacity=CAPACITY)  # noqa: E731
     check_backend(oracle, make, drafts_of=lambda decoder, _: decoder.settled().drafts.tolist())
+
+
+@pytest.mark.parametrize(("drafts", "source"), [(K, "postnorm"), (2, "prenorm"), (0, "postnorm")])
+def test_chosen_rounds(model: Callable[[str], tuple], drafts: int, source: str) -> None:
+    """Whatever is chosen: heads that lag behind draft as fresh ones do."""
+    base, heads, oracle = model(source)
+    kinds = ("plain", "heads", "lookup") if drafts else ("plain", "lookup")
+
+    def make() -> ChoosingDecoder:
+        own = Model(base, heads if drafts else None, drafts, Greedy())
+        return ChoosingDecoder(own, Schedule(0, most=drafts or 5, kinds=kinds), CAPACITY)
+
+    check_backend(oracle, make)
 
 
 @pytest.mark.parametrize("plan", ["growing", "fixed"])

@@ -28,16 +28,20 @@ def measure(
 ) -> Results:
     """Every arm decodes every prompt of every set `repeats` times, interleaved."""
     results = Results({arm.name: arm for arm in arms})
-    accepted, proposed = list[int](), list[int]()
+    accepted, proposed, chosen = list[int](), list[int](), dict[str, list[int]]()
     for name, prompts in sets.items():
         runs, rounds = len(arms[0].runs), len(accepted)
         interleave(arms, prompts, max_tokens, repeats=repeats, cool_down=cool_down, see=see)  # starts the statistics anew
         if results.mtpd.stats is not None:
             accepted += results.mtpd.stats.accepted
             proposed += results.mtpd.stats.proposed
+            for kind, (rounds_, tokens) in results.mtpd.stats.chosen.items():
+                total = chosen.setdefault(kind, [0, 0])
+                total[0], total[1] = total[0] + rounds_, total[1] + tokens
         results.sets.append((name, slice(runs, len(arms[0].runs)), slice(rounds, len(accepted))))
     if results.mtpd.stats is not None:
-        results.mtpd.stats.accepted, results.mtpd.stats.proposed = accepted, proposed
+        stats = results.mtpd.stats
+        stats.accepted, stats.proposed, stats.chosen = accepted, proposed, chosen
     return results
 
 
@@ -47,6 +51,8 @@ def summary(results: Results, greedy: bool) -> dict[str, Any]:
     stats = results.mtpd.stats
     rounds = slice(0, len(stats.accepted) if stats else 0)
     values = figures(results, whole, rounds)
+    if stats is not None:
+        values["chosen"] = stats.to_dict()["chosen"]
     if greedy:
         names = [name for name in results.arms if name != "stock"]
         values["identical_to_stock"] = {name: identical(results.arms["stock"], results.arms[name]) for name in names}
@@ -90,6 +96,9 @@ def describe(v: dict[str, Any]) -> str:
     lines = [f"{v['device']}, {v['dtype']}, {v['num_draft_tokens']} drafts, plan {v['plan']}, temp {v['temp']}, medians"]
     lines.append(format_table(rows, ["arm", "tokens/s", "vs stock", "TTFT ms", "peak GB"]))
     lines.append(f"tau {v['tau']:.3f}   CAR " + " ".join(f"{c:.3f}" for c in v["car"]) + f"   distinct-4 {v['distinct4']:.3f}")
+    if len(v.get("chosen", {})) > 1:
+        kinds = [f"{name} {c['rounds']} ({c['tokens']} tokens)" for name, c in v["chosen"].items()]
+        lines.append("rounds by what they verified: " + ", ".join(kinds))
     if "identical_to_stock" in v:
         same = ", ".join(f"{LABELS[name]} {share:.0%}" for name, share in v["identical_to_stock"].items())
         lines.append(f"texts identical to stock plain decoding: {same}")
