@@ -10,12 +10,13 @@ from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.text.tokenizer_files import READ
-from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS
-from mtpd_onnx.precision import check_precision
+from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS, graphs_of
+from mtpd_onnx.precision import PROVIDERS, check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 5
-READABLE = (4, FORMAT_VERSION)  # graphs of version 4 do not mark tokens of logits that are not finite
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 6
+READABLE = (4, 5, FORMAT_VERSION)
+MARKED, ANY_DRAFTS = 5, 6  # versions from which on graphs mark tokens of logits that are not finite, and draft any number
 WEIGHTS_NAME = "weights.bin"
 
 
@@ -41,6 +42,16 @@ class Manifest:
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None
     format_version: int = FORMAT_VERSION
+
+    @property
+    def any_drafts(self) -> bool:
+        """A round may verify any number of drafts, of any origin (graphs/decoder.py)."""
+        return self.layout == "fused" and self.format_version >= ANY_DRAFTS and PROVIDERS[self.activations] == "cpu"
+
+    @property
+    def graphs(self) -> tuple[str, ...]:
+        """The names of its graphs."""
+        return graphs_of(self.layout, self.num_heads, self.any_drafts)
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT} | asdict(self))
@@ -99,7 +110,7 @@ def _check_values(manifest: Manifest) -> None:
         if type(numbers[name]) is not int or not 1 <= numbers[name] < MAX_NUMBER:
             raise ValueError(f"{name}: got {numbers[name]!r:.40}, expected a positive integer")
     read = manifest.weights_read
-    if not isinstance(read, dict) or not all(type(read.get(graph)) is int for graph in LAYOUTS[manifest.layout]):
+    if not isinstance(read, dict) or not all(type(read.get(graph)) is int for graph in manifest.graphs):
         raise ValueError(f"weights_read: got {read!r:.80}, expected bytes for each graph")
     drafted, vocabulary = manifest.draft_vocab, manifest.dims["vocab_size"]
     if drafted is not None and not (type(drafted) is int and 0 < drafted <= vocabulary):
@@ -112,7 +123,7 @@ def _check_values(manifest: Manifest) -> None:
 
 
 def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
-    for name in (*LAYOUTS[manifest.layout], WEIGHTS_NAME, "tokenizer.json"):
+    for name in (*manifest.graphs, WEIGHTS_NAME, "tokenizer.json"):
         if name not in manifest.files:
             raise ValueError(f"files: {name} is not listed")
     for name in READ:

@@ -47,7 +47,7 @@ def test_texts_are_the_same(folder: Path, plain: bool, sampling: Sampling | None
     for seed in range(4):
         texts, most = [], 0
         for ahead in (False, True):
-            backend: Any = open_folder(folder, provider="cpu", plain=plain, num_threads=1, sampling=sampling)
+            backend: Any = open_folder(folder, provider="cpu", plain=plain, num_threads=1, sampling=sampling, fixed_rounds=True)
             assert backend.ahead is False  # on the CPU nothing is gained by it
             backend.ahead, wait = ahead, backend.runner.wait
 
@@ -62,7 +62,7 @@ def test_texts_are_the_same(folder: Path, plain: bool, sampling: Sampling | None
 
 
 def test_it_never_runs_beyond_the_cache(folder: Path) -> None:
-    backend: Any = open_folder(folder, provider="cpu", num_threads=1)
+    backend: Any = open_folder(folder, provider="cpu", num_threads=1, fixed_rounds=True)
     backend.ahead = True
     token = backend.prefill(list(range(CAPACITY - 2 * (K + 1) + 1)))
     backend.round(token)

@@ -22,7 +22,7 @@ def export(folder: Path, family: str = "llama-tied", **options: object) -> Path:
 
 
 def alone(folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int] = frozenset()) -> list[tuple]:
-    backend, found = open_folder(folder, provider="cpu", num_threads=1), []
+    backend, found = open_folder(folder, provider="cpu", num_threads=1, fixed_rounds=True), []
     for prompt in prompts:
         backend.rewind_to(0)
         chunks = list(generate(backend, prompt, max_tokens=count, eos_token_ids=eos))

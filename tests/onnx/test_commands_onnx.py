@@ -13,6 +13,7 @@ from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime import memory
 from mtpd_onnx.runtime.batched import BatchedDecoder
+from mtpd_onnx.runtime.choosing import ChoosingBackend
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
 from tiny import write_base, write_checkpoint
@@ -53,13 +54,13 @@ def test_verify_passes_and_says_what_it_saw(folder: Path, prompts: Path, capsys:
 def test_verify_fails_where_a_text_differs(
     folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = FusedBackend.round
+    right = ChoosingBackend.round
 
-    def wrong(self: FusedBackend, token: int) -> Round:
+    def wrong(self: ChoosingBackend, token: int) -> Round:
         result = right(self, token)
         return Round([*result.emitted[:-1], (result.emitted[-1] + 1) % 90], result.accepted, result.proposed)
 
-    monkeypatch.setattr(FusedBackend, "round", wrong)
+    monkeypatch.setattr(ChoosingBackend, "round", wrong)
     assert main(["verify", str(folder), "--provider", "cpu", "--prompts", str(prompts), "--greedy-only", "-m", "20"]) == 1
     out = capsys.readouterr().out
     assert "0 of 3 prompts identical" in out and "first difference at token" in out and "FAILED" in out
@@ -156,9 +157,8 @@ def lines(*texts: str) -> Iterator[str]:
 
 def test_chat_keeps_the_cache_between_turns_and_answers_as_a_fresh_start_would(folder: Path) -> None:
     tokenizer = Tokenizer.from_folder(folder)
-    backend = open_folder(folder, provider="cpu", num_threads=1)
+    backend = open_folder(folder, provider="cpu", num_threads=1, num_draft_tokens=3)
     prefilled: list[int] = []
-    assert isinstance(backend, FusedBackend)
     prefill = backend.prefill
 
     def watch(tokens: list[int]) -> int:
@@ -179,7 +179,7 @@ def test_chat_keeps_the_cache_between_turns_and_answers_as_a_fresh_start_would(f
 def test_chat_shows_accepted_drafts_and_survives_a_full_context(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    backend, out = open_folder(folder, provider="cpu", num_threads=1), io.StringIO()
+    backend, out = open_folder(folder, provider="cpu", num_threads=1, num_draft_tokens=3), io.StringIO()
     said = lines("hi", "x" * 300, "q")
     assert run_chat(backend, Tokenizer.from_folder(folder), 24, show_drafts=True, read=lambda _: next(said), out=out) == 0
     assert "\033[32m" in out.getvalue() and "error: the conversation has" in out.getvalue()
@@ -204,7 +204,7 @@ def test_a_full_context_is_said(folder: Path, prompts: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path, ahead: bool) -> None:
-    backend, fresh = (open_folder(folder, provider="cpu", num_threads=1) for _ in range(2))
+    backend, fresh = (open_folder(folder, provider="cpu", num_threads=1, fixed_rounds=True) for _ in range(2))
     assert isinstance(backend, FusedBackend)
     backend.ahead, text = ahead, list(range(30, 50))
     token, wait = backend.prefill(text), backend.runner.wait
@@ -228,7 +228,8 @@ def test_batches_write_what_single_texts_are(folder: Path, prompts: Path, capsys
     texts = []
     for size in ("1", "2"):
         arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--stop", "q"]
-        assert main([*arguments, "--json", "--batch-size", size]) == 0
+        how = ["--num-draft-tokens", "3"] if size == "1" else ["--batch-size", size]
+        assert main([*arguments, "--json", *how]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         counts = [[row["stats"][k] for k in ("rounds", "short_rounds", "plain_steps", "tokens_per_pass")] for row in rows]
         texts.append(([(row["id"], row["text"], row["tokens"], row["finish_reason"]) for row in rows], counts))

@@ -61,7 +61,9 @@ def test_every_draft_is_that_of_mlx(family: str, size: int, source: str, tmp_pat
     ids = ids_of(size)
     checkpoint = export(tmp_path, write_base(tmp_path / "base", FAMILIES[family], scale=2.0), ids, source)
     base, heads, _ = load_checkpoint(checkpoint)
-    fused, split = (open_folder(tmp_path / name, provider="cpu", num_threads=1) for name in ("fused", "split"))
+    fused, split = (
+        open_folder(tmp_path / name, provider="cpu", num_threads=1, fixed_rounds=True) for name in ("fused", "split")
+    )
     rng, seen = np.random.default_rng(0), set()
     for length in (1, 2, 3, 5, 9, 20, 33):
         tokens = rng.integers(0, VOCAB, length).tolist()
@@ -79,7 +81,9 @@ def test_whole_vocabulary_drafts_as_without_one(tmp_path: Path) -> None:
     export(tmp_path / "all", base_folder, list(range(VOCAB)))
     export(tmp_path / "none", base_folder, None)
     for layout in ("fused", "split"):
-        one, other = (open_folder(tmp_path / name / layout, provider="cpu", num_threads=1) for name in ("all", "none"))
+        one, other = (
+            open_folder(tmp_path / name / layout, provider="cpu", num_threads=1, fixed_rounds=True) for name in ("all", "none")
+        )
         for prompt in ([9, 4, 7, 3], list(range(30))):
             token = one.prefill(prompt)
             assert other.prefill(prompt) == token
@@ -147,7 +151,7 @@ def test_fused_folder_drafts_with_a_draft_vocabulary_after_rewinds(tmp_path: Pat
     """Rounds, rewinds into their middle, and on: the next drafts are those of a fresh MLX model given the same tokens."""
     checkpoint = export(tmp_path, write_base(tmp_path / "base", scale=2.0), ids_of(40))
     base, heads, _ = load_checkpoint(checkpoint)
-    fused = open_folder(tmp_path / "fused", provider="cpu", num_threads=1)
+    fused = open_folder(tmp_path / "fused", provider="cpu", num_threads=1, fixed_rounds=True)
     assert isinstance(fused, FusedBackend)
     rng = np.random.default_rng(4)
     held = rng.integers(0, VOCAB, 8).tolist()

@@ -150,7 +150,7 @@ def test_out_is_a_folder_of_its_own(exported: Path, tiny_checkpoint: Path, tmp_p
 def test_the_page_names_every_file_command_input_and_output(exported: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
     words = {name for names in LAYOUTS.values() for name in names} | COMMANDS.keys()
-    for graph in ("round.onnx", "plain.onnx", "sampled_round.onnx"):
+    for graph in ("round.onnx", "plain.onnx", "sampled_round.onnx", "decoder.onnx"):
         io = read_manifest(exported).io[graph]
         words |= {n for n in io["inputs"] + io["outputs"] if "." not in n and n.removeprefix("next_") not in io["inputs"]}
         words |= {n for n in io["outputs"] if graph == "round.onnx" and n.startswith("next_")}

@@ -2,9 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from helpers.decode import decoded
+from helpers.schedules import Scheduled
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
@@ -72,16 +75,19 @@ def test_text_is_distributed_as_the_main_model_says(folder: Path, options: Sampl
     options = replace(options, seed=1)
     reference = open_folder(folder, provider="cpu", plain=True, num_threads=1)
     assert isinstance(reference, PlainBackend)
-    for plain in (False, True):
-        backend = open_folder(folder, provider="cpu", plain=plain, num_threads=1, sampling=options)
+    hows: dict[str, dict] = {"rounds": {"fixed_rounds": True}, "plain": {"plain": True}, "any": {"num_draft_tokens": 3}}
+    for how, more in hows.items():
+        backend: Any = open_folder(folder, provider="cpu", num_threads=1, sampling=options, **more)
+        if how == "any":  # any number of drafts, of the heads or looked up
+            backend.drafting = Scheduled(1, 3, VOCAB, lambda text, count: decoded(reference, text, count)[0])
         found, accepted = evidence(backend, reference, options)
         assert found.p_value > 1e-3
-        assert accepted == 0 if plain else accepted > 100
+        assert accepted == 0 if how == "plain" else accepted > 100
 
 
 def test_a_graph_that_accepts_every_draft_would_be_found_out(folder: Path) -> None:
     options = Sampling(temp=1.0, seed=1)
-    reference, broken = (open_folder(folder, provider="cpu", plain=p, num_threads=1, sampling=s)
+    reference, broken = (open_folder(folder, provider="cpu", plain=p, num_threads=1, sampling=s, fixed_rounds=True)
                          for p, s in ((True, None), (False, options)))  # fmt: skip
     assert isinstance(reference, PlainBackend) and isinstance(broken, FusedBackend)
     start = broken.runner.start
@@ -109,7 +115,8 @@ def test_prefill_in_chunks_draws_the_same_text(folder: Path, monkeypatch: pytest
     texts = []
     for chunk in (512, 4):
         monkeypatch.setattr("mtpd_onnx.runtime.limits.PREFILL_CHUNK", chunk)
-        texts.append(sample(open_folder(folder, provider="cpu", num_threads=1, sampling=options), PROMPTS[1]))
+        backend = open_folder(folder, provider="cpu", num_threads=1, sampling=options, fixed_rounds=True)
+        texts.append(sample(backend, PROMPTS[1]))
     assert texts[0] == texts[1]
 
 

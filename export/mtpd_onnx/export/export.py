@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,12 +27,13 @@ from mtpd_onnx.dims import Dims, check_expressible
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
 from mtpd_onnx.graphs.builder import Spec, build_plain
+from mtpd_onnx.graphs.decoder import build_decoder
 from mtpd_onnx.graphs.round import build_round
 from mtpd_onnx.graphs.split import build_heads, build_main
-from mtpd_onnx.layouts import BATCHED, FUSED, HEADS, MAIN
+from mtpd_onnx.layouts import BATCHED, DECODER, FUSED, HEADS, MAIN, graphs_of
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
 from mtpd_onnx.manifest import Manifest, describe_files
-from mtpd_onnx.precision import WEIGHT_BITS, choose_activations
+from mtpd_onnx.precision import PROVIDERS, WEIGHT_BITS, choose_activations
 from mtpd_onnx.weights.adapted import AdaptedTensors
 from mtpd_onnx.weights.parameters import Parameters
 from mtpd_onnx.weights.quantised_layouts import Policy, plan
@@ -45,11 +46,14 @@ DTYPES = {  # of activations, caches and what is not in integers
     "fp16": ir.DataType.FLOAT16,
     "bf16": ir.DataType.BFLOAT16,
 }
-BUILDERS: dict[str, dict[str, Callable[[Spec], ir.Model]]] = {  # by layout and file name
+Build = Callable[[Spec], ir.Model]
+DECODERS: dict[str, Build] = {DECODER[sampled]: partial(build_decoder, sampled=sampled) for sampled in DECODER}
+BUILDERS: dict[str, dict[str, Build]] = {  # by layout and file name
     "fused": {
         FUSED[sampled, plain]: partial(build_plain if plain else build_round, sampled=sampled) for sampled, plain in FUSED
     }
-    | {BATCHED: build_batched_round},
+    | {BATCHED: build_batched_round}
+    | DECODERS,
     "split": {MAIN: build_main, HEADS: build_heads},
 }
 DEFAULT = ExportOptions()
@@ -108,7 +112,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     with locked(out, beside=True), replacing_folder(out) as folder:
         check_target(out, options.overwrite)  # again: another export may have ended in between
         parameters = Parameters(spec, policy, base, heads)
-        graphs = write_graphs(folder, spec, options.layout, parameters)
+        names = graphs_of(options.layout, num_heads, PROVIDERS[activations] == "cpu")
+        graphs = write_graphs(folder, spec, {name: BUILDERS[options.layout][name] for name in names}, parameters)
         copy_tokenizer(base_folder, folder)
         shutil.copyfile(base_folder / CONFIG_FILE, folder / CONFIG_FILE)
         kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
@@ -176,12 +181,14 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
     Tokenizer.from_folder(base_folder, dims.vocab_size)  # refuses what cannot be decoded with
 
 
-def write_graphs(folder: Path, spec: Spec, layout: str, parameters: Parameters) -> tuple[dict[str, Any], dict[str, int]]:
-    """Writes the graphs of `layout` and the weights they share; returns the manifest's io and weights_read."""
+def write_graphs(
+    folder: Path, spec: Spec, builders: Mapping[str, Build], parameters: Parameters
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """Writes the graphs, by file name, and the weights they share; returns the manifest's io and weights_read."""
     weights = WeightsFile(folder)
     io: dict[str, Any] = {}
     weights_read: dict[str, int] = {}
-    for name, build in BUILDERS[layout].items():
+    for name, build in builders.items():
         graph = build(spec)
         logger.info("writing %s", name)
         weights_read[name] = save_graph(graph, folder / name, weights, parameters.value)

@@ -46,6 +46,7 @@ class PackedLinear(Module):
         self.zero_points = Parameter([self.outputs, -(-self.groups * layout.bits // 8)], U8)
         self.residual = Parameter([self.outputs, self.groups], self.dtype) if layout.residual else None
         self.bias = bias
+        self.unpacked: ir.Value | None = None  # the matrix [outputs, inputs], where the graph spells it out
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         y = self._unpacked_product(op, x) if self.layout.unpacked else self._product(op, x)
@@ -74,14 +75,18 @@ class PackedLinear(Module):
         return op.Add(y, correction)
 
     def _unpacked_product(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        if self.unpacked is None:  # once a graph, outside of its branches: each would hold a copy
+            self.unpacked = self._unpacked(op.builder.root.op)
+        y = op.FusedMatMul(x, self.unpacked, transB=1, _domain=MICROSOFT, _version=1)
+        self._describe(x, y)
+        return y
+
+    def _unpacked(self, op: OpBuilder) -> ir.Value:
         steps = op.Sub(op.Cast(self.weight, to=self.dtype), op.Unsqueeze(op.Cast(self.zero_points, to=self.dtype), [-1]))
         matrix = op.Mul(steps, op.Unsqueeze(self.scales, [-1]))
         if self.residual is not None:
             matrix = op.Add(matrix, op.Unsqueeze(self.residual, [-1]))
-        matrix = op.Reshape(matrix, [self.outputs, self.inputs])
-        y = op.FusedMatMul(x, matrix, transB=1, _domain=MICROSOFT, _version=1)
-        self._describe(x, y)
-        return y
+        return op.Reshape(matrix, [self.outputs, self.inputs])
 
     def _describe(self, x: ir.Value, y: ir.Value) -> None:
         """Shape inference knows nothing of com.microsoft."""

@@ -111,12 +111,20 @@ class SampledRule:
     def __init__(self, graph: Graph, tokens: ir.Value, checked: ir.Value, past_length: ir.Value):
         self.graph, self.op, self.tokens, self.checked = graph, graph.op, tokens, checked
         self.sampler: Sampler = sampler_inputs(graph)
-        vocab, k = graph.spec.dims.vocab_size, graph.spec.num_heads
-        self.draft_probs = graph.input("draft_probs", F32, [k, vocab])
+        vocab = graph.spec.dims.vocab_size
         self.past = self.op.Cast(past_length, to=I64)
         if graph.spec.draft_tokens is not None:
             self.not_drafted = graph.constant("not_drafted", np.full((1, vocab), NOT_DRAFTED, np.float32))
         self.next_probs: list[ir.Value] = []
+        self.read_probs()
+
+    def read_probs(self) -> None:
+        k, vocab = self.graph.spec.num_heads, self.graph.spec.dims.vocab_size
+        self.draft_probs = self.graph.input("draft_probs", F32, [k, vocab])
+
+    def probs_of(self, drafted: ir.Value) -> ir.Value:
+        """What the drafts behind these rows were drawn from, [n, V]: in a round, checked rows are the drafts' numbers."""
+        return self.op.Gather(self.draft_probs, drafted)
 
     def accept(self, logits: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         op, sampler, checked = self.op, self.sampler, self.checked
@@ -125,7 +133,7 @@ class SampledRule:
         p = sampler.distribution(op, logits, op.Gather(known, op.Add(op.Unsqueeze(checked, [1]), span)))  # [R, V]
         drafted, last = op.Slice(checked, [0], [-1]), op.Slice(checked, [-1], [END])  # rows before a draft; row S-1
         after = tokens_after(op, self.tokens, checked)  # [R]
-        q = op.Gather(self.draft_probs, drafted)  # [R - 1, V]: in a round, checked rows are the drafts' numbers
+        q = self.probs_of(drafted)  # [R - 1, V]
         positions = op.Add(op.Add(self.past, drafted), [1])
         right = sampler.accepts(op, op.Slice(p, [0], [-1]), q, op.Slice(after, [0], [-1]), positions)
         accepted = op.ReduceMin(op.Concat(op.Where(right, END, drafted), last, axis=0), keepdims=1)
@@ -143,16 +151,20 @@ class SampledRule:
 
     def guess(self, logits: ir.Value) -> ir.Value:
         """A token [1, 1] from a head's logits [1, 1, V or D]."""
+        self.position = self.op.Add(self.position, [1])
+        token, q = self.draw(logits, self.context, self.position)
+        self.context = self._with(self.context, token)
+        self.next_probs.append(q)
+        return self.op.Unsqueeze(token, [0])
+
+    def draw(self, logits: ir.Value, context: ir.Value, position: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """A draft [1] for this position behind the tokens `context` [CONTEXT], and what it is drawn from, float32 [1, V]."""
         op, ids = self.op, draft_ids(self.graph)
         logits = op.Squeeze(logits, [0])
         if ids is not None:
             logits = op.ScatterElements(self.not_drafted, op.Unsqueeze(ids, [0]), op.Cast(logits, to=F32), axis=1)
-        q = self.sampler.distribution(op, logits, op.Unsqueeze(self.context, [0]))
-        self.position = op.Add(self.position, [1])
-        token = self.sampler.draft(op, q, self.position)
-        self.context = self._with(self.context, token)
-        self.next_probs.append(q)
-        return op.Unsqueeze(token, [0])
+        q = self.sampler.distribution(op, logits, op.Unsqueeze(context, [0]))
+        return self.sampler.draft(op, q, position), q
 
     def outputs(self) -> None:
         k, vocab = self.graph.spec.num_heads, self.graph.spec.dims.vocab_size

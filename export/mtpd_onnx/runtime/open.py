@@ -1,18 +1,27 @@
 """Opening an exported folder: the right backend for its layout."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from mtpd_mlx.options.runtime import RuntimeOptions
+from mtpd_mlx.speculative.choice import Chooser
+from mtpd_mlx.speculative.drafting import ChosenDrafting, FixedDrafting
+from mtpd_mlx.speculative.finite import NotFiniteError
+from mtpd_mlx.speculative.lookup import Lookup
 from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.speculative.round_costs import RoundCosts
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.errors import say_once
-from mtpd_onnx.layouts import BATCHED, HEADS, MAIN
-from mtpd_onnx.manifest import FORMAT_VERSION, Manifest, graph_name, read_manifest
+from mtpd_onnx.layouts import BATCHED, DECODER, HEADS, MAIN
+from mtpd_onnx.manifest import MARKED, Manifest, graph_name, read_manifest
 from mtpd_onnx.precision import export_options
 from mtpd_onnx.runtime.batched import BatchedDecoder, check_batches
+from mtpd_onnx.runtime.choosing import ChoosingBackend
 from mtpd_onnx.runtime.cuda_stream import Stream
+from mtpd_onnx.runtime.decoder_session import DecoderSession
 from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.measured_costs import guessed, kinds_of
 from mtpd_onnx.runtime.memory import check_memory
 from mtpd_onnx.runtime.plain import PlainBackend
 from mtpd_onnx.runtime.sampling_state import SamplingState
@@ -32,14 +41,17 @@ def open_folder(
     verify: bool = False,
     sampling: Sampling | None = None,
     captured: bool = RuntimeOptions.cuda_graph,
+    fixed_rounds: bool = False,
 ) -> Backend:
     """Checks the folder and loads what decoding needs: for plain decoding the main model alone.
 
-    captured: on CUDA, replay rounds and steps as CUDA graphs.
+    num_draft_tokens: verified in every round; None: chosen for every round, of the heads or looked up, where the folder can
+    (Manifest.any_drafts), else all heads. captured: on CUDA, replay rounds and steps as CUDA graphs. fixed_rounds: the graph of
+    folders that cannot choose, in any folder.
     """
     manifest = read_manifest(folder, verify)
     if num_draft_tokens is not None and not plain:
-        check_drafts(manifest, num_draft_tokens)
+        check_drafts(manifest, num_draft_tokens, fixed_rounds)
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
     if sampling is not None and sampling.greedy:
         sampling = None
@@ -50,6 +62,8 @@ def open_folder(
             raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")
         main, heads = (open_session(folder / n, chosen, num_threads) for n in (MAIN, HEADS))
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)
+    if manifest.any_drafts and not plain and not fixed_rounds:
+        return open_choosing(folder, manifest, num_threads, num_draft_tokens, sampling)
     captured = captured and chosen == "cuda" and can_capture(manifest)
     name = graph_name(plain, sampling is not None)
     stream = Stream.new() if captured else None
@@ -59,8 +73,30 @@ def open_folder(
     return make(session, manifest, chosen, captured=captured, sampling=state, stream=stream)
 
 
+def open_choosing(
+    folder: Path, manifest: Manifest, num_threads: int | None, num_draft_tokens: int | None, sampling: Sampling | None
+) -> ChoosingBackend:
+    """Rounds of `num_draft_tokens` of the heads' drafts, or of a number and an origin chosen for each by what this text accepts
+    and what rounds cost here, which is measured now. With a seed times decide nothing: the same texts would not come again."""
+    session = open_session(folder / DECODER[sampling is not None], "cpu", num_threads)
+    state = None if sampling is None else SamplingState(sampling, manifest)
+    decoder = DecoderSession(session, manifest, state)
+    if num_draft_tokens is not None:
+        return ChoosingBackend(decoder, manifest, FixedDrafting(num_draft_tokens), most=num_draft_tokens, sampling=state)
+    backend = ChoosingBackend(decoder, manifest, FixedDrafting(0), most=manifest.num_heads, sampling=state)
+    kinds = kinds_of(manifest.num_heads, manifest.capacity - 1)
+    backend.timed = sampling is None or sampling.seed is None
+    costs = RoundCosts(guessed(kinds, manifest.precision, manifest.activations))
+    if backend.timed:
+        with suppress(NotFiniteError):  # decoding says so, and where
+            costs = RoundCosts(backend.seconds_of(kinds), measured=True)
+    counts = [kind.num_drafts for kind in kinds if kind.source == "heads"]
+    backend.drafting = ChosenDrafting(Chooser(costs, counts), Lookup())
+    return backend
+
+
 def say_what_is_old(folder: Path, manifest: Manifest) -> None:
-    if manifest.format_version < FORMAT_VERSION:
+    if manifest.format_version < MARKED:
         say_once(f"{folder}: of an earlier version: logits that are not finite go unnoticed; export the checkpoint again")
 
 
@@ -101,10 +137,11 @@ def open_batched(
     return BatchedDecoder(session, manifest, chosen, batch_size)
 
 
-def check_drafts(manifest: Manifest, wanted: int) -> None:
+def check_drafts(manifest: Manifest, wanted: int, fixed_rounds: bool = False) -> None:
     if not 1 <= wanted <= manifest.num_heads:
         raise ValueError(f"--num-draft-tokens: got {wanted}, expected 0..{manifest.num_heads}")
-    if manifest.layout == "fused" and wanted != manifest.num_heads:
+    any_drafts = manifest.any_drafts and not fixed_rounds
+    if manifest.layout == "fused" and wanted != manifest.num_heads and not any_drafts:
         raise ValueError(
             f"--num-draft-tokens: the fused graph drafts {manifest.num_heads}; for {wanted}, export again with "
             f"--num-draft-tokens {wanted}"

@@ -1,0 +1,171 @@
+"""Backend of the decoder graph (graphs/decoder.py): a round verifies what its Drafting says, of the heads or looked up.
+
+runtime/open.py makes it for folders that run on CPUs.
+"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtpd_mlx.speculative.drafting import Drafting as Choice
+from mtpd_mlx.speculative.drafting import Proposal
+from mtpd_mlx.speculative.finite import check_tokens
+from mtpd_mlx.speculative.protocol import Round
+from mtpd_mlx.speculative.round_costs import Kind
+from mtpd_onnx.manifest import Manifest
+from mtpd_onnx.runtime import limits
+from mtpd_onnx.runtime.decoder_session import DecoderSession, Drafting
+from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
+from mtpd_onnx.runtime.measured_costs import measure
+from mtpd_onnx.runtime.sampling_state import SamplingState
+
+MEASURED_AT = 32  # positions that are cached where rounds are timed
+
+
+class ChoosingBackend:
+    """A round: the heads draft (or a lookup has), one pass of the base verifies. Heads run when they are asked, and then over
+    all positions that they have not seen: h^0 of the whole text is kept on the host, capacity * d * 4 bytes.
+
+    Head k's entry at position s is final once x_{s+k} is known. `_done`[k-1]: the positions whose entries are final.
+    """
+
+    provider = "cpu"
+
+    def __init__(
+        self,
+        session: DecoderSession,
+        manifest: Manifest,
+        drafting: Choice,
+        *,
+        most: int,
+        sampling: SamplingState | None = None,
+    ):
+        """`most`: the largest number of drafts that `drafting` may propose."""
+        self.num_heads, self.num_draft_tokens, self.capacity = manifest.num_heads, most, manifest.capacity
+        self.drafting = drafting
+        self.timed = True  # whether the choice is told what rounds take
+        self._session, self._sampling, self._computed_in = session, sampling, manifest.activations
+        self._tokens: list[int] = []
+        self._next = -1  # what comes after them
+        self._done = [0] * manifest.num_heads
+        self._hidden = np.zeros((manifest.capacity, session.width), np.float32)  # h^0
+
+    @property
+    def length(self) -> int:
+        return len(self._tokens)
+
+    def prefill(self, tokens: Sequence[int]) -> int:
+        need_tokens(self, tokens)
+        self._begin()
+        for start in range(0, len(tokens), limits.PREFILL_CHUNK):
+            self._force(tokens[start : start + limits.PREFILL_CHUNK])
+        self.drafting.begin(self._tokens, self._next)
+        return self._next
+
+    def step(self, token: int) -> int:
+        need_room(self, 1)
+        self._name(token)
+        self._begin()
+        self._force([token])
+        return self._next
+
+    def round(self, token: int) -> Round:
+        """Proposes nothing where drafting says so, in an empty context, and while heads catch up with the text."""
+        need_room(self, 1)
+        self._name(token)
+        self._begin()
+        self.drafting.align(self._tokens, token)
+        began = time.perf_counter()
+        proposal = self.drafting.propose(self.capacity - self.length - 1)
+        result, usual = self._verify(token, proposal)
+        seconds = time.perf_counter() - began if usual and self.timed else None
+        self.drafting.observe(proposal, result.emitted, result.proposed, seconds)
+        return result
+
+    def seconds_of(self, kinds: Sequence[Kind]) -> dict[Kind, float]:
+        """Times rounds of each kind, in an empty context, which it leaves as it was."""
+        room = self.capacity - 1 - max(kind.num_drafts for kind in kinds)
+
+        def run(kind: Kind) -> None:
+            if self.length + kind.num_drafts + 1 > self.capacity:
+                self._clear()
+            if not self._tokens:
+                self._force([0] * min(MEASURED_AT, room))
+            self._verify(0, Proposal(kind, (0,) * kind.num_drafts if kind.source == "lookup" else ()))
+
+        try:
+            return measure(kinds, run)
+        finally:
+            self._clear()
+
+    def rewind_to(self, length: int) -> None:
+        check_rewind(self, length)
+        if length == self.length:
+            return
+        del self._tokens[length:]
+        self._next = -1
+        self._forget(length)
+        if length == 0:
+            self.drafting.restart()
+
+    def _clear(self) -> None:
+        self._tokens.clear()
+        self._next = -1
+        self._forget(0)
+
+    def _verify(self, token: int, proposal: Proposal) -> tuple[Round, bool]:
+        """The round, and whether it took as long as such rounds take: heads had no more to see than since the round before."""
+        past, drafting, count = self.length, None, 0 if proposal.drafts else proposal.count
+        if count and past:
+            drafting = self._drafting(count, token)
+        run = self._session.run([token, *proposal.drafts], past, 0, self._recent(), drafting)
+        emitted = run.emitted[: run.accepted + 1]
+        check_tokens(emitted, past + 1, self._computed_in)
+        self._hidden[past : past + len(run.hidden)] = run.hidden
+        self._tokens += [token, *emitted[:-1]]
+        self._next = emitted[-1]
+        if drafting is not None:
+            known = drafting.last + 1 + (run.accepted if run.proposed else 0)  # the position of the last token they saw rightly
+            for k in range(run.proposed if drafting.verified else count):
+                self._done[k] = max(0, min(drafting.last + 1, known - k))
+        usual = drafting is None or len(drafting.tokens) <= 2 * self.num_heads + 1
+        return Round(emitted, run.accepted, run.proposed, source=proposal.kind.source), usual
+
+    def _drafting(self, count: int, token: int) -> Drafting:
+        """Heads 1..count over what the deepest of them has not seen: no head is behind a deeper one. Where that is more than a
+        chunk, they see a chunk of it, and draft nothing yet."""
+        length = self.length
+        start = self._done[count - 1]
+        end = min(length, start + limits.PREFILL_CHUNK + count)
+        words = [*self._tokens[start + 1 : end], token if end == length else self._tokens[end]]
+        for k in range(count):  # should the run be interrupted, what used a guess is made again
+            self._done[k] = min(self._done[k], max(0, end - k))
+        return Drafting(count, self._hidden[start:end], words, end - 1, count if end == length else 0)
+
+    def _force(self, tokens: Sequence[int]) -> None:
+        """Runs tokens that are all known, whatever the model thinks of them."""
+        past, size = self.length, len(tokens)
+        run = self._session.run(tokens, past, size - 1, self._recent(int(tokens[0])))
+        self._hidden[past : past + len(run.hidden)] = run.hidden
+        self._tokens += [int(t) for t in tokens]
+        check_tokens(run.emitted, self.length, self._computed_in)
+        self._next = run.emitted[0]
+
+    def _begin(self) -> None:
+        """Where a text begins, sampling draws its random numbers."""
+        if not self._tokens:
+            self._session.begin()
+
+    def _name(self, token: int) -> None:
+        """The caller goes on with `token`, whatever was said before."""
+        if token != self._next:
+            self._forget(self.length)
+            self._next = token
+
+    def _forget(self, length: int) -> None:
+        """Only the first `length` tokens are certain."""
+        self._done = [max(0, min(done, length - 1 - k)) for k, done in enumerate(self._done)]
+
+    def _recent(self, first: int = 0) -> np.ndarray | None:
+        return None if self._sampling is None else self._sampling.inputs(self._tokens, first)["recent"]

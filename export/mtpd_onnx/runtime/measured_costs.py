@@ -1,0 +1,58 @@
+"""What rounds cost: timed here when a folder is opened, or taken from a table where the same choice has to be made again.
+
+runtime/open.py calls it.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+from mtpd_mlx.speculative.round_costs import PLAIN, Kind, heads, lookup
+from mtpd_onnx.precision import WEIGHT_BITS
+
+# Time in all, unless one round of each kind takes longer; rounds of a kind, the first of them not counted.
+SECONDS, REPEATS = 0.6, 3
+HEAD_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
+LOOKUP_COUNTS = (3, 7, 15)  # with the token before them 4, 8 and 16 rows
+
+# In plain steps, for a model of 135M parameters on two cores: a second row, each row more, a head; by (integer weights,
+# activations).
+GUESSES = {(False, "fp32"): (0.18, 0.1, 0.23), (True, "fp32"): (1.1, 0.2, 0.49), (True, "int8"): (0.25, 0.24, 0.34)}
+
+
+def kinds_of(num_heads: int, room: int) -> list[Kind]:
+    """The kinds of rounds to choose among; `room`: drafts that fit the cache."""
+    counts = sorted({n for n in HEAD_COUNTS if n < num_heads} | {num_heads} if num_heads else set())
+    kinds = [PLAIN, *(heads(n) for n in counts), *(lookup(n) for n in LOOKUP_COUNTS)]
+    return [kind for kind in kinds if kind.num_drafts <= room]
+
+
+def measure(kinds: Sequence[Kind], run: Callable[[Kind], None]) -> dict[Kind, float]:
+    """Seconds of a round of every kind, the least of its repeats. `run` takes one round. Where the time is up before a kind had
+    a second round, its first one counts."""
+    first, best = dict[Kind, float](), dict[Kind, float]()
+    end = time.perf_counter() + SECONDS
+    for repeat in range(REPEATS):
+        for kind in kinds:
+            if repeat and time.perf_counter() > end:
+                break
+            began = time.perf_counter()
+            run(kind)
+            took = time.perf_counter() - began
+            if repeat == 0:
+                first[kind] = took
+            else:
+                best[kind] = min(took, best.get(kind, took))
+    if len(best) < len(kinds):  # first rounds against first rounds
+        return first
+    return best
+
+
+def guessed(kinds: Sequence[Kind], precision: str, activations: str) -> dict[Kind, float]:
+    """Plain steps of a round of every kind, the same on every machine."""
+    second, further, head = GUESSES[precision in WEIGHT_BITS, activations]
+
+    def cost(kind: Kind) -> float:
+        rows = kind.num_drafts
+        return 1 + (second + further * (rows - 1) if rows else 0.0) + (head * rows if kind.source == "heads" else 0.0)
+
+    return {kind: cost(kind) for kind in kinds}

@@ -1,0 +1,53 @@
+"""A Drafting that chooses at random, for tests that any choice gives the same text."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mtpd_mlx.speculative.drafting import Proposal
+from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
+
+
+class Scheduled:
+    """Every round another kind: plain, 1..most_heads drafts of the heads, or looked up ones.
+
+    These are what `truth` says comes behind a text, up to a wrong one, or random tokens below `vocab`. `seen`: (source, drafts
+    verified, accepted) of each round.
+    """
+
+    def __init__(self, seed: int, most_heads: int, vocab: int, truth: Callable[[list[int], int], list[int]] | None = None):
+        self._rng, self._most, self._vocab, self._truth = np.random.default_rng(seed), most_heads, vocab, truth
+        self._text: list[int] = []
+        self.seen: list[tuple[str, int, int]] = []
+
+    def restart(self) -> None:
+        self._text = []
+
+    def begin(self, text: Sequence[int], token: int) -> None:
+        self._text = [*text, token]
+
+    def align(self, text: Sequence[int], token: int) -> None:
+        self._text = [*text, token]
+
+    def propose(self, most: int) -> Proposal:
+        rng = self._rng
+        count = int(rng.integers(1, 10))
+        if rng.random() < 0.3:
+            return Proposal(PLAIN)
+        if self._most and rng.random() < 0.6:
+            count = min(count, self._most, most)
+            return Proposal(heads(count) if count else PLAIN)
+        if (count := min(count, most)) == 0:
+            return Proposal(PLAIN)
+        drafts = rng.integers(0, self._vocab, count).tolist()
+        if self._truth is not None:
+            right = int(rng.integers(0, count + 1))
+            drafts[:right] = self._truth(self._text, count)[:right]
+        return Proposal(lookup(count), tuple(drafts))
+
+    def observe(
+        self, proposal: Proposal, emitted: Sequence[int], proposed: int | None = None, seconds: float | None = None
+    ) -> None:
+        self._text += emitted
+        drafts = proposal.count if proposed is None else proposed
+        self.seen.append((proposal.kind.source, drafts, len(emitted) - 1))

@@ -1,0 +1,176 @@
+"""Rounds of any number of drafts of any origin (graphs/decoder.py): the same text, whatever is chosen."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.decode import decoded
+from helpers.schedules import Scheduled
+from mtpd_onnx.export.export import export_checkpoint
+from mtpd_onnx.manifest import read_manifest
+from mtpd_onnx.runtime.choosing import ChoosingBackend
+from mtpd_onnx.runtime.measured_costs import guessed, kinds_of, measure
+from mtpd_onnx.runtime.open import open_folder
+from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
+
+from mtpd_mlx.options.export import ExportOptions
+from mtpd_mlx.speculative.round_costs import PLAIN, Kind, heads, lookup
+from mtpd_mlx.speculative.sampling import Sampling
+
+PROMPTS = [[5], [9, 4], [6, 7, 8], [11, 3, 50, 4], list(range(30)), list(range(90, 40, -1))]
+CASES = [  # family, heads, hidden source, draft vocabulary, precision
+    ("llama-tied", 4, "postnorm", None, "fp32"),
+    ("llama-untied", 1, "prenorm", None, "fp32"),
+    ("qwen3", 3, "prenorm", 60, "fp32"),
+    ("llama-tied", 9, "postnorm", None, "int8"),
+]
+
+
+def exported(place: Path, case: tuple[str, int, str, int | None, str], noise: float = 0.05) -> Path:
+    family, count, source, drafts, precision = case
+    base = write_base(place / "base", FAMILIES[family], scale=2.0)
+    tokens = None if drafts is None else np.arange(drafts)
+    checkpoint = write_checkpoint(place / "heads", base, count, source, noise=noise, draft_tokens=tokens)
+    group_size = ExportOptions.group_size if precision == "fp32" else 32
+    export_checkpoint(checkpoint, place / "onnx", ExportOptions(precision=precision, group_size=group_size))
+    return place / "onnx"
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{case[4]}")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tmp_path_factory.mktemp("choosing"), request.param)
+
+
+def opened(folder: Path, **how: Any) -> Any:
+    return open_folder(folder, provider="cpu", num_threads=1, **how)
+
+
+def test_every_number_of_drafts_and_any_schedule_give_the_plain_text(folder: Path) -> None:
+    plain, rounds = opened(folder, plain=True), opened(folder, fixed_rounds=True)
+    count = read_manifest(folder).num_heads
+    expected = {tuple(prompt): decoded(plain, prompt, 60)[0] for prompt in PROMPTS}
+    for drafts in range(1, count + 1):
+        fixed = opened(folder, num_draft_tokens=drafts)
+        for prompt in PROMPTS:
+            text, accepted = decoded(fixed, prompt, 60)
+            assert text == expected[tuple(prompt)]
+            if drafts == count and len(prompt) >= count:  # the same drafts as in rounds of fixed size
+                assert accepted == decoded(rounds, prompt, 60)[1]
+
+    def truth(text: list[int], length: int) -> list[int]:
+        for prompt, following in expected.items():
+            whole = [*prompt, *following]
+            if text == whole[: len(text)]:
+                return [*whole[len(text) : len(text) + length], *[0] * length][:length]
+        raise AssertionError(f"{text}: not the beginning of an expected text")
+
+    backend = opened(folder, num_draft_tokens=count)
+    drafting = backend.drafting = Scheduled(3, count, VOCAB, truth)
+    for _ in range(3):
+        for prompt in PROMPTS:
+            assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
+    assert {source for source, _, _ in drafting.seen} == {"plain", "heads", "lookup"}
+    assert len({accepted for source, _, accepted in drafting.seen if source == "lookup"}) > 4
+
+
+def test_heads_draft_as_if_they_had_never_been_left_behind(folder: Path) -> None:
+    """After plain steps, lookups, fewer heads and rewinds the heads' drafts are those of a fresh start."""
+    count = read_manifest(folder).num_heads
+    backend, fresh = (opened(folder, num_draft_tokens=count) for _ in range(2))
+    all_heads, scheduled = backend.drafting, Scheduled(5, count, VOCAB)
+    rng = np.random.default_rng(1)
+    seen = set()
+    for _ in range(25):
+        backend.drafting = scheduled
+        keep = int(rng.integers(0, backend.length + 1)) if rng.random() < 0.5 else 0
+        backend.rewind_to(keep)
+        token = backend.prefill(rng.integers(0, VOCAB, int(rng.integers(1, 20))).tolist())
+        for _ in range(int(rng.integers(0, 12))):
+            token = backend.round(token).emitted[-1] if rng.random() < 0.9 else backend.step(int(rng.integers(0, VOCAB)))
+        fresh.rewind_to(0)
+        fresh.prefill(backend._tokens)
+        named = token if rng.random() < 0.8 else int(rng.integers(0, VOCAB))
+        backend.drafting = all_heads
+        ours, theirs = backend.round(named), fresh.round(named)
+        assert (ours.emitted, ours.accepted, ours.proposed) == (theirs.emitted, theirs.accepted, count)
+        seen.add(ours.accepted)
+    assert len(seen) > 1
+
+
+def test_heads_catch_up_in_chunks_with_a_long_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = read_manifest(folder).num_heads
+    backend, whole = (opened(folder, num_draft_tokens=count) for _ in range(2))
+    prompt = PROMPTS[-1]
+    monkeypatch.setattr("mtpd_onnx.runtime.limits.PREFILL_CHUNK", 7)
+    ours = backend.prefill(prompt)
+    rounds = []
+    while len(rounds) < 12:
+        rounds.append(backend.round(ours))
+        ours = rounds[-1].emitted[-1]
+    late = [r.proposed for r in rounds].index(count)
+    assert late > 0 and {r.proposed for r in rounds[:late]} == {0} and {r.proposed for r in rounds[late:]} == {count}
+    monkeypatch.undo()
+    whole.prefill(backend._tokens)
+    assert backend.round(ours) == whole.round(ours)
+
+
+def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path) -> None:
+    backend, fresh = (opened(folder, num_draft_tokens=1) for _ in range(2))
+    text = list(range(30, 50))
+    token, run = backend.prefill(text), backend._session.run
+    backend.round(token)
+
+    def interrupted(*args: Any) -> Any:
+        run(*args)
+        raise KeyboardInterrupt
+
+    for named in (backend._next, 3):
+        backend._session.run = interrupted
+        with pytest.raises(KeyboardInterrupt):
+            backend.round(named)
+        backend._session.run = run
+    fresh.prefill(backend._tokens)
+    for _ in range(4):
+        ours, theirs = backend.round(token), fresh.round(token)
+        assert (ours.emitted, ours.proposed) == (theirs.emitted, theirs.proposed)
+        token = ours.emitted[-1]
+
+
+def test_the_choice_is_made_of_what_was_measured(folder: Path) -> None:
+    backend, plain = opened(folder), opened(folder, plain=True)
+    assert isinstance(backend, ChoosingBackend)
+    costs = backend.drafting.chooser.costs  # type: ignore[attr-defined]
+    assert costs.cost(PLAIN) == 1 and costs.cost(heads(1)) > 0 and costs.cost(lookup(7)) > 0
+    assert backend.length == 0
+    for prompt in PROMPTS:
+        assert decoded(backend, prompt, 60)[0] == decoded(plain, prompt, 60)[0]
+
+
+def test_a_seed_chooses_by_no_clock(folder: Path) -> None:
+    texts = []
+    for _ in range(2):
+        backend = opened(folder, sampling=Sampling(temp=1.0, seed=3))
+        texts.append([decoded(backend, prompt, 40) for prompt in PROMPTS])
+    assert texts[0] == texts[1]
+    assert opened(folder, sampling=Sampling(temp=1.0)).timed
+
+
+def test_a_full_cache_is_filled_to_its_end(folder: Path) -> None:
+    plain, backend = opened(folder, plain=True), opened(folder, num_draft_tokens=1)
+    backend.drafting = Scheduled(2, read_manifest(folder).num_heads, VOCAB)
+    prompt = list(range(90, 40, -1)) * 4
+    assert decoded(backend, prompt, 500)[0] == decoded(plain, prompt, 500)[0]
+    assert backend.length == backend.capacity
+
+
+def test_kinds_and_costs() -> None:
+    assert [str(kind) for kind in kinds_of(4, 100)] == [
+        *("plain", "heads 1", "heads 2", "heads 3", "heads 4", "lookup 3", "lookup 7", "lookup 15"),
+    ]  # fmt: skip
+    assert kinds_of(0, 5) == [PLAIN, lookup(3)]
+    table = guessed(kinds_of(4, 100), "int4", "int8")
+    assert table[PLAIN] == 1 < table[lookup(3)] < table[lookup(7)] and table[heads(1)] < table[heads(4)]
+    runs: list[Kind] = []
+    found = measure([PLAIN, heads(1)], runs.append)
+    assert found.keys() == {PLAIN, heads(1)} and runs == [PLAIN, heads(1)] * 3
