@@ -103,6 +103,31 @@ def test_how_an_interrupted_command_is_called(tmp_path: Path) -> None:
     assert state_of(tmp_path / "other") == ("--overwrite",)
 
 
+def test_a_command_that_ended_is_not_run_again(tmp_path: Path) -> None:
+    """We may be killed between its end and our writing that down."""
+    out = tmp_path / "out"
+    stages = [Stage("train", (sys.executable, "-c", "raise SystemExit(5)"), out=out)]
+    out.mkdir()
+    (out / "train_options.json").write_text('{"finished": true}')
+    with pytest.raises(StageFailed):  # it kept no heads
+        run_stages(stages, tmp_path, lambda line: None)
+    (out / "mtp_config.json").touch()
+    run_stages(stages, tmp_path, lambda line: None)
+    assert list(finished(tmp_path)) == ["train"]
+    own, other = tmp_path / "own", tmp_path / "other"
+    own.mkdir()
+    (own / "train.jsonl").touch()
+    run_stages([Stage("own", stages[0].command, out=own)], other_place(other), lambda line: None)
+    (own / "part.jsonl").touch()
+    with pytest.raises(StageFailed, match="status 5"):
+        run_stages([Stage("own", stages[0].command, out=own)], other_place(tmp_path / "third"), lambda line: None)
+
+
+def other_place(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["real_model", "--prompts", "none.jsonl", "--out", str(tmp_path / "out")])
     assert recipe.main() == 1

@@ -39,7 +39,7 @@ def stages_of(args: argparse.Namespace, size: Size) -> list[Stage]:
     first, heads, packed, longer = (out / name for name in ("heads-first", "heads", "heads-8bit", "heads-8"))
     data = {"data": own, "mask-prompt": True, "loss": "kl", "optimizer": "muon"}
     shape = {"batch-size": size.rows, "max-seq-length": size.row_tokens, "save-every": size.save_every}
-    common = data | shape | {"steps-per-eval": size.steps_per_eval}
+    common = data | shape | {"steps-per-eval": size.steps_per_eval, "keep": size.keep}
     trained, named = {"model": model} | common, () if args.model else ("--named", NAME)
     stages += [
         product("train-first", "train", first, trained | steps(size.first)),

@@ -18,6 +18,7 @@ from mtpd_mlx.files.atomic import write_json
 from tools.paths import python_path
 
 DONE = "done.json"
+NO_BETTER = 3  # the status of mtpd train
 PRODUCT = (sys.executable, "-m", "mtpd_mlx.cli")
 
 
@@ -25,7 +26,8 @@ class StageFailed(Exception):
     """`status`: of the process."""
 
     def __init__(self, name: str, status: int):
-        super().__init__(f"stage {name}: ended with status {status}; run the same command again: it goes on there")
+        no_better = ": training made nothing better than its start" if status == NO_BETTER else ""
+        super().__init__(f"stage {name}: ended with status {status}{no_better}; the same command goes on there")
         self.status = status
 
 
@@ -82,7 +84,8 @@ def has_ended(out: Path | None) -> bool:
         return False
     run = out / "train_options.json"
     if run.is_file():
-        return json.loads(run.read_text(encoding="utf-8")).get("finished") is True
+        finished = json.loads(run.read_text(encoding="utf-8")).get("finished") is True
+        return finished and (out / "mtp_config.json").is_file()  # with heads that it kept
     return (out / "train.jsonl").is_file() and not (out / "part.jsonl").exists()
 
 

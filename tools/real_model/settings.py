@@ -25,7 +25,8 @@ class Training:
 @dataclass(frozen=True)
 class Size:
     """own: what is written, each part from a random share of the prompts, at most `prompts` of at most prompt_tokens. first,
-    second: the heads' two trainings; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of every set."""
+    second: the heads' two trainings; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of every set. keep: of
+    mtpd train."""
 
     own: tuple[Own, ...]
     prompts: int | None
@@ -40,6 +41,7 @@ class Size:
     save_every: int
     eval_prompts: int
     eval_tokens: int
+    keep: str = "tau"
 
 
 SIZES = {
@@ -86,12 +88,13 @@ SIZES = {
         valid_share=0.2,
         rows=2,
         row_tokens=64,
-        first=Training(4, 5.333e-3, 0),
-        second=Training(4, 4e-3, 1),
-        longer=Training(2, 1.778e-3, 0),
+        first=Training(4, 1e-3, 0),
+        second=Training(4, 1e-3, 1),
+        longer=Training(2, 5e-4, 0),
         steps_per_eval=2,
         save_every=2,
         eval_prompts=2,
         eval_tokens=16,
+        keep="loss",  # so few steps seldom move tau
     ),
 }
