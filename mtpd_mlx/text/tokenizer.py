@@ -71,6 +71,10 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
+    def template(self, tools: Tools | None = None) -> str:
+        """The chat template of a conversation with these tools. ValueError where there is none."""
+        return choose(self._template, tools)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """ValueError where `text` holds what is no character (half of a surrogate pair, which a byte that is not UTF-8 on the
         command line and a lone \\ud800 in JSON become), a character that this tokenizer has no token for, or a token that the

@@ -15,9 +15,9 @@ from mtpd_mlx.speculative.sampling import Sampling
 TEMPLATE = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
 
 
-def with_template(folder: Path) -> Path:
+def with_template(folder: Path, template: str = TEMPLATE) -> Path:
     file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": TEMPLATE}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": template}))
     return folder
 
 

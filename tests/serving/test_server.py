@@ -103,6 +103,7 @@ def test_drafts_are_shown_where_asked_for(asked: Any) -> None:
     assert not any("mtpd_drafts" in c for c in plain)
 
 
+TOOL = {"type": "function", "function": {"name": "f"}}
 IMAGE = {"role": "user", "content": [{"type": "image_url"}]}
 REFUSED: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"messages": []}, 400, "messages", "invalid_value"),
@@ -115,7 +116,10 @@ REFUSED: list[tuple[dict[str, Any], int, str | None, str]] = [
     ({"messages": user("x"), "logit_bias": {"5": 1}}, 400, "logit_bias", "unsupported_parameter"),
     ({"messages": user("x"), "frequency_penalty": 0.5}, 400, "frequency_penalty", "unsupported_parameter"),
     ({"messages": user("x"), "response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_parameter"),
-    ({"messages": user("x"), "tools": [{"type": "function"}]}, 400, "tools", "unsupported_parameter"),
+    ({"messages": user("x"), "tools": [TOOL]}, 400, "tools", "unsupported_parameter"),
+    ({"messages": user("x"), "tools": [{"type": "function"}]}, 400, "tools[0]", "invalid_value"),
+    ({"messages": user("x"), "tools": [TOOL], "tool_choice": "required"}, 400, "tool_choice", "unsupported_parameter"),
+    ({"messages": [{"role": "user", "tool_calls": [1]}]}, 400, "messages[0].tool_calls", "invalid_value"),
     ({"messages": user("x"), "stop": [""]}, 400, "stop", "invalid_value"),
     ({"messages": user("x"), "max_tokens": 0}, 400, "max_tokens", "invalid_value"),
     ({"messages": user("x"), "max_tokens": 1, "max_completion_tokens": 2}, 400, "max_tokens", "invalid_value"),
@@ -155,6 +159,27 @@ def test_refusals_in_the_forms_of_other_apis(asked: Any) -> None:
         ({"input": "x", "stop": "y"}, "stop"),
     ):
         assert asked.post("/v1/responses", json=body).json()["error"]["param"] == param
+
+
+def test_templates_see_tools_and_calls(tmp_path: Path) -> None:
+    from mtpd_mlx.serving.forms.common import Served
+    from mtpd_mlx.serving.forms.openai import chat
+    from mtpd_mlx.text.tokenizer import Tokenizer
+
+    base = with_template(
+        write_base(tmp_path / "base"),
+        "{% for t in tools or [] %}{{ t.function.name }};{% endfor %}{% for m in messages %}{{ m.role[0] }}:{{ m.content }}"
+        "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments.x }}</tool_call>{% endfor %}|{% endfor %}",
+    )
+    tokenizer = Tokenizer.from_folder(base)
+    served = Served(("tiny",), tokenizer, 256, Sampling(), 5)
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"x": 7}'}}
+    said: list[dict[str, Any]] = [*user("hi"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+    said += [{"role": "tool", "tool_call_id": "1", "content": "8"}]
+    request, _ = chat({"messages": said, "tools": [TOOL]}, served)
+    assert tokenizer.decode(request.prompt) == "f;u:hi|a:<tool_call>7</tool_call>|t:8|"
+    request, _ = chat({"messages": said, "tools": [TOOL], "tool_choice": "none"}, served)
+    assert not tokenizer.decode(request.prompt).startswith("f;")
 
 
 def test_prompts_of_completions(asked: Any) -> None:

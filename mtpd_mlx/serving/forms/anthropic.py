@@ -68,7 +68,7 @@ def _prompt(fields: Fields, served: Served) -> list[int]:
     if isinstance(system, list):
         system = [s for s in system if not (isinstance(s, dict) and str(s.get("text", "")).startswith(BILLING))]
     text = "" if system is None else read_text(system, "system")
-    return encode_chat([*([{"role": "system", "content": text}] if text else []), *said], served, "messages")
+    return encode_chat([*([{"role": "system", "content": text}] if text else []), *said], served, "messages")[0]
 
 
 @dataclass

@@ -1,13 +1,14 @@
 """What requests of every form are read against, and what all of them come to: Request, and the readers that forms share."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from mtpd_mlx.serving.answer import Piece
 from mtpd_mlx.serving.engine import Finished, Request
 from mtpd_mlx.serving.errors import ApiError, invalid, unsupported
 from mtpd_mlx.serving.fields import Fields
+from mtpd_mlx.serving.parts import Kinds
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -90,10 +91,15 @@ def _part(part: Any, where: str) -> str:
     raise invalid(where, part, 'an object like {"type": "text", "text": ...}')
 
 
-def encode_chat(messages: list[dict[str, str]], served: Served, param: str) -> list[int]:
+def encode_chat(
+    messages: list[dict[str, Any]], served: Served, param: str, tools: list[dict[str, Any]] | None = None
+) -> tuple[list[int], Kinds]:
+    """The prompt's tokens, and what the answer may be taken apart into."""
+    tokenizer = served.tokenizer
     try:
-        text = served.tokenizer.apply_chat_template(messages, add_generation_prompt=True)
-        return served.tokenizer.encode(text, add_special_tokens=False)
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
+        kinds = Kinds.of(tokenizer.template(tools), text)
+        return tokenizer.encode(text, add_special_tokens=False), replace(kinds, calls=kinds.calls and tools is not None)
     except ValueError as error:
         raise ApiError(400, f"{param}: {error}", param=param, code="invalid_value") from error
 

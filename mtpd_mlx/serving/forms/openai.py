@@ -17,11 +17,12 @@ from mtpd_mlx.serving.forms.common import (
     encode_chat,
     made,
     read_list,
-    read_message,
     read_model,
     read_sampling,
     read_stops,
 )
+from mtpd_mlx.serving.forms.tools import read_tools, read_turn
+from mtpd_mlx.serving.parts import NOTHING_APART, Kinds, Part, Splitter, tool_call
 
 # What both kinds of requests may say without asking for anything.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -34,8 +35,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -53,10 +52,11 @@ LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # of the
 def chat(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
     fields = Fields(body)
     read_model(fields, served)
-    messages = [read_message(m, f"messages[{i}]") for i, m in enumerate(read_list(fields, "messages"))]
+    messages = [read_turn(m, f"messages[{i}]") for i, m in enumerate(read_list(fields, "messages"))]
     fields.neutral(NEUTRAL_CHAT)
     longest = fields.integer("max_completion_tokens", None, 1)
-    return _request(fields, served, encode_chat(messages, served, "messages"), longest, "messages")
+    prompt, kinds = encode_chat(messages, served, "messages", read_tools(fields, served))
+    return _request(fields, served, prompt, longest, "messages", kinds)
 
 
 def completion(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
@@ -81,7 +81,9 @@ def completion(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]
     return _request(fields, served, prompt, None, "prompt")
 
 
-def _request(fields: Fields, served: Served, prompt: list[int], longest: int | None, param: str) -> tuple[Request, Reply]:
+def _request(
+    fields: Fields, served: Served, prompt: list[int], longest: int | None, param: str, kinds: Kinds = NOTHING_APART
+) -> tuple[Request, Reply]:
     """What both kinds share."""
     limit = fields.integer("max_tokens", None, 1)
     if longest is not None and limit is not None and longest != limit:
@@ -96,7 +98,7 @@ def _request(fields: Fields, served: Served, prompt: list[int], longest: int | N
     for name in LABELS:
         fields.raw(name)
     request = Request(prompt, sampling, longest or limit or served.max_tokens, stop, stream)
-    reply = ChatReply(served.names[0], param == "messages", usage, show_drafts)
+    reply = ChatReply(served.names[0], param == "messages", usage, show_drafts, kinds)
     return made(fields, served, prompt, param, request), reply
 
 
@@ -108,15 +110,23 @@ class ChatReply:
     chat: bool
     include_usage: bool
     show_drafts: bool
+    kinds: Kinds = NOTHING_APART
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
         self.id = ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
+        self._splitter, self._calls = Splitter(self.kinds), 0
 
     def whole(self, text: str, finished: Finished) -> dict[str, Any]:
-        said: dict[str, Any] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        kind = "chat.completion" if self.chat else "text_completion"
-        return self._object(kind, said, finished.reason) | {"usage": usage(finished)}
+        if not self.chat:
+            return self._object("text_completion", {"text": text}, finished.reason) | {"usage": usage(finished)}
+        message: dict[str, Any] = {"role": "assistant", "content": None}
+        for delta in self._deltas([*self._splitter.add(text), *self._splitter.finish()]):
+            for name, value in delta.items():
+                message[name] = value if message.get(name) is None else message[name] + value
+        if not self._calls:
+            message["content"] = message["content"] or ""
+        return self._object("chat.completion", {"message": message}, self._reason(finished)) | {"usage": usage(finished)}
 
     def begin(self) -> Iterator[str]:
         if self.chat:
@@ -124,11 +134,16 @@ class ChatReply:
 
     def piece(self, pieces: list[Piece]) -> Iterator[str]:
         text = "".join(piece for piece, _ in pieces)
-        chunk = self._chunk({"delta": {"content": text}} if self.chat else {"text": text})
-        yield event(chunk | ({"mtpd_drafts": pieces} if self.show_drafts else {}))
+        drafts = {"mtpd_drafts": pieces} if self.show_drafts else {}
+        said = self._deltas(self._splitter.add(text)) if self.chat else [{"text": text}]
+        for delta in said or ([{}] if drafts else []):
+            yield event(self._chunk({"delta": delta} if self.chat else delta) | drafts)
+            drafts = {}
 
     def end(self, text: str, finished: Finished) -> Iterator[str]:
-        yield event(self._chunk({"delta": {}} if self.chat else {"text": ""}, finished.reason))
+        for delta in self._deltas(self._splitter.finish()) if self.chat else ():
+            yield event(self._chunk({"delta": delta}))
+        yield event(self._chunk({"delta": {}} if self.chat else {"text": ""}, self._reason(finished)))
         if self.include_usage:
             yield event(self._chunk({}) | {"choices": [], "usage": usage(finished)})
         yield event("[DONE]")
@@ -136,6 +151,22 @@ class ChatReply:
     def failed(self, error: ApiError) -> Iterator[str]:
         yield event(error.body())
         yield event("[DONE]")
+
+    def _deltas(self, parts: list[Part]) -> list[dict[str, Any]]:
+        """Thoughts go out under the two names that clients look for."""
+        deltas: list[dict[str, Any]] = []
+        for part in parts:
+            if part.call is not None:
+                deltas.append({"tool_calls": [tool_call(self._calls, part.call)]})
+                self._calls += 1
+            elif part.kind == "reasoning":
+                deltas.append({"reasoning_content": part.text, "reasoning": part.text})
+            else:
+                deltas.append({"content": part.text})
+        return deltas
+
+    def _reason(self, finished: Finished) -> str:
+        return "tool_calls" if self._calls and finished.reason == "stop" else finished.reason
 
     def _chunk(self, said: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         return self._object("chat.completion.chunk" if self.chat else "text_completion", said, reason)

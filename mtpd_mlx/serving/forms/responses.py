@@ -42,7 +42,7 @@ def responses(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
     said = [_item(item, f"input[{i}]") for i, item in enumerate(items)]
     if instructions:
         said = [{"role": "system", "content": instructions}, *said]
-    prompt = encode_chat(said, served, "input")
+    prompt, _ = encode_chat(said, served, "input")
     longest = fields.integer("max_output_tokens", served.max_tokens, 1) or served.max_tokens
     request = Request(prompt, read_sampling(fields, served.sampling), longest, (), fields.switch("stream"))
     fields.neutral(NEUTRAL)

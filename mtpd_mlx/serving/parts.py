@@ -1,0 +1,108 @@
+"""`Splitter`: what a model says, taken apart as it comes: thoughts, text, calls of tools.
+
+Which tags a model uses is read from its chat template: <think> (reasoning models) and <tool_call> with a JSON object inside
+(Hermes, Qwen 2.5 and 3). Called by the forms that tell these parts from one another.
+"""
+
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+THINK, CALL = ("<think>", "</think>"), ("<tool_call>", "</tool_call>")
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Tags that a model's template has, and whether the prompt ends inside its thoughts already."""
+
+    thinks: bool = False
+    calls: bool = False
+    thinking: bool = False
+
+    @classmethod
+    def of(cls, template: str, prompt: str) -> "Kinds":
+        thinks = THINK[0] in template
+        return cls(thinks, CALL[0] in template and CALL[1] in template, thinks and prompt.rstrip().endswith(THINK[0]))
+
+
+NOTHING_APART = Kinds()
+
+
+@dataclass(frozen=True)
+class Part:
+    """kind: "text", "reasoning" or "call"; call: name and arguments (JSON text) of a whole call."""
+
+    kind: str
+    text: str = ""
+    call: dict[str, str] | None = None
+
+
+class Splitter:
+    """Text that may be the beginning of a tag is held back; a call is given out whole. What is no valid call stays text."""
+
+    def __init__(self, kinds: Kinds):
+        self._opening = [*([THINK] if kinds.thinks else []), *([CALL] if kinds.calls else [])]
+        self._inside: tuple[str, str] | None = THINK if kinds.thinking else None
+        self._held, self._bare = "", kinds.thinking  # bare: nothing but white space since a tag
+
+    def add(self, text: str) -> list[Part]:
+        self._held += text
+        parts: list[Part] = []
+        while (part := self._next()) is not None:
+            parts += part
+        return parts
+
+    def finish(self) -> list[Part]:
+        """What was held back when the text ended."""
+        held, self._held = self._held, ""
+        if self._inside == CALL:
+            return [Part("text", CALL[0] + held)]
+        return self._said(held)
+
+    def _next(self) -> list[Part] | None:
+        """The parts up to the next tag, or all that is certain; None where nothing more is."""
+        tags = [self._inside[1]] if self._inside else [opening for opening, _ in self._opening]
+        found = min(((i, tag) for tag in tags if (i := self._held.find(tag)) >= 0), default=None)
+        if found is not None:
+            before, tag = self._held[: found[0]], found[1]
+            self._held = self._held[found[0] + len(tag) :]
+            said = [call_of(before)] if self._inside == CALL else self._said(before)
+            self._inside = None if self._inside else next(pair for pair in self._opening if pair[0] == tag)
+            self._bare = self._inside is None or self._inside == THINK
+            return said
+        if self._inside == CALL:
+            return None
+        keep = max((overlap(self._held, tag) for tag in tags), default=0)
+        certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return self._said(certain) or None
+
+    def _said(self, text: str) -> list[Part]:
+        """White space around tags is theirs."""
+        if self._bare:
+            text = text.lstrip()
+        if not text:
+            return []
+        self._bare = False
+        return [Part("reasoning" if self._inside == THINK else "text", text)]
+
+
+def call_of(text: str) -> Part:
+    try:
+        said = json.loads(text)
+        name, arguments = said["name"], said.get("arguments", {})
+        if not isinstance(name, str) or not isinstance(arguments, dict):
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Part("text", CALL[0] + text + CALL[1])
+    return Part("call", call={"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)})
+
+
+def overlap(text: str, tag: str) -> int:
+    """Length of the longest proper beginning of `tag` that `text` ends with."""
+    return next((n for n in range(min(len(tag) - 1, len(text)), 0, -1) if text.endswith(tag[:n])), 0)
+
+
+def tool_call(index: int, call: dict[str, str]) -> dict[str, Any]:
+    """In OpenAI's form."""
+    return {"index": index, "id": "call_" + secrets.token_hex(12), "type": "function", "function": call}
