@@ -290,7 +290,7 @@ def main() -> int:
     parser.add_argument("--naive-rows", type=int, help="rows at which the naive loss is compared (default: as --batch-size)")
     parser.add_argument("--num-heads", type=int, default=4)
     parser.add_argument("--top-n", type=int, default=LossConfig.top_n)
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default=OptimConfig.optimizer)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--draft-vocab", type=int, help="heads draft among so many tokens (evenly spread ones)")

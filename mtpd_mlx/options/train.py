@@ -15,6 +15,7 @@ TEACHERS = ("live", "ema")
 KEEPS = ("tau", "loss")
 FRESH_RATE = {"adamw": 3e-3, "muon": 6e-3}  # peak learning rate of new heads, up to a hidden size of FRESH_WIDTH: docs/log.md
 FRESH_WIDTH = 512
+MUON_WIDTH = 1024  # hidden size up to which new heads of a frozen base train by Muon: docs/training.md, docs/log.md
 COPIES_SHARE = 1 / 3  # of that rate, for the copies that mtpd extend begins with
 SCRATCH_SHARE = 2 / 3  # of that rate, for a base from scratch and its heads: about that of tools/experiments
 OPTIMIZERS = tuple(FRESH_RATE)
@@ -139,7 +140,12 @@ class DataConfig:
 @dataclass(frozen=True)
 class OptimConfig:
     iters: int = option(1000, "optimiser steps", takes=NOT_NEGATIVE)
-    optimizer: str = option("adamw", "adamw, or muon: Muon for the matrices of blocks and AdamW for all else", OPTIMIZERS)
+    optimizer: str | None = option(
+        None,
+        "adamw, or muon: Muon for the matrices of blocks and AdamW for all else (default: muon for new heads of a frozen base "
+        f"at hidden sizes up to {MUON_WIDTH}, else adamw)",
+        OPTIMIZERS,
+    )
     learning_rate: float | None = option(
         None,
         f"peak learning rate (default: of new heads {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden sizes "
@@ -306,13 +312,22 @@ def check_teacher(loss: LossConfig, base_trains: bool, given: frozenset[str]) ->
         raise ValueError("--teacher ema: not with --no-detach-teacher (an average of weights gets no gradient)")
 
 
+def is_fresh(options: TrainOptions) -> bool:
+    """Whether heads begin untrained on a base that stays as it is."""
+    return options.model.train == "heads" and options.heads.init_heads is None
+
+
 def with_rate(options: TrainOptions, hidden_size: int, share: float = 1.0) -> TrainOptions:
-    """The options with a peak learning rate where none was given; `share` of that of new heads."""
-    if options.optim.learning_rate is not None:
-        return options
-    scratch = options.model.model_config is not None
-    fresh = scratch or (options.model.train == "heads" and options.heads.init_heads is None)
-    share *= SCRATCH_SHARE if scratch else 1.0
-    of_width = share * FRESH_RATE[options.optim.optimizer] * min(1.0, FRESH_WIDTH / hidden_size)
-    rate = max(FINE_RATE, of_width) if fresh else FINE_RATE
-    return replace(options, optim=replace(options.optim, learning_rate=rate))
+    """The options with an optimiser and a peak learning rate where none was given; `share` of the rate of new heads (below 1:
+    of copies of trained ones)."""
+    optim, scratch = options.optim, options.model.model_config is not None
+    if optim.optimizer is None:
+        by_muon = is_fresh(options) and share == 1.0 and hidden_size <= MUON_WIDTH
+        optim = replace(optim, optimizer="muon" if by_muon else "adamw")
+    assert optim.optimizer is not None
+    if optim.learning_rate is None:
+        share *= SCRATCH_SHARE if scratch else 1.0
+        of_width = share * FRESH_RATE[optim.optimizer] * min(1.0, FRESH_WIDTH / hidden_size)
+        rate = max(FINE_RATE, of_width) if scratch or is_fresh(options) else FINE_RATE
+        optim = replace(optim, learning_rate=rate)
+    return replace(options, optim=optim)

@@ -96,7 +96,8 @@ def node(tree: Any, name: str) -> Any:
 
 
 def make_optimizer(cfg: OptimConfig) -> MatrixDecayAdamW:
-    """Linear warm-up, then cosine decay to `min_lr_ratio` of the peak (options.with_rate chooses one; without it FINE_RATE)."""
+    """Linear warm-up, then cosine decay to `min_lr_ratio` of the peak (options.with_rate chooses optimiser and peak; without it
+    AdamW at FINE_RATE)."""
     peak = FINE_RATE if cfg.learning_rate is None else cfg.learning_rate
     floor = peak * cfg.min_lr_ratio
     warmup = min(cfg.warmup, cfg.iters // 2)

@@ -28,7 +28,7 @@ def test_bf16_base_trains_extends_and_decodes(half_base: Path, text_data: Path, 
     assert main(["train", "--model", str(half_base), "--num-heads", "2", "--out", str(heads), *data]) == 0
     assert all(w.dtype == mx.float32 for w in load_arrays(heads / "heads.safetensors").values())
     assert main(["extend", str(heads), "--to", "4", "--out", str(tmp_path / "long"), *data]) == 0
-    base, loaded, _ = load_for_decoding(tmp_path / "long")
+    base, loaded, _ = load_for_decoding(tmp_path / "long", dtype="bfloat16")
     assert base.dtype == mx.bfloat16 and loaded.heads[3].eh_proj.weight.dtype == mx.bfloat16
     assert load_checkpoint(tmp_path / "long")[1].heads[0].eh_proj.weight.dtype == mx.float32
     capsys.readouterr()

@@ -20,6 +20,7 @@ from mtpd_mlx.options.train import (
     FRESH_RATE,
     FRESH_WIDTH,
     KL_START_FROM_SCRATCH,
+    MUON_WIDTH,
     LossConfig,
     OptimConfig,
     TrainOptions,
@@ -189,8 +190,10 @@ def test_the_rate_of_new_heads_falls_with_the_hidden_size() -> None:
     def rate(hidden_size: int, **flags: object) -> float | None:
         return with_rate(TrainOptions.build({}, {"model": "base", **flags}), hidden_size).optim.learning_rate
 
-    assert rate(64) == rate(FRESH_WIDTH) == FRESH_RATE["adamw"] < FRESH_RATE["muon"] == rate(64, optimizer="muon")
-    assert rate(2 * FRESH_WIDTH) == pytest.approx(FRESH_RATE["adamw"] / 2)
+    adamw = {"optimizer": "adamw"}
+    assert rate(64, **adamw) == rate(FRESH_WIDTH, **adamw) == FRESH_RATE["adamw"] < FRESH_RATE["muon"] == rate(64)
+    assert rate(2 * FRESH_WIDTH) == pytest.approx(FRESH_RATE["muon"] / 2)
+    assert rate(2 * FRESH_WIDTH, **adamw) == pytest.approx(FRESH_RATE["adamw"] / 2)
     extending = with_rate(TrainOptions.build({}, {"model": "base"}), 64, COPIES_SHARE).optim.learning_rate
     assert extending == pytest.approx(FRESH_RATE["adamw"] / 3)
     assert rate(100 * FRESH_WIDTH) == FINE_RATE
@@ -200,10 +203,21 @@ def test_the_rate_of_new_heads_falls_with_the_hidden_size() -> None:
     assert rate(64, learning_rate=1e-4) == rate(8192, learning_rate=1e-4) == 1e-4
 
 
+def test_new_heads_of_a_narrow_frozen_base_train_by_muon() -> None:
+    def optimizer(hidden_size: int = 64, share: float = 1.0, **flags: object) -> str | None:
+        return with_rate(TrainOptions.build({}, {"model": "base", **flags}), hidden_size, share).optim.optimizer
+
+    assert optimizer() == optimizer(MUON_WIDTH) == optimizer(learning_rate=1e-3) == "muon"
+    assert optimizer(MUON_WIDTH + 1) == optimizer(share=COPIES_SHARE) == optimizer(init_heads="heads") == "adamw"
+    assert optimizer(train="joint") == optimizer(train="lora") == optimizer(optimizer="adamw") == "adamw"
+    assert optimizer(MUON_WIDTH + 1, optimizer="muon") == optimizer(train="joint", optimizer="muon") == "muon"
+
+
 def test_the_rate_that_was_chosen_is_recorded(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:
     """Where it was not given: in the checkpoint, and for --resume."""
     out = tmp_path / "heads"
     assert main(train_args(tiny_base, text_data, out)) == 0
     record = json.loads((out / "mtp_config.json").read_text())
     saved = json.loads((out / "train_options.json").read_text())
-    assert saved["learning_rate"] == record["training"]["learning_rate"] == FRESH_RATE["adamw"]
+    assert saved["optimizer"] == record["training"]["optimizer"] == "muon"
+    assert saved["learning_rate"] == record["training"]["learning_rate"] == FRESH_RATE["muon"]
