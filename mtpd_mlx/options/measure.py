@@ -6,7 +6,14 @@ from pathlib import Path
 from mtpd_mlx.files.places import check_place
 from mtpd_mlx.options.runtime import FolderOptions, RuntimeOptions
 from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, flag, option, same, switch
-from mtpd_mlx.options.text import PROMPTS_HELP, GenerateOptions, LookupOptions, TextOptions, TunedGenerateOptions
+from mtpd_mlx.options.text import (
+    PROMPTS_HELP,
+    GenerateOptions,
+    GraphDraftOptions,
+    LookupOptions,
+    TextOptions,
+    TunedGenerateOptions,
+)
 from mtpd_mlx.speculative.bench import LONGEST_REST
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -68,7 +75,7 @@ class BenchOptions(JsonOptions, TimedOptions, FilesOptions, LookupOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphBenchOptions(JsonOptions, TimedOptions, FileOptions):
+class GraphBenchOptions(JsonOptions, TimedOptions, FileOptions, GraphDraftOptions):
     genai: Path | None = option(None, "the same model as an onnxruntime-genai folder", metavar="DIR")
 
 
@@ -96,6 +103,11 @@ class VerifyOptions(JsonOptions, MeasureOptions, FileOptions):
 @dataclass(frozen=True, kw_only=True)
 class DraftedVerifyOptions(LookupOptions, VerifyOptions):
     num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphVerifyOptions(GraphDraftOptions, VerifyOptions):
+    """Of `mtpd-onnx verify`."""
 
 
 @dataclass(frozen=True, kw_only=True)

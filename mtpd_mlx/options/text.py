@@ -75,7 +75,14 @@ class TunedGenerateOptions(LookupOptions, GenerateOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchedGenerateOptions(GenerateOptions):
+class GraphDraftOptions(LookupOptions):
+    """Of `mtpd-onnx`: folders for CUDA have one number of drafts."""
+
+    num_draft_tokens: int | None = same(GenerateOptions, "num_draft_tokens", unset="chosen round by round, on CUDA all heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchedGenerateOptions(GraphDraftOptions, GenerateOptions):
     batch_size: int = option(
         1,
         "decode B of --prompts at once (greedy, without CUDA graphs; needs onnxruntime 1.32 or later)",
@@ -87,6 +94,11 @@ class BatchedGenerateOptions(GenerateOptions):
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(TextOptions):
     show_drafts: bool = switch("accepted draft tokens in green")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphChatOptions(GraphDraftOptions, ChatOptions):
+    """Of `mtpd-onnx chat`."""
 
 
 @dataclass(frozen=True, kw_only=True)

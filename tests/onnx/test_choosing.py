@@ -138,7 +138,7 @@ def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path) -> None:
 
 
 def test_the_choice_is_made_of_what_was_measured(folder: Path) -> None:
-    backend, plain = opened(folder), opened(folder, plain=True)
+    backend, plain = opened(folder, choose=True), opened(folder, plain=True)
     assert isinstance(backend, ChoosingBackend)
     costs = backend.drafting.chooser.costs  # type: ignore[attr-defined]
     assert costs.cost(PLAIN) == 1 and costs.cost(heads(1)) > 0 and costs.cost(lookup(7)) > 0
@@ -150,10 +150,12 @@ def test_the_choice_is_made_of_what_was_measured(folder: Path) -> None:
 def test_a_seed_chooses_by_no_clock(folder: Path) -> None:
     texts = []
     for _ in range(2):
-        backend = opened(folder, sampling=Sampling(temp=1.0, seed=3))
+        backend = opened(folder, choose=True, sampling=Sampling(temp=1.0, seed=3))
         texts.append([decoded(backend, prompt, 40) for prompt in PROMPTS])
     assert texts[0] == texts[1]
-    assert opened(folder, sampling=Sampling(temp=1.0)).timed
+    table = guessed(backend.drafting.chooser.costs.kinds, "fp32", "fp32")
+    if read_manifest(folder).precision == "fp32":
+        assert backend.drafting.chooser.costs.table() == pytest.approx(table)  # as before the first round
 
 
 def test_a_full_cache_is_filled_to_its_end(folder: Path) -> None:
@@ -168,7 +170,7 @@ def test_kinds_and_costs() -> None:
     assert [str(kind) for kind in kinds_of(4, 100)] == [
         *("plain", "heads 1", "heads 2", "heads 3", "heads 4", "lookup 3", "lookup 7", "lookup 15"),
     ]  # fmt: skip
-    assert kinds_of(0, 5) == [PLAIN, lookup(3)]
+    assert kinds_of(0, 5) == [PLAIN, lookup(3)] and kinds_of(1, 100, with_lookup=False) == [PLAIN, heads(1)]
     table = guessed(kinds_of(4, 100), "int4", "int8")
     assert table[PLAIN] == 1 < table[lookup(3)] < table[lookup(7)] and table[heads(1)] < table[heads(4)]
     runs: list[Kind] = []

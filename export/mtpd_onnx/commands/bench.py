@@ -44,7 +44,9 @@ def measure(
     first: Any = open_folder(runtime.folder, plain=True, sampling=sampling, **how)
     how |= {"provider": first.provider, "verify": False}
     plain = backend_arm("plain", first, plain=True)
-    speculative = backend_arm("mtp", open_folder(runtime.folder, sampling=sampling, **how))
+    drafts: dict[str, Any] = {"num_draft_tokens": bench.num_draft_tokens or None, "lookup": bench.lookup, "choose": True}
+    backend = open_folder(runtime.folder, plain=bench.num_draft_tokens == 0, sampling=sampling, **drafts, **how)
+    speculative = backend_arm("mtp", backend)
     arms = [plain, speculative]
     if bench.genai is not None:
         from mtpd_onnx.peer.process import genai_arm
@@ -53,14 +55,14 @@ def measure(
     interleave(arms, prompts, bench.max_tokens, repeats=bench.repeats, cool_down=bench.cool_down, see=dot)
     print(file=sys.stderr)
     step, round_ = plain.milliseconds_per_pass, speculative.milliseconds_per_pass
-    assert step is not None and round_ is not None
+    assert step is not None and round_ is not None and speculative.stats is not None
     speed = bandwidth(first.provider)
     floor = None if speed is None else 1000 * manifest.weights_read["plain.onnx"] / speed
     values = {
         "provider": first.provider,
         "precision": manifest.precision,
         "activations": manifest.activations,
-        "num_draft_tokens": manifest.num_heads,
+        "num_draft_tokens": backend.num_draft_tokens,
         "prompts": len(prompts),
         "max_tokens": bench.max_tokens,
         "repeats": bench.repeats,
@@ -73,6 +75,8 @@ def measure(
         "round_ms": round_,
         "round_over_plain": round_ / step,
         **acceptance(speculative),
+        "tokens_per_pass": speculative.stats.tokens_per_pass,
+        "chosen": speculative.stats.to_dict()["chosen"],
         "prefill_ms": 1000 * plain.prefill_seconds,
         "bandwidth_gb_s": None if speed is None else speed / 1e9,
         "floor_ms": floor,
@@ -97,9 +101,11 @@ def describe(v: dict[str, Any]) -> str:
         f"{v['num_draft_tokens']} drafts, {v['prompts']} prompts x "
         f"{v['max_tokens']} tokens x {v['repeats']}, medians",
         format_table(rows, ["arm", "tokens/s", "ms/pass", "speed-up"]),
-        f"a round costs {v['round_over_plain']:.2f} plain steps and brings tau {v['tau']:.2f} tokens",
-        "CAR   " + " ".join(f"{c:.3f}" for c in v["car"]),
+        f"a round costs {v['round_over_plain']:.2f} plain steps and brings {v['tokens_per_pass']:.2f} tokens",
+        f"tau {v['tau']:.2f}   CAR " + " ".join(f"{c:.3f}" for c in v["car"]),
     ]
+    if len(v["chosen"]) > 1:
+        lines.append("rounds: " + ", ".join(f"{name} {c['rounds']} ({c['tokens']} tokens)" for name, c in v["chosen"].items()))
     if v["floor_ms"] is not None:
         lines.append(
             f"reading the weights once takes {v['floor_ms']:.3f} ms at {v['bandwidth_gb_s']:.0f} GB/s: "

@@ -25,6 +25,8 @@ def run(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: Grap
         runtime.folder,
         plain=options.plain or options.num_draft_tokens == 0,
         num_draft_tokens=options.num_draft_tokens or None,
+        choose=True,
+        lookup=options.lookup,
         sampling=sampling,
         **runtime.of_folder(),
     )

@@ -36,6 +36,7 @@ class OnnxRuntime:
             self._options.folder,
             plain=plain,
             num_draft_tokens=self._drafts or None,
+            choose=True,
             sampling=sampling,
             **self._options.of_folder(),
         )

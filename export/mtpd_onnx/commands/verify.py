@@ -4,22 +4,22 @@ import json
 import sys
 from typing import Any
 
-from mtpd_mlx.options.measure import VerifyOptions, check_sampled
+from mtpd_mlx.options.measure import GraphVerifyOptions, check_sampled
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import JudgedGraphSampling
 from mtpd_mlx.text.messages import dot
 
-OPTIONS = (RuntimeOptions, VerifyOptions, JudgedGraphSampling)
+OPTIONS = (RuntimeOptions, GraphVerifyOptions, JudgedGraphSampling)
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
 TOLERANCE = {"fp32": 0.0, "fp16": 0.25, "bf16": 1.0, "int8": 1.0}
 
 
-def check(runtime: RuntimeOptions, verify: VerifyOptions, sampling: JudgedGraphSampling) -> None:
+def check(runtime: RuntimeOptions, verify: GraphVerifyOptions, sampling: JudgedGraphSampling) -> None:
     check_sampled(verify, sampling)
 
 
-def run(runtime: RuntimeOptions, verify: VerifyOptions, sampling: JudgedGraphSampling) -> int:
+def run(runtime: RuntimeOptions, verify: GraphVerifyOptions, sampling: JudgedGraphSampling) -> int:
     from mtpd_mlx.speculative.verify import describe, examine
     from mtpd_mlx.text.prompts import encode_prompts
     from mtpd_mlx.text.tokenizer import Tokenizer
@@ -35,11 +35,13 @@ def run(runtime: RuntimeOptions, verify: VerifyOptions, sampling: JudgedGraphSam
     )
     how = runtime.of_folder()
     reference: Any = open_folder(runtime.folder, plain=True, **how)
+    drafts: dict[str, Any] = {"num_draft_tokens": verify.num_draft_tokens or None, "lookup": verify.lookup}
+    drafts["plain"] = verify.num_draft_tokens == 0
     how |= {"provider": reference.provider, "verify": False}  # said once, checked once
     report = examine(
         reference,
         reference,
-        lambda drawn: open_folder(runtime.folder, sampling=drawn, **how),
+        lambda drawn: open_folder(runtime.folder, sampling=drawn, choose=True, **drafts, **how),
         [(p.id, p.tokens) for p in prompts],
         max_tokens=verify.max_tokens,
         sampling=None if verify.greedy_only else sampling,

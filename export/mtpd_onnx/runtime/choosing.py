@@ -44,7 +44,6 @@ class ChoosingBackend:
         """`most`: the largest number of drafts that `drafting` may propose."""
         self.num_heads, self.num_draft_tokens, self.capacity = manifest.num_heads, most, manifest.capacity
         self.drafting = drafting
-        self.timed = True  # whether the choice is told what rounds take
         self._session, self._sampling, self._computed_in = session, sampling, manifest.activations
         self._tokens: list[int] = []
         self._next = -1  # what comes after them
@@ -79,7 +78,7 @@ class ChoosingBackend:
         began = time.perf_counter()
         proposal = self.drafting.propose(self.capacity - self.length - 1)
         result, usual = self._verify(token, proposal)
-        seconds = time.perf_counter() - began if usual and self.timed else None
+        seconds = time.perf_counter() - began if usual else None
         self.drafting.observe(proposal, result.emitted, result.proposed, seconds)
         return result
 

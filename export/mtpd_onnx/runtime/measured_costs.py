@@ -19,10 +19,10 @@ LOOKUP_COUNTS = (3, 7, 15)  # with the token before them 4, 8 and 16 rows
 GUESSES = {(False, "fp32"): (0.18, 0.1, 0.23), (True, "fp32"): (1.1, 0.2, 0.49), (True, "int8"): (0.25, 0.24, 0.34)}
 
 
-def kinds_of(num_heads: int, room: int) -> list[Kind]:
+def kinds_of(num_heads: int, room: int, with_lookup: bool = True) -> list[Kind]:
     """The kinds of rounds to choose among; `room`: drafts that fit the cache."""
     counts = sorted({n for n in HEAD_COUNTS if n < num_heads} | {num_heads} if num_heads else set())
-    kinds = [PLAIN, *(heads(n) for n in counts), *(lookup(n) for n in LOOKUP_COUNTS)]
+    kinds = [PLAIN, *(heads(n) for n in counts), *(lookup(n) for n in LOOKUP_COUNTS if with_lookup)]
     return [kind for kind in kinds if kind.num_drafts <= room]
 
 

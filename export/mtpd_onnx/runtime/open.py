@@ -41,13 +41,15 @@ def open_folder(
     verify: bool = False,
     sampling: Sampling | None = None,
     captured: bool = RuntimeOptions.cuda_graph,
+    choose: bool = False,
+    lookup: bool = True,
     fixed_rounds: bool = False,
 ) -> Backend:
     """Checks the folder and loads what decoding needs: for plain decoding the main model alone.
 
-    num_draft_tokens: verified in every round; None: chosen for every round, of the heads or looked up, where the folder can
-    (Manifest.any_drafts), else all heads. captured: on CUDA, replay rounds and steps as CUDA graphs. fixed_rounds: the graph of
-    folders that cannot choose, in any folder.
+    num_draft_tokens: verified in every round; None: all heads, or, with `choose`, a number chosen for every round, of the
+    heads' drafts or (with `lookup`) of looked up ones, where the folder can (Manifest.any_drafts). captured: on CUDA, replay
+    rounds and steps as CUDA graphs. fixed_rounds: the graph of folders that cannot choose, in any folder.
     """
     manifest = read_manifest(folder, verify)
     if num_draft_tokens is not None and not plain:
@@ -63,7 +65,8 @@ def open_folder(
         main, heads = (open_session(folder / n, chosen, num_threads) for n in (MAIN, HEADS))
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)
     if manifest.any_drafts and not plain and not fixed_rounds:
-        return open_choosing(folder, manifest, num_threads, num_draft_tokens, sampling)
+        fixed = manifest.num_heads if num_draft_tokens is None and not choose else num_draft_tokens
+        return open_choosing(folder, manifest, num_threads, fixed, sampling, lookup)
     captured = captured and chosen == "cuda" and can_capture(manifest)
     name = graph_name(plain, sampling is not None)
     stream = Stream.new() if captured else None
@@ -74,7 +77,12 @@ def open_folder(
 
 
 def open_choosing(
-    folder: Path, manifest: Manifest, num_threads: int | None, num_draft_tokens: int | None, sampling: Sampling | None
+    folder: Path,
+    manifest: Manifest,
+    num_threads: int | None,
+    num_draft_tokens: int | None,
+    sampling: Sampling | None,
+    lookup: bool,
 ) -> ChoosingBackend:
     """Rounds of `num_draft_tokens` of the heads' drafts, or of a number and an origin chosen for each by what this text accepts
     and what rounds cost here, which is measured now. With a seed times decide nothing: the same texts would not come again."""
@@ -84,14 +92,14 @@ def open_choosing(
     if num_draft_tokens is not None:
         return ChoosingBackend(decoder, manifest, FixedDrafting(num_draft_tokens), most=num_draft_tokens, sampling=state)
     backend = ChoosingBackend(decoder, manifest, FixedDrafting(0), most=manifest.num_heads, sampling=state)
-    kinds = kinds_of(manifest.num_heads, manifest.capacity - 1)
-    backend.timed = sampling is None or sampling.seed is None
+    kinds = kinds_of(manifest.num_heads, manifest.capacity - 1, lookup)
+    timed = sampling is None or sampling.seed is None
     costs = RoundCosts(guessed(kinds, manifest.precision, manifest.activations))
-    if backend.timed:
+    if timed:
         with suppress(NotFiniteError):  # decoding says so, and where
             costs = RoundCosts(backend.seconds_of(kinds), measured=True)
     counts = [kind.num_drafts for kind in kinds if kind.source == "heads"]
-    backend.drafting = ChosenDrafting(Chooser(costs, counts), Lookup())
+    backend.drafting = ChosenDrafting(Chooser(costs, counts), Lookup() if lookup else None, timed)
     return backend
 
 
