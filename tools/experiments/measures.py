@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.data import Batch
-from mtpd_mlx.data.own_text import picker
 from mtpd_mlx.data.packing import target_masks
 from mtpd_mlx.measure.acceptance import ForcedBatch, match_tables, teacher_force
 from mtpd_mlx.measure.evaluate import repetition, summarise
@@ -14,8 +13,8 @@ from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import Generation, Pick, batches_of, generate_batch, greedy
 from mtpd_mlx.model.heads import MTPHeads, shift_left
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.options.distill import DistillConfig
 from tools.experiments.data import Text
+from tools.experiments.own_text import at_temperature
 from tools.experiments.sampled_acceptance import sampled_tables
 from tools.experiments.settings import Setting
 from tools.experiments.texts import HELD_OUT
@@ -30,7 +29,7 @@ class BaseMeasures:
         self.base, self.text, self.s = base, text, s
         self.losses = domain_losses(base, text, s)
         self.greedy = generate(base, text, s, greedy)
-        self.sampled = generate(base, text, s, picker(DistillConfig(temp=s.temp)))
+        self.sampled = generate(base, text, s, at_temperature(s.temp))
         self._forced: dict[str, list[ForcedBatch]] = {}
 
     def forced(self, kind: str, texts: list[Generation]) -> list[ForcedBatch]:

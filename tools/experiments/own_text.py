@@ -5,13 +5,26 @@ from pathlib import Path
 import numpy as np
 
 from mtpd_mlx.data import Batch, PackedDataset
-from mtpd_mlx.data.own_text import picker
 from mtpd_mlx.model.base import Base
-from mtpd_mlx.model.generate import generate_batch
+from mtpd_mlx.model.generate import Pick, generate_batch, greedy
 from mtpd_mlx.model.runtime import mx
-from mtpd_mlx.options.distill import DistillConfig
 from tools.experiments.clock import Clock
 from tools.experiments.settings import Setting
+
+
+def at_temperature(temp: float) -> Pick:
+    """logits [B, V] -> token ids [B], drawn by MLX's own generator (seeded by who calls); temperature 0: the best."""
+    if temp == 0:
+        return greedy
+    from mlx_lm.sample_utils import make_sampler
+
+    sample = make_sampler(temp)
+
+    def pick(logits: mx.array) -> mx.array:
+        logits = logits.astype(mx.float32)
+        return sample(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+
+    return pick
 
 
 def own_rows(
@@ -22,7 +35,7 @@ def own_rows(
     temp = s.own_temp if temp is None else temp
     folder = folder / f"temp-{temp:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    pick, parts, rows_wanted = picker(DistillConfig(temp=temp)), [], factor * s.own_rows
+    pick, parts, rows_wanted = at_temperature(temp), [], factor * s.own_rows
     for number in range(-(-rows_wanted // s.own_batch)):
         file = folder / f"{number}.npy"
         if not file.exists():
