@@ -36,23 +36,33 @@ class Arm:
 
 
 def of_folder(folder: Path, group: str) -> list[Arm]:
-    """Of an exported folder: plain decoding, and rounds of every number of drafts that it has a graph for."""
+    """Of an exported folder: plain decoding, rounds of 1, 2, 4, ... drafts where it can verify any number of them, the heads'
+    drafts as many as pay ("heads"), and a choice of these and of prompt lookup ("chosen"), all that one without heads has."""
     from mtpd_onnx.manifest import read_manifest
 
     manifest = read_manifest(folder)
     where = {"folder": str(folder)}
     arms = [Arm(f"{group} plain", group, "onnx", where | {"plain": True}, plain=True)]
-    return arms + [Arm(f"{group} K={k}", group, "onnx", where | {"drafts": k}) for k in (manifest.num_heads,)]
+    counts = numbers_of_drafts(manifest.num_heads) if manifest.any_drafts or not manifest.num_heads else [manifest.num_heads]
+    arms += [Arm(f"{group} K={k}", group, "onnx", where | {"drafts": k}) for k in counts]
+    if manifest.any_drafts:
+        arms += [Arm(f"{group} heads", group, "onnx", where | {"lookup": False})] if manifest.num_heads else []
+        arms.append(Arm(f"{group} chosen", group, "onnx", where))
+    return arms
 
 
 def of_checkpoint(checkpoint: Path, model: str | None, dtype: str, group: str = "mlx") -> list[Arm]:
-    """Of heads (or a base alone) with MLX: stock mlx_lm, our plain decoding, and 1, 2, 4, ... drafts."""
+    """Of heads (or a base alone) with MLX: stock mlx_lm, our plain decoding, 1, 2, 4, ... drafts, prompt lookup alone, the
+    heads' drafts as many as pay ("heads"), and the default, which chooses of both ("chosen")."""
     from mtpd_mlx.checkpoints.format import CONFIG_NAME, read_config
 
     heads = read_config(checkpoint).num_heads if (checkpoint / CONFIG_NAME).is_file() else 0
     what = {"checkpoint": str(checkpoint), "model": model, "dtype": dtype}
     arms = [Arm(f"{group} stock", group, "mlx_stock", what), Arm(f"{group} plain", group, "mlx", what | {"drafts": 0}, True)]
-    return arms + [Arm(f"{group} K={k}", group, "mlx", what | {"drafts": k}) for k in numbers_of_drafts(heads)]
+    arms += [Arm(f"{group} K={k}", group, "mlx", what | {"drafts": k}) for k in numbers_of_drafts(heads)]
+    arms += [Arm(f"{group} lookup", group, "mlx", what | {"heads": False})]
+    arms += [Arm(f"{group} heads", group, "mlx", what | {"lookup": False})] if heads else []
+    return arms + ([Arm(f"{group} chosen", group, "mlx", what)] if heads else [])
 
 
 def of_peers(genai: list[Path], gguf: list[Path]) -> list[Arm]:

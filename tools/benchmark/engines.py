@@ -16,7 +16,8 @@ Decode = Callable[[list[int], int], dict[str, Any]]
 Opened = tuple[dict[str, Any], Decode]
 
 
-def onnx(folder: str, common: Common, plain: bool = False, drafts: int | None = None) -> Opened:
+def onnx(folder: str, common: Common, plain: bool = False, drafts: int | None = None, lookup: bool = True) -> Opened:
+    """drafts None: chosen round by round, where the folder can."""
     import onnxruntime
     from mtpd_onnx.manifest import read_manifest
     from mtpd_onnx.runtime.open import open_folder
@@ -25,18 +26,32 @@ def onnx(folder: str, common: Common, plain: bool = False, drafts: int | None = 
 
     manifest = read_manifest(Path(folder))
     how: dict[str, Any] = {"provider": common.provider, "num_threads": common.num_threads, "num_draft_tokens": drafts}
+    how |= {"choose": drafts is None and not plain, "lookup": lookup}
     backend: Any = open_folder(Path(folder), plain=plain, sampling=GraphSampling(**common.sampling), **how)
     about = {"capacity": backend.capacity, "provider": backend.provider, "num_draft_tokens": backend.num_draft_tokens}
     about |= {"weights": manifest.precision, "activations": manifest.activations, "onnxruntime": onnxruntime.__version__}
     return about, of_backend(backend, plain)
 
 
-def mlx(checkpoint: str, common: Common, model: str | None, dtype: str, drafts: int) -> Opened:
-    from mtpd_mlx.decoding.open import open_decoder
+def mlx(
+    checkpoint: str,
+    common: Common,
+    model: str | None,
+    dtype: str,
+    drafts: int | None = None,
+    heads: bool = True,
+    lookup: bool = True,
+) -> Opened:
+    """drafts None: chosen round by round, of the heads (or without them) and of prompt lookup (or without it)."""
+    from mtpd_mlx.commands.loading import open_rounds
+    from mtpd_mlx.options.base import RunnableOptions
+    from mtpd_mlx.options.decode import DecodingConfig
     from mtpd_mlx.options.sampling import SamplingOptions
 
-    base, heads = load(checkpoint, model, dtype, plain=drafts == 0)
-    decoder: Any = open_decoder(base, heads, num_draft_tokens=drafts, sampling=SamplingOptions(**common.sampling))
+    place = RunnableOptions(checkpoint=checkpoint, model=model, dtype=dtype)
+    base, made = load(place, alone=drafts == 0 or not heads)
+    sampling = SamplingOptions(**common.sampling)
+    decoder: Any = open_rounds(place, DecodingConfig(), base, made, drafts, lookup, sampling=sampling)
     about = about_mlx(base) | {"num_draft_tokens": drafts, "plan": str(decoder.plan)}
     return about, with_peak(of_backend(decoder, drafts == 0))
 
@@ -45,9 +60,10 @@ def mlx_stock(checkpoint: str, common: Common, model: str | None, dtype: str) ->
     """mlx_lm.generate's own generator, its defaults untouched; on a CPU with the BLAS that we load."""
     from mtpd_mlx.decoding.bench.arms import stock_sampling
     from mtpd_mlx.model.runtime import mx  # before mlx_lm: MLX takes the BLAS that is there first
+    from mtpd_mlx.options.base import RunnableOptions
     from mtpd_mlx.options.sampling import SamplingOptions
 
-    base, _ = load(checkpoint, model, dtype, plain=True)
+    base, _ = load(RunnableOptions(checkpoint=checkpoint, model=model, dtype=dtype), alone=True)
     from mlx_lm.generate import generate_step
 
     options = stock_sampling(SamplingOptions(**common.sampling), ())
@@ -59,13 +75,12 @@ def mlx_stock(checkpoint: str, common: Common, model: str | None, dtype: str) ->
     return about_mlx(base) | {"num_draft_tokens": 0}, with_peak(lambda prompt, n: timed(steps(prompt, n)))
 
 
-def load(checkpoint: str, model: str | None, dtype: str, plain: bool) -> tuple[Any, Any]:
-    """(base, heads or None)."""
+def load(place: Any, alone: bool) -> tuple[Any, Any]:
+    """(base, heads, None where it is wanted `alone`)."""
     from mtpd_mlx.commands.loading import load_model
-    from mtpd_mlx.options.base import RunnableOptions
 
-    base, heads = load_model(RunnableOptions(checkpoint=checkpoint, model=model, dtype=dtype), plain)
-    return base, None if plain else heads
+    base, heads = load_model(place, alone)
+    return base, None if alone else heads
 
 
 def about_mlx(base: Any) -> dict[str, Any]:
