@@ -142,8 +142,8 @@ class OptimConfig:
     iters: int = option(1000, "optimiser steps", takes=NOT_NEGATIVE)
     optimizer: str | None = option(
         None,
-        "adamw, or muon: Muon for the matrices of blocks and AdamW for all else (default: muon for new heads of a frozen base "
-        f"at hidden sizes up to {MUON_WIDTH}, else adamw)",
+        "adamw, or muon: Muon for the matrices of blocks and AdamW for all else (default: muon for heads that begin "
+        f"untrained on a frozen base, at hidden sizes up to {MUON_WIDTH}, else adamw)",
         OPTIMIZERS,
     )
     learning_rate: float | None = option(
