@@ -111,8 +111,8 @@ def copied(run: Run) -> str | None:
 
 CLOCK = "for so small a base a draft costs a fifth of a plain token (onnxruntime) and rounds wait for the host (MLX)"
 EARLY = (
-    "perhaps because our models are at the start of their training: trunk and output head, which teacher and student share, "
-    "still move much, and a detached teacher is dragged along by its student"
+    "early in training heads predict better than their teacher (they see its tokens through more blocks), so a detached KL "
+    "pulls what they share towards the worse of the two; summed over four heads it outweighs the main loss (docs/training.md)"
 )
 AGAIN = "as above"
 CLAIMS = [
@@ -131,7 +131,12 @@ CLAIMS = [
         without_detaching,
         f"{AGAIN}; what a more predictable main head does to benchmark scores at 2B cannot be seen here",
     ),
-    Claim("beta = 1.5", "raises the main loss", stronger_beta, "the same sign; ours is larger, as every detached KL is here"),
+    Claim(
+        "beta = 1.5",
+        "raises the main loss",
+        stronger_beta,
+        "the same sign; ours is larger, as is every detached KL that is summed over heads",
+    ),
     Claim(
         "Training-free loop, deep heads",
         "1 -> 8, CAR_3: MTP 0.6%, MTP-D 26.7%",
