@@ -22,7 +22,8 @@ from tools.experiments.results_file import KINDS, groups, pack_group, unpack_gro
 FILE_NAME = "smollm2-135m.json"
 MODULE = "tools.experiments.real_heads"
 AIMS = (("four", "greedy", 3.0), ("eight", "greedy", 3.8), ("four", "sampled", 2.4))  # of the mean over sets
-PAIR_PERCENT, PAIR_SETS, REFIT_PERCENT = 10.0, 6, 95.0
+PAIR_PERCENT, PAIR_SETS = 10.0, 6
+REFIT_PERCENT, REFIT_TIME = 95, 20
 Figures = dict[str, Any]
 
 
@@ -125,10 +126,11 @@ def aims_table(content: Figures, arms: dict[str, Figures]) -> str:
         rows.append([f"{pair['said']}: {PAIR_PERCENT:+g}% at equal steps, ahead on {PAIR_SETS} of 7 sets", *aim(shown, met)])
     story = {row["key"]: row for row in content["story"]["rows"]}
     share = 100 * story["refit"]["tau"] / story["anew"]["tau"]
-    steps = 100 * story["refit"]["steps"] / story["anew"]["steps"]
-    met = share >= REFIT_PERCENT and steps <= 20
-    wish = "refit of a LoRA fine-tune: 95% of the tau of heads trained anew, in 20% of the steps"
-    rows.append([wish, *aim(f"{share:.0f}% in {steps:.0f}%", met)])
+    spent = {name: 100 * story["refit"][name] / story["anew"][name] for name in ("steps", "seconds")}
+    met = share >= REFIT_PERCENT and spent["seconds"] <= REFIT_TIME
+    wish = f"refit of a LoRA fine-tune: {REFIT_PERCENT}% of the tau of heads trained anew, in {REFIT_TIME}% of their time"
+    shown = f"{share:.0f}% in {spent['seconds']:.0f}% of the time ({spent['steps']:.0f}% of the steps)"
+    rows.append([wish, *aim(shown, met)])
     return table(["aim", "measured", "met"], rows)
 
 
