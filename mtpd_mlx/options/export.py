@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpd_onnx.layouts import LAYOUTS
-from mtpd_onnx.precision import ACTIVATIONS, DRAFT_HEAD_BITS, GROUP_SIZES, PRECISIONS, choose_activations
+from mtpd_onnx.precision import ACTIVATIONS, DRAFT_HEAD_BITS, GROUP_SIZES, INTEGER_ACTIVATIONS, PRECISIONS, choose_activations
 
 from mtpd_mlx.checkpoints.shipped.layouts import DEFAULT_LAYOUT
 from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS as HEAD_LAYOUTS
@@ -41,15 +41,33 @@ class ExportOptions:
     )
     activations: str | None = option(
         None,
-        "with int4 and int8: fp32 for CPU (the default), fp16 or bf16 for CUDA, int8 for CPU: faster, inputs of products "
-        "rounded to 8 bits",
+        "with int4 and int8: int8 for CPU, inputs of products rounded to 8 bits; fp32 for CPU, slower; fp16 or bf16 for CUDA",
         ACTIVATIONS,
+        unset=f"{INTEGER_ACTIVATIONS} with int4 and int8",
     )
-    group_size: int = option(64, "weights that share a scale, where int4 and int8 weights are made here", GROUP_SIZES)
+    group_size: int = option(
+        64,
+        "weights that share a scale, where int4 and int8 weights are made here; with int8 activations at most 32 in 4 bits and "
+        "64 in 8, so that a row has the same bits alone and among others",
+        GROUP_SIZES,
+    )
     draft_head_bits: int | None = option(
         None,
         "an output head for the drafts alone, rounded to so many bits: quicker drafts, verified as ever",
         DRAFT_HEAD_BITS,
+    )
+    draft_vocab: int | None = option(
+        None,
+        "let heads that draft among all tokens draft among so many: quicker drafts, verified as ever",
+        takes=POSITIVE,
+        metavar="D",
+        unset="what the heads have",
+    )
+    draft_data: tuple[str, ...] = option(
+        (),
+        "with --draft-vocab: rows as for mtpd train, best of the model's own text, whose most frequent tokens these are "
+        "(default: the tokenizer's first ones)",
+        path=True,
     )
     num_draft_tokens: int | None = option(None, "export only the first heads", takes=POSITIVE, metavar="K", unset="all")
     capacity: int | None = option(
@@ -70,6 +88,8 @@ class ExportOptions:
         choose_activations(self.precision, self.activations)
         if self.group_size != ExportOptions.group_size and not self.rounds:
             raise ValueError("--group-size: expected --precision int4 or int8, or --draft-head-bits")
+        if self.draft_data and self.draft_vocab is None:
+            raise ValueError("--draft-data: expected --draft-vocab, the number of tokens to choose")
         if self.layout == "split" and self.precision not in ("fp32", "fp16"):
             raise ValueError(
                 f"--layout split: got --precision {self.precision}, expected fp32 or fp16 (standard operators only)"

@@ -51,12 +51,9 @@ def test_quantised_base(family: str, bits: Any, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "heads", folder, num_heads=2, noise=0.02)
     base, heads, _ = load_checkpoint(checkpoint, dequantize=True)
     assert written(StepBackend(MLXModel(base, heads)), text[:6], 24) == oracle(base, text[:6], 24)
+    integers = ExportOptions(precision="int8", activations="fp32", group_size=32)
     for precision in ("fp32", "int8") if bits in (8, "mixed") else ("fp32",):
-        export_checkpoint(
-            checkpoint,
-            tmp_path / precision,
-            ExportOptions(precision="int8", group_size=32) if precision == "int8" else ExportOptions(),
-        )
+        export_checkpoint(checkpoint, tmp_path / precision, integers if precision == "int8" else ExportOptions())
         onnx = open_folder(tmp_path / precision, provider="cpu", plain=True, num_threads=1)
         assert isinstance(onnx, PlainBackend)
         np.testing.assert_allclose(onnx.logits(text), unpacked, rtol=0, atol=1e-3)

@@ -54,7 +54,7 @@ def test_a_quantised_text_model_inside(tmp_path: Path) -> None:
     assert found["supported"] and found["quantization"]["bits"] == [4, 8]
     assert found["parameters"] == describe(LocalView(plain))["parameters"]
     checkpoint = write_checkpoint(tmp_path / "heads", folder, num_heads=1)
-    export_checkpoint(checkpoint, tmp_path / "onnx", ExportOptions(precision="int4", group_size=32))
+    export_checkpoint(checkpoint, tmp_path / "onnx", ExportOptions(precision="int4", activations="fp32", group_size=32))
     onnx = open_folder(tmp_path / "onnx", provider="cpu", plain=True, num_threads=1)
     assert isinstance(onnx, PlainBackend)
     np.testing.assert_allclose(onnx.logits(text), expected, rtol=0, atol=1e-3)

@@ -54,7 +54,8 @@ def test_rounding_is_off_by_half_a_step_at_most(bits: int, shift: float, scale: 
 
 @pytest.mark.parametrize(("precision", "group_size"), [("int4", 32), ("int8", 64)])
 def test_an_unquantised_model_is_rounded(precision: str, group_size: int, checkpoint: Path, tmp_path: Path) -> None:
-    manifest = export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision=precision, group_size=group_size))
+    options = ExportOptions(precision=precision, activations="fp32", group_size=group_size)
+    manifest = export_checkpoint(checkpoint, tmp_path / "out", options)
     stored = initializers(tmp_path / "out" / "round.onnx")
     base, heads, _ = load_checkpoint(checkpoint)
     weights = {n: np.array(w.astype(mx.float32)) for n, w in {**flatten(base.model), **flatten(heads)}.items()}
@@ -80,7 +81,7 @@ def test_an_unquantised_model_is_rounded(precision: str, group_size: int, checkp
 
 def test_int8_for_cpus_is_unpacked_when_the_session_opens(checkpoint: Path, tmp_path: Path) -> None:
     """Not in every run: after onnxruntime's own constant folding nothing of the unpacking is left."""
-    export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision="int8"))
+    export_checkpoint(checkpoint, tmp_path / "out", ExportOptions(precision="int8", activations="fp32"))
     options = onnxruntime.SessionOptions()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
@@ -96,8 +97,9 @@ def test_int8_for_cpus_is_unpacked_when_the_session_opens(checkpoint: Path, tmp_
 
 
 def test_int8_activations_round_inside_products_only(checkpoint: Path, tmp_path: Path) -> None:
-    wanted = plain_logits(folder_of(checkpoint, tmp_path, "int4"))
-    out = folder_of(checkpoint, tmp_path, "int4", "int8")
+    """They are the default of integer weights."""
+    wanted = plain_logits(folder_of(checkpoint, tmp_path, "int4", "fp32"))
+    out = folder_of(checkpoint, tmp_path, "int4")
     difference = np.abs(plain_logits(out) - wanted).max() / np.abs(wanted).max()
     assert 1e-5 < difference < 0.1
     levels = {

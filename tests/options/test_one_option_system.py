@@ -18,6 +18,7 @@ MEANINGS = {  # options that say or take different things
     "batch_size": "rows of a step, prompts of a pass over a base, texts decoded at once",
     "compute_dtype": "what trains has no float16",
     "dry_run": "measuring without storing, a card without an upload",
+    "draft_vocab": "what heads are trained on, what those that know all tokens are cut to",
     "json": "one object in all, or one for each text",
     "model": "the base, or one in place of that which a checkpoint names",
     "num_draft_tokens": "the heads that are exported, or that draft in a round",

@@ -35,7 +35,7 @@ def weights_lines(weights: dict[str, Any]) -> Iterator[str]:
             continue
         kinds = {
             "kept": "with MLX's integers",
-            "rounded": f"rounded here in groups of {' or '.join(map(str, weights['group_sizes']))}",
+            "rounded": f"rounded here in groups of {' or '.join(map(str, account['group_sizes']))}",
             "floating": "in floating point",
         }
         counts = ", ".join(f"{account[kind]} {words}" for kind, words in kinds.items() if account[kind])

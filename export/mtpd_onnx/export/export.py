@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
@@ -24,6 +25,7 @@ from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.text.tokenizer_files import MODEL as CONFIG_FILE
 from mtpd_mlx.text.tokenizer_files import copy_tokenizer
 from mtpd_onnx.dims import Dims, check_expressible
+from mtpd_onnx.export.draft_vocabulary import choose_draft_tokens
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
 from mtpd_onnx.graphs.builder import Spec, build_plain
@@ -87,7 +89,7 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     if adapter is not None:
         base = AdaptedTensors(base, adapter)
     heads = Tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config.quantization)
-    ids = read_draft_tokens(checkpoint, config)
+    ids = draft_tokens(checkpoint, config, base_folder, options)
     drafts = None if ids is None else tuple(ids.tolist())
     group_size, draft_head_bits = options.group_size, options.draft_head_bits
     if draft_head_bits is not None and dims.hidden_size % group_size:
@@ -117,8 +119,20 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
         copy_tokenizer(base_folder, folder)
         shutil.copyfile(base_folder / CONFIG_FILE, folder / CONFIG_FILE)
         kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
-        config = replace(config, base=exported_base(config.base, dims, fingerprint, options, adapter))
+        base_ref = exported_base(config.base, dims, fingerprint, options, adapter)
+        config = replace(config, base=base_ref, draft_vocab=None if drafts is None else len(drafts))
         return describe_folder(folder, spec, kinds=kinds, config=config, graphs=graphs, weights=parameters.report())
+
+
+def draft_tokens(checkpoint: Path, config: CheckpointConfig, base_folder: Path, options: ExportOptions) -> np.ndarray | None:
+    """Ids of the draft vocabulary: the heads' own, or the one that is asked for. None: all tokens."""
+    held, size = read_draft_tokens(checkpoint, config), options.draft_vocab
+    if size is None:
+        return held
+    if held is not None:
+        raise ValueError(f"--draft-vocab: got {size}, the heads have a draft vocabulary of {held.size} already")
+    vocab_size = config.base.vocab_size
+    return choose_draft_tokens(size, options.draft_data, Tokenizer.from_folder(base_folder, vocab_size), vocab_size)
 
 
 def read_exportable(folder: Path) -> StoredBase:

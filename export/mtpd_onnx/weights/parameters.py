@@ -1,7 +1,7 @@
 """The values of graph parameters, made of checkpoint tensors one at a time; and how far they are from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -26,6 +26,7 @@ class Account:
     floating: int = 0
     largest_error: float = 0.0
     largest_error_in: str | None = None
+    group_sizes: list[int] = field(default_factory=list)  # of what was rounded here, ascending
 
     def note(self, error: float, name: str) -> None:
         if error > self.largest_error:
@@ -40,14 +41,13 @@ class Parameters:
         self._dtype = np.dtype(spec.dtype.numpy())
         self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
         self._in_groups: dict[str, dict[str, Any]] = {}
-        self._groups: set[int] = set()  # sizes of those that were rounded here
         self._accounts = {"base": Account(), "heads": Account(), DRAFT_HEAD: Account()}
 
     def report(self) -> dict[str, Any]:
-        """For the manifest: the account of each checkpoint, the group sizes of what was rounded here, and by checkpoint the
-        largest error in integers as a share of the largest weight of its group."""
+        """For the manifest: the account of each checkpoint, and by checkpoint the largest error in integers as a share of the
+        largest weight of its group."""
         accounts = {name: vars(account) for name, account in self._accounts.items()}
-        return accounts | {"group_sizes": sorted(self._groups), "in_groups": self._in_groups}
+        return accounts | {"in_groups": self._in_groups}
 
     def value(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """The parameter `name`, floating point ones in float32; q/k/v and gate/up are stacked along the output axis."""
@@ -115,7 +115,7 @@ class Parameters:
             account.kept += 1
         else:
             account.rounded += 1
-            self._groups.add(layout.group_size)
+            account.group_sizes = sorted({*account.group_sizes, layout.group_size})
         return matrix
 
     def _draft_rows(self) -> Sequence[int]:

@@ -17,9 +17,11 @@ from mtpd_onnx.weights.tensors import Tensors
 ENDS, END_BITS = ("model.embed_tokens", "lm_head"), 8
 DRAFT_HEAD = "draft_head"
 # By bits: the largest groups of which MatMulNBits with inputs of 8 bits gives a row the same bits alone and among others
-# (onnxruntime 1.32, AVX-512). What decides on tokens is stored in no larger ones, so that verified texts are those of plain
-# decoding; the groups of a matrix that is kept are cut, which changes no weight.
+# (onnxruntime 1.32, AVX-512). Larger ones are not made, so that verified texts are those of plain decoding; the groups of a
+# matrix that is kept are cut, which changes no weight.
 EXACT_GROUPS = {4: 32, 8: 64}
+# With such products heads keep 8 bits: a window of several rows takes no longer than in 4, and more drafts are accepted.
+HEAD_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Policy:
 
     def wanted_bits(self, stem: str) -> int:
         assert self.bits is not None
+        if self.int8_products and stem.startswith("heads."):
+            return max(self.bits, HEAD_BITS)
         return max(self.bits, self.end_bits) if stem in ENDS else self.bits
 
     def keeps(self, source: Tensors, stem: str) -> bool:
@@ -95,11 +99,6 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
     return [Part(source, f"{path}.{name}", rows) for name, rows in stacked.items()]
 
 
-def only_drafts(stem: str) -> bool:
-    """Whether a matrix of the graphs has no say in which tokens are kept."""
-    return stem == DRAFT_HEAD or stem.startswith("heads.")
-
-
 def plan(spec: Spec, policy: Policy, base: Tensors, heads: Tensors) -> dict[str, Packed]:
     """path -> layout of the matrices that are stored in integers; the others stay in floating point."""
     found = {}
@@ -107,13 +106,13 @@ def plan(spec: Spec, policy: Policy, base: Tensors, heads: Tensors) -> dict[str,
         own = policy.of(stem)
         if own.bits is None:
             continue
-        layout = _layout(stem, parts_of(stem, outputs, spec, base, heads), inputs, spec.dtype, own)
+        layout = _layout(parts_of(stem, outputs, spec, base, heads), inputs, spec.dtype, own)
         if layout is not None:
             found[stem] = layout
     return found
 
 
-def _layout(stem: str, parts: list[Part], inputs: int, dtype: ir.DataType, policy: Policy) -> Packed | None:
+def _layout(parts: list[Part], inputs: int, dtype: ir.DataType, policy: Policy) -> Packed | None:
     """Parts of different bits and group sizes are stacked in the most bits and the smallest groups, which holds all of them
     exactly; one part in floating point keeps the whole stack there."""
     if any(policy.stays_float(p.source, p.stem, inputs) for p in parts):
@@ -122,7 +121,7 @@ def _layout(stem: str, parts: list[Part], inputs: int, dtype: ir.DataType, polic
     rounded = [p for p in parts if not policy.keeps(p.source, p.stem)]
     bits = max([4 if s.bits <= 4 else 8 for _, s in kept] + [policy.wanted_bits(p.stem) for p in rounded])
     group_size = min([s.group_size for _, s in kept] + [policy.group_size for _ in rounded])
-    if policy.int8_products and not only_drafts(stem):
+    if policy.int8_products:
         group_size = min(group_size, EXACT_GROUPS[bits])
     residual = any(affine(*p.source.scales_and_biases(p.stem), bits)[1].any() for p, _ in kept)
     # onnxruntime has no float kernel for 8 bits on CPUs: it would unpack the matrix in every run, 30 times slower.
