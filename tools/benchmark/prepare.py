@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What a benchmark needs of a model: its exports in several precisions, and onnxruntime-genai's folder.
 
-    python -m tools.benchmark.prepare OUT --checkpoint HEADS --model BASE --precision fp32 int4 int4/int8 --genai fp32 int4
+    python -m tools.benchmark.prepare OUT --checkpoint HEADS --model BASE --precision fp32 int4 int4/fp32 --genai fp32 int4
     python -m tools.benchmark.prepare OUT --dims qwen3-0.6b --precision fp16 --provider cuda --genai fp16   # random weights
 
 A precision is PRECISION or PRECISION/ACTIVATIONS of `mtpd export`. Random weights give the times of steps and rounds, whose
