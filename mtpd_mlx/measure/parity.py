@@ -111,7 +111,8 @@ def compare(
         StepBackend(MLXModel(base, heads, drafts)) if step_by_step else open_decoder(base, heads, num_draft_tokens=drafts)
     )
     mlx, mlx_stats = decode_all(ours, prompts, max_tokens, eos)
-    onnx, onnx_stats = decode_all(open_folder(folder, provider=provider), prompts, max_tokens, eos)
+    theirs = open_folder(folder, provider=provider, num_draft_tokens=drafts)
+    onnx, onnx_stats = decode_all(theirs, prompts, max_tokens, eos)
     report = ParityReport(len(prompts), sum(len(d.tokens) for d in mlx), 0.0)
     report.divergences = [d for d in map(lambda a, b: find_divergence(base, a, b), mlx, onnx) if d is not None]
     report.max_logit_diff = max_logit_difference(base, onnx_logits(folder, provider), mlx)

@@ -230,7 +230,7 @@ def load_base(
     if adapter is not None and not ends_only:
         apply_adapter(network, adapter)
     if dequantize and "quantization" in config:
-        network = unpacked(network)
+        network = unpacked(network, dtype)
         config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     if dtype is not None:
         network.set_dtype(dtype)
@@ -264,14 +264,14 @@ def make_network(stored: StoredBase) -> nn.Module:
     return network
 
 
-def unpacked(network: nn.Module) -> nn.Module:
-    """The network with floating-point matrices in place of quantised ones: in float32 where that is computed in, so that they
-    are what the integers stand for; elsewhere in the type of their scales."""
+def unpacked(network: nn.Module, asked: mx.Dtype | None = None) -> nn.Module:
+    """The network with floating-point matrices in place of quantised ones: in float32 where that is computed in or `asked` for,
+    so that they are what the integers stand for; elsewhere in the type of their scales."""
     from mlx_lm.utils import dequantize_model
 
     for _, module in network.named_modules():
         if "scales" in module and "biases" in module:
-            kind = dtype_of(AUTO, module.scales.dtype)
+            kind = asked if asked is not None and asked == mx.float32 else dtype_of(AUTO, module.scales.dtype)
             module.scales, module.biases = module.scales.astype(kind), module.biases.astype(kind)
     return dequantize_model(network)
 
