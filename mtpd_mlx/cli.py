@@ -30,7 +30,7 @@ COMMANDS = {
     "bench": "time plain mlx_lm, its own speculative decoding and ours on the same prompts",
     "export": "export a checkpoint to ONNX for mtpd-onnx",
     "parity": "compare MLX and ONNX decoding token by token",
-    "demo": "train, extend, export, decode and report on the bundled small model",
+    "demo": "a real model and a bundled one: train, extend, export, decode, report",
 }
 
 

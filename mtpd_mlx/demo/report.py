@@ -1,6 +1,7 @@
 """report.json and a self-contained report.html of a demo run, from demo/report.html.jinja and report.css.
 
-Called by `mtpd demo`. Everything that the page shows as text is escaped by the template; only plots and style are not.
+Called by `mtpd demo`. The page leads with the real model where there is one; then the bundled small one gets a short section.
+Everything that the page shows as text is escaped by the template; only plots and style are not.
 """
 
 from collections.abc import Sequence
@@ -27,28 +28,32 @@ Plot = tuple[list[Series], Markup]
 
 
 def write_report(report: dict[str, Any], curves: Curves, folder: Path) -> None:
-    """Writes `folder`/report.json and `folder`/report.html (nothing fetched)."""
+    """Writes `folder`/report.html (nothing fetched) and `folder`/report.json. `curves`: those of the leading model."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "report.json", report)  # first: the figures outlive a page that cannot be drawn
-    write_text(folder / "report.html", render(report, curves))
+    try:
+        write_text(folder / "report.html", render(report, curves))
+    finally:
+        write_json(folder / "report.json", report)  # the figures outlive a page that cannot be drawn
 
 
 def render(report: dict[str, Any], curves: Curves) -> str:
     """The page. `curves`: arm -> records with iter, tau, loss and (where known) head_loss per trained head."""
+    lead = report.get("real") or report
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True
     )
     return environment.get_template("report.html.jinja").render(
         report=report,
+        lead=lead,
         name_of=name_of,
         style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),
         drawings={"round": Markup(draw_round()), "training": Markup(draw_training())},
-        acceptance=acceptance(report["arms"]),
-        taus=taus(curves),
+        acceptance=acceptance(lead["arms"]),
+        taus=taus(curves, "seconds" if report.get("real") else "iter"),
         losses=[(name, *losses(name, curve)) for name, curve in curves.items() if curve],
-        speeds=speeds(report["speed"]),
-        speeds_by_drafts=speeds_by_drafts(report["speed"]),
-        conditions={**report.get("conditions", {}), **report["machine"], **report["versions"]},
+        speeds=speeds(lead["speed"]),
+        speeds_by_folder=speeds_by_folder(lead["speed"]),
+        conditions={**lead.get("conditions", {}), **report["machine"], **report["versions"]},
     )
 
 
@@ -70,11 +75,13 @@ def acceptance(arms: dict[str, Any]) -> Plot:
     return series, Markup(line_plot(series, "depth k", "CAR", y_range=(0, 1)))
 
 
-def taus(curves: Curves) -> Plot:
-    """Simulated tau of the two short runs."""
+def taus(curves: Curves, by: str = "iter") -> Plot:
+    """Simulated tau of the two short runs. `by`: iter, or seconds (since the first step, which compiles)."""
     short = {name: curve for name, curve in curves.items() if name in ("ce_short", "mtpd_short")}
-    series = arm_series({name: ([r["iter"] for r in c], [r["tau"] for r in c]) for name, c in short.items()})
-    return series, Markup(line_plot(series, "step", "simulated tau"))
+    series = arm_series(
+        {name: ([r[by] - (c[0][by] if by == "seconds" else 0) for r in c], [r["tau"] for r in c]) for name, c in short.items()}
+    )
+    return series, Markup(line_plot(series, "step" if by == "iter" else "seconds", "simulated tau"))
 
 
 def losses(name: str, curve: list[dict[str, Any]]) -> Plot:
@@ -90,10 +97,12 @@ def losses(name: str, curve: list[dict[str, Any]]) -> Plot:
 
 
 def speeds(speed: dict[str, Any]) -> Markup:
-    """Tokens per second of both runtimes, plain and with heads."""
+    """Tokens per second of both runtimes, plain and with heads, and of stock mlx_lm where it was timed."""
     bars = []
     for name, key, colour in (("MLX", "mlx", "var(--mtpd)"), ("ONNX", "onnx", "var(--mtpd_extended)")):
         plain, heads = speed[f"{key}_plain"], speed[f"{key}_mtpd"]
+        if stock := speed.get(f"{key}_stock"):
+            bars.append((f"{name}, mlx_lm", stock, "tokens/s", "var(--ce_short)"))
         bars += [
             (f"{name}, plain", plain, "tokens/s", "var(--ce_short)"),
             (f"{name}, heads", heads, f"({heads / plain:.2f}x)", colour),
@@ -101,11 +110,13 @@ def speeds(speed: dict[str, Any]) -> Markup:
     return Markup(bar_plot(bars))
 
 
-def speeds_by_drafts(speed: dict[str, Any]) -> Markup:
-    """ONNX tokens per second by number of drafts; empty where they were not measured."""
-    chosen = str(speed["onnx_num_draft_tokens"])
+def speeds_by_folder(speed: dict[str, Any]) -> Markup:
+    """ONNX tokens per second with heads, by number of drafts or precision of the export; empty where only one was measured."""
+    measured = speed.get("onnx_by_k", {})
+    chosen = speed.get("onnx_folder", str(speed["onnx_num_draft_tokens"]))
     bars = []
-    for k, value in speed.get("onnx_by_k", {}).items():
-        note, colour = ("(chosen)", "var(--mtpd_extended)") if str(k) == chosen else ("", "var(--line)")
-        bars.append((f"{k} drafts", value, note, colour))
+    for name, value in measured.items() if len(measured) > 1 else ():
+        label = f"{name} drafts" if str(name).isdigit() else str(name)
+        note, colour = ("(chosen)", "var(--mtpd_extended)") if str(name) == chosen else ("", "var(--line)")
+        bars.append((label, value, note, colour))
     return Markup(bar_plot(bars))

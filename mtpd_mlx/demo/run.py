@@ -1,200 +1,261 @@
-"""The whole path on the bundled model: train, extend, measure, export, decode on two runtimes, report."""
+"""`run_demo`: the whole path on each model (train, extend, measure, export, decode on two runtimes), and the report of it.
 
-import statistics
+Called by `mtpd demo`. The real model comes first and is what the report leads with. Where it cannot be had, the bundled small
+one stands alone, and the reason is said.
+"""
+
+import logging
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.measure.acceptance import teacher_force
-from mtpd_mlx.measure.evaluate import measure, repetition
-from mtpd_mlx.measure.parity import compare, decode_all
+from mtpd_mlx.demo.measuring import Sets, acceptance, exact_folder, export_all, measure_speed, samples
+from mtpd_mlx.demo.models import BUNDLED, SMOLLM2, DemoModel
+from mtpd_mlx.demo.parts import Parts
+from mtpd_mlx.demo.training import extend_arm, make_cache, train_arm
+from mtpd_mlx.measure.acceptance import ForcedBatch, teacher_force
+from mtpd_mlx.measure.evaluate import repetition
+from mtpd_mlx.measure.parity import compare
 from mtpd_mlx.model.base import Base, load_base
-from mtpd_mlx.model.generate import generate_greedy
+from mtpd_mlx.model.generate import Generation, generate_greedy
 from mtpd_mlx.model.heads import MTPHeads
-from mtpd_mlx.model.load_save import load_checkpoint, versions
-from mtpd_mlx.model.runtime import bound_queue
-from mtpd_mlx.options.train import (
-    DataConfig,
-    HeadsConfig,
-    LoraConfig,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    RunConfig,
-    TrainOptions,
-)
-from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
-from mtpd_mlx.text.prompts import encode_prompts
+from mtpd_mlx.model.load_save import load_heads, versions
+from mtpd_mlx.model.runtime import bound_queue, mx
+from mtpd_mlx.options.train import RunConfig
+from mtpd_mlx.text.prompts import EncodedPrompt, encode_prompts, read_prompts
 from mtpd_mlx.text.tokenizer import Tokenizer
-from mtpd_mlx.train.extend import extend_checkpoint, loop_heads
-from mtpd_mlx.train.run import Outcome, train
-from mtpd_mlx.train.screen import ProgressBar
-from mtpd_mlx.train.setup import gather
+from mtpd_mlx.train.extend import loop_heads
 
-ASSETS = Path(__file__).parent.parent / "assets" / "demo"
-SHORT = OptimConfig(iters=24, learning_rate=2e-3, warmup=5)
-EXTENSION = OptimConfig(iters=16, learning_rate=1e-3, warmup=2)
-DATA = DataConfig(data=(str(ASSETS / "text"),), max_seq_length=128, batch_size=4)
-PROMPTS, EVAL_TOKENS = 48, 64
-PARITY_PROMPTS, PARITY_TOKENS = 45, 48
-SPEED_PROMPTS, SPEED_TOKENS, SPEED_REPEATS = 3, 48, 3
+logger = logging.getLogger(__name__)
+PARTS = "parts"
+ROOM = 1_200_000_000  # bytes that the real model's part writes at most: model, cache, resume points, exports
+Say = Callable[[str], None]
+Curves = dict[str, list[dict[str, Any]]]
 
 
 @dataclass
-class Demo:
-    """State that the steps share. `say` prints a heading before each."""
+class Walk:
+    """One model's way through the demo. `folder` takes what it makes; parts that an interrupted run had finished are kept."""
 
-    out: Path
-    say: Callable[[str], None]
+    model: DemoModel
+    base_folder: Path
+    folder: Path
+    parts: Parts
+    say: Say
+    arms: dict[str, dict[str, Any]] = field(default_factory=dict)
+    by_set: dict[str, Any] = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.base: Base = load_base(str(ASSETS / "base"), dequantize=True)
-        self.tokenizer = Tokenizer.from_folder(ASSETS / "base")
-        prompts = ASSETS / "text" / "prompts.jsonl"
-        self.prompts = encode_prompts(prompts, self.tokenizer, self.base.context_length - 2 * EVAL_TOKENS, PROMPTS)
-        self.arms: dict[str, dict[str, Any]] = {}
-        self.curves: dict[str, list[dict[str, Any]]] = {}
+    @cached_property
+    def base(self) -> Base:
+        """In float32 on every device: what both runtimes compute alike."""
+        return load_base(str(self.base_folder), dequantize=True, dtype=mx.float32)
 
-    @property
-    def eos(self) -> frozenset[int]:
-        return self.tokenizer.eos_token_ids
+    @cached_property
+    def heads(self) -> MTPHeads:
+        return load_heads(self.model.heads, self.base)[0]
 
-    def options(self, name: str, loss: str, optim: OptimConfig) -> TrainOptions:
-        run = RunConfig(out=str(self.out / name), steps_per_eval=0, val_batches=4, save_every=0, overwrite=True)
-        model = ModelConfig(model=str(ASSETS / "base"), dequantize=True)
-        return TrainOptions(
-            model, HeadsConfig(), LossConfig(loss=loss), DATA, optim, replace(run, steps_per_report=2), LoraConfig()
-        )
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_folder(self.base_folder)
 
-    def write_texts(self) -> None:
+    @cached_property
+    def prompts(self) -> list[EncodedPrompt]:
+        """Of all sets, taking turns, so that the first few are of every kind."""
+        longest, count = self.base.context_length - 2 * self.model.plan.eval_tokens, self.model.plan.prompts
+        files = self.model.prompts.values()
+        sets = [encode_prompts(file, self.tokenizer, longest, count) for file in files]
+        return [prompt for row in zip(*sets, strict=True) for prompt in row]
+
+    @cached_property
+    def sets(self) -> Sets:
+        names = list(self.model.prompts)
+        return {name: list(range(n, len(self.prompts), len(names))) for n, name in enumerate(names)}
+
+    @cached_property
+    def texts(self) -> list[Generation]:
         """The base's own greedy continuations, which every arm is measured on."""
-        self.texts = generate_greedy(self.base, [p.tokens for p in self.prompts], EVAL_TOKENS, self.eos)
-        self.forced = teacher_force(self.base, self.texts)
-        self.distinct4 = repetition(self.texts)
+        prompts = [p.tokens for p in self.prompts]
 
-    def arm(self, name: str, heads: MTPHeads, steps: int = 0, seconds: float = 0.0) -> None:
-        figures = measure(self.base, heads, self.texts, self.forced)
-        self.arms[name] = figures | {"steps": steps, "seconds": seconds, "distinct4": self.distinct4}
+        def write() -> dict[str, Any]:
+            self.say(f"{self.model.name}: writes its own greedy continuations of {len(prompts)} prompts")
+            made = generate_greedy(self.base, prompts, self.model.plan.eval_tokens, self.tokenizer.eos_token_ids)
+            return {"tokens": [text.tokens for text in made]}
+
+        return [Generation(*pair) for pair in zip(prompts, self.parts.of("texts", write)["tokens"], strict=True)]
+
+    @cached_property
+    def forced(self) -> list[ForcedBatch]:
+        return teacher_force(self.base, self.texts)
+
+    def measure(self, name: str, heads: Callable[[], tuple[MTPHeads, dict[str, Any], list[dict[str, Any]]]]) -> None:
+        """An arm: its figures, steps and seconds, and curve."""
+
+        def make() -> dict[str, Any]:
+            _ = self.texts
+            made, cost, curve = heads()
+            figures, sets = acceptance(self.base, made, self.texts, self.forced, self.sets)
+            return {"figures": figures | {"steps": 0, "seconds": 0.0} | cost, "sets": sets, "curve": curve}
+
+        part = self.parts.of(name, make)
+        self.arms[name] = part["figures"] | {"distinct4": repetition(self.texts)}
+        self.by_set[name] = part["sets"]
+        if part["curve"]:
+            self.curves[name] = part["curve"]
 
 
-def run_demo(out: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-    """Runs everything; returns the report and the loss curves (demo/report.py writes them)."""
-    bound_queue()
-    demo = Demo(out, say)
-    _, shipped, config = load_checkpoint(ASSETS / "heads", dequantize=True)
-    say(f"The main model writes its own greedy continuations of {len(demo.prompts)} held-out prompts")
-    demo.write_texts()
+def from_scratch(walk: Walk) -> None:
+    """The arms ce_short and mtpd_short."""
+    plan = walk.model.plan
+    if plan.cached:
+
+        def make() -> dict[str, Any]:
+            walk.say(f"{walk.model.name}: a cache of its states over a little text of its own, to train from")
+            length, rows = plan.rows.max_seq_length, plan.rows.batch_size
+            return make_cache(walk.base_folder, walk.model.data, walk.folder / "cache", rows, length)
+
+        walk.parts.of("cache", make)
+    much = f"{plan.short.iters} steps" if plan.seconds is None else f"{plan.seconds:.0f} s"
     for name, loss in (("ce_short", "ce"), ("mtpd_short", "mtpd")):
-        say(f"Training 4 heads from scratch, {SHORT.iters} steps, loss {loss} ({name})")
-        heads, outcome = train_arm(demo, name, loss)
-        demo.arm(name, heads, outcome.progress.iteration, outcome.progress.seconds)
-    say("The shipped MTP-D heads, looped from 4 to 8: copied only, then the new ones trained")
-    demo.arm("mtpd", shipped)
-    demo.arm("mtpd_looped", loop_heads(demo.base, shipped, 8))
-    extended, outcome = extend_arm(demo)
-    demo.arm("mtpd_extended", extended, outcome.progress.iteration, outcome.progress.seconds)
-    say("Export to ONNX, and the same prompts on both runtimes")
-    folders = export_all(out, extended.num_heads)
-    parity = compare(demo.base, shipped, folders[4], demo.prompts[:PARITY_PROMPTS], PARITY_TOKENS, demo.eos)
-    say("Speed: plain and speculative decoding, interleaved")
-    speed = measure_speed(demo, shipped, extended, folders)
-    valid = config.record["eval"]["validation"]
-    report = {
-        "arms": demo.arms,
-        "base": {"valid_loss": valid["main_loss"], "distinct4": demo.distinct4},
-        "parity": parity.to_dict(),
-        "speed": speed,
-        "samples": samples(demo, shipped),
-        "versions": all_versions(),
-        "machine": machine(),
-        "conditions": {
-            "seed": RunConfig.seed,
-            "dtype": "float32",
-            "prompts": len(demo.prompts),
-            "tokens_per_prompt": EVAL_TOKENS,
-            "train_rows": f"{DATA.batch_size} x {DATA.max_seq_length} tokens a step",
-        },
-    }
-    return report, demo.curves
+
+        def train(name: str = name, loss: str = loss) -> tuple[MTPHeads, dict[str, Any], list[dict[str, Any]]]:
+            walk.say(f"{walk.model.name}: trains 4 heads from scratch, {much}, loss {loss} ({name})")
+            heads, curve = train_arm(walk.model, walk.base_folder, walk.folder / name, loss)
+            return heads, {"steps": curve[-1]["iter"], "seconds": curve[-1]["seconds"]}, curve
+
+        walk.measure(name, train)
 
 
-def train_arm(demo: Demo, name: str, loss: str) -> tuple[MTPHeads, Outcome]:
-    """New heads on the frozen base. The arm is the run's last state, so that equal steps are compared."""
-    options = demo.options(name, loss, SHORT)
-    ingredients = gather(options)
-    with ProgressBar(options.optim.iters) as bar:
-        outcome = train(options, ingredients, bar.show)
-    demo.curves[name] = outcome.curve
-    return ingredients.heads, outcome
+def shipped_and_longer(walk: Walk) -> None:
+    """The arms mtpd, mtpd_looped and mtpd_extended."""
+    out = walk.folder / "mtpd_extended"
+
+    def extend() -> tuple[MTPHeads, dict[str, Any], list[dict[str, Any]]]:
+        walk.say(f"{walk.model.name}: trains the heads that were copied, {walk.model.plan.extension.iters} steps")
+        cost, curve = extend_arm(walk.model, walk.base_folder, out)
+        return load_heads(out, walk.base)[0], cost, curve
+
+    walk.say(f"{walk.model.name}: the shipped MTP-D heads, and looped from 4 to 8")
+    walk.measure("mtpd", lambda: (walk.heads, {}, []))
+    walk.measure("mtpd_looped", lambda: (loop_heads(walk.base, walk.heads, 8), {}, []))
+    walk.measure("mtpd_extended", extend)
 
 
-def extend_arm(demo: Demo) -> tuple[MTPHeads, Outcome]:
-    options = demo.options("mtpd_extended", "mtpd", EXTENSION)
-    with ProgressBar(options.optim.iters) as bar:
-        ((_, outcome),) = extend_checkpoint(ASSETS / "heads", 8, options, lambda count: bar.show)
-    demo.curves["mtpd_extended"] = outcome.curve
-    _, heads, _ = load_checkpoint(demo.out / "mtpd_extended", dequantize=True)
-    return heads, outcome
-
-
-def export_all(out: Path, longest: int) -> dict[int, Path]:
-    """One folder per number of drafts that the speed measurement tries."""
-    from mtpd_onnx.export.export import export_checkpoint
-
-    from mtpd_mlx.options.export import ExportOptions
-
-    folders = {}
-    for k in (2, 3, 4, longest):
-        checkpoint = ASSETS / "heads" if k <= 4 else out / "mtpd_extended"
-        folders[k] = out / "onnx" / f"k{k}"
-        export_checkpoint(checkpoint, folders[k], ExportOptions(num_draft_tokens=k, overwrite=True))
-    return folders
-
-
-def measure_speed(demo: Demo, shipped: MTPHeads, extended: MTPHeads, folders: dict[int, Path]) -> dict[str, Any]:
-    """Tokens per second, medians over interleaved repeats. Each arm decodes the same prompts."""
+def both_runtimes(walk: Walk) -> dict[str, Any]:
+    """Parity, speed and samples."""
     from mtpd_onnx.runtime.open import open_folder
 
-    prompts = demo.prompts[:SPEED_PROMPTS]
-    onnx: dict[int, Backend] = {k: open_folder(folder, provider="cpu") for k, folder in folders.items()}
-    by_k = {k: decode_all(b, prompts, SPEED_TOKENS, demo.eos)[1].tokens_per_second for k, b in onnx.items()}
-    best = max(by_k, key=by_k.__getitem__)
-    mlx_drafts = min(best, 4)
-    arms: dict[str, tuple[Backend, bool]] = {
-        "mlx_plain": (open_decoder(demo.base, None), True),
-        "mlx_mtpd": (open_decoder(demo.base, shipped, num_draft_tokens=mlx_drafts), False),
-        "onnx_plain": (open_folder(folders[best], provider="cpu", plain=True), True),
-        "onnx_mtpd": (onnx[best], False),
-    }
-    samples: dict[str, list[float]] = {name: [] for name in arms}
-    for _ in range(SPEED_REPEATS):
-        for name, (backend, plain) in arms.items():
-            stats = decode_all(backend, prompts, SPEED_TOKENS, demo.eos, plain)[1]
-            samples[name].append(stats.tokens_per_second)
-    medians = {name: statistics.median(values) for name, values in samples.items()}
-    return medians | {
-        "mlx_num_draft_tokens": mlx_drafts,
-        "onnx_num_draft_tokens": best,
-        "onnx_by_k": {str(k): v for k, v in by_k.items()},
-        "samples": samples,
-    }
+    plan, tokenizer, prompts = walk.model.plan, walk.tokenizer, walk.prompts
+
+    def export() -> dict[str, Any]:
+        walk.say(f"{walk.model.name}: export to ONNX")
+        folders = export_all(walk.model, walk.base_folder, walk.folder)
+        return {name: str(folder.relative_to(walk.folder)) for name, folder in folders.items()}
+
+    def parity() -> dict[str, Any]:
+        walk.say(f"{walk.model.name}: the same prompts on both runtimes, token by token")
+        exact, eos = exact_folder(folders), tokenizer.eos_token_ids
+        few = prompts[: plan.parity_prompts]
+        return compare(walk.base, walk.heads, exact, few, plan.parity_tokens, eos).to_dict()
+
+    def speed() -> dict[str, Any]:
+        walk.say(f"{walk.model.name}: speed of plain and speculative decoding, interleaved")
+        return measure_speed(walk.model, walk.base, walk.heads, folders, prompts)
+
+    def marked() -> dict[str, Any]:
+        backend = open_folder(exact_folder(folders), provider="cpu", num_draft_tokens=walk.heads.num_heads)
+        few = prompts[: max(3, len(walk.sets))]
+        return {"samples": samples(backend, tokenizer, few, asked(walk.model), plan.eval_tokens)}
+
+    folders = {name: walk.folder / place for name, place in walk.parts.of("export", export).items()}
+    found = {"parity": walk.parts.of("parity", parity), "speed": walk.parts.of("speed", speed)}
+    return found | walk.parts.of("samples", marked)
 
 
-def samples(demo: Demo, heads: MTPHeads, count: int = 3) -> list[dict[str, Any]]:
-    """A few texts in pieces, each marked as accepted draft or as the main head's own token."""
-    backend, shown = open_decoder(demo.base, heads), []
-    for prompt in demo.prompts[:count]:
-        backend.rewind_to(0)
-        pieces: list[dict[str, str]] = []
-        for chunk in generate(backend, prompt.tokens, max_tokens=EVAL_TOKENS, eos_token_ids=demo.eos):
-            for i, token in enumerate(chunk.tokens):
-                pieces.append({"text": demo.tokenizer.decode([token]), "kind": "draft" if i < chunk.num_drafted else "main"})
-        shown.append({"prompt": demo.tokenizer.decode(prompt.tokens), "pieces": pieces})
-    return shown
+def asked(model: DemoModel) -> dict[str, str]:
+    """Prompt id -> what the user says in it, of prompts that are single questions."""
+    return {p.id: p.text for file in model.prompts.values() for p in read_prompts(file) if p.text}
+
+
+def run_model(model: DemoModel, base_folder: Path, out: Path, say: Say) -> tuple[dict[str, Any], Curves]:
+    """Everything with one model, whose parts go below `out`: what the report says of it, and the loss curves."""
+    folder = out / model.folder
+    walk = Walk(model, base_folder, folder, Parts(out / PARTS / model.folder), say)
+    from_scratch(walk)
+    shipped_and_longer(walk)
+    found = both_runtimes(walk)
+    plan, trained = model.plan, walk.model.plan.rows
+    record = load_heads(model.heads, walk.base)[1].record["eval"]["validation"]
+    conditions = {
+        "seed": RunConfig.seed,
+        "dtype": "float32",
+        "prompts": len(walk.prompts),
+        "tokens_per_prompt": plan.eval_tokens,
+        "train_rows": f"{trained.batch_size} x {trained.max_seq_length} tokens a step",
+    }
+    report = {
+        "arms": walk.arms,
+        "sets": walk.by_set["mtpd"],
+        "base": {"valid_loss": record["main_loss"], "distinct4": repetition(walk.texts)},
+        **found,
+        "conditions": conditions | model.facts,
+    }
+    return report, walk.curves
+
+
+def run_demo(
+    out: Path, say: Say, real: DemoModel | None = SMOLLM2, bundled: DemoModel = BUNDLED
+) -> tuple[dict[str, Any], Curves]:
+    """The report, and the loss curves of the model that it leads with; demo/report.py writes them. `real` None: not wanted."""
+    bound_queue()
+    curves: Curves | None = None
+    found: dict[str, Any] = {"real": None, "real_missing": "not asked for (--bundled)" if real is None else None}
+    if real is not None:
+        say(f"{real.name}: fetching it, or finding it in the cache")
+        try:
+            folder = real.get(place_for(out / real.folder / "model"))
+        except ValueError as error:  # no network, other contents than pinned, no room
+            found["real_missing"] = str(error)
+            logger.warning("%s; going on with the bundled small model alone", error)
+        else:
+            details, curves = run_model(real, folder, out, say)
+            found["real"] = summary(real, details)
+            bundled = bundled.shortened()
+    report, own = run_model(bundled, bundled.get(out), out, say)
+    return report | found | {"versions": all_versions(), "machine": machine()}, own if curves is None else curves
+
+
+def place_for(folder: Path) -> Path:
+    """`folder`. ValueError where the disk has no room for the real model's part."""
+    room = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free
+    if room < ROOM and not folder.exists():
+        raise ValueError(f"--out {folder}: {room / 1e9:.1f} GB are free, the real model takes {ROOM / 1e9:.1f} GB")
+    return folder
+
+
+def summary(model: DemoModel, details: dict[str, Any]) -> dict[str, Any]:
+    """`real` of report.json: the figures of the shipped heads first, then all that was found."""
+    arm, speed, parity = details["arms"]["mtpd"], details["speed"], details["parity"]
+    return {
+        "model": model.name,
+        "tau": arm["tau"],
+        "car": arm["car"],
+        "distinct4": arm["distinct4"],
+        "sets": details["sets"],
+        "onnx": {
+            "plain": speed["onnx_plain"],
+            "mtp": speed["onnx_mtpd"],
+            "num_draft_tokens": speed["onnx_num_draft_tokens"],
+            "precision": speed["onnx_precision"],
+        },
+        "mlx": {"plain": speed["mlx_plain"], "mtp": speed["mlx_mtpd"]}
+        | ({"stock": speed["mlx_stock"]} if "mlx_stock" in speed else {}),
+        "parity": parity,
+    } | {name: details[name] for name in ("arms", "base", "speed", "samples", "conditions")}
 
 
 def all_versions() -> dict[str, str]:
@@ -209,7 +270,6 @@ def machine() -> dict[str, Any]:
     import platform
 
     from mtpd_mlx.model.blas import preload_blas
-    from mtpd_mlx.model.runtime import mx
 
     return {
         "system": platform.platform(),

@@ -138,6 +138,8 @@ class Run:
         except KeyboardInterrupt as stop:
             resumable = self._leave_point()
             if type(stop) not in (KeyboardInterrupt, Terminated):  # a caller's own kind
+                if not self._stepping:
+                    self.stepper.sync()
                 raise
             raise Interrupted(resumable, number_of(stop)) from None
         except (RuntimeError, ValueError, OSError) as error:

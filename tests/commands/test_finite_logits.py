@@ -8,6 +8,8 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,10 +193,9 @@ def test_no_command_is_left_out() -> None:
 def test_the_demo_ends_with_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from mtpd_mlx.demo import run
+    from mtpd_mlx.demo import models, run
 
-    shutil.copytree(run.ASSETS, tmp_path / "assets")
-    monkeypatch.setattr(run, "ASSETS", tmp_path / "assets")
+    shutil.copytree(models.ASSETS, tmp_path / "assets")
     base = tmp_path / "assets" / "base"
     weights = next(base.glob("*.safetensors"))
     broken = dict(mx.load(str(weights)))
@@ -204,7 +205,9 @@ def test_the_demo_ends_with_one_line(
     values = json.loads(config.read_text())
     values["base"]["fingerprint"] = fingerprint_base(base)
     config.write_text(json.dumps(values))
-    assert LOGITS in fails(mtpd_mlx.cli.main, ["demo", "--out", tmp_path / "demo"], capsys)
+    broken_model = replace(models.BUNDLED, get=lambda folder: base, heads=config.parent)
+    monkeypatch.setattr(run, "run_demo", partial(run.run_demo, bundled=broken_model))
+    assert LOGITS in fails(mtpd_mlx.cli.main, ["demo", "--bundled", "--out", tmp_path / "demo"], capsys)
 
 
 @pytest.mark.parametrize("main", [mtpd_mlx.cli.main, mtpd_onnx.cli.main])

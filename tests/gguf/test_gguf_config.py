@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gguf_models import write_source
+from helpers.gguf_models import write_source
 
 from mtpd_mlx.checkpoints.gguf.config import model_config
 from mtpd_mlx.checkpoints.gguf.reader import Gguf, Tensor, read_gguf

@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf_models import Source, edit, write_source
+from helpers.gguf_models import Source, edit, write_source
 
 from mtpd_mlx.checkpoints.gguf.reader import read_gguf
 from mtpd_mlx.checkpoints.gguf.write import import_gguf

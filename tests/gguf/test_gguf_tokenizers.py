@@ -8,7 +8,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from gguf_models import edit, finish, read_json, write_source
+from helpers.gguf_models import edit, finish, read_json, write_source
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mtpd_mlx.checkpoints.gguf.bpe import KNOWN, LLAMA3, QWEN2, TEKKEN

@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 from gguf.quants import dequantize
-from gguf_models import FAMILIES, Source, edit, llama_order, read_json, write_source
+from helpers.gguf_models import FAMILIES, Source, edit, llama_order, read_json, write_source
 
 from mtpd_mlx.checkpoints.gguf.quants import affine, block_of, floats, packed
 from mtpd_mlx.checkpoints.gguf.reader import Tensor, read_gguf
@@ -159,7 +159,7 @@ def test_gemma_keeps_no_integers_for_a_few_matrices(tmp_path: Path) -> None:
 
 def test_published_llama3_factors(tmp_path: Path) -> None:
     """Llama 3.2: 32 times from 8,192 positions, heads of 64, theta 500,000."""
-    from gguf_models import LLAMA3, llama3_factors
+    from helpers.gguf_models import LLAMA3, llama3_factors
 
     scaling = LLAMA3 | {"factor": 32.0, "original_max_position_embeddings": 8192}
     source = write_source("llama3", tmp_path, always("F16"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gguf_models import write_source
+from helpers.gguf_models import write_source
 from mtpd_onnx.export.export import export_checkpoint
 from tiny import write_base, write_checkpoint
 

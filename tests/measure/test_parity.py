@@ -1,18 +1,20 @@
 """Which MLX decoder `mtpd parity` and the demo measure: the one of `mtpd generate`, the oracle only where it is asked for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from mtpd_onnx.export.export import export_checkpoint
 
 from mtpd_mlx.cli import main
+from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
-from mtpd_mlx.demo import run as demo_run
+from mtpd_mlx.demo import measuring
+from mtpd_mlx.demo.models import BUNDLED
 from mtpd_mlx.measure import parity
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
-from mtpd_mlx.speculative.stats import DecodeStats
 
 
 @pytest.fixture
@@ -25,7 +27,6 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> list[Backend]:
         return decode_all(backend, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(parity, "decode_all", recorded)
-    monkeypatch.setattr(demo_run, "decode_all", recorded)
     return seen
 
 
@@ -47,22 +48,23 @@ def test_parity_of_the_decoder_of_generate_and_of_the_oracle(
 
 def test_the_speeds_of_the_demo_are_those_of_the_decoder_of_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     """The arms of the measurement, without its texts."""
-    from types import SimpleNamespace
-
+    from mtpd_onnx import manifest
     from mtpd_onnx.runtime import open as opening
 
     from mtpd_mlx.model.load_save import load_checkpoint
 
-    base, heads, _ = load_checkpoint(demo_run.ASSETS / "heads", dequantize=True)
-    measured = []
+    base, heads, _ = load_checkpoint(BUNDLED.heads, dequantize=True)
+    measured: dict[str, Backend] = {}
 
-    def decoded(backend: Backend, *_: object) -> tuple[list, DecodeStats]:
-        measured.append(backend)
-        return [], SimpleNamespace(tokens_per_second=1.0)  # type: ignore[return-value]
+    def arm(name: str, backend: Backend, plain: bool = False) -> SimpleNamespace:
+        measured[name] = backend
+        return SimpleNamespace(tokens_per_second=1.0, runs=[], stats=None)
 
-    monkeypatch.setattr(demo_run, "decode_all", decoded)
-    monkeypatch.setattr(opening, "open_folder", lambda folder, **_: folder)
-    demo = SimpleNamespace(base=base, prompts=[], eos=frozenset())
-    speed = demo_run.measure_speed(demo, heads, heads, {4: Path("onnx")})  # type: ignore[arg-type]
-    ours = {type(backend): backend.num_draft_tokens for backend in measured if not isinstance(backend, Path)}
-    assert ours == {PlainDecoder: 0, Decoder: 4} and speed["mlx_num_draft_tokens"] == 4
+    monkeypatch.setattr(measuring, "backend_arm", arm)
+    monkeypatch.setattr(measuring, "interleave", lambda *rest, **options: None)
+    monkeypatch.setattr(measuring, "identical", lambda one, other: 1.0)
+    monkeypatch.setattr(opening, "open_folder", lambda folder, **_: SimpleNamespace(num_draft_tokens=4))
+    monkeypatch.setattr(manifest, "read_manifest", lambda folder: SimpleNamespace(precision="fp32", activations="fp32"))
+    speed = measuring.measure_speed(BUNDLED, base, heads, {"k4": Path("onnx")}, [])
+    ours = {type(backend): backend.num_draft_tokens for name, backend in measured.items() if name.startswith("mlx")}
+    assert ours == {PlainDecoder: 0, ChoosingDecoder: 4} and speed["mlx_num_draft_tokens"] == 4

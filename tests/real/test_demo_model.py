@@ -7,7 +7,7 @@ from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
 
 from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.demo.run import ASSETS
+from mtpd_mlx.demo.models import ASSETS
 from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.evaluate import measure, repetition
 from mtpd_mlx.measure.parity import decode_all

@@ -42,7 +42,7 @@ def test_every_command_that_trains(
         "train": ["--model", str(tiny_base), *options],
         "refit": [str(tiny_checkpoint), "--model", str(tiny_base), *options],
         "extend": [str(tiny_checkpoint), "--to", "4", *options],
-        "demo": ["--out", str(tmp_path / "demo")],
+        "demo": ["--bundled", "--out", str(tmp_path / "demo")],
     }
     with pytest.raises(Loaded, match=rf"^{VALUE}$"):
         main([command, *arguments[command]])
