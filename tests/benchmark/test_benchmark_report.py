@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mtpd_mlx.text.prompts import read_prompts
 from tools.benchmark import prompts, runs
 from tools.benchmark.arms import Arm, choose, named, numbers_of_drafts
 from tools.benchmark.report import ALL, describe, summary
@@ -74,6 +75,11 @@ def test_all_sets_are_geometric_means_and_the_table_warns_of_a_busy_machine():
     for r in made:
         r["others_cores"] = 0.0
     assert "warning" not in describe(summary(made, ARMS[:2]), conditions)
+
+
+def test_the_set_of_edits_is_a_prompt_set():
+    edits = read_prompts(Path("tools/benchmark/sets/edits.jsonl"))
+    assert len(edits) == 16 == len({p.id for p in edits}) and all(len(p.text) > 300 for p in edits)
 
 
 def test_every_arm_is_first_in_turn():

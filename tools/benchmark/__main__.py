@@ -6,8 +6,9 @@
 
 Every arm runs in a process of its own; they take turns prompt by prompt, one at a time. Every text is a line of OUT/runs.jsonl,
 and the same command goes on where it was killed. OUT/summary.json holds the figures and the conditions. Texts run to the length
-that --max-tokens says: no token ends them. tools/benchmark/prepare.py makes the exports and the peer's folder. Run it from the
-repository root.
+that --max-tokens says: no token ends them. tools/benchmark/prepare.py makes the exports and the peer's folder.
+tools/benchmark/sets/edits.jsonl is a prompt set: texts to quote, edit and summarise, where prompt lookup drafts most. Run it
+from the repository root.
 """
 
 import argparse
