@@ -107,15 +107,17 @@ def _check_values(manifest: Manifest) -> None:
     check_precision(manifest.precision, manifest.activations)
     numbers = {"num_heads": manifest.num_heads, "capacity": manifest.capacity} | manifest.dims
     for name in ("num_heads", "capacity", "num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size"):
-        if type(numbers[name]) is not int or not 1 <= numbers[name] < MAX_NUMBER:
-            raise ValueError(f"{name}: got {numbers[name]!r:.40}, expected a positive integer")
+        least = 0 if name == "num_heads" and manifest.layout == "fused" else 1
+        if type(numbers[name]) is not int or not least <= numbers[name] < MAX_NUMBER:
+            expected = "a positive integer" if least else "an integer of at least 0"
+            raise ValueError(f"{name}: got {numbers[name]!r:.40}, expected {expected}")
     read = manifest.weights_read
     if not isinstance(read, dict) or not all(type(read.get(graph)) is int for graph in manifest.graphs):
         raise ValueError(f"weights_read: got {read!r:.80}, expected bytes for each graph")
     drafted, vocabulary = manifest.draft_vocab, manifest.dims["vocab_size"]
     if drafted is not None and not (type(drafted) is int and 0 < drafted <= vocabulary):
         raise ValueError(f"draft_vocab: got {drafted!r}, expected 1..{vocabulary} or null")
-    drafts = manifest.io[FUSED[False, False] if manifest.layout == "fused" else HEADS]["inputs"]
+    drafts = manifest.io[FUSED[False, manifest.num_heads == 0] if manifest.layout == "fused" else HEADS]["inputs"]
     stem = "past_mtp." if manifest.layout == "fused" else "past."
     heads = len({n.split(".")[1] for n in drafts if n.startswith(stem)})
     if heads != manifest.num_heads:

@@ -10,7 +10,7 @@ from mtpd_mlx.checkpoints.shipped.layouts import DEFAULT_LAYOUT
 from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS as HEAD_LAYOUTS
 from mtpd_mlx.checkpoints.shipped.vllm import VLLM
 from mtpd_mlx.options.base import CheckpointOptions
-from mtpd_mlx.options.schema import POSITIVE, REQUIRED, option, same, switch
+from mtpd_mlx.options.schema import POSITIVE, REQUIRED, argument, option, same, switch
 from mtpd_mlx.options.train import RunConfig
 
 DEFAULT_CAPACITY = 4096  # cache positions at most, where no number is asked for
@@ -24,6 +24,13 @@ class PlaceOptions:
 
     checkpoint: str = same(CheckpointOptions, "checkpoint")
     out: Path = same(RunConfig, "out", default=REQUIRED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphPlaceOptions(PlaceOptions):
+    checkpoint: str = argument(
+        "heads checkpoint, or a base, which then drafts by prompt lookup alone: a folder or a hub id", path=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,7 @@
 """Rounds of any number of drafts of any origin (graphs/decoder.py): the same text, whatever is chosen."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,14 @@ import numpy as np
 import pytest
 from helpers.decode import decoded
 from helpers.schedules import Scheduled
+from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.runtime.choosing import ChoosingBackend
+from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.measured_costs import guessed, kinds_of, measure
 from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.options.export import ExportOptions
@@ -173,6 +178,82 @@ def test_kinds_and_costs() -> None:
     assert kinds_of(0, 5) == [PLAIN, lookup(3)] and kinds_of(1, 100, with_lookup=False) == [PLAIN, heads(1)]
     table = guessed(kinds_of(4, 100), "int4", "int8")
     assert table[PLAIN] == 1 < table[lookup(3)] < table[lookup(7)] and table[heads(1)] < table[heads(4)]
-    runs: list[Kind] = []
-    found = measure([PLAIN, heads(1)], runs.append)
-    assert found.keys() == {PLAIN, heads(1)} and runs == [PLAIN, heads(1)] * 3
+
+
+def test_the_first_rounds_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, runs = [0.0], list[Kind]()
+    slow = {PLAIN: 1.0, heads(1): 2.0, lookup(3): 0.5}
+    monkeypatch.setattr("mtpd_onnx.runtime.measured_costs.time.perf_counter", lambda: clock[0])
+
+    def run(kind: Kind) -> None:
+        runs.append(kind)
+        clock[0] += slow[kind] * (100 if len(runs) <= 3 else 1.5 if runs.count(kind) == 3 else 1) / 1000
+
+    assert measure(list(slow), run) == pytest.approx({kind: seconds / 1000 for kind, seconds in slow.items()})
+    assert len(runs) == 4 + 9
+    clock[0] = 0.0
+    slow = {kind: 1000 * seconds for kind, seconds in slow.items()}  # a large model: one round of each
+    runs.clear()
+    measure(list(slow), run)
+    assert len(runs) == 4 + 3
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("alone")
+    export_checkpoint(write_base(place / "base", FAMILIES["llama-tied"], scale=2.0), place / "onnx")
+    return place
+
+
+def test_a_base_without_heads_decodes_with_lookup_alone(alone: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = alone / "onnx"
+    manifest = read_manifest(folder)
+    assert manifest.num_heads == 0 and set(manifest.graphs) < set(manifest.files)
+    assert not any("round" in name for name in manifest.files)
+    plain, backend = opened(folder, plain=True), opened(folder, choose=True)
+    for prompt in PROMPTS:
+        assert decoded(backend, prompt, 60)[0] == decoded(plain, prompt, 60)[0]
+    backend.drafting = Scheduled(1, 0, VOCAB)
+    for prompt in PROMPTS:
+        assert decoded(backend, prompt, 60)[0] == decoded(plain, prompt, 60)[0]
+    assert {source for source, _, _ in backend.drafting.seen} == {"plain", "lookup"}
+    sampled = opened(folder, choose=True, sampling=Sampling(temp=1.0, seed=1))
+    assert len(decoded(sampled, PROMPTS[-1], 30)[0]) == 30
+    assert isinstance(opened(folder), PlainBackend)
+    arguments = ["generate", str(folder), "--provider", "cpu", "-p", "abc", "-m", "20"]
+    assert main(arguments) == 0 and "Generation: 20 tokens" in capsys.readouterr().out
+    for more, words in ((["--num-draft-tokens", "1"], "got 1, expected 0..0"), (["--batch-size", "2"], "has no heads")):
+        assert main([*arguments, *more]) == 1
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+        assert words in line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_draft_tokens": 1},
+        {"layout": "split"},
+        {"draft_head_bits": 4},
+        {"draft_vocab": 50},
+        {"model": "x"},
+        {"allow_base_mismatch": True},
+    ],
+    ids=str,
+)
+def test_what_needs_heads_is_refused_of_a_base(options: dict[str, Any], alone: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a base without heads; give a heads checkpoint, or leave") as error:
+        export_checkpoint(alone / "base", tmp_path / "out", ExportOptions(**options))
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_the_version_before_drafts_with_all_heads(folder: Path, tmp_path: Path) -> None:
+    old = Path(shutil.copytree(folder, tmp_path / "old"))
+    values = json.loads((old / "manifest.json").read_text())
+    for name in ("decoder.onnx", "sampled_decoder.onnx"):
+        (old / name).unlink()
+        for entries in ("files", "io", "weights_read"):
+            del values[entries][name]
+    (old / "manifest.json").write_text(json.dumps(values | {"format_version": 5}))
+    backend, plain = opened(old, choose=True), opened(folder, plain=True)
+    assert isinstance(backend, FusedBackend)
+    assert decoded(backend, PROMPTS[-1], 40)[0] == decoded(plain, PROMPTS[-1], 40)[0]

@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from typing import Any
 
-from mtpd_mlx.options.export import ExportOptions, PlaceOptions
+from mtpd_mlx.options.export import ExportOptions, GraphPlaceOptions
 
-OPTIONS = (PlaceOptions, ExportOptions)
+OPTIONS = (GraphPlaceOptions, ExportOptions)
 
 
-def run(place: PlaceOptions, options: ExportOptions) -> int:
+def run(place: GraphPlaceOptions, options: ExportOptions) -> int:
     from mtpd_mlx.hub.pull import resolve_folder
     from mtpd_onnx.precision import describe
 

@@ -25,6 +25,7 @@ from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.text.tokenizer_files import MODEL as CONFIG_FILE
 from mtpd_mlx.text.tokenizer_files import copy_tokenizer
 from mtpd_onnx.dims import Dims, check_expressible
+from mtpd_onnx.export.base_alone import check_base_alone, config_of_base, is_base
 from mtpd_onnx.export.draft_vocabulary import choose_draft_tokens
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
@@ -62,34 +63,35 @@ DEFAULT = ExportOptions()
 
 
 def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFAULT) -> Manifest:
-    """Replaces `out` whole, once it is checked. ValueError in one line on anything that does not fit."""
+    """Replaces `out` whole, once it is checked. A base in place of heads becomes a folder without any. ValueError in one line
+    on anything that does not fit."""
     activations = choose_activations(options.precision, options.activations)
-    config = read_config(checkpoint)
-    base_folder = locate_base(checkpoint, config, options.model)
+    if alone := is_base(checkpoint):
+        check_base_alone(checkpoint, options)
+    config = None if alone else read_config(checkpoint)
+    base_folder = checkpoint if config is None else locate_base(checkpoint, config, options.model)
     stored = read_exportable(base_folder)
     stored.say_remarks()
     dims = stored.dims
     if activations == "fp16":
         asked = "--precision" if options.precision == "fp16" else "--activations"
         check_float16(dims.model_type, f"{asked} fp16", f"{asked} bf16")
-    num_heads = config.num_heads if options.num_draft_tokens is None else options.num_draft_tokens
-    if not 1 <= num_heads <= config.num_heads:
-        raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{config.num_heads}")
-    capacity = min(dims.context_length, DEFAULT_CAPACITY) if options.capacity is None else options.capacity
-    if not num_heads + 2 <= capacity <= dims.context_length:
-        raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
+    num_heads, capacity = sizes(config, dims, options)
     adapter = None if options.adapter_path is None else Path(options.adapter_path).expanduser()
     allow_mismatch = options.allow_base_mismatch
-    if adapter is None and (options.model is None or not allow_mismatch):
+    if config is not None and adapter is None and (options.model is None or not allow_mismatch):
         adapter = config.base.locate_adapter(checkpoint)
     fingerprint = fingerprint_model(base_folder, adapter)
-    check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint)
+    if config is None:
+        config = config_of_base(base_folder, dims, fingerprint)
+    else:
+        check_fit(checkpoint, config, base_folder, dims, None if allow_mismatch else fingerprint)
     check_target(out, options.overwrite)
     base = Tensors(stored.tensors, dims.quantization)
     if adapter is not None:
         base = AdaptedTensors(base, adapter)
-    heads = Tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config.quantization)
-    ids = draft_tokens(checkpoint, config, base_folder, options)
+    heads = base if alone else Tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config.quantization)
+    ids = None if alone else draft_tokens(checkpoint, config, base_folder, options)
     drafts = None if ids is None else tuple(ids.tolist())
     group_size, draft_head_bits = options.group_size, options.draft_head_bits
     if draft_head_bits is not None and dims.hidden_size % group_size:
@@ -133,6 +135,18 @@ def draft_tokens(checkpoint: Path, config: CheckpointConfig, base_folder: Path, 
         raise ValueError(f"--draft-vocab: got {size}, the heads have a draft vocabulary of {held.size} already")
     vocab_size = config.base.vocab_size
     return choose_draft_tokens(size, options.draft_data, Tokenizer.from_folder(base_folder, vocab_size), vocab_size)
+
+
+def sizes(config: CheckpointConfig | None, dims: Dims, options: ExportOptions) -> tuple[int, int]:
+    """(heads, cache positions) to export; ValueError in one line where they do not fit checkpoint or base."""
+    available = 0 if config is None else config.num_heads
+    num_heads = available if options.num_draft_tokens is None else options.num_draft_tokens
+    if config is not None and not 1 <= num_heads <= available:
+        raise ValueError(f"--num-draft-tokens: got {num_heads}, expected 1..{available}")
+    capacity = min(dims.context_length, DEFAULT_CAPACITY) if options.capacity is None else options.capacity
+    if not num_heads + 2 <= capacity <= dims.context_length:
+        raise ValueError(f"--capacity: got {capacity}, expected {num_heads + 2}..{dims.context_length}")
+    return num_heads, capacity
 
 
 def read_exportable(folder: Path) -> StoredBase:

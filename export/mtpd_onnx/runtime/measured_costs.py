@@ -3,13 +3,14 @@
 runtime/open.py calls it.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 
 from mtpd_mlx.speculative.round_costs import PLAIN, Kind, heads, lookup
 from mtpd_onnx.precision import WEIGHT_BITS
 
-# Time in all, unless one round of each kind takes longer; rounds of a kind, the first of them not counted.
+# Of timed rounds; every kind has one, and more while there is time.
 SECONDS, REPEATS = 0.6, 3
 HEAD_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 LOOKUP_COUNTS = (3, 7, 15)  # with the token before them 4, 8 and 16 rows
@@ -27,23 +28,19 @@ def kinds_of(num_heads: int, room: int, with_lookup: bool = True) -> list[Kind]:
 
 
 def measure(kinds: Sequence[Kind], run: Callable[[Kind], None]) -> dict[Kind, float]:
-    """Seconds of a round of every kind, the least of its repeats. `run` takes one round. Where the time is up before a kind had
-    a second round, its first one counts."""
-    first, best = dict[Kind, float](), dict[Kind, float]()
+    """Seconds of a round of every kind, the least of its repeats. `run` takes one round. Some rounds go before: the first ones
+    touch the weights, and find memory for what they compute."""
+    for kind in (PLAIN, max(kinds, key=lambda kind: kind.num_drafts), kinds[-1], PLAIN):
+        run(kind)
+    best = dict.fromkeys(kinds, math.inf)
     end = time.perf_counter() + SECONDS
     for repeat in range(REPEATS):
         for kind in kinds:
             if repeat and time.perf_counter() > end:
-                break
+                return best
             began = time.perf_counter()
             run(kind)
-            took = time.perf_counter() - began
-            if repeat == 0:
-                first[kind] = took
-            else:
-                best[kind] = min(took, best.get(kind, took))
-    if len(best) < len(kinds):  # first rounds against first rounds
-        return first
+            best[kind] = min(best[kind], time.perf_counter() - began)
     return best
 
 

@@ -52,7 +52,8 @@ def open_folder(
     rounds and steps as CUDA graphs. fixed_rounds: the graph of folders that cannot choose, in any folder.
     """
     manifest = read_manifest(folder, verify)
-    if num_draft_tokens is not None and not plain:
+    plain = plain or (manifest.num_heads == 0 and not (choose and manifest.any_drafts))
+    if num_draft_tokens is not None:
         check_drafts(manifest, num_draft_tokens, fixed_rounds)
     chosen = choose_provider(provider, manifest.precision, manifest.activations)
     if sampling is not None and sampling.greedy:
@@ -130,6 +131,8 @@ def open_batched(
     """Several texts at once, greedily and never as CUDA graphs (a run has as many rows as it needs). ValueError where this
     onnxruntime or this folder cannot."""
     manifest = read_manifest(folder, verify)
+    if not manifest.num_heads:
+        raise ValueError("--batch-size: the folder has no heads, and batches are decoded with all of them")
     if batch_size < 1:
         raise ValueError(f"--batch-size: got {batch_size}, expected at least 1")
     if manifest.layout != "fused":
