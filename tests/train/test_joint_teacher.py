@@ -21,6 +21,7 @@ from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LoraConfig, LossConfig, OptimConfig, TrainOptions
 from mtpd_mlx.train import ema
+from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.resume_point import Progress, ResumePoint, load_resume_point, save_resume_point
 from mtpd_mlx.train.step import Stepper
 
@@ -235,6 +236,23 @@ def test_a_resume_point_holds_the_average_bit_for_bit(lora: bool, tmp_path: Path
         assert all(np.array_equal(np.array(part[name]), np.array(w)) for name, w in tree_flatten(tree))
     batch = [cycle_batch(2, 16, 3)]
     np.testing.assert_allclose(np.array(begun.step(batch)[0]), np.array(again.step(batch)[0]), rtol=1e-6)
+
+
+def test_every_rank_takes_over_the_average_of_the_first() -> None:
+    from mlx.utils import tree_flatten, tree_map
+
+    lead = stepper(LossConfig(teacher="ema"))
+    lead.step([cycle_batch(2, 16, 0)])
+
+    class Second(World):
+        def sum(self, tree: Any, dtype: mx.Dtype | None = None, after: mx.array | None = None) -> Any:
+            return tree_map(mx.add, tree, lead.state)
+
+    follower = stepper(LossConfig(teacher="ema"))
+    follower.world = Second(1, 2)
+    follower.follow_lead()
+    for (name, a), (_, b) in zip(tree_flatten(lead.teacher), tree_flatten(follower.teacher), strict=True):
+        assert np.array_equal(np.array(a), np.array(b)), name
 
 
 def joint_run(out: Path, base: Path, data: Path, *extra: str, train: str = "joint") -> int:
