@@ -17,9 +17,10 @@ ASSETS = Path(__file__).parent.parent / "assets" / "demo"
 
 @dataclass(frozen=True)
 class Plan:
-    """short, extension: steps of the runs from scratch and of the new heads. seconds: instead of `short`'s number of steps, how
-    long the runs from scratch may take, so that CE and MTP-D get equal time. cached: train from a distillation cache.
-    exports: name -> options of an export; longest: also one of the extended heads. stock: time stock mlx_lm too."""
+    """short, extension: the runs from scratch and of the new heads, by AdamW: on a CPU Muon's own products take longer than
+    steps of so few tokens. seconds: instead of `short`'s number of steps, how long the runs from scratch may take, so that CE
+    and MTP-D get equal time. cached: train from a distillation cache. exports: name -> options of an export; longest: also one
+    of the extended heads. stock: time stock mlx_lm too."""
 
     prompts: int  # of each set, to measure acceptance on
     eval_tokens: int
