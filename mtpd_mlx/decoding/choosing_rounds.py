@@ -15,7 +15,7 @@ from mtpd_mlx.decoding.lagging_heads import LaggingHeads
 from mtpd_mlx.decoding.text_state import HostState, Model, read_tokens
 from mtpd_mlx.decoding.token_rules import contexts_of
 from mtpd_mlx.model.finite import marked
-from mtpd_mlx.model.runtime import mx, on_cpu
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.drafting import Drafting, Proposal
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.round_costs import Kind
@@ -194,7 +194,7 @@ class ChoosingRounds:
     def _seconds(self, launched: Launched, entered: float, now: float) -> float | None:
         """How long the round took; None where that says nothing of other rounds."""
         kind = launched.proposal.kind
-        first = kind not in self._seen and not on_cpu()  # a GPU's kernels are built when they are first used
+        first = kind not in self._seen  # what is used for the first time is read, built or bound meanwhile
         self._seen.add(kind)
         if self._read is None or first or not launched.regular:
             return None

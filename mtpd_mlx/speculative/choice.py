@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from mtpd_mlx.speculative.round_costs import PLAIN, Kind, RoundCosts, heads
 
 ALLOWED, LEDGER, LEDGER_MOST = 0.005, 1.5, 24.0
-EXPLORING, CREDIT, CREDIT_MOST = 0.005, 0.5, 3.0
+EXPLORING, CREDIT, CREDIT_MOST = 0.005, 1.0, 3.0
 UNSURE, DOUBTFUL = (
     0.12,
     0.05,
@@ -33,6 +33,7 @@ UNSURE, DOUBTFUL = (
 APART = 3  # rounds between two that explore, at least
 STAY = 0.02  # heads go on with the number of drafts they have unless another gains more than this
 LEAST_GAIN = 0.01  # over plain steps
+LOOKUP_GAIN = 0.1  # over heads, which draft better than usual, too, where a text repeats itself
 
 DEFAULT_AR = (0.62, 0.60, 0.58, 0.57)  # acceptance by depth where the heads say nothing of their own; the last one goes on
 FADING = 0.95  # what a round weighs after the next one
@@ -120,10 +121,10 @@ class Chooser:
             best = PLAIN
         self._current = best
         value = values[best]
+        margin = 1 + LOOKUP_GAIN * (best != PLAIN)
         for kind in self._lookups:
-            if kind.num_drafts <= len(chain) and (v := (1 + sum(chain[: kind.num_drafts])) / self.costs.cost(kind)) > value * (
-                1 + STAY
-            ):
+            v = (1 + sum(chain[: kind.num_drafts])) / self.costs.cost(kind) if kind.num_drafts <= len(chain) else 0.0
+            if v > value * (margin if best.source != "lookup" else 1 + STAY):
                 best, value = kind, v
         self._trial = self._worth_a_try(best, value, values) if best == self._current else None
         if self._trial is not None:

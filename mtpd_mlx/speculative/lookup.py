@@ -23,7 +23,7 @@ MOST_DRAFTS = 16
 
 # Lengths of matches that count alike, by their least, and p(n) before anything is known of a text.
 CLASSES = (2, 3, 4, 5, 6, 8, 12, 16, 24, 32)
-PRIOR = (0.25, 0.40, 0.50, 0.56, 0.62, 0.70, 0.80, 0.86, 0.90, 0.93)
+PRIOR = (0.45, 0.55, 0.64, 0.70, 0.75, 0.82, 0.85, 0.89, 0.93, 0.95)
 PRIOR_COUNT, MEMORY = 4.0, 0.96  # what the prior weighs in tokens; what a token weighs after the next one of its class
 
 

