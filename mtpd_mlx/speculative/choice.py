@@ -106,6 +106,7 @@ class Chooser:
         self._current = PLAIN  # what heads' rounds and plain steps go on with
         self._trial: Kind | None = None  # the kind that was chosen to explore, until its round is over
         self._since = 0  # rounds since one that explored
+        self._times: dict[Kind, int] = {}  # how many times of rounds were observed
 
     def choose(self, chain: Sequence[float] = ()) -> Kind:
         """The kind of the next round. `chain` [L]: P(lookup's drafts 1..j are right), if there are any."""
@@ -138,7 +139,7 @@ class Chooser:
         drafts, since no round tells meanwhile what has become of the text; else one that could be better than `best` for all
         that is known."""
         doubt = self.costs.spread(best)
-        if doubt > UNSURE and self._since:
+        if doubt > UNSURE and self._times.get(PLAIN, 0) < self._times.get(best, 0):
             return PLAIN
         if self._since < APART:
             return None
@@ -169,6 +170,7 @@ class Chooser:
             kind = PLAIN
         if seconds is not None:
             self.costs.observe(kind, seconds)
+            self._times[kind] = self._times.get(kind, 0) + 1
         cost = self.costs.cost(kind)
         self._settle(kind, accepted, cost)
         if kind.source == "heads":

@@ -118,6 +118,24 @@ def test_costs_that_were_guessed_wrong_are_learned():
     assert mean(same(0.7), true, 2000, table=slow) >= 0.93 * mean(same(0.7), true, 2000, fixed=4)
 
 
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_runtime_that_proposes_before_it_observes_gets_its_drafts(timed: bool):
+    """Plain steps are started ahead, as MLX does: the choice is asked for the next round, and where that is not a plain step,
+    again once this one is read. Costs are guessed; without times none are learned, and none are waited for."""
+    true, rng, done, spent = TABLES["fp32"], np.random.default_rng(0), 0, 0.0
+    chooser, ahead = Chooser(RoundCosts(true), (1, 2, 4)), None
+    while done < 600:
+        kind = ahead or chooser.choose()
+        ahead = chooser.choose() if kind == PLAIN else None
+        accepted = 0
+        while accepted < kind.num_drafts and rng.random() < 0.8:
+            accepted += 1
+        chooser.observe(kind, accepted, seconds=0.01 * true[kind] if timed else None)
+        done, spent = done + accepted + 1, spent + true[kind]
+        ahead = ahead if ahead == PLAIN else chooser.choose()
+    assert done / spent >= 0.9 * mean(same(0.8), true, 600, fixed=4)
+
+
 def test_the_same_text_and_times_make_the_same_choices():
     text = turns(0.2, 0.9, 70)
     assert simulate(text, TABLES["fp32"], 900, 3) == simulate(text, TABLES["fp32"], 900, 3)
