@@ -14,6 +14,7 @@ from mtpd_onnx.precision import PROVIDERS as PROVIDER_OF
 from mtpd_onnx.precision import describe, export_options
 from mtpd_onnx.runtime.cuda_runtime import check_device
 from mtpd_onnx.runtime.cuda_stream import Stream
+from mtpd_onnx.runtime.threads import set_threads
 
 logger = logging.getLogger(__name__)
 INSTALL_CUDA = 'install it with: pip install -e ".[onnx-gpu]"'
@@ -95,7 +96,9 @@ def open_session(
         raise ValueError(f"--num-threads: got {num_threads}, expected 1..{most}")
     options = ort.SessionOptions()
     options.log_severity_level = FATAL  # errors are raised
-    if num_threads is not None:
+    if provider == "cpu":
+        set_threads(options, num_threads)
+    elif num_threads is not None:
         options.intra_op_num_threads = num_threads
     names: list[Any] = ["CPUExecutionProvider"]
     if provider == "cuda":
