@@ -56,11 +56,10 @@ class DemoModel:
     facts: dict[str, str] = field(default_factory=dict)  # for the report
 
     def shortened(self) -> "DemoModel":
-        """The same with less of everything, for where it is not what the demo is about."""
+        """The same with less training and timing, for where it is not what the demo is about."""
         plan = self.plan
         less = replace(
             plan,
-            prompts=plan.prompts // 2,
             speed_repeats=min(plan.speed_repeats, 2),
             short=replace(plan.short, iters=plan.short.iters // 2),
             extension=replace(plan.extension, iters=plan.extension.iters // 2),
