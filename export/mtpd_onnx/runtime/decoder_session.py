@@ -8,9 +8,11 @@ import numpy as np
 
 from mtpd_onnx.errors import one_line
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.runtime.runner import cache_state, check_inputs, float_type
+from mtpd_onnx.runtime.runner import cache_state, check_inputs, device_array, float_type
 from mtpd_onnx.runtime.sampling_state import SamplingState
 from mtpd_onnx.runtime.sessions import import_onnxruntime
+
+SMALL = 64  # numbers of an input, rows of an output, that are kept for the next run
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Drafting:
 @dataclass(frozen=True)
 class Verified:
     """accepted, proposed: drafts of the run. emitted: the main head's tokens after the asked rows, meaningless beyond the first
-    one that is not the token after it. hidden [S, d]: h^0 of the run's rows (without heads [0, d])."""
+    one that is not the token after it. hidden [S, d]: h^0 of the run's rows (without heads [0, d]), to be read before the
+    next run."""
 
     accepted: int
     proposed: int
@@ -59,7 +62,8 @@ class DecoderSession:
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(output, value)
         self._drafted = True  # the last run had heads in it
-        self._bound: dict[str, np.ndarray] = {}  # held: the graph reads them where they lie
+        self._bound: dict[str, Any] = {}  # the value that is bound, by name
+        self._values: dict[tuple[str, tuple[int, ...]], Any] = {}  # values to use again, by name and shape
         self.begin()
 
     def begin(self) -> None:
@@ -80,10 +84,10 @@ class DecoderSession:
         if recent is not None:
             inputs["recent"] = recent
         size = len(known) - first + self.num_heads + 2
-        outputs: dict[str, tuple[Sequence[int], type]] = {"result": ([size], np.int64)}
+        outputs: dict[str, tuple[tuple[int, ...], type]] = {"result": ((size,), np.int64)}
         if self.num_heads:
             inputs |= self._of_heads(drafting)
-            outputs["hidden"] = ([len(known) + self.num_heads, self.width], self._float)
+            outputs["hidden"] = ((len(known) + self.num_heads, self.width), self._float)
         result, *hidden = self._run(inputs, outputs)
         accepted, proposed, *emitted = result.tolist()
         rows = hidden[0][: len(known) + proposed] if hidden else np.zeros((0, self.width), self._float)
@@ -105,15 +109,37 @@ class DecoderSession:
         }
 
     def _bind(self, inputs: Mapping[str, np.ndarray]) -> None:
+        """Small inputs are written where those of the same shape lay before: binding a value takes longer than a small node."""
         for name, array in inputs.items():
-            self._bound[name] = np.ascontiguousarray(array)
-            self._binding.bind_cpu_input(name, self._bound[name])
+            value = self._values.get((name, array.shape))
+            if value is not None:
+                value.update_inplace(np.ascontiguousarray(array))
+            elif array.size <= SMALL:
+                value = self._values[name, array.shape] = device_array(array.copy(), "cpu")  # a value lies on its array
+            else:
+                value = device_array(array, "cpu")
+            if self._bound.get(name) is not value:
+                self._binding.bind_ortvalue_input(name, value)
+                self._bound[name] = value
 
-    def _run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, tuple[Sequence[int], type]]) -> list[np.ndarray]:
-        values = {name: self._make(list(shape), kind, "cpu", 0) for name, (shape, kind) in outputs.items()}
-        self._bind(inputs)
-        for name, value in values.items():
-            self._binding.bind_ortvalue_output(name, value)
+    def _outputs(self, outputs: Mapping[str, tuple[tuple[int, ...], type]]) -> list[Any]:
+        """Where a run writes these outputs, by shape and type; each array is to be read before the next run."""
+        values = []
+        for name, (shape, kind) in outputs.items():
+            value = self._values.get((name, shape))
+            if value is None:
+                value = self._make(list(shape), kind, "cpu", 0)
+                if shape[0] <= SMALL:
+                    self._values[name, shape] = value
+            if self._bound.get(name) is not value:
+                self._binding.bind_ortvalue_output(name, value)
+                self._bound[name] = value
+            values.append(value)
+        return values
+
+    def _run(self, inputs: Mapping[str, np.ndarray], outputs: Mapping[str, tuple[tuple[int, ...], type]]) -> list[np.ndarray]:
         with one_line("onnxruntime"):
+            self._bind(inputs)
+            values = self._outputs(outputs)
             self._session.run_with_iobinding(self._binding)
-            return [value.numpy() for value in values.values()]
+            return [value.numpy() for value in values]
