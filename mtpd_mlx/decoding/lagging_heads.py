@@ -30,19 +30,19 @@ class LaggingHeads:
         self.caches: list[Any] = self._base.make_cache(self.count)
         self.final = [0] * self.count
         self.length = 0
-        self._held: tuple[int, mx.array | None] = (0, None)  # start, rows
+        self._held: tuple[int, list[mx.array]] = (0, [])  # start; the rows from there on, in pieces
         self._drafted = (0, 0)  # how many positions there were when drafts were made last, and how many drafts
 
     def restore(self, caches: list[Any], length: int) -> None:
         """Goes on with caches that hold `length` positions, whose last `count` will be run again (`cut`)."""
         self.clear()
-        self.caches, self.length, self._held = caches, length, (length, None)
+        self.caches, self.length, self._held = caches, length, (length, [])
         self.final = [length] * self.count
 
     def add(self, rows: mx.array) -> None:
         """rows [n, d]: the cascade's input at the next n positions."""
         start, held = self._held
-        self._held = start, rows if held is None else mx.concatenate([held, rows])
+        self._held = start, [*held, rows]
         self.length += rows.shape[0]
 
     def lag(self, count: int) -> int:
@@ -96,14 +96,21 @@ class LaggingHeads:
         self.length = length
         self.final = [min(f, length) for f in self.final]
         trim_to(self.caches, length)
-        start, rows = self._held
-        kept = None if rows is None or length <= start else rows[: length - start]
-        self._held = (length, None) if kept is None else (start, kept)
+        start, rows = self._joined()
+        kept = rows is not None and length > start
+        self._held = (start, [rows[: length - start]]) if rows is not None and kept else (length, [])
 
     def _rows(self, first: int, end: int) -> mx.array:
-        start, rows = self._held
+        start, rows = self._joined()
         assert rows is not None
         return rows[first - start : end - start]
+
+    def _joined(self) -> tuple[int, mx.array | None]:
+        """start, and all rows from there on: pieces are joined once, not one by one as they come."""
+        start, held = self._held
+        rows = mx.concatenate(held) if len(held) > 1 else held[0] if held else None
+        self._held = start, held if rows is None else [rows]
+        return start, rows
 
     def _begin(self, count: int) -> int:
         """The first position that one of these heads has yet to read; what is cached behind it goes."""
@@ -114,6 +121,6 @@ class LaggingHeads:
 
     def _drop(self) -> None:
         """Forgets rows that every head has read, whatever token comes next."""
-        first, (start, rows) = min(self._sure()), self._held
+        first, (start, rows) = min(self._sure()), self._joined()
         if rows is not None and first > start:
-            self._held = first, rows[first - start :] if first < self.length else None
+            self._held = first, [rows[first - start :]] if first < self.length else []
