@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from helpers.precision import SMALL, initializers, unpacked
 from mtpd_onnx.export.export import export_checkpoint
+from mtpd_onnx.graphs import folding
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint, write_quantised
@@ -61,6 +62,44 @@ def test_a_row_is_the_same_alone_and_among_others(case: str, tmp_path: Path) -> 
     base = write_base(tmp_path / "base", config | WIDE, scale=2.0)
     export_checkpoint(write_checkpoint(tmp_path / "heads", base, 1), tmp_path / "out", ExportOptions(**options))
     compare(tmp_path / "out")
+
+
+@pytest.mark.parametrize("case", ["fp32", "fp32, norms of heads", "int4, int8 activations"])
+def test_heads_folded_into_rows_change_no_bit(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against graphs that never fold. Single rows fold from position 8 on, up to 5 rows from 40, more and prefill never."""
+    config, options = CASES[case]
+    base = write_base(tmp_path / "base", config | WIDE, scale=2.0)
+    heads = write_checkpoint(tmp_path / "heads", base, 1)
+    never, folded, wrong = (tmp_path / name for name in ("never", "folded", "wrong"))
+    export_checkpoint(heads, never, ExportOptions(**options))
+    for name, value in (("LONG", 0), ("ALONE_FROM", 8), ("FROM", 40), ("MOST_ROWS", 5)):
+        monkeypatch.setattr(folding, name, value)
+    export_checkpoint(heads, folded, ExportOptions(**options))
+    compare(folded, (1, 7, 31, 129))
+    monkeypatch.setattr(folding, "HIDDEN", 0.0)  # nothing is masked: other logits, where heads are folded
+    export_checkpoint(heads, wrong, ExportOptions(**options))
+    plain = [plain_of(folder) for folder in (never, folded, wrong)]
+    for start in (6, 30, 60):
+        for rows in (1, 3, 6):
+            for backend in plain:
+                backend.rewind_to(0)
+                backend.prefill(TEXT[:start])
+            expected, got, unmasked = (backend.logits(TEXT[start : start + rows]) for backend in plain)
+            np.testing.assert_array_equal(got, expected)
+            folds = start >= (8 if rows == 1 else 40) and rows <= 5
+            assert np.array_equal(unmasked, expected) != folds, (start, rows)
+
+
+def test_the_end_of_the_cache_has_no_room_for_folded_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folding, "LONG", 0)
+    monkeypatch.setattr(folding, "ALONE_FROM", 8)
+    base = write_base(tmp_path / "base", FAMILIES["llama-tied"] | WIDE, scale=2.0)
+    export_checkpoint(write_checkpoint(tmp_path / "heads", base, 1), tmp_path / "out", ExportOptions(capacity=24))
+    plain, whole = plain_of(tmp_path / "out"), plain_of(tmp_path / "out")
+    wanted = whole.logits(TEXT[:24])
+    plain.prefill(TEXT[:10])
+    got = np.concatenate([plain.logits([t]) for t in TEXT[10:24]])
+    np.testing.assert_allclose(got, wanted[10:], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("bits", "group_size", "stored"), [(4, 64, 32), (4, 128, 32), (8, 128, 64), (8, 32, 32)])
@@ -147,3 +186,14 @@ def test_attention_without_the_spare_row_is_another_one() -> None:
     np.testing.assert_allclose(one[:, 0], two[:, 0], rtol=0, atol=1e-6)
     if np.array_equal(one[:, 0], two[:, 0]):
         pytest.skip("this CPU's kernel sums up one row as it does several")
+
+
+def test_only_folders_of_a_large_capacity_fold(tmp_path: Path) -> None:
+    import onnx
+
+    base = write_base(tmp_path / "base", FAMILIES["llama-tied"] | {"max_position_embeddings": 4096}, scale=2.0)
+    heads = write_checkpoint(tmp_path / "heads", base, 1)
+    for capacity, wanted in ((folding.LONG - 1, 0), (folding.LONG, 2)):
+        export_checkpoint(heads, tmp_path / str(capacity), ExportOptions(capacity=capacity))
+        graph = onnx.load(str(tmp_path / str(capacity) / "plain.onnx"), load_external_data=False).graph
+        assert sum(node.op_type == "If" for node in graph.node) == wanted

@@ -17,6 +17,7 @@ from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Positions, Spare, widened
+from mtpd_onnx.graphs.folding import folding_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
 from mtpd_onnx.graphs.rope import rope_tables
@@ -199,7 +200,7 @@ def spare_row(graph: Graph, seqlens: ir.Value, tokens: ir.Value) -> Spare:
     rows, end = op.Shape(tokens), graph.constant("last_position", np.array([graph.spec.capacity - 1], np.int32))
     alone = op.And(op.Equal(rows, [1]), op.Less(seqlens, end))
     pads = op.Concat([0, 0, 0, 0], op.Cast(alone, to=I64), [0], axis=0)
-    return Spare(rows, pads, op.Add(seqlens, op.Cast(alone, to=I32)))
+    return Spare(rows, pads, op.Add(seqlens, op.Cast(alone, to=I32)), folding_of(graph, rows, seqlens))
 
 
 def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:

@@ -4,7 +4,6 @@ Called by export/export.py. Heads that are not wanted are not run: each is a bra
 plain steps, rounds of any number of drafts of any origin and prefill share one copy of the weights.
 """
 
-from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
+from mtpd_onnx.graphs.branches import Kind, branches
 from mtpd_onnx.graphs.builder import (
     END,
     I32,
@@ -34,7 +34,6 @@ from mtpd_onnx.graphs.sampling import F32
 
 # A draft [1], the largest probability [1], what the rule carries on, and sampled: what it was drawn from [1, V].
 Draft = tuple[ir.Value, ir.Value, list[ir.Value], list[ir.Value]]
-Kind = tuple[ir.DataType, Sequence[Any]]  # type and shape of a value
 
 
 def build_decoder(spec: Spec, sampled: bool = False) -> ir.Model:
@@ -147,7 +146,7 @@ class _Chain:
             kept = [link.state, link.words, link.confidence, cache.past_key, cache.past_value, *link.carried]
             return [op.Identity(value) for value in (*nothing, *kept)]
 
-        outputs = branches(self.graph, wanted, f"head_{k}", kinds, lambda op: self._run_head(op, k, head, cache, link), skip)
+        outputs = branches(self.graph.op, wanted, f"head_{k}", kinds, lambda op: self._run_head(op, k, head, cache, link), skip)
         own, rest = list(outputs[: 1 + sampled]), outputs[1 + sampled :]
         state, words, confidence, cache.key, cache.value, *carried = rest
         return _Link(state, words, confidence, carried), own
@@ -217,28 +216,3 @@ def within(thing: Any, op: OpBuilder) -> Any:
     inner = copy(thing)
     inner.op = op
     return inner
-
-
-def branches(
-    graph: Graph,
-    wanted: ir.Value,
-    name: str,
-    kinds: Sequence[Kind],
-    run: Callable[[OpBuilder], list[ir.Value]],
-    skip: Callable[[OpBuilder], list[ir.Value]],
-) -> Sequence[ir.Value]:
-    """The outputs of `run` where `wanted` [1] is true, else those of `skip`; all of these types and shapes."""
-    graphs = {}
-    for which, trace in (("then", run), ("else", skip)):
-        declared = [
-            ir.Value(name=f"{name}.{which}.{i}", type=ir.TensorType(kind), shape=ir.Shape(shape))
-            for i, (kind, shape) in enumerate(kinds)
-        ]
-        branch = graph.builder.subgraph(trace, [], declared, name=f"{name}_{which}")
-        for value in [each for node in branch for each in node.outputs if each.name and each not in branch.outputs]:
-            value.name = f"{name}.{which}/{value.name}"  # the graph around it may use the same names
-        graphs[f"{which}_branch"] = branch
-    outputs = graph.op.If(wanted, **graphs, _outputs=len(kinds))
-    for value, (kind, shape) in zip(outputs, kinds, strict=True):
-        value.dtype, value.shape = kind, ir.Shape(shape)
-    return outputs

@@ -6,15 +6,17 @@ GroupQueryAttention (com.microsoft). `Standard`: activations [S, n], caches that
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from mtpd_mlx.families.dims import Experts, Layer
 from mtpd_onnx.dims import Dims
+from mtpd_onnx.graphs.branches import Kind, branches
+from mtpd_onnx.graphs.folding import MICROSOFT as MICROSOFT
+from mtpd_onnx.graphs.folding import Folding, foldable, folded_attention
 
-MICROSOFT = "com.microsoft"
 # Computed in on CUDA alone (precision.PROVIDERS), where GroupQueryAttention can apply the norms of queries and keys itself.
 CUDA_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -36,11 +38,13 @@ class Spare:
     onnxruntime multiplies one row by the cached values with another kernel than two or more rows, and gets other last bits.
     `rows` int64 [1]: S; `pads` int64 [6]: what Pad adds to [1, S, n], one row where S is 1 and the cache has room for it;
     `last` int32 [1]: the position of the last row, the spare one included. What it leaves in the cache is never looked at.
+    `folding`: for layers that need no spare row, because they can fold their heads into rows.
     """
 
     rows: ir.Value
     pads: ir.Value
     last: ir.Value
+    folding: Folding | None = None
 
 
 @dataclass
@@ -173,6 +177,41 @@ class Fused:
         return y
 
     def attention(
+        self,
+        op: OpBuilder,
+        dims: Dims,
+        layer: Layer,
+        packed: ir.Value,
+        norms: QKNorms | None,
+        cache: Cache,
+        positions: Positions,
+    ) -> ir.Value:
+        spare = positions.spare
+        if spare is None or spare.folding is None or not foldable(dims, layer):
+            return self._attention(op, dims, layer, packed, norms, cache, positions)
+        folding, past = spare.folding, (cache.past_key, cache.past_value)
+
+        def folded(op: OpBuilder) -> list[ir.Value]:
+            assert positions.total is not None
+            q, k, v = op.Split(packed, list(_sizes(dims)), axis=-1, _outputs=3)
+            if norms is not None:
+                q, k = self._qk_norm(op, q, norms.q, dims), self._qk_norm(op, k, norms.k, dims)
+            return folded_attention(op, dims, (q, k, v), past, positions.tables(layer), positions.total, folding)
+
+        def as_it_is(op: OpBuilder) -> list[ir.Value]:
+            inner = Cache(*past)
+            out = self._attention(op, dims, layer, packed, norms, inner, positions)
+            assert inner.key is not None and inner.value is not None
+            return [out, inner.key, inner.value]
+
+        assert packed.dtype is not None
+        shapes: list[Any] = [[1, "S", _sizes(dims)[0]], *(each.shape for each in past)]
+        kinds: list[Kind] = [(packed.dtype, shape) for shape in shapes]
+        name = f"attention.{cache.past_key.name}"
+        out, cache.key, cache.value = branches(op, folding.wanted, name, kinds, folded, as_it_is)
+        return out
+
+    def _attention(
         self,
         op: OpBuilder,
         dims: Dims,
