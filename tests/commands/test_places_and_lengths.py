@@ -79,15 +79,15 @@ def test_a_row_cut_inside_a_character_is_made_again(tiny_base: Path, tmp_path: P
     prompts.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in ("abc", "bcd", "cde")))
     fixed = ["--model", str(tiny_base), "--prompts", str(prompts), "-m", "4", "--batch-size", "1", "--valid-share", "0"]
     assert main(["distill-data", *fixed, "--out", str(tmp_path / "whole")]) == 0
-    batch_rows, out = own_text._batch_rows, tmp_path / "out"
+    row, out = own_text._row, tmp_path / "out"
 
-    def stopped(work: Any, number: int, chunk: list[int]) -> Any:
+    def stopped(number: int, *arguments: Any) -> Any:
         if number == 1:
             raise KeyboardInterrupt
-        return batch_rows(work, number, chunk)
+        return row(number, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(own_text, "_batch_rows", stopped)
+        patch.setattr(own_text, "_row", stopped)
         assert main(["distill-data", *fixed, "--out", str(out)]) == 130
     with (out / "part.jsonl").open("ab") as part:
         part.write('{"row": 1, "prompt": "é'.encode()[:-1])

@@ -63,6 +63,6 @@ def test_tune_stores_what_generate_then_follows(hub: Hub, home: Path) -> None:
     assert all(b"tuned" not in blob.read_bytes() for blob in blobs.iterdir())  # what was downloaded is as it was
     entries = json.loads(config.read_text())
     for entry in entries["tuned"].values():
-        entry |= {"num_draft_tokens": 0}
+        entry |= {"costs": {"heads 1": -1}}
     config.write_text(json.dumps(entries))
-    assert "plain decoding is fastest here" in mtpd(hub, home, "generate", "me/heads", "-p", "abc", "-m", "4").stderr
+    refused(mtpd(hub, home, "generate", "me/heads", "-p", "abc", "-m", "4"), "tuned: costs: heads 1: got -1")
