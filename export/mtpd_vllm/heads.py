@@ -101,9 +101,11 @@ class MTPDHeads(nn.Module):
     ) -> torch.Tensor:
         """Head spec_step_idx + 1: input_ids, positions [N], hidden_states [N, d] (of the target after its final norm, or of the
         head before) -> [N, d]."""
-        embedded = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[arg-type]
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed_input_ids(input_ids)
         head = self.model.layers[str(self.model.first + spec_step_idx % self.model.count)]
-        states: torch.Tensor = head(embedded, positions, hidden_states)
+        states: torch.Tensor = head(inputs_embeds, positions, hidden_states)
         return states
 
     def compute_logits(self, hidden_states: torch.Tensor, spec_step_idx: int = 0) -> torch.Tensor | None:
