@@ -73,24 +73,10 @@ class ChoosingState(HostState):
 
     def drafted(self, count: int) -> tuple[mx.array, mx.array | None]:
         """The drafts [count] of the first heads behind the text and `next`, and what the rule keeps of them [count, V]."""
-        model = self.model
         assert self.lagging is not None and self.next is not None
-        chosen, kept, size = [self.next.astype(mx.uint32)], list[mx.array](), model.rule.context
-        recent = self.recent(size) if size else None
-
-        def choose(depth: int, logits: mx.array) -> mx.array:
-            so_far = mx.concatenate(chosen)
-            context = None if recent is None else contexts_of(recent, so_far, size)
-            if model.logits_processors:
-                logits = model.processed(self._whole(logits), self.tokens, so_far)
-            row = None if context is None else context[-1:]
-            token, weights = model.rule.draft(logits, self.length + 1 + depth, row, self.table)
-            chosen.append(token.astype(mx.uint32))
-            kept.extend([] if weights is None else [weights])
-            return token
-
+        choose, kept = self.drafting()
         drafts = self.lagging.draft(count, self.tokens, self.next, choose)
-        return drafts, mx.concatenate(kept) if model.rule.keeps_drafts else None
+        return drafts, mx.concatenate(kept) if self.model.rule.keeps_drafts else None
 
 
 @dataclass

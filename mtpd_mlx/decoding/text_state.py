@@ -197,14 +197,12 @@ class HostState:
         held = self.tokens[-size:] if size else []
         return mx.array([self.tokens[0]] * (size - len(held)) + held, mx.uint32)
 
-    def draft(self, rows: mx.array) -> None:
-        """rows [W, d]: the cascade's input at positions length-W..length-1. Sets drafts, what is kept of them, and tail."""
-        model, k, start = self.model, self.model.num_draft_tokens, self.length - rows.shape[0]
-        assert model.heads is not None and model.head_logits is not None and self.next is not None
-        trim_to(self.head_caches, start)
-        text = mx.concatenate([mx.array(self.tokens[start + 1 :], mx.uint32), self.next.astype(mx.uint32)])
-        chosen, kept, size = [self.next.astype(mx.uint32)], [], model.rule.context
-        recent = self.recent(size) if size else None
+    def drafting(self) -> tuple[Callable[[int, mx.array], mx.array], list[mx.array]]:
+        """How the rule makes a draft of each head's logits behind `next` (depth, logits -> token), and what it keeps of each,
+        which fills while drafts are made."""
+        assert self.next is not None
+        model, kept, size = self.model, list[mx.array](), self.model.rule.context
+        chosen, recent = [self.next.astype(mx.uint32)], self.recent(size) if size else None
 
         def choose(depth: int, logits: mx.array) -> mx.array:
             so_far = mx.concatenate(chosen)
@@ -217,6 +215,15 @@ class HostState:
             kept.extend([] if weights is None else [weights])
             return token
 
+        return choose, kept
+
+    def draft(self, rows: mx.array) -> None:
+        """rows [W, d]: the cascade's input at positions length-W..length-1. Sets drafts, what is kept of them, and tail."""
+        model, k, start = self.model, self.model.num_draft_tokens, self.length - rows.shape[0]
+        assert model.heads is not None and model.head_logits is not None and self.next is not None
+        trim_to(self.head_caches, start)
+        text = mx.concatenate([mx.array(self.tokens[start + 1 :], mx.uint32), self.next.astype(mx.uint32)])
+        choose, kept = self.drafting()
         self.drafts = draft_chain(model.base, model.heads, model.head_logits, rows[None], text[None], self.head_caches, choose)
         self.kept = mx.concatenate(kept) if model.rule.keeps_drafts else None
         self.tail = rows[-k:]

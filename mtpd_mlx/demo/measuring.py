@@ -58,8 +58,8 @@ def exact_folder(folders: dict[str, Path]) -> Path:
 def measure_speed(
     model: DemoModel, base: Base, heads: MTPHeads, folders: dict[str, Path], prompts: list[EncodedPrompt]
 ) -> dict[str, Any]:
-    """Tokens per second, medians over interleaved repeats. Each arm decodes the same prompts, to the same length. Heads are
-    used as the commands use them when nothing is asked for; `chosen`: what the rounds verified."""
+    """Tokens per second, medians over interleaved repeats. Each arm decodes the same prompts, to the same length. MLX
+    chooses its rounds as mtpd generate does, onnxruntime verifies the drafts of all heads in each; `chosen`: what they verified."""
     from mtpd_onnx.manifest import read_manifest
     from mtpd_onnx.runtime.open import open_folder
 
