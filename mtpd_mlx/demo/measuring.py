@@ -59,7 +59,8 @@ def measure_speed(
     model: DemoModel, base: Base, heads: MTPHeads, folders: dict[str, Path], prompts: list[EncodedPrompt]
 ) -> dict[str, Any]:
     """Tokens per second, medians over interleaved repeats. Each arm decodes the same prompts, to the same length. MLX
-    chooses its rounds as mtpd generate does, onnxruntime verifies the drafts of all heads in each; `chosen`: what they verified."""
+    chooses its rounds as mtpd generate does, onnxruntime verifies the drafts of all heads in each; `chosen`: what they
+    verified."""
     from mtpd_onnx.manifest import read_manifest
     from mtpd_onnx.runtime.open import open_folder
 
