@@ -7,23 +7,30 @@ from mtpd_mlx.options import command_line
 from mtpd_mlx.text.messages import messages_on_stderr
 from mtpd_onnx.errors import first_line
 
-COMMANDS = {
-    "generate": "generate text from an exported folder",
-    "chat": "chat with an exported model",
-    "serve": "answer requests over HTTP, as OpenAI's API does; with a page to chat on",
-    "bench": "time plain and speculative decoding (and onnxruntime-genai) side by side",
-    "verify": "show that speculative decoding changes nothing: greedy identity and the sampling test",
-    "info": "say what an exported folder is and whether its parts fit together",
-    "export": "export a heads checkpoint (needs onnx, onnxscript and the base's folder)",
+GROUPS = {
+    "Decode": {
+        "generate": "generate text from an exported folder",
+        "chat": "chat with an exported model",
+        "serve": "answer requests over HTTP, as OpenAI's API does; with a page to chat on",
+    },
+    "Measure": {
+        "bench": "time plain and speculative decoding (and onnxruntime-genai) side by side",
+        "verify": "show that speculative decoding changes nothing: greedy identity and the sampling test",
+    },
+    "Folders": {
+        "info": "say what an exported folder is and whether its parts fit together",
+        "export": "export a heads checkpoint (needs onnx, onnxscript and the base's folder)",
+    },
 }
+COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     program = command_line.Program(
         name="mtpd-onnx",
-        description="Speculative decoding with MTP heads on onnxruntime.",
+        description="speculative decoding with multi-token-prediction heads on onnxruntime, without MLX",
         package="mtpd_onnx.commands",
-        commands=COMMANDS,
+        groups=GROUPS,
         messages=messages_on_stderr,
         fault=first_line,
     )

@@ -13,6 +13,7 @@ from mtpd_mlx.options.sampling import SamplingOptions
 from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RunnableOptions, BenchOptions, DecodingConfig, SamplingOptions)
+EXAMPLES = ("mtpd bench heads --prompts prompts.jsonl", "mtpd bench heads --prompts prompts.jsonl -m 256 --svg bench.svg")
 
 
 def run(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> int:
@@ -61,6 +62,8 @@ def measure(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfi
     results = interleaved(arms, sets, bench.max_tokens, bench.repeats, bench.cool_down, dot)
     print(file=sys.stderr)
     values = {
+        "model": str(base.path),
+        "num_heads": heads.num_heads,
         "device": device_name(),
         "backend": device_kind(),
         "dtype": str(base.dtype).removeprefix("mlx.core."),

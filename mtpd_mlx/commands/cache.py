@@ -7,6 +7,7 @@ from mtpd_mlx.options.schema import Given
 from mtpd_mlx.options.train import DataConfig
 
 FILE_OPTIONS = (CacheConfig, DataConfig)
+EXAMPLES = ("mtpd cache --model Qwen/Qwen3-0.6B --data my_data --out cache", "mtpd train --cache cache --out heads")
 
 
 def run(given: Given) -> int:

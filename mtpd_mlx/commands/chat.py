@@ -7,6 +7,7 @@ from mtpd_mlx.options.sampling import SamplingOptions
 from mtpd_mlx.options.text import TunedChatOptions, check_cache_file, check_plain
 
 OPTIONS = (RunnableOptions, TunedChatOptions, DecodingConfig, SamplingOptions)
+EXAMPLES = ("mtpd chat heads --show-drafts",)
 
 
 def check(place: RunnableOptions, chat: TunedChatOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> None:

@@ -8,6 +8,7 @@ from mtpd_mlx.options.demo import DemoOptions
 from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (DemoOptions,)
+EXAMPLES = ("mtpd demo --out runs/demo", "mtpd demo --out runs/demo --bundled --overwrite")
 
 
 def check_packages() -> None:

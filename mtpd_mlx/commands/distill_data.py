@@ -6,6 +6,10 @@ from mtpd_mlx.options.distill import DistillConfig
 from mtpd_mlx.options.schema import Given, build
 
 FILE_OPTIONS = (DistillConfig,)
+EXAMPLES = (
+    "mtpd distill-data --model Qwen/Qwen3-0.6B --prompts prompts.jsonl --out own",
+    "mtpd train --model Qwen/Qwen3-0.6B --data own --out heads",
+)
 
 
 def run(given: Given) -> int:

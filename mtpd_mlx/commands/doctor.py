@@ -1,17 +1,22 @@
 """mtpd doctor."""
 
 import json
+import os
 import platform
 import shutil
 import sys
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from mtpd_mlx.options.measure import JsonOptions
+from mtpd_mlx.options.measure import DoctorOptions
 
-OPTIONS = (JsonOptions,)
+OPTIONS = (DoctorOptions,)
+EXAMPLES = ("mtpd doctor", "mtpd doctor --report --heads heads")
 
+CHAT = Path(__file__).parents[1] / "assets" / "demo" / "chat"
+PROMPTS, TOKENS = 2, 64  # of each set that --report times, and of each text
 SIZE = 1024  # of the matrix product that is timed
 SLOW = 30.0  # GFLOP/s in float32 below which a CPU's BLAS is the reference one
 
@@ -24,16 +29,52 @@ class Findings:
     problems: list[str] = field(default_factory=list)
 
 
-def run(output: JsonOptions) -> int:
+def run(output: DoctorOptions) -> int:
     """Exit status 1 where something should be fixed."""
     found = examine()
-    if output.json:
+    if output.report:
+        print(report(found, time_heads(output.heads, output.model) if output.heads else {}))
+    elif output.json:
         print(json.dumps({**found.facts, "problems": found.problems}, indent=2))
     else:
         width = max(map(len, found.facts))
         print("\n".join(f"{name:{width}}  {value}" for name, value in found.facts.items()))
         print("\n".join(["", *(f"fix: {p}" for p in found.problems)]) if found.problems else "\nnothing to fix")
     return 1 if found.problems else 0
+
+
+def report(found: Findings, timed: dict[str, Any]) -> str:
+    """Markdown that a bug report or a mail can hold. No path of this machine is in it."""
+    facts = {name: Path(value).name if str(value).startswith("/") else value for name, value in found.facts.items()}
+    rows = [
+        f"| {name} | {value} |" for name, value in (facts | {"to fix": "; ".join(found.problems) or "nothing"} | timed).items()
+    ]
+    return "\n".join(["| mtpd doctor --report | |", "|---|---|", *rows])
+
+
+def time_heads(heads: str, model: str | None) -> dict[str, str]:
+    """Plain mlx_lm, ours without and with heads: greedy, interleaved, on chat prompts that come with this package."""
+    from mtpd_mlx.commands.bench import measure
+    from mtpd_mlx.options.base import RunnableOptions
+    from mtpd_mlx.options.decode import DecodingConfig
+    from mtpd_mlx.options.measure import BenchOptions
+    from mtpd_mlx.options.sampling import SamplingOptions
+
+    files = tuple(sorted(CHAT.glob("*.jsonl")))
+    bench = BenchOptions(prompts=files, limit=PROMPTS, max_tokens=TOKENS, repeats=1)
+    place = RunnableOptions(checkpoint=heads, model=model)
+    v = measure(place, bench, DecodingConfig(), SamplingOptions())
+    load = f", load average {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    same = ", ".join(f"{name} {share:.0%}" for name, share in v["identical_to_stock"].items())
+    return {
+        "timed": f"{len(files)} sets of {PROMPTS} chat prompts, {TOKENS} tokens each, greedy, {v['dtype']}{load}",
+        "model and heads": f"{Path(v['model']).name}, {v['num_heads']} heads",
+        "mlx_lm plain": f"{v['stock_plain_tok_s']:.1f} tokens/s, {v['stock_plain_peak_memory_gb']:.2f} GB at most",
+        "mtpd plain": f"{v['plain_tok_s']:.1f} tokens/s",
+        "mtpd with heads": f"{v['mtpd_tok_s']:.1f} tokens/s ({v['speedup']:.2f}x), {v['mtpd_peak_memory_gb']:.2f} GB at most",
+        "tau": f"{v['tau']:.3f}, distinct-4 {v['distinct4']:.2f}, plan {v['plan']}",
+        "texts equal to mlx_lm's": same,
+    }
 
 
 def examine() -> Findings:

@@ -14,6 +14,7 @@ from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (MeasuredOptions, EvalOptions)
+EXAMPLES = ("mtpd eval heads --prompts prompts.jsonl",)
 
 
 def run(place: MeasuredOptions, evaluation: EvalOptions) -> int:

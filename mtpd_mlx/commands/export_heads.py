@@ -7,6 +7,7 @@ from mtpd_mlx.checkpoints.shipped.vllm import VLLM
 from mtpd_mlx.options.export import ExportHeadsOptions
 
 OPTIONS = (ExportHeadsOptions,)
+EXAMPLES = ("mtpd export-heads heads --out served",)
 
 
 def run(export: ExportHeadsOptions) -> int:

@@ -11,6 +11,7 @@ from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (ExtendOptions,)
 FILE_OPTIONS = TRAINING_OF_HEADS
+EXAMPLES = ("mtpd extend heads --to 8 --data my_data --out heads8", "mtpd extend heads --to 8 --train-free --out heads8")
 
 
 def check(extend: ExtendOptions, given: Given) -> None:

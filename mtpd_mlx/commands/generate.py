@@ -7,6 +7,10 @@ from mtpd_mlx.options.sampling import SamplingOptions
 from mtpd_mlx.options.text import TunedGenerateOptions, check_plain
 
 OPTIONS = (RunnableOptions, TunedGenerateOptions, DecodingConfig, SamplingOptions)
+EXAMPLES = (
+    'mtpd generate heads --prompt "Write a haiku about rain."',
+    'mtpd generate heads --prompt "Write a haiku about rain." --plain',
+)
 
 
 def check(place: RunnableOptions, options: TunedGenerateOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> None:

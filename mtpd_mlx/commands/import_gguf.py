@@ -3,6 +3,7 @@
 from mtpd_mlx.options.hub import ImportGgufOptions
 
 OPTIONS = (ImportGgufOptions,)
+EXAMPLES = ("mtpd import-gguf model-Q4_0.gguf --out model",)
 
 
 def run(wanted: ImportGgufOptions) -> int:

@@ -3,6 +3,7 @@
 from mtpd_mlx.options.hub import ImportHeadsOptions
 
 OPTIONS = (ImportHeadsOptions,)
+EXAMPLES = ("mtpd import-heads XiaomiMiMo/MiMo-7B-RL --out heads",)
 
 
 def run(wanted: ImportHeadsOptions) -> int:

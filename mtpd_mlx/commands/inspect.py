@@ -6,6 +6,7 @@ from mtpd_mlx.inspection.folder_view import View
 from mtpd_mlx.options.hub import InspectOptions, MemoryPlan
 
 OPTIONS = (InspectOptions, MemoryPlan)
+EXAMPLES = ("mtpd inspect Qwen/Qwen3-0.6B", "mtpd inspect heads")
 
 
 def run(wanted: InspectOptions, plan: MemoryPlan) -> int:

@@ -10,6 +10,7 @@ from mtpd_mlx.options.measure import ParityOptions
 from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (MeasuredOptions, ParityOptions)
+EXAMPLES = ("mtpd parity heads onnx --prompts prompts.jsonl",)
 
 
 def run(place: MeasuredOptions, parity: ParityOptions) -> int:

@@ -12,6 +12,7 @@ from mtpd_mlx.options.measure import MeasureOptions, ProbeOptions
 from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RunnableOptions, ProbeOptions, DecodingConfig)
+EXAMPLES = ("mtpd probe Qwen/Qwen3-0.6B",)
 
 logger = logging.getLogger(__name__)
 MOST_PROMPTS = 32  # that acceptance is measured on

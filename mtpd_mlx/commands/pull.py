@@ -3,6 +3,7 @@
 from mtpd_mlx.options.hub import PullOptions
 
 OPTIONS = (PullOptions,)
+EXAMPLES = ("mtpd pull me/heads",)
 
 
 def run(wanted: PullOptions) -> int:

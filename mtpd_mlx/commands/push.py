@@ -3,6 +3,7 @@
 from mtpd_mlx.options.hub import PushOptions
 
 OPTIONS = (PushOptions,)
+EXAMPLES = ("mtpd push heads me/heads",)
 
 
 def run(wanted: PushOptions) -> int:

@@ -10,6 +10,7 @@ from mtpd_mlx.text.tables import format_table
 
 OPTIONS = (RefitOptions,)
 FILE_OPTIONS = TRAINING_OF_HEADS
+EXAMPLES = ("mtpd refit heads --model my_finetune --data my_data --out heads2",)
 
 
 def run(named: RefitOptions, given: Given) -> int:

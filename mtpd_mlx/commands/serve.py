@@ -10,6 +10,7 @@ from mtpd_mlx.options.serve import ServeDecodingOptions
 from mtpd_mlx.speculative.sampling import Sampling
 
 OPTIONS = (RunnableOptions, ServeDecodingOptions, DecodingConfig, SamplingOptions)
+EXAMPLES = ("mtpd serve heads --port 8080",)
 
 
 class MLXRuntime:

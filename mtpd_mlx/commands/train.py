@@ -6,6 +6,7 @@ from mtpd_mlx.options.schema import Given
 from mtpd_mlx.options.train import TrainOptions, kept_by
 
 FILE_OPTIONS = TrainOptions.classes()
+EXAMPLES = ("mtpd train --model Qwen/Qwen3-0.6B --data my_data --out heads --iters 1000", "mtpd train --resume --out heads")
 
 
 def run(given: Given) -> int:

@@ -13,6 +13,7 @@ from mtpd_mlx.options.measure import TuneOptions
 from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RunnableOptions, TuneOptions, DecodingConfig)
+EXAMPLES = ("mtpd tune heads --prompts prompts.jsonl",)
 
 LEAST_GAIN = 1.02  # below this over plain decoding, speculation is not worth its memory
 

@@ -14,6 +14,7 @@ from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RunnableOptions, DraftedVerifyOptions, DecodingConfig, JudgedSampling)
+EXAMPLES = ("mtpd verify heads --prompts prompts.jsonl",)
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
 TOLERANCE = {"float32": 0.0, "float16": 0.25, "bfloat16": 1.0}

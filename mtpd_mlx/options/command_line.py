@@ -4,6 +4,7 @@ mtpd_mlx/cli.py and mtpd_onnx/cli.py call `main`. A command is a module with
 
     OPTIONS        dataclasses; `run` gets one built and checked instance of each
     FILE_OPTIONS   dataclasses that a YAML file (-c) sets, too; `run` gets what was given (schema.Given) after the instances
+    EXAMPLES       command lines that --help ends with
     check          called with what `run` will get: raises ValueError where options exclude each other
     run            the command itself; it returns the exit status
 
@@ -14,6 +15,7 @@ by its kind and first line.
 
 import argparse
 import dataclasses
+import difflib
 import importlib
 import os
 import signal
@@ -37,13 +39,13 @@ BROKEN_PIPE = 141  # exit status, as a shell reports SIGPIPE; of Ctrl-C and othe
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """commands: summary by name; each is a module of `package`, imported when it is used. messages: open while a command runs.
-    fault: the line of an error that is not ours to word."""
+    """groups: heading -> command -> summary; each command is a module of `package`, imported when it is used. messages: open
+    while a command runs. fault: the line of an error that is not ours to word."""
 
     name: str
     description: str
     package: str
-    commands: dict[str, str]
+    groups: dict[str, dict[str, str]]
     messages: Callable[[], AbstractContextManager[None]]
     fault: Callable[[BaseException], str]
 
@@ -76,23 +78,66 @@ def main(program: Program, argv: Sequence[str] | None = None) -> int:
 
 
 def _main(program: Program, name: str, arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog=program.name, description=program.description)
+    parser = Overview(prog=program.name, description=overview(program))
     parser.add_argument("--version", action="version", version=f"{program.name} {__version__}")
-    about = "print where an error came from, too (also after COMMAND)"
-    parser.add_argument(TRACEBACK_FLAG, action="store_true", help=about)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    parser.add_argument(TRACEBACK_FLAG, action="store_true", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser)
     parsers = {
-        name: commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        for name, summary in program.commands.items()
+        name: commands.add_parser(name, description=summary[0].upper() + summary[1:] + ".", formatter_class=KeepsExamples)
+        for group in program.groups.values()
+        for name, summary in group.items()
     }
+    if not arguments:
+        parser.print_help()
+        return 0
     if name not in parsers:
-        parser.parse_args(arguments)  # exits: there is no command, or an unknown one, or --help
+        if arguments[0] == name:
+            parser.error(unknown(name, list(parsers)))
+        parser.parse_args(arguments)  # exits: --help, --version, or an error
     command = importlib.import_module(f"{program.package}.{name.replace('-', '_')}")
     add_arguments(parsers[name], options_of(command), file_options_of(command))
     parsers[name].add_argument(TRACEBACK_FLAG, action="store_true", help=argparse.SUPPRESS)
+    parsers[name].epilog = examples(command)
     flags = vars(parser.parse_args(arguments))
     with program.messages():
         return run(command, flags)
+
+
+def unknown(name: str, commands: list[str]) -> str:
+    near = [c for c in commands if c.startswith(name)] or difflib.get_close_matches(name, commands, 1)
+    return f"there is no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; without a command they are listed")
+
+
+class Overview(argparse.ArgumentParser):
+    """The parser of a program, whose help is its description alone."""
+
+    def format_help(self) -> str:
+        return f"{self.description}\n"
+
+
+class KeepsExamples(argparse.HelpFormatter):
+    """Wraps all but the examples at the end of a command's help."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if text.startswith(EXAMPLES) else super()._fill_text(text, width, indent)
+
+
+EXAMPLES = "examples:\n"
+
+
+def examples(command: ModuleType) -> str | None:
+    lines: tuple[str, ...] = getattr(command, "EXAMPLES", ())
+    return EXAMPLES + "\n".join(f"  {line}" for line in lines) if lines else None
+
+
+def overview(program: Program) -> str:
+    """The commands in their groups, for who gives no command, or --help."""
+    width = max(len(name) for group in program.groups.values() for name in group)
+    parts = [f"{program.name}: {program.description}"]
+    for heading, group in program.groups.items():
+        parts.append("\n".join([f"{heading}:", *(f"  {name:{width}}  {summary}" for name, summary in group.items())]))
+    flags = f"--version prints the version; {TRACEBACK_FLAG} says where an error came from."
+    return "\n\n".join([*parts, f"{program.name} COMMAND --help: what a command takes. {flags}"])
 
 
 def said_of(error: BaseException, program: Program) -> str:

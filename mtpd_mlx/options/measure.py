@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from mtpd_mlx.files.places import check_place
+from mtpd_mlx.options.base import CheckpointOptions
 from mtpd_mlx.options.runtime import FolderOptions, RuntimeOptions
 from mtpd_mlx.options.schema import POSITIVE, REQUIRED, Range, flag, option, same, switch
 from mtpd_mlx.options.text import (
@@ -21,6 +22,21 @@ from mtpd_mlx.speculative.sampling import Sampling
 @dataclass(frozen=True)
 class JsonOptions:
     json: bool = switch("print one JSON object")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions(JsonOptions):
+    report: bool = switch("print one block of Markdown to send: the same, and how fast --heads decode here")
+    heads: str | None = option(None, "with --report: heads to time, a folder or a hub id", metavar="CHECKPOINT", path=True)
+    model: str | None = same(CheckpointOptions, "model")
+
+    def __post_init__(self) -> None:
+        if self.json and self.report:
+            raise ValueError("--report: not with --json; each is a form of its own")
+        if self.heads is not None and not self.report:
+            raise ValueError("--heads: only with --report, which times them")
+        if self.model is not None and self.heads is None:
+            raise ValueError("--model: only with --heads, whose base it is")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -310,6 +310,30 @@ def test_doctor(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) 
     assert "fix: float32 products below 30 GFLOP/s" in text or "GPU" in values["device"]
 
 
+def test_doctor_reports_what_can_be_sent(
+    checkpoint: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mtpd_mlx.commands import doctor
+
+    monkeypatch.setattr(doctor, "gigaflops", lambda mx, kind: 100.0)
+    monkeypatch.setattr(doctor, "TOKENS", 6)
+    monkeypatch.setattr(doctor, "PROMPTS", 1)
+    main(["doctor", "--report", "--heads", str(checkpoint)])
+    lines = capsys.readouterr().out.splitlines()
+    cells = dict(tuple(cell.strip() for cell in line.strip("| ").split(" | ", 1)) for line in lines[2:])
+    assert {"device", "mlx", "memory", "to fix", "mlx_lm plain", "mtpd with heads", "tau"} <= cells.keys()
+    assert all(line.count("|") == 3 and str(checkpoint.parent) not in line for line in lines)
+    assert cells["texts equal to mlx_lm's"] == "plain 100%, mtpd 100%"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "flag"), [("--heads x", "--heads"), ("--report --model x", "--model"), ("--report --json", "--report")]
+)
+def test_doctor_refuses_options_without_effect(arguments: str, flag: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["doctor", *arguments.split()]) == 1
+    assert capsys.readouterr().err.startswith(f"mtpd doctor: error: {flag}: ")
+
+
 def test_fuzz_tool_runs() -> None:
     done = tool("fuzz_decoding", "--rounds", 60, "--models", 2)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 """All options of all commands of both programs: one name, one meaning; one default, unless a reason is given here."""
 
+import argparse
 import dataclasses
 import importlib
+import shlex
 import typing
 from collections import defaultdict
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from mtpd_mlx.cli import main
-from mtpd_mlx.options.command_line import file_options_of, options_of
+from mtpd_mlx.options.command_line import add_arguments, file_options_of, options_of
 from mtpd_mlx.options.hub import PullOptions
 from mtpd_mlx.options.schema import REQUIRED, argument, build, flag, option, same, scalar_type, switch
 
@@ -89,6 +91,19 @@ def test_a_name_means_one_thing() -> None:
 
 def test_a_default_is_one_value() -> None:
     assert several(lambda field, _: str(field.default)) == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_examples_of_help_are_command_lines(name: str) -> None:
+    examples = COMMANDS[name].EXAMPLES if hasattr(COMMANDS[name], "EXAMPLES") else ()
+    assert name == "mtpd info" or examples
+    for line in examples:
+        program, command, *arguments = shlex.split(line)
+        module = COMMANDS[f"{program} {command}"]
+        parser = argparse.ArgumentParser(exit_on_error=False)
+        add_arguments(parser, options_of(module), file_options_of(module))
+        given = vars(parser.parse_args(arguments))
+        build(options_of(module), {}, given)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -10,6 +10,7 @@ from mtpd_mlx.options.sampling import GraphSampling
 from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RuntimeOptions, GraphBenchOptions, GraphSampling)
+EXAMPLES = ("mtpd-onnx bench onnx --prompts prompts.jsonl",)
 
 
 def run(runtime: RuntimeOptions, bench: GraphBenchOptions, sampling: GraphSampling) -> int:

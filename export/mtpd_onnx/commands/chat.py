@@ -5,6 +5,7 @@ from mtpd_mlx.options.sampling import GraphSampling
 from mtpd_mlx.options.text import GraphChatOptions, check_plain
 
 OPTIONS = (RuntimeOptions, GraphChatOptions, GraphSampling)
+EXAMPLES = ("mtpd-onnx chat onnx --show-drafts",)
 
 
 def check(runtime: RuntimeOptions, chat: GraphChatOptions, sampling: GraphSampling) -> None:

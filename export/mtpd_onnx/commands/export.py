@@ -6,6 +6,7 @@ from typing import Any
 from mtpd_mlx.options.export import ExportOptions, GraphPlaceOptions
 
 OPTIONS = (GraphPlaceOptions, ExportOptions)
+EXAMPLES = ("mtpd-onnx export heads --out onnx",)
 
 
 def run(place: GraphPlaceOptions, options: ExportOptions) -> int:

@@ -5,6 +5,7 @@ from mtpd_mlx.options.sampling import GraphSampling
 from mtpd_mlx.options.text import BatchedGenerateOptions, check_batches, check_plain
 
 OPTIONS = (RuntimeOptions, BatchedGenerateOptions, GraphSampling)
+EXAMPLES = ('mtpd-onnx generate onnx --prompt "Write a haiku about rain."',)
 
 
 def check(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: GraphSampling) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from mtpd_mlx.options.runtime import FolderOptions
 
 OPTIONS = (FolderOptions,)
+EXAMPLES = ("mtpd-onnx info onnx --verify",)
 
 
 def run(place: FolderOptions) -> int:

@@ -8,6 +8,7 @@ from mtpd_mlx.options.serve import ServeDecodingOptions
 from mtpd_mlx.speculative.sampling import Sampling
 
 OPTIONS = (RuntimeOptions, ServeDecodingOptions, GraphSampling)
+EXAMPLES = ("mtpd-onnx serve onnx --port 8080",)
 
 
 class OnnxRuntime:

@@ -10,6 +10,7 @@ from mtpd_mlx.options.sampling import JudgedGraphSampling
 from mtpd_mlx.text.messages import dot
 
 OPTIONS = (RuntimeOptions, GraphVerifyOptions, JudgedGraphSampling)
+EXAMPLES = ("mtpd-onnx verify onnx --prompts prompts.jsonl",)
 
 # Rounded activations round logits: texts may part where two of them are this close, and only there.
 TOLERANCE = {"fp32": 0.0, "fp16": 0.25, "bf16": 1.0, "int8": 1.0}
