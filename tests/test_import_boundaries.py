@@ -15,7 +15,7 @@ ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 LAYERS = """
 files speculative onnx.errors onnx.layouts onnx.precision | families | checkpoints onnx.dims | options | inspection text
 | hub onnx.manifest serving | model onnx.graphs onnx.runtime | data decoding onnx.weights onnx.peer
-| losses teacher_cache measure onnx.export | train | demo onnx.commands | onnx.cli | commands | cli
+| losses teacher_cache measure onnx.export | train | demo onnx.commands | onnx.cli | commands | api cli
 """
 # What runs without MLX: a GPU box with mtpd-onnx has none. Modules of other packages that are light one by one.
 LIGHT = ["files", "speculative", "families", "text", "checkpoints", "options", "inspection", "hub", "serving", "data"]
@@ -95,7 +95,7 @@ def test_layers() -> None:
 
 
 def test_few_modules_lie_flat() -> None:
-    assert sorted(f.name for f in (ROOT / "mtpd_mlx").glob("*.py")) == ["__init__.py", "cli.py"]
+    assert sorted(f.name for f in (ROOT / "mtpd_mlx").glob("*.py")) == ["__init__.py", "api.py", "cli.py"]
 
 
 LIGHT_FILES = [
@@ -158,7 +158,7 @@ def test_mtpd_onnx_starts_without_any_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage: mtpd-onnx")
+    assert done.stdout.startswith("mtpd-onnx: ")
 
 
 def test_nobody_imports_tools() -> None:
