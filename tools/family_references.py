@@ -31,6 +31,12 @@ YARN |= {"original_max_position_embeddings": 64}
 FACTORS = {"short_factor": [1.0 + 0.1 * i for i in range(8)], "long_factor": [2.0 + i for i in range(8)]}
 LONGROPE = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 64} | FACTORS
 GEMMA = {"hidden_size": 96, "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 7}
+GPT_OSS = {"head_dim": 32, "intermediate_size": 32, "num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7}
+GPT_OSS |= {"swiglu_limit": 0.7, "rope_parameters": YARN | {"rope_theta": 150000.0, "truncate": False}}
+MXFP4 = {
+    "quant_method": "mxfp4",
+    "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
+}
 VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 VISION |= {"image_size": 8, "patch_size": 4}
 PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
@@ -127,6 +133,12 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": False},
     ),
+    "gpt-oss": (
+        "gpt-oss",
+        "GptOssConfig",
+        GPT_OSS,
+    ),
+    "gpt-oss-mxfp4": ("gpt-oss in MXFP4, as OpenAI stores it", "GptOssConfig", GPT_OSS | {"packed": "mxfp4"}),
     "mixtral": ("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40}),
 }
 
@@ -160,14 +172,31 @@ def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:
     import torch
     from transformers import AutoConfig
 
-    kind = auto_class(AutoConfig.from_pretrained(folder))
-    model = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    config = AutoConfig.from_pretrained(folder)
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if getattr(config, "quantization_config", None):
+        from transformers import Mxfp4Config
+
+        options["quantization_config"] = Mxfp4Config(dequantize=True)
+    model = auto_class(config).from_pretrained(folder, **options).eval()
     with torch.no_grad():
         return model(torch.tensor([tokens])).logits[0].float().numpy()
 
 
 def without_written(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k != "written"}
+    return {k: v for k, v in options.items() if k not in ("written", "packed")}
+
+
+def in_blocks(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The tensors of gpt-oss whose experts are in MXFP4."""
+    packed = {}
+    for name, shape in shapes.items():
+        if name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            count, inputs, outputs = shape
+            packed |= {f"{name}_blocks": [count, outputs, inputs // 32, 16], f"{name}_scales": [count, outputs, inputs // 32]}
+        else:
+            packed[name] = shape
+    return packed
 
 
 def make(name: str, out: Path) -> float:
@@ -183,6 +212,9 @@ def make(name: str, out: Path) -> float:
         shapes = save_shapes(config, folder)
         written = json.loads((folder / "config.json").read_text())
         center = norm_center(shapes, written["model_type"])
+        if "packed" in options:
+            shapes, written = in_blocks(shapes), written | {"quantization_config": MXFP4}
+            (folder / "config.json").write_text(json.dumps(written))
         write_weights(folder / "model.safetensors", shapes, center)
         logits = reference_logits(folder, text())
     if "written" in options:  # a model_type that transformers has no class for

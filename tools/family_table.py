@@ -16,6 +16,8 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+from mtpd_onnx.dims import objection
+
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.families.rotary import rope_type
@@ -42,7 +44,7 @@ as the oracle. A cell says what the test of that name found:
   whole caches, so that every cache can rewind; it costs the memory of full attention.
 - **heads train**: the losses of two heads fall by 15% in 15 steps.
 - **MLX rounds**, **ONNX rounds**: speculative decoding gives the tokens of plain greedy decoding; ONNX rounds accept what
-  the step-by-step oracles accept.
+  the step-by-step oracles accept. Where a cell says *refused*, `mtpd export` refuses the family in one line.
 
 | model | `model_type` | {columns} | notes |
 |---|---|{rules}|---|
@@ -78,9 +80,11 @@ def read_results(report: Path) -> dict[str, dict[str, str]]:
     return results
 
 
-def cell(results: dict[str, str], tests: tuple[str, ...]) -> str:
+def cell(results: dict[str, str], tests: tuple[str, ...], refused: bool) -> str:
+    """`refused`: `mtpd export` refuses the family, and tests of ONNX are whether it does."""
     found = {results.get(test, "not run") for test in tests}
-    return "yes" if found == {"passed"} else "**no**" if "failed" in found else "not run"
+    yes = "refused" if refused and tests[0].startswith("test_onnx") else "yes"
+    return yes if found == {"passed"} else "**no**" if "failed" in found else "not run"
 
 
 def notes(config: dict) -> str:
@@ -91,8 +95,14 @@ def notes(config: dict) -> str:
         parts.append("sliding windows" + ("" if windows == dims.num_layers else f" in {windows} of {dims.num_layers} layers"))
     if rope_type(dims.rope_scaling) in ("longrope", "su"):
         parts.append("contexts up to original_max_position_embeddings")
+    if dims.sinks:
+        parts.append("attention sinks")
     if dims.experts is not None:
-        parts.append("heads with experts too; experts stay in floating point in int4 and int8 exports")
+        parts.append("heads with experts too")
+    if (why := objection(dims)) is not None:
+        parts.append(f"no ONNX graphs yet ({why})")
+    elif dims.experts is not None:
+        parts.append("experts stay in floating point in int4 and int8 exports")
     return "; ".join(parts)
 
 
@@ -101,7 +111,8 @@ def render(results: dict[str, dict[str, str]], records: dict[str, dict]) -> str:
     head = HEAD.format(version=version, columns=" | ".join(COLUMNS), rules="|".join("---" for _ in COLUMNS))
     rows = []
     for name, record in sorted(records.items()):
-        cells = [cell(results.get(name, {}), tests) for tests in COLUMNS.values()]
+        refused = objection(read_dims(text_config(record["config"]))) is not None
+        cells = [cell(results.get(name, {}), tests, refused) for tests in COLUMNS.values()]
         kind = record["config"]["model_type"]
         rows.append(f"| {record['title']} | `{kind}` | {' | '.join(cells)} | {notes(record['config'])} |")
     return head + "\n".join(rows) + "\n" + FOOT

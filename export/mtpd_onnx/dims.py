@@ -6,7 +6,7 @@ from mtpd_mlx.families import config as families
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.rotary import rope_type
 
-__all__ = ["Dims", "check_expressible", "read_dims", "rope_type"]
+__all__ = ["Dims", "check_expressible", "objection", "read_dims", "rope_type"]
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "su")
 
@@ -22,8 +22,19 @@ def read_dims(folder: Path) -> Dims:
     return dims
 
 
+def objection(dims: Dims) -> str | None:
+    """Why `mtpd export` refuses a base that MLX runs; None where it does not."""
+    try:
+        check_expressible(dims)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
+    if dims.sinks:
+        raise ValueError(f"{dims.model_type}: attention sinks are not supported")
     settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]
     for mode in (own.get("mode", "affine") for own in settings):
         if mode != "affine":

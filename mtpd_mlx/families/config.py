@@ -96,7 +96,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         context_length=_context_length(config, rotary.scaling),
         tied=tied if tied is not None else family.tied if told is None else bool(told),
         qkv_bias=family.qkv_bias or biases[0],
-        o_bias=biases[0],
+        o_bias=family.o_bias or biases[0],
         mlp_bias=biases[1],
         qk_norm=family.qk_norm,
         quantization=config.get("quantization"),
@@ -116,6 +116,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         logits_softcap=_softcap(config, "final_logit_softcapping", 30.0),
         experts=experts,
         query_growth=_query_growth(config, rotary.scaling),
+        sinks=family.sinks,
     )
     if dims.num_heads % dims.num_kv_heads or dims.rotary_dim % 2 or dims.rotary_dim < 2:
         raise ValueError(
@@ -135,6 +136,8 @@ def _check_switches(config: dict[str, Any], family: Family) -> None:
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name) and name not in family.biases:
             raise ValueError(f"{name} is not supported in {config['model_type']}")
+    if family.o_bias and config.get("attention_bias") is False:
+        raise ValueError(f"attention_bias: got false, which is not supported in {config['model_type']}")
     if not isinstance(config.get("quantization"), dict | None):
         raise ValueError(f"quantization: got {str(config['quantization'])[:40]!r}, expected an object")
     for name in ("rope_traditional", "use_bidirectional_attention", "quantize_activations"):
@@ -194,7 +197,7 @@ def mlx_arguments(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
     }
     if family.head_dim:
         values["head_dim"] = dims.head_dim
-    if family.module == "olmo3":  # its module wants both kinds
+    if family.module in ("olmo3", "gpt_oss"):  # their modules want both kinds
         values |= {"sliding_window": 1, "layer_types": [SLIDING] + [FULL] * (dims.num_layers - 1)}
     elif family.module not in ("gemma2", "gemma3_text"):
         values["layer_types"] = [FULL] * dims.num_layers

@@ -17,7 +17,10 @@ class Layer:
 @dataclass(frozen=True)
 class Experts:
     """A mixture of `count` SwiGLU experts of `size`, of which `chosen` work on a token. normalized: the chosen ones' weights
-    sum to one. path, names: where a checkpoint keeps them (`{path}.gate`, `{path}.experts.{e}.{gate, up, down}`)."""
+    sum to one. path, gate, names: where a checkpoint keeps them (`{path}.{gate}`, `{path}.experts.{e}.{gate, up, down}`);
+    stacked: where mlx-lm does (`{path}.{stacked}`). fused: Hugging Face has gate and up of all experts in one tensor, in turn.
+    bias: of the router and of every expert. clip: (alpha, limit) of gpt-oss's activation in place of SwiGLU,
+    (up + 1) gate sigmoid(alpha gate), the gate cut at limit and up at -limit and limit."""
 
     count: int
     chosen: int
@@ -25,6 +28,11 @@ class Experts:
     normalized: bool
     path: str
     names: tuple[str, str, str]
+    gate: str = "gate"
+    stacked: str = "switch_mlp"
+    fused: bool = False
+    bias: bool = False
+    clip: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,7 @@ class Dims:
     logits_softcap: float | None
     experts: Experts | None
     query_growth: tuple[float, int] | None  # (beta, n): queries times 1 + beta log(1 + floor(position / n))
+    sinks: bool = False  # each head has a score that takes part in the softmax and stands for no position
 
     def offset_of(self, name: str) -> float:
         """What is added to the stored tensor `name`: the norms' offset, the only place that applies it."""

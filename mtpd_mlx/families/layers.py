@@ -28,6 +28,10 @@ def read_experts(config: dict[str, Any]) -> Experts | None:
         sizes, normalized = (_count(config), 8, "moe_intermediate_size"), bool(config.get("norm_topk_prob", False))
         names = ("gate_proj", "up_proj", "down_proj")
         return Experts(*_checked(config, *sizes), normalized, "mlp", names)
+    if config["model_type"] == "gpt_oss":  # the softmax is over the chosen ones' scores, which is the same as normalising
+        sizes, names = (_count(config), 4, "intermediate_size"), ("gate_proj", "up_proj", "down_proj")
+        clip = float(config.get("swiglu_alpha", 1.702)), float(config.get("swiglu_limit", 7.0))
+        return Experts(*_checked(config, *sizes), True, "mlp", names, "router", "experts", fused=True, bias=True, clip=clip)
     return None
 
 
@@ -52,7 +56,7 @@ def _count(config: dict[str, Any]) -> int:
 
 
 def _has_experts(config: dict[str, Any], layer: int) -> bool:
-    if config["model_type"] == "mixtral":
+    if config["model_type"] in ("mixtral", "gpt_oss"):
         return True
     if config["model_type"] != "qwen3_moe":
         return False
@@ -103,6 +107,8 @@ def _default_kinds(config: dict[str, Any], count: int) -> list[str]:
         return [FULL if (i + 1) % every == 0 else SLIDING for i in range(count)]
     if config["model_type"] == "ministral":
         return [SLIDING] * count
+    if config["model_type"] == "gpt_oss":
+        return [FULL if i % 2 else SLIDING for i in range(count)]
     if config["model_type"] in ("qwen2", "qwen3"):
         return [SLIDING if i >= config.get("max_window_layers", 28) else FULL for i in range(count)]
     if config["model_type"] == "smollm3" and config.get("use_sliding_window"):

@@ -6,6 +6,8 @@ from typing import Any
 
 from mtpd_mlx.families.table import Family
 
+GPT_OSS = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
+GPT_OSS |= {"original_max_position_embeddings": 4096}
 NEED_ORIGINAL = ("yarn", "llama3", "longrope", "su")
 
 
@@ -33,14 +35,14 @@ def read_rotary(config: dict[str, Any], family: Family) -> Rotary:
     theta = config.get("rope_theta") or nested.get("rope_theta") or family.theta
     own = {k: v for k, v in nested.items() if k not in ("rope_theta", "partial_rotary_factor")}
     scaling = config.get("rope_scaling") or own
+    if config["model_type"] == "gpt_oss" and not nested and not scaling:  # as transformers assumes
+        scaling = GPT_OSS
     kind = rope_type(scaling)
     if kind == "default":
         scaling = None
     elif kind in NEED_ORIGINAL and not scaling.get("original_max_position_embeddings"):
         original = config.get("original_max_position_embeddings") or config.get("max_position_embeddings")
         scaling = scaling | {"original_max_position_embeddings": original}
-    if scaling and scaling.get("truncate") is False:
-        raise ValueError("rope_scaling: truncate false is not supported")
     if kind in ("longrope", "su") and scaling is not None:
         length = config.get("max_position_embeddings") or scaling["original_max_position_embeddings"]
         scaling = {"factor": length / scaling["original_max_position_embeddings"]} | scaling
@@ -53,6 +55,26 @@ def read_rotary(config: dict[str, Any], family: Family) -> Rotary:
         local_theta = None
     share = config.get("partial_rotary_factor") or nested.get("partial_rotary_factor") or 1.0
     return Rotary(float(theta), scaling, None if local_theta is None else float(local_theta), float(share))
+
+
+def yarn_periods(theta: float, size: int, scaling: dict[str, Any]) -> list[float]:
+    """What YaRN (arXiv 2309.00071) divides positions by for the angles of `size` dimensions, as transformers computes it: short
+    periods as they are, long ones stretched by `factor`, a ramp between. `truncate`: the ramp's ends are whole numbers."""
+    factor, original = scaling["factor"], scaling.get("original_max_position_embeddings", 4096)
+
+    def place(rotations: float) -> float:
+        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = place(scaling.get("beta_fast", 32)), place(scaling.get("beta_slow", 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    span = high - low if high != low else 0.001
+    periods = []
+    for i in range(size // 2):
+        period, stretched = theta ** (2 * i / size), min(max((i - low) / span, 0.0), 1.0)
+        periods.append(1.0 / (stretched / (factor * period) + (1 - stretched) / period))
+    return periods
 
 
 def longrope_magnitude(scaling: dict[str, Any]) -> float:

@@ -11,6 +11,7 @@ NORMS = {
     "post": ("post_attention_layernorm", "post_feedforward_layernorm"),
     "both": ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
 }
+BLOCKS, SCALES = "_blocks", "_scales"  # of MXFP4 as OpenAI stores it: 32 numbers in 16 bytes, and the exponent they share
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 Named = Iterator[tuple[str, list[int]]]
 
@@ -80,6 +81,8 @@ def _attention(dims: Dims) -> Named:
     if dims.qk_norm is not None:
         yield "q_norm.weight", [dims.head_dim if dims.qk_norm == "head" else q]
         yield "k_norm.weight", [dims.head_dim if dims.qk_norm == "head" else kv]
+    if dims.sinks:
+        yield "sinks", [dims.num_heads]
 
 
 def _mlp(dims: Dims) -> Named:
@@ -92,13 +95,32 @@ def _mlp(dims: Dims) -> Named:
 
 
 def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) -> Named:
-    """Experts one by one (Hugging Face) or stacked (mlx-lm)."""
-    yield f"{prefix}gate.weight", [experts.count, d]
+    """Experts one by one or fused (Hugging Face), or stacked (mlx-lm)."""
+    yield f"{prefix}{experts.gate}.weight", [experts.count, d]
+    if experts.bias:
+        yield f"{prefix}{experts.gate}.bias", [experts.count]
     shapes = ([experts.size, d], [experts.size, d], [d, experts.size])
-    if f"{prefix}switch_mlp.gate_proj.weight" in table:
+    if f"{prefix}{experts.stacked}.gate_proj.weight" in table:
         for name, shape in zip(("gate_proj", "up_proj", "down_proj"), shapes, strict=True):
-            yield f"{prefix}switch_mlp.{name}.weight", [experts.count, *shape]
+            yield f"{prefix}{experts.stacked}.{name}.weight", [experts.count, *shape]
+            if experts.bias:
+                yield f"{prefix}{experts.stacked}.{name}.bias", [experts.count, shape[0]]
+        return
+    if experts.fused:
+        yield from _fused_mixture(f"{prefix}experts.", d, experts, table)
         return
     for e in range(experts.count):
         for name, shape in zip(experts.names, shapes, strict=True):
             yield f"{prefix}experts.{e}.{name}.weight", shape
+
+
+def _fused_mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) -> Named:
+    """gate and up in turn. Floating-point ones are stored [E, in, out], MXFP4 ones [E, out, in] in blocks of 32."""
+    for name, (rows, columns) in {"gate_up_proj": (2 * experts.size, d), "down_proj": (d, experts.size)}.items():
+        if f"{prefix}{name}{BLOCKS}" in table:
+            yield f"{prefix}{name}{BLOCKS}", [experts.count, rows, columns // 32, 16]
+            yield f"{prefix}{name}{SCALES}", [experts.count, rows, columns // 32]
+        else:
+            yield f"{prefix}{name}", [experts.count, columns, rows]
+        if experts.bias:
+            yield f"{prefix}{name}_bias", [experts.count, rows]

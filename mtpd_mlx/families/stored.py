@@ -14,7 +14,7 @@ from typing import Any
 from mtpd_mlx.families.config import read_config_json, read_dims
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.multimodal import text_name
-from mtpd_mlx.families.shapes import LAYER, expected
+from mtpd_mlx.families.shapes import BLOCKS, LAYER, SCALES, expected
 from mtpd_mlx.files.safetensors import RawTensors
 
 logger = logging.getLogger(__name__)
@@ -24,6 +24,7 @@ FLAGS = ("quantization", "quantization_config")
 ELSEWHERE = (".qweight", ".qzeros", ".g_idx", ".weight_packed", ".weight_scale", ".weight_scale_inv", ".absmax", ".SCB")
 CONVERT = "mlx_lm.convert makes a model of it that is"
 MODES = {(4, 16): "nvfp4", (4, 32): "mxfp4", (8, 32): "mxfp8"}  # (bits, group size) where scales are 8-bit floats
+MXFP4 = {"group_size": 32, "bits": 4, "mode": "mxfp4"}  # mlx-lm's settings of it, whoever stored it
 Packing = tuple[int, int, str]  # group size, bits, mode
 
 
@@ -78,6 +79,8 @@ def settle(config: dict[str, Any], table: Mapping[str, Any]) -> Settled:
         quantization, remark = _quantization(packings, config, _floats_fit(table, shapes, packings))
         bare |= {flag: quantization for flag in FLAGS if flag == FLAGS[0] or flag in config}
         remarks += remark
+    elif any(name.endswith(BLOCKS) for name in shapes):
+        bare["quantization"] = MXFP4
     elif any(config.get(flag) for flag in FLAGS):
         remarks.append(f"config.json says {flag_words(config)}, but the weights are in floating point: they are read as such")
     return Settled(bare, read_dims(bare, tied), tuple(remarks))
@@ -154,7 +157,10 @@ def check_floats(table: Mapping[str, Any], shapes: Mapping[str, Any], packings: 
         if name.endswith(ELSEWHERE) and stem not in packings and (f"{stem}.weight" in shapes):
             raise ValueError(f"weights: {name}: packed in another way than MLX's, which is not supported; {CONVERT}")
     for name in shapes:
-        if name in table and table[name]["dtype"] not in FLOATS and name.removesuffix(".weight") not in packings:
+        if name.endswith((BLOCKS, SCALES)):
+            if name in table and table[name]["dtype"] != "U8":
+                raise ValueError(f"weights: {name}: got dtype {table[name]['dtype']}, expected U8")
+        elif name in table and table[name]["dtype"] not in FLOATS and name.removesuffix(".weight") not in packings:
             raise ValueError(f"weights: {name}: got dtype {table[name]['dtype']}, expected {' or '.join(FLOATS)}; {CONVERT}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Family:
     """module: of mlx_lm.models. windows: "none", "all" layers, or by layer "types"; switched: only with use_sliding_window.
     tied, theta, eps, window: what transformers assumes where config.json does not say. biases: which of attention_bias and
-    mlp_bias the family knows."""
+    mlp_bias the family knows; o_bias: attention has biases in every case. sinks: as in Dims."""
 
     module: str
     windows: str = "none"
@@ -18,12 +18,14 @@ class Family:
     window: int | None = None
     biases: tuple[str, ...] = ()
     qkv_bias: bool = False
+    o_bias: bool = False
     qk_norm: str | None = None
     norms: str = "pre"
     norm_offset: float = 0.0
     activation: str = "silu"
     fused: bool = False
     exceeds_float16: bool = False  # hidden states of published models reach 1e5, and float16 ends at 65,504
+    sinks: bool = False
     head_dim: bool = True  # config.json may set head_dim apart from hidden_size / num_attention_heads
 
 
@@ -67,6 +69,17 @@ FAMILIES: dict[str, Family] = {
     ),
     "qwen3_moe": Family("qwen3_moe", windows="all", switched=True, qk_norm="head"),
     "mixtral": Family("mixtral", windows="all", eps=1e-5, theta=1e6, head_dim=False),
+    "gpt_oss": Family(
+        "gpt_oss",
+        windows="types",
+        window=128,
+        eps=1e-5,
+        theta=150000.0,
+        biases=("attention_bias",),
+        qkv_bias=True,
+        o_bias=True,
+        sinks=True,
+    ),
 }
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtpd_mlx.families.config import group_size_of
 from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.shapes import BLOCKS, SCALES
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -32,7 +33,11 @@ def count(table: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> C
         size = math.prod(entry["shape"])
         stored += entry["data_offsets"][1] - entry["data_offsets"][0]
         stem = name.removesuffix(".weight")
-        if name.endswith((".scales", ".biases")):
+        if name.endswith((".scales", ".biases", SCALES)):
+            continue
+        if name.endswith(BLOCKS):
+            parameters += 2 * size
+            quantised += 1
             continue
         if name.endswith(".weight") and f"{stem}.scales" in table:
             parameters += math.prod(table[f"{stem}.scales"]["shape"]) * group_size_of(quantization, stem)
@@ -46,14 +51,15 @@ def count(table: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> C
 def block_parameters(dims: Dims, experts: bool) -> int:
     """Parameters of one decoder block."""
     d, q, kv = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
-    attention = 2 * d * q + 2 * d * kv + (q + 2 * kv) * dims.qkv_bias + d * dims.o_bias
+    attention = 2 * d * q + 2 * d * kv + (q + 2 * kv) * dims.qkv_bias + d * dims.o_bias + dims.num_heads * dims.sinks
     if dims.qk_norm == "head":
         attention += 2 * dims.head_dim
     elif dims.qk_norm == "all":
         attention += q + kv
     norms = {"pre": 2, "post": 2, "both": 4}[dims.norms] * d
     if experts and dims.experts is not None:
-        return attention + norms + dims.experts.count * (3 * d * dims.experts.size + d)
+        biases = (2 * dims.experts.size + d + 1) * dims.experts.bias
+        return attention + norms + dims.experts.count * (3 * d * dims.experts.size + d + biases)
     return attention + norms + 3 * d * dims.intermediate_size + (2 * dims.intermediate_size + d) * dims.mlp_bias
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mtpd_onnx.dims import check_expressible
+from mtpd_onnx.dims import objection
 
 from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
 from mtpd_mlx.checkpoints.format import CONFIG_NAME as HEADS_CONFIG
@@ -99,7 +99,7 @@ def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any
     dims = settled.dims
     if (wrong := contradiction(own, dims)) is not None:
         return found | {"supported": False, "why_not": wrong}
-    found["objections"] = exportable(dims)
+    found["objections"] = [f"mtpd export: {no}"] if (no := objection(dims)) is not None else []
     item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)
     return found | {
         "supported": True,
@@ -108,15 +108,6 @@ def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any
         "caches": _caches(dims, item),
         "needs": _needs(dims, counts, plan, item),
     }
-
-
-def exportable(dims: Dims) -> list[str]:
-    """What MLX runs and mtpd export refuses."""
-    try:
-        check_expressible(dims)
-    except ValueError as error:
-        return [f"mtpd export: {error}"]
-    return []
 
 
 def _bits(quantization: Any, counts: Counts) -> dict[str, Any] | None:

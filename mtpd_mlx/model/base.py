@@ -18,8 +18,9 @@ from mtpd_mlx.families.multimodal import text_name
 from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
-from mtpd_mlx.model.blocks import call_block, make_mask, make_rope, needs_arrays, recomputed
+from mtpd_mlx.model.blocks import adapt_block, call_block, make_mask, needs_arrays, recomputed
 from mtpd_mlx.model.compute import dtype_of
+from mtpd_mlx.model.fused_experts import as_mlx_lm_expects
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
 from mtpd_mlx.options.base import AUTO
 
@@ -45,7 +46,7 @@ class Base:
         if self.block_type is None:
             self.block_type = type(self.layers[-1])
         for block, layer in zip(self.layers, self.dims.layers, strict=False):
-            block.self_attn.rope = make_rope(self.dims, layer)
+            adapt_block(block, self.dims, layer)
 
     @property
     def hidden_size(self) -> int:
@@ -162,7 +163,7 @@ class Base:
             block = self.block_type(self.model.args)
         except TypeError:  # families whose blocks differ by layer
             block = self.block_type(self.model.args, layer_idx=self.dims.num_layers - 1)
-        block.self_attn.rope = make_rope(self.dims, self.dims.head_layer)
+        adapt_block(block, self.dims, self.dims.head_layer)
         return block
 
 
@@ -193,6 +194,7 @@ def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             named = {text_name(name): w for name, w in weights.items()}
             kept = {n: w for n, w in named.items() if n is not None and not is_shipped(n, self.args.num_hidden_layers)}
+            kept = as_mlx_lm_expects(kept)
             return super().sanitize(kept) if hasattr(model_class, "sanitize") else kept
 
     return Trimmed, args_class
@@ -307,11 +309,11 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
     weights: list[tuple[str, mx.array]] = []
     flat: Any = tree_flatten(network.parameters())
     for name, w in flat:
-        if w.ndim >= 2:
+        if name.endswith(("bias", "sinks")):  # the module drew biases before the seed was set: every rank other ones
+            w = mx.zeros(w.shape)
+        elif w.ndim >= 2:
             scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
             w = mx.random.normal(w.shape, scale=scale)
-        elif name.endswith("bias"):  # the module drew it before the seed was set: every rank another one
-            w = mx.zeros(w.shape)
         elif offset := dims.offset_of(name):
             w = mx.full(w.shape, 1.0 - offset)
         weights.append((name, w))

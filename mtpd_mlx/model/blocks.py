@@ -9,8 +9,17 @@ from functools import cache as memoised
 from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
-from mtpd_mlx.families.rotary import longrope_magnitude, rope_type
+from mtpd_mlx.families.rotary import longrope_magnitude, rope_type, yarn_periods
 from mtpd_mlx.model.runtime import mx, nn
+
+
+def adapt_block(block: nn.Module, dims: Dims, layer: Layer) -> None:
+    """Gives a block of mlx-lm what `dims` says where its module would guess: rotation, the activation of its experts."""
+    block.self_attn.rope = make_rope(dims, layer)
+    if layer.experts and dims.experts is not None and dims.experts.clip is not None:
+        from mlx_lm.models.activations import SwigluOAI
+
+        getattr(block.mlp, dims.experts.stacked).activation = SwigluOAI(*dims.experts.clip)
 
 
 def make_rope(dims: Dims, layer: Layer) -> nn.Module:
@@ -34,8 +43,11 @@ def make_rope(dims: Dims, layer: Layer) -> nn.Module:
         )
     else:
         rope = initialize_rope(dims.rotary_dim, dims.rope_theta, False, scaling, dims.context_length)
-    if rope_type(scaling) == "yarn" and scaling is not None and scaling.get("attention_factor") is not None:
-        rope.mscale = float(scaling["attention_factor"])
+    if rope_type(scaling) == "yarn" and scaling is not None:
+        if scaling.get("attention_factor") is not None:
+            rope.mscale = float(scaling["attention_factor"])
+        if scaling.get("truncate") is False:  # mlx-lm knows no other
+            rope._freqs = mx.array(yarn_periods(dims.rope_theta, dims.rotary_dim, scaling))
     return rope
 
 

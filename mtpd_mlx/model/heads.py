@@ -110,12 +110,14 @@ def init_heads(base: Base, num_heads: int, hidden_source: str, seed: int) -> MTP
     flat: Any = tree_flatten(heads.parameters())
     weights = []
     for i, (name, w) in enumerate(flat):
-        if w.ndim >= 2:
+        if name.endswith(("bias", "sinks")):
+            w = mx.zeros(w.shape)
+        elif w.ndim >= 2:
             w = mx.random.normal(w.shape, scale=0.02, key=mx.random.key(seed * 100_003 + i))
             if name.endswith("eh_proj.weight"):
                 w = mx.concatenate([mx.eye(w.shape[0]), w[:, w.shape[0] :]], axis=1)
         else:
-            w = mx.zeros(w.shape) if name.endswith("bias") else mx.full(w.shape, 1.0 - base.dims.offset_of(name))
+            w = mx.full(w.shape, 1.0 - base.dims.offset_of(name))
         weights.append((name, w))
     heads.update(tree_unflatten(weights))
     mx.eval(heads.parameters())

@@ -9,7 +9,10 @@ SEED = 6
 
 
 def draw(name: str, shape: tuple[int, ...], norm_center: float) -> np.ndarray:
-    """float32: norms around `norm_center` (what the family stores for 1), biases and matrices around 0."""
+    """float32: norms around `norm_center` (what the family stores for 1), biases and matrices around 0. uint8 of MXFP4."""
+    if name.endswith(("_blocks", "_scales")):
+        ends = (0, 256) if name.endswith("_blocks") else (120, 124)
+        return np.random.default_rng([SEED, zlib.crc32(name.encode())]).integers(*ends, shape, np.uint8)
     noise = np.random.default_rng([SEED, zlib.crc32(name.encode())]).standard_normal(shape).astype(np.float32)
     if len(shape) == 1:
         return np.float32(0.1) * noise + np.float32(0.0 if name.endswith("bias") else norm_center)

@@ -45,6 +45,12 @@ CHANGES: list[tuple[str, tuple[str, ...], Any]] = [
     ("qwen3-moe", ("num_experts_per_tok",), 3),
     ("qwen3-moe-raw", ("norm_topk_prob",), True),
     ("mixtral", ("num_experts_per_tok",), 1),
+    ("gpt-oss", ("swiglu_limit",), 0.8),
+    ("gpt-oss", ("swiglu_alpha",), 1.6),
+    ("gpt-oss", ("sliding_window",), 8),
+    ("gpt-oss", ("layer_types",), ALL),
+    ("gpt-oss", ("num_experts_per_tok",), 3),
+    ("gpt-oss", ("rope_parameters", "truncate"), True),
 ]
 
 

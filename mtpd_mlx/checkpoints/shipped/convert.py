@@ -1,15 +1,16 @@
 """One head's tensors between a layout and ours: names, the order of the projection's input, the offset of norms, experts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 from mtpd_mlx.checkpoints.shipped.layouts import COPIES, Layout
-from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.dims import Dims, Experts
 from mtpd_mlx.files.safetensors import Raw, RawTensors
 
 PLAIN_NORMS = ("hnorm", "enorm", "post_norm")
 EXPERTS = ("gate_proj", "up_proj", "down_proj")
+FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 
 def swap_halves(raw: Raw) -> Raw:
@@ -64,9 +65,18 @@ def write_head(head: Mapping[str, Raw], layout: Layout, k: int, dims: Dims, stac
     return written | {f"{prefix}{name}": raw for name, raw in (block if stacked else unstack_experts(block, dims)).items()}
 
 
+def holds_stacked(table: Iterable[str], dims: Dims) -> bool:
+    """Whether a base's experts are as mlx-lm holds them."""
+    return dims.experts is not None and any(f".{dims.experts.stacked}.gate_proj." in name for name in table)
+
+
 def stack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
-    """Experts one by one (Hugging Face) -> stacked as mlx-lm holds them."""
-    if dims.experts is None or not any(".experts." in name for name in block):
+    """Experts one by one, or fused (Hugging Face) -> stacked as mlx-lm holds them."""
+    if dims.experts is None:
+        return dict(block)
+    if dims.experts.fused:
+        return part_experts(block, dims.experts)
+    if not any(".experts." in name for name in block):
         return dict(block)
     path, kept = dims.experts.path, {n: r for n, r in block.items() if ".experts." not in n}
     for theirs, ours in zip(dims.experts.names, EXPERTS, strict=True):
@@ -76,6 +86,9 @@ def stack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
 
 
 def unstack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
+    """The inverse."""
+    if dims.experts is not None and dims.experts.fused:
+        return fuse_experts(block, dims.experts)
     if dims.experts is None or not any(".switch_mlp." in name for name in block):
         return dict(block)
     path, kept = dims.experts.path, {n: r for n, r in block.items() if ".switch_mlp." not in n}
@@ -83,4 +96,32 @@ def unstack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
         stacked = block[f"{path}.switch_mlp.{ours}.weight"]
         for e in range(dims.experts.count):
             kept[f"{path}.experts.{e}.{theirs}.weight"] = Raw(stacked.dtype, stacked.bits[e])
+    return kept
+
+
+def part_experts(block: Mapping[str, Raw], experts: Experts) -> dict[str, Raw]:
+    """gate_up_proj [E, in, gate and up in turn] and down_proj [E, in, out] -> three matrices [E, out, in]; their biases."""
+    stem, kept = f"{experts.path}.experts.", dict(block)
+    if f"{stem}gate_up_proj" not in block:
+        return kept
+    for fused, parts in FUSED.items():
+        whole, bias = kept.pop(f"{stem}{fused}"), kept.pop(f"{stem}{fused}_bias")
+        for i, part in enumerate(parts):
+            kept[f"{stem}{part}.weight"] = Raw(whole.dtype, whole.bits.swapaxes(1, 2)[:, i :: len(parts)].copy())
+            kept[f"{stem}{part}.bias"] = Raw(bias.dtype, bias.bits[:, i :: len(parts)].copy())
+    return kept
+
+
+def fuse_experts(block: Mapping[str, Raw], experts: Experts) -> dict[str, Raw]:
+    """The inverse of part_experts."""
+    stem, kept = f"{experts.path}.experts.", dict(block)
+    if f"{stem}gate_proj.weight" not in block:
+        return kept
+    for fused, parts in FUSED.items():
+        weights = [kept.pop(f"{stem}{part}.weight") for part in parts]
+        biases = [kept.pop(f"{stem}{part}.bias") for part in parts]
+        count, outputs, inputs = weights[0].bits.shape
+        rows = np.stack([w.bits for w in weights], axis=2).reshape(count, outputs * len(parts), inputs)
+        kept[f"{stem}{fused}"] = Raw(weights[0].dtype, rows.swapaxes(1, 2).copy())
+        kept[f"{stem}{fused}_bias"] = Raw(biases[0].dtype, np.stack([b.bits for b in biases], axis=2).reshape(count, -1))
     return kept

@@ -5,6 +5,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.shipped.layouts import COPIES, LAYOUTS, Layout, is_shipped
 from mtpd_mlx.families.config import group_size_of
+from mtpd_mlx.families.shapes import BLOCKS, SCALES
 from mtpd_mlx.families.stored import settle
 
 
@@ -63,4 +64,8 @@ def _floating_block(config: dict[str, Any], table: Mapping[str, Any], prefix: st
         *rows, groups = shapes.pop(scales)
         shapes.pop(f"{matrix}.biases", None)
         shapes[f"{matrix}.weight"] = [*rows, groups * group_size_of(config.get("quantization"), prefix + matrix)]
+    for blocks in [name for name in shapes if name.endswith(BLOCKS)]:
+        count, rows, groups, _ = shapes.pop(blocks)
+        shapes.pop(matrix := blocks.removesuffix(BLOCKS) + SCALES)
+        shapes[matrix.removesuffix(SCALES)] = [count, groups * 32, rows]
     return shapes

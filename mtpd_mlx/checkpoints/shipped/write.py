@@ -8,7 +8,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, named_from, read_config
-from mtpd_mlx.checkpoints.shipped.convert import stored_to_plain, write_head
+from mtpd_mlx.checkpoints.shipped.convert import holds_stacked, stored_to_plain, write_head
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
 from mtpd_mlx.checkpoints.shipped.layouts import (
     BASE,
@@ -73,7 +73,7 @@ def export_heads(
     stored.say_remarks()
     dims = stored.dims
     _check(checkpoint, config, base, shape, allow_mismatch)
-    stacked = layout != VLLM and any(".switch_mlp." in name for name in source.table)  # as the base, which is in mlx-lm's form
+    stacked = layout != VLLM and holds_stacked(source.table, dims)  # as the base, which is in mlx-lm's form
     tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source, stacked)
     if copy_ends:
         ends = (source["model.embed_tokens.weight"], source["model.embed_tokens.weight" if dims.tied else "lm_head.weight"])
