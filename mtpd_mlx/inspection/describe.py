@@ -16,6 +16,7 @@ from mtpd_mlx.families.shapes import contradiction
 from mtpd_mlx.families.stored import packed_names, settle, told_quantization
 from mtpd_mlx.families.table import FAMILIES
 from mtpd_mlx.files.model_files import INDEX, SINGLE, agree, choose
+from mtpd_mlx.inspection.alone import speaks_of
 from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
 from mtpd_mlx.inspection.folder_view import View
 from mtpd_mlx.inspection.memory import CPU_ITEM, DEVICES, decode_bytes, train_bytes
@@ -23,6 +24,7 @@ from mtpd_mlx.inspection.sections import CACHE_INDEX, as_object, describe_adapte
 from mtpd_mlx.options.hub import MemoryPlan
 
 MANIFEST = "manifest.json"
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
 def describe(view: View, plan: MemoryPlan | None = None) -> dict[str, Any]:
@@ -63,14 +65,25 @@ def _exported_heads(view: View, files: dict[str, int]) -> dict[str, Any]:
 
 
 def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any]:
-    config = text_config(view.json("config.json"))
+    whole = view.json("config.json")
+    config = text_config(whole)
+    remarks: tuple[str, ...] = ()
+    tables: dict[str, dict[str, Any]] = {}
+    quantization, settled, why = None, None, ""
     held = choose(files, lambda: view.json(INDEX), view.name)
-    tables = {name: view.table(name) for name in held.all}
-    remarks = agree(held, tables, view.name)
+    if alone := not held.weights and not any(name.endswith(WEIGHTS) for name in files):
+        if (outside := whole.get("tie_word_embeddings")) is not None:  # of a multimodal model it is this one that counts
+            config = config | {"tie_word_embeddings": outside}
+        try:
+            tables = {"config.json": speaks_of(config)}
+        except ValueError as error:
+            why = str(error)
+    else:
+        tables = {name: view.table(name) for name in held.all}
+        remarks = agree(held, tables, view.name)
     table = {plain: e for t in tables.values() for n, e in t.items() if (plain := text_name(n)) is not None}
     layers = config.get("num_hidden_layers")
     own = {n: e for n, e in table.items() if type(layers) is not int or not is_shipped(n, layers)}
-    quantization, settled, why = None, None, ""
     if packed_names(own):
         quantization = (
             config.get("quantization") if not isinstance(config.get("quantization"), dict) else told_quantization(config)
@@ -79,7 +92,7 @@ def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any
         settled = settle(config, own)
         quantization = settled.dims.quantization
     except ValueError as error:
-        why = str(error)
+        why = why or str(error)
     counts = count(own, quantization if isinstance(quantization, dict) else None)
     found: dict[str, Any] = {
         "model_type": config.get("model_type"),
@@ -90,16 +103,17 @@ def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any
         "shipped_heads": shipped_heads(config, table),
         "remarks": [*remarks, *(() if settled is None else settled.remarks)],
     }
-    if not held.weights:
+    if not held.weights and not alone:
         pickled = [n for n in files if n.endswith((".bin", ".pt", ".pth"))]
         why = "weights are pickled, which are never loaded: convert them" if pickled else "no model*.safetensors in it"
         return found | {"supported": False, "why_not": why}
-    if settled is None:
+    if settled is None or why:
         return found | {"supported": False, "why_not": why}
     dims = settled.dims
     if (wrong := contradiction(own, dims)) is not None:
         return found | {"supported": False, "why_not": wrong}
-    found["objections"] = [f"mtpd export: {no}"] if (no := objection(dims)) is not None else []
+    found["objections"] = ["no model*.safetensors in it: sizes are those that config.json speaks of"] if alone else []
+    found["objections"] += [f"mtpd export: {no}"] if (no := objection(dims)) is not None else []
     item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)
     return found | {
         "supported": True,

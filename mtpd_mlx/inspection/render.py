@@ -81,7 +81,7 @@ def _shipped(shipped: dict[str, Any] | None) -> str:
     if shipped is None:
         return "no MTP heads of its own"
     if shipped["heads"] == 0:
-        return f"config.json speaks of {shipped['announced']} MTP heads, but the weights hold none"
+        return f"config.json speaks of {shipped['announced']} MTP heads; among the weights there are none"
     fits = "mtpd import-heads reads them" if shipped["fits"] else f"not importable: {shipped['why_not']}"
     told = f" (config.json says {shipped['announced']})" if shipped["announced"] not in (0, shipped["heads"]) else ""
     return f"{shipped['heads']} MTP heads of its own{told} ({shipped['format']}): {fits}"

@@ -1,0 +1,67 @@
+"""mtpd inspect of a config.json without weights: the same answer as with them, and the figures of published models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import LLAMA, write_base, write_quantised
+
+from mtpd_mlx.cli import main
+from mtpd_mlx.inspection.describe import describe
+from mtpd_mlx.inspection.folder_view import LocalView
+
+REFERENCES = Path(__file__).parent.parent / "families" / "references"
+NAMES = sorted(file.stem for file in REFERENCES.glob("*.json"))
+PUBLISHED = Path(__file__).parent / "published"
+SAME = ("supported", "parameters", "weight_bytes", "dtypes", "quantization", "dims", "caches", "needs", "float16")
+
+
+def alone(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    return describe(LocalView(folder))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answer_is_that_of_the_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(REFERENCES.parent))
+    from family_models import build
+
+    reference = build(name, tmp_path / "whole")
+    with_weights, without = describe(LocalView(reference.folder)), alone(reference.config, tmp_path / "alone")
+    assert [with_weights[key] for key in SAME] == [without[key] for key in SAME]
+    assert len(without["objections"]) == len(with_weights["objections"]) + 1
+
+
+@pytest.mark.parametrize("options", [{"bits": 4}, {"bits": 4, "mode": "mxfp4"}], ids=lambda o: o.get("mode", "affine"))
+def test_of_quantised_models_too(options: dict[str, Any], tmp_path: Path) -> None:
+    packed = write_quantised(tmp_path / "packed", write_base(tmp_path / "plain", LLAMA), **options)
+    config = json.loads((packed / "config.json").read_text()) | {"dtype": "float32"}
+    with_weights, without = describe(LocalView(packed)), alone(config, tmp_path / "alone")
+    assert [with_weights[key] for key in SAME] == [without[key] for key in SAME]
+
+
+# name in published/: (parameters, bytes of weights, cache bytes a position, parameters of one head), from the models' cards and
+# from their dimensions by hand.
+FIGURES = {
+    # 64 heads of 64, 8 key heads, 24 layers, 32 experts of 2880: 20.9B; MXFP4 experts in 4.25 bits, the rest in bfloat16
+    "gpt-oss-20b": (20_914_757_184, 13_761_264_768, 49_152, 839_781_536),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_published_dimensions(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    seen = alone(json.loads((PUBLISHED / f"{name}.json").read_text()), tmp_path / "model")
+    assert seen["supported"]
+    found = (seen["parameters"], seen["weight_bytes"], seen["caches"]["bytes_per_position"], seen["needs"]["head_parameters"])
+    assert found == FIGURES[name]
+    assert main(["inspect", str(tmp_path / "model")]) == 0
+    assert "objection: no model*.safetensors in it" in capsys.readouterr().out
+
+
+def test_a_family_that_is_not_supported(tmp_path: Path) -> None:
+    seen = alone({"model_type": "mamba", "hidden_size": 8}, tmp_path / "model")
+    assert not seen["supported"] and "mamba" in seen["why_not"]
+    seen = alone(LLAMA | {"quantization_config": {"quant_method": "awq", "bits": 4}}, tmp_path / "awq")
+    assert not seen["supported"] and "quantization_config awq of 4 bits" in seen["why_not"]
