@@ -17,6 +17,8 @@ from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.measured_costs import guessed, kinds_of, measure
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
+from mtpd_onnx.runtime.split import SplitModel
+from mtpd_onnx.runtime.split import named as inputs_named
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.options.export import ExportOptions
@@ -103,21 +105,48 @@ def test_heads_draft_as_if_they_had_never_been_left_behind(folder: Path) -> None
     assert len(seen) > 1
 
 
-def test_heads_catch_up_in_chunks_with_a_long_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    count = read_manifest(folder).num_heads
-    backend, whole = (opened(folder, num_draft_tokens=count) for _ in range(2))
-    prompt = PROMPTS[-1]
-    monkeypatch.setattr("mtpd_onnx.runtime.limits.PREFILL_CHUNK", 7)
-    ours = backend.prefill(prompt)
-    rounds = []
-    while len(rounds) < 12:
-        rounds.append(backend.round(ours))
-        ours = rounds[-1].emitted[-1]
-    late = [r.proposed for r in rounds].index(count)
-    assert late > 0 and {r.proposed for r in rounds[:late]} == {0} and {r.proposed for r in rounds[late:]} == {count}
-    monkeypatch.undo()
-    whole.prefill(backend._tokens)
-    assert backend.round(ours) == whole.round(ours)
+def drafts_of_standard_heads(model: SplitModel, first: int, token: int) -> list[int]:
+    """Of positions `first`.. of its text, at their places, with nothing cached."""
+    rows, words = np.arange(first, model.length), [*model._tokens[first + 1 :], token]
+    mask = np.where(np.arange(rows.size)[None] > np.arange(rows.size)[:, None], -1e9, 0).astype(np.float32)
+    empty = inputs_named([array[:, :0] for array in model._head_cache])
+    inputs = {"tokens": np.array(words), "positions": rows, "mask": mask, "hidden": model._states[first:]}
+    return model._heads.run(None, inputs | empty)[0].tolist()
+
+
+def test_behind_a_long_text_heads_read_its_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their drafts are those of the standard heads over these positions."""
+    base = write_base(tmp_path / "base", FAMILIES["qwen3"], scale=2.0)
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 3, "prenorm", noise=0.05)
+    for layout in ("fused", "split"):
+        export_checkpoint(checkpoint, tmp_path / layout, ExportOptions(layout=layout))
+    monkeypatch.setattr("mtpd_onnx.runtime.choosing.READ_BACK", 9)
+    backend, plain = opened(tmp_path / "fused", num_draft_tokens=3), opened(tmp_path / "fused", plain=True)
+    oracle, seen, rows = opened(tmp_path / "split").model, set(), []
+    run = backend._session.run
+
+    def counted(*args: Any) -> Any:
+        rows.append(0 if args[-1] is None else len(args[-1].tokens))
+        return run(*args)
+
+    monkeypatch.setattr(backend._session, "run", counted)
+    for seed in range(12):
+        prompt = np.random.default_rng(seed).integers(0, VOCAB, 30 + seed).tolist()
+        text = [*prompt, *decoded(plain, prompt, 30)[0]]
+        for each in (backend, oracle):
+            each.rewind_to(0)
+        token, first = backend.prefill(prompt), len(prompt) - 9
+        oracle.verify(prompt)
+        while backend.length < len(prompt) + 20:
+            drafts, rest = drafts_of_standard_heads(oracle, first, token), text[backend.length + 1 :]
+            right = next((i for i, (d, t) in enumerate(zip(drafts, rest, strict=False)) if d != t), 3)
+            result = backend.round(token)
+            assert (result.accepted, result.proposed) == (right, 3)
+            oracle.verify([token, *result.emitted[:-1]])
+            token = result.emitted[-1]
+            seen.add(right)
+        assert token == text[backend.length]
+    assert max(rows) == 9 and len(seen) > 2
 
 
 def test_an_interrupted_round_leaves_the_text_as_it_was(folder: Path) -> None:

@@ -21,13 +21,18 @@ from mtpd_onnx.runtime.measured_costs import measure
 from mtpd_onnx.runtime.sampling_state import SamplingState
 
 MEASURED_AT = 32  # positions that are cached where rounds are timed
+READ_BACK = 128  # positions that heads read of a text they have not followed
 
 
 class ChoosingBackend:
     """A round: the heads draft (or a lookup has), one pass of the base verifies. Heads run when they are asked, and then over
-    all positions that they have not seen: h^0 of the whole text is kept on the host, capacity * d * 4 bytes.
+    what they have not seen: h^0 of the whole text is kept on the host, capacity * d * 4 bytes.
 
-    Head k's entry at position s is final once x_{s+k} is known. `_done`[k-1]: the positions whose entries are final.
+    Heads that have not followed the text (a prompt, a long stretch of plain steps) read READ_BACK positions of it, and see
+    none before. Their drafts are hardly worse for it, and a long prompt costs them nothing. Their caches begin at `_origin`:
+    entry 0 is that position's. Attention rotates by distances, so it does not tell.
+
+    Head k's entry at position s is final once x_{s+k} is known. `_done`[k-1]: up to where entries are final.
     """
 
     provider = "cpu"
@@ -47,7 +52,7 @@ class ChoosingBackend:
         self._session, self._sampling, self._computed_in = session, sampling, manifest.activations
         self._tokens: list[int] = []
         self._next = -1  # what comes after them
-        self._done = [0] * manifest.num_heads
+        self._origin, self._done = 0, [0] * manifest.num_heads
         self._hidden = np.zeros((manifest.capacity, session.width), np.float32)  # h^0
 
     @property
@@ -70,7 +75,7 @@ class ChoosingBackend:
         return self._next
 
     def round(self, token: int) -> Round:
-        """Proposes nothing where drafting says so, in an empty context, and while heads catch up with the text."""
+        """Proposes nothing where drafting says so, and in an empty context."""
         need_room(self, 1)
         self._name(token)
         self._begin()
@@ -125,22 +130,21 @@ class ChoosingBackend:
         self._tokens += [token, *emitted[:-1]]
         self._next = emitted[-1]
         if drafting is not None:
-            known = drafting.last + 1 + (run.accepted if run.proposed else 0)  # the position of the last token they saw rightly
-            for k in range(run.proposed if drafting.verified else count):
-                self._done[k] = max(0, min(drafting.last + 1, known - k))
+            for k in range(run.proposed):
+                self._done[k] = max(self._origin, min(past, past + run.accepted - k))
         usual = drafting is None or len(drafting.tokens) <= 2 * self.num_heads + 1
         return Round(emitted, run.accepted, run.proposed, source=proposal.kind.source), usual
 
     def _drafting(self, count: int, token: int) -> Drafting:
-        """Heads 1..count over what the deepest of them has not seen: no head is behind a deeper one. Where that is more than a
-        chunk, they see a chunk of it, and draft nothing yet."""
-        length = self.length
-        start = self._done[count - 1]
-        end = min(length, start + limits.PREFILL_CHUNK + count)
-        words = [*self._tokens[start + 1 : end], token if end == length else self._tokens[end]]
+        """Heads 1..count over what the deepest of them has not seen: no head is behind a deeper one."""
+        length, start = self.length, self._done[count - 1]
+        if not self._origin <= start or length - start > READ_BACK:
+            start = self._origin = max(0, length - READ_BACK)
+            self._done = [start] * self.num_heads
         for k in range(count):  # should the run be interrupted, what used a guess is made again
-            self._done[k] = min(self._done[k], max(0, end - k))
-        return Drafting(count, self._hidden[start:end], words, end - 1, count if end == length else 0)
+            self._done[k] = max(start, min(self._done[k], length - k))
+        last = length - 1 - self._origin
+        return Drafting(count, self._hidden[start:length], [*self._tokens[start + 1 :], token], last, count)
 
     def _force(self, tokens: Sequence[int]) -> None:
         """Runs tokens that are all known, whatever the model thinks of them."""
