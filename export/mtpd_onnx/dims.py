@@ -33,12 +33,10 @@ def objection(dims: Dims) -> str | None:
 
 def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
-    if dims.sinks:
-        raise ValueError(f"{dims.model_type}: attention sinks are not supported")
     settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]
     for mode in (own.get("mode", "affine") for own in settings):
-        if mode != "affine":
-            raise ValueError(f"quantization mode {mode!r} is not supported; supported: affine")
+        if mode not in ("affine", "mxfp4"):
+            raise ValueError(f"quantization mode {mode!r} is not supported; supported: affine, mxfp4")
     kind = rope_type(dims.rope_scaling)
     if kind not in ROPE_TYPES:
         raise ValueError(f"rope scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}")

@@ -24,7 +24,9 @@ GRANITE = LLAMA | {"model_type": "granite", "embedding_multiplier": 3.0, "attent
 GRANITE |= {"residual_multiplier": 0.5}
 QWEN3_MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 QWEN3_MOE |= {"norm_topk_prob": True}
-CONFIGS = {"llama": LLAMA, "gemma2": GEMMA2, "granite": GRANITE, "qwen3_moe": QWEN3_MOE}
+GPT_OSS = LLAMA | {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}
+GPT_OSS |= {"tie_word_embeddings": False, "sliding_window": 7}
+CONFIGS = {"llama": LLAMA, "gemma2": GEMMA2, "granite": GRANITE, "qwen3_moe": QWEN3_MOE, "gpt_oss": GPT_OSS}
 
 
 def mixed(path: str, module: Any) -> Any:
@@ -35,14 +37,14 @@ def mixed(path: str, module: Any) -> Any:
 
 
 CASES: list[tuple[str, Any]] = [("llama", bits) for bits in (3, 4, 6, 8)]
-CASES += [("gemma2", "mixed"), ("granite", 4), ("qwen3_moe", "mixed")]
+CASES += [("gemma2", "mixed"), ("granite", 4), ("qwen3_moe", "mixed"), ("gpt_oss", "mxfp4")]
+OPTIONS: dict[Any, dict[str, Any]] = {"mixed": {"quant_predicate": mixed}, "mxfp4": {"mode": "mxfp4"}}
 
 
 @pytest.mark.parametrize(("family", "bits"), CASES)
 def test_quantised_base(family: str, bits: Any, tmp_path: Path) -> None:
     plain = write_base(tmp_path / "plain", CONFIGS[family])
-    options = {"quant_predicate": mixed} if bits == "mixed" else {}
-    folder = write_quantised(tmp_path / "q", plain, 4 if bits == "mixed" else bits, **options)
+    folder = write_quantised(tmp_path / "q", plain, 4 if bits in OPTIONS else bits, **OPTIONS.get(bits, {}))
     base = load_base(str(folder))
     assert base.is_quantized
     text = np.random.default_rng(0).integers(0, VOCAB, 24).tolist()
@@ -52,7 +54,7 @@ def test_quantised_base(family: str, bits: Any, tmp_path: Path) -> None:
     base, heads, _ = load_checkpoint(checkpoint, dequantize=True)
     assert written(StepBackend(MLXModel(base, heads)), text[:6], 24) == oracle(base, text[:6], 24)
     integers = ExportOptions(precision="int8", activations="fp32", group_size=32)
-    for precision in ("fp32", "int8") if bits in (8, "mixed") else ("fp32",):
+    for precision in ("fp32", "int8") if bits in (8, *OPTIONS) else ("fp32",):
         export_checkpoint(checkpoint, tmp_path / precision, integers if precision == "int8" else ExportOptions())
         onnx = open_folder(tmp_path / precision, provider="cpu", plain=True, num_threads=1)
         assert isinstance(onnx, PlainBackend)

@@ -90,8 +90,8 @@ class Flavour(Protocol):
         """The tanh approximation, as Gemma uses it."""
         ...
 
-    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: tuple[ir.Value, ir.Value]) -> ir.Value:
-        """The mixture of x [.., d] by router scores [.., E]; w: gate and up interleaved [E, 2 size, d], down [E, d, size]."""
+    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: "ExpertWeights") -> ir.Value:
+        """The mixture of x [.., d] by router scores [.., E]."""
         ...
 
     def attention(
@@ -103,9 +103,20 @@ class Flavour(Protocol):
         norms: "QKNorms | None",
         cache: Cache,
         positions: Positions,
+        sinks: ir.Value | None = None,
     ) -> ir.Value:
         """Causal attention of packed [.., q + 2 kv] rows over the cache, which it extends. Returns [.., q]."""
         ...
+
+
+@dataclass
+class ExpertWeights:
+    """gate and up, row by row [E, 2 size, d], down [E, d, size], and what is added to their products [E, 2 size], [E, d]."""
+
+    gate_up: ir.Value
+    down: ir.Value
+    gate_up_bias: ir.Value | None = None
+    down_bias: ir.Value | None = None
 
 
 @dataclass
@@ -156,18 +167,19 @@ class Fused:
     def gelu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
         return op.Gelu(x, approximate="tanh")
 
-    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: tuple[ir.Value, ir.Value]) -> ir.Value:
+    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: "ExpertWeights") -> ir.Value:
         y = op.MoE(
             x,
             op.Reshape(scores, [-1, experts.count]),
-            w[0],
-            None,
-            w[1],
+            w.gate_up,
+            w.gate_up_bias,
+            w.down,
+            *([] if w.down_bias is None else [w.down_bias]),
             activation_type="swiglu",
             swiglu_fusion=1,
-            activation_alpha=1.0,
-            activation_beta=0.0,
-            swiglu_limit=float("inf"),
+            activation_alpha=1.0 if experts.clip is None else experts.clip[0],
+            activation_beta=0.0 if experts.clip is None else 1.0,
+            swiglu_limit=float("inf") if experts.clip is None else experts.clip[1],
             k=experts.chosen,
             normalize_routing_weights=int(experts.normalized),
             _domain=MICROSOFT,
@@ -185,10 +197,11 @@ class Fused:
         norms: QKNorms | None,
         cache: Cache,
         positions: Positions,
+        sinks: ir.Value | None = None,
     ) -> ir.Value:
         spare = positions.spare
         if spare is None or spare.folding is None or not foldable(dims, layer):
-            return self._attention(op, dims, layer, packed, norms, cache, positions)
+            return self._attention(op, dims, layer, packed, norms, cache, positions, sinks)
         folding, past = spare.folding, (cache.past_key, cache.past_value)
 
         def folded(op: OpBuilder) -> list[ir.Value]:
@@ -220,6 +233,7 @@ class Fused:
         norms: QKNorms | None,
         cache: Cache,
         positions: Positions,
+        sinks: ir.Value | None = None,
     ) -> ir.Value:
         sizes, tables = _sizes(dims), positions.tables(layer)
         if (spare := positions.spare) is not None:
@@ -236,7 +250,7 @@ class Fused:
                 q, k, v = op.Split(packed, list(sizes), axis=-1, _outputs=3)
             growth = _growth(op, self._rows(op, packed, positions), dims.query_growth)
             q = op.Mul(q, op.CastLike(op.Unsqueeze(growth, [2]), q))
-        optional: list[ir.Value | None] = [*[None] * 7, positions.lengths]  # inputs 9..16
+        optional: list[ir.Value | None] = [None, None, sinks, *[None] * 4, positions.lengths]  # inputs 9..16
         if norms is not None and inside:
             optional[5:7] = [norms.q, norms.k]
         while optional and optional[-1] is None:
@@ -308,16 +322,20 @@ class Standard:
         inner = op.Mul(op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), 0.044715)), math.sqrt(2.0 / math.pi))
         return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
 
-    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: tuple[ir.Value, ir.Value]) -> ir.Value:
+    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: "ExpertWeights") -> ir.Value:
         """Every expert works on every row; those not chosen have weight 0."""
         best, which = op.TopK(op.Softmax(scores, axis=-1), [experts.chosen], axis=-1, _outputs=2)  # [S, k]
         if experts.normalized:
             best = op.Div(best, op.ReduceSum(best, [-1], keepdims=1))
         share = op.ScatterElements(op.Mul(scores, 0.0), which, best, axis=-1)  # [S, E]
-        both = op.MatMul(x, op.Transpose(w[0], perm=[0, 2, 1]))  # [E, S, 2 size]: gate, up, gate, up ...
+        both = op.MatMul(x, op.Transpose(w.gate_up, perm=[0, 2, 1]))  # [E, S, 2 size]: gate, up, gate, up ...
+        if w.gate_up_bias is not None:
+            both = op.Add(both, op.Unsqueeze(w.gate_up_bias, [1]))
         pairs = op.Reshape(both, [experts.count, -1, experts.size, 2])
         gate, up = (op.Squeeze(p, [3]) for p in op.Split(pairs, [1, 1], axis=3, _outputs=2))
-        y = op.MatMul(op.Mul(self.silu(op, gate), up), op.Transpose(w[1], perm=[0, 2, 1]))  # [E, S, d]
+        y = op.MatMul(self._gated(op, experts, gate, up), op.Transpose(w.down, perm=[0, 2, 1]))  # [E, S, d]
+        if w.down_bias is not None:
+            y = op.Add(y, op.Unsqueeze(w.down_bias, [1]))
         return op.ReduceSum(op.Mul(y, op.Unsqueeze(op.Transpose(share, perm=[1, 0]), [2])), [0], keepdims=0)
 
     def attention(
@@ -329,6 +347,7 @@ class Standard:
         norms: QKNorms | None,
         cache: Cache,
         positions: Positions,
+        sinks: ir.Value | None = None,
     ) -> ir.Value:
         q, k, v = op.Split(packed, list(_sizes(dims)), axis=-1, _outputs=3)
         if norms is not None and dims.qk_norm == "all":
@@ -351,9 +370,26 @@ class Standard:
         if dims.attention_softcap is not None:
             scores = op.Mul(op.Tanh(op.Div(scores, dims.attention_softcap)), dims.attention_softcap)
         mask = op.Tile(_windowed(op, positions, layer), [dims.num_heads // dims.num_kv_heads, 1])  # [group * S, cached]
-        out = op.MatMul(op.Softmax(op.Add(scores, mask), axis=-1), cache.value)
+        scores = op.Add(scores, mask)
+        shares = op.Softmax(scores, axis=-1) if sinks is None else self._with_sinks(op, scores, sinks, dims)
+        out = op.MatMul(shares, cache.value)
         out = op.Transpose(op.Reshape(out, [dims.num_heads, -1, dims.head_dim]), perm=[1, 0, 2])
         return op.Reshape(out, [0, -1])  # [S, heads * head_dim]
+
+    def _with_sinks(self, op: OpBuilder, scores: ir.Value, sinks: ir.Value, dims: Dims) -> ir.Value:
+        """Softmax of scores [kv heads, group * S, cached] beside one more score per head [heads], whose share is left out."""
+        size = op.Concat([dims.num_heads, -1], op.Shape(scores, start=2, end=3), axis=0)
+        heads = op.Reshape(scores, size)  # [heads, S, cached]
+        column = op.Expand(op.Unsqueeze(sinks, [1, 2]), op.Concat(op.Shape(heads, start=0, end=2), [1], axis=0))
+        shares = op.Softmax(op.Concat(heads, column, axis=-1), axis=-1)
+        return op.Reshape(op.Slice(shares, [0], [-1], [2]), op.Shape(scores))
+
+    def _gated(self, op: OpBuilder, experts: Experts, gate: ir.Value, up: ir.Value) -> ir.Value:
+        if experts.clip is None:
+            return op.Mul(self.silu(op, gate), up)
+        alpha, limit = experts.clip
+        gate, up = op.Min(gate, op.CastLike(limit, gate)), op.Clip(up, op.CastLike(-limit, up), op.CastLike(limit, up))
+        return op.Mul(op.Add(up, 1.0), op.Mul(gate, op.Sigmoid(op.Mul(gate, alpha))))
 
 
 def _padded(op: OpBuilder, x: ir.Value, spare: Spare) -> ir.Value:

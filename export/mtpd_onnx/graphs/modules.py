@@ -12,7 +12,7 @@ from onnxscript.nn import Module, ModuleList, Parameter
 
 from mtpd_mlx.families.dims import Layer
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.flavours import Cache, Flavour, Positions, QKNorms
+from mtpd_onnx.graphs.flavours import Cache, ExpertWeights, Flavour, Positions, QKNorms
 
 Sum = tuple[ir.Value, ir.Value]  # two terms, not yet added
 
@@ -70,11 +70,12 @@ class Attention(Module):
             whole = dims.qk_norm == "all"
             self.q_norm = HeadNorm(q if whole else dims.head_dim, dtype)
             self.k_norm = HeadNorm(kv if whole else dims.head_dim, dtype)
+        self.sinks = Parameter([dims.num_heads], dtype) if dims.sinks else None
 
     def forward(self, op: OpBuilder, x: ir.Value, cache: Cache, positions: Positions) -> ir.Value:
         packed = self.qkv_proj(op, x)
         norms = QKNorms(self.q_norm(op), self.k_norm(op)) if self.dims.qk_norm else None
-        return self.o_proj(op, self.flavour.attention(op, self.dims, self.layer, packed, norms, cache, positions))
+        return self.o_proj(op, self.flavour.attention(op, self.dims, self.layer, packed, norms, cache, positions, self.sinks))
 
 
 class HeadNorm(Module):
@@ -104,19 +105,23 @@ class MLP(Module):
 
 
 class MoE(Module):
-    """A mixture of SwiGLU experts; `experts` [E, 2 size, d] holds gate and up row by row, `experts_down` [E, d, size]."""
+    """A mixture of SwiGLU experts; `experts_gate_up` [E, 2 size, d] has gate and up in turn, `experts_down` is [E, d, size]."""
 
     def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
         super().__init__()
         assert dims.experts is not None
         e, self.flavour = dims.experts, flavour
         self.experts_of = e
-        self.gate = Linear(dims.hidden_size, e.count, dtype, flavour)
+        setattr(self, e.gate, Linear(dims.hidden_size, e.count, dtype, flavour, e.bias))
         self.experts_gate_up = Parameter([e.count, 2 * e.size, dims.hidden_size], dtype)
         self.experts_down = Parameter([e.count, dims.hidden_size, e.size], dtype)
+        self.experts_gate_up_bias = Parameter([e.count, 2 * e.size], dtype) if e.bias else None
+        self.experts_down_bias = Parameter([e.count, dims.hidden_size], dtype) if e.bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return self.flavour.experts(op, self.experts_of, x, self.gate(op, x), (self.experts_gate_up, self.experts_down))
+        scores = getattr(self, self.experts_of.gate)(op, x)
+        w = ExpertWeights(self.experts_gate_up, self.experts_down, self.experts_gate_up_bias, self.experts_down_bias)
+        return self.flavour.experts(op, self.experts_of, x, scores, w)
 
 
 class Block(Module):

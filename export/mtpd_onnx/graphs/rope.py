@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.families.rotary import longrope_magnitude
+from mtpd_mlx.families.rotary import longrope_magnitude, yarn_periods
 from mtpd_onnx.dims import Dims, rope_type
 
 
@@ -19,7 +19,7 @@ def rope_tables(dims: Dims, positions: int, local: bool = False) -> tuple[np.nda
     elif kind == "llama3":
         periods = _llama3(periods, scaling)
     elif kind == "yarn":
-        periods, magnitude = _yarn(periods, dims, scaling)
+        periods, magnitude = _yarn(dims, scaling)
     elif kind in ("longrope", "su"):  # texts are kept to the original length (Dims.context_length): the short factors
         periods, magnitude = periods * np.asarray(scaling["short_factor"], np.float64), longrope_magnitude(scaling)
     angles = np.arange(positions, dtype=np.float64)[:, None] / periods[None, :]
@@ -37,22 +37,13 @@ def _llama3(periods: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
     return np.where(wavelength <= original / high, periods, scaled)
 
 
-def _yarn(periods: np.ndarray, dims: Dims, scaling: dict[str, Any]) -> tuple[np.ndarray, float]:
+def _yarn(dims: Dims, scaling: dict[str, Any]) -> tuple[np.ndarray, float]:
     """YaRN: (periods, factor on cos and sin). Queries and keys are both scaled by the factor."""
-    factor, size = scaling["factor"], dims.rotary_dim
-    original = scaling.get("original_max_position_embeddings", 4096)
-
-    def correction(rotations: float) -> float:
-        return size * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(dims.rope_theta))
+    factor, periods = scaling["factor"], np.array(yarn_periods(dims.rope_theta, dims.rotary_dim, scaling))
 
     def magnitude(mscale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
 
-    low = max(math.floor(correction(scaling.get("beta_fast", 32))), 0)
-    high = min(math.ceil(correction(scaling.get("beta_slow", 1))), size - 1)
-    span = high - low if high != low else 0.001
-    keep = 1.0 - np.clip((np.arange(size // 2) - low) / span, 0, 1)
-    blended = factor * periods * periods / (factor * periods * keep + periods * (1 - keep))
     if scaling.get("attention_factor") is not None:
-        return blended, float(scaling["attention_factor"])
-    return blended, magnitude(scaling.get("mscale", 1)) / magnitude(scaling.get("mscale_all_dim", 0))
+        return periods, float(scaling["attention_factor"])
+    return periods, magnitude(scaling.get("mscale", 1)) / magnitude(scaling.get("mscale_all_dim", 0))

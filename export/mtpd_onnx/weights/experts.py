@@ -1,28 +1,45 @@
-"""The matrices of a mixture's experts, stacked as onnxruntime's MoE wants them, from either layout of a checkpoint."""
+"""Matrices and biases of a mixture's experts, stacked as onnxruntime's MoE wants them, from every layout of a checkpoint."""
 
 import numpy as np
 
 from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.shapes import BLOCKS
 from mtpd_onnx.weights.tensors import Tensors
 
-EXPERT_PARTS = ("experts_gate_up", "experts_down")
+EXPERT_PARTS = ("experts_gate_up", "experts_down", "experts_gate_up_bias", "experts_down_bias")
+OURS = ("gate_proj", "up_proj", "down_proj")
 
 
 def expert_values(name: str, shape: tuple[int, ...], dims: Dims, source: Tensors) -> np.ndarray:
-    """float32 [E, 2 size, d] with the rows of gate and up in turn, or [E, d, size]."""
+    """float32 [E, 2 size, d] with the rows of gate and up in turn, or [E, d, size]; of biases [E, 2 size] or [E, d]."""
     path, _, part = name.rpartition(".")
-    if part == "experts_down":
-        return _stack(path, 2, shape, dims, source)
-    half = (shape[0], shape[1] // 2, shape[2])
-    both = np.stack([_stack(path, j, half, dims, source) for j in (0, 1)], axis=2)  # [E, size, 2, d]
+    assert dims.experts is not None
+    kind = "bias" if part.endswith("_bias") else "weight"
+    which = part.removeprefix("experts_").removesuffix("_bias")  # gate_up, down
+    stacked = f"{path}.{dims.experts.stacked}"
+    if dims.experts.fused and f"{stacked}.gate_proj.weight" not in source:
+        return _fused(f"{path}.experts.{which}_proj", kind, shape, source)
+    if which == "down":
+        return _stack(path, 2, kind, shape, dims, source)
+    half = (shape[0], shape[1] // 2, *shape[2:])
+    both = np.stack([_stack(path, j, kind, half, dims, source) for j in (0, 1)], axis=2)  # [E, size, 2, d]
     return both.reshape(shape)
 
 
-def _stack(path: str, which: int, shape: tuple[int, ...], dims: Dims, source: Tensors) -> np.ndarray:
+def _fused(stem: str, kind: str, shape: tuple[int, ...], source: Tensors) -> np.ndarray:
+    """As Hugging Face folders hold gpt-oss: [E, in, out], or MXFP4's blocks; gate and up in turn as they are wanted."""
+    if kind == "bias":
+        return source.get(f"{stem}_bias", shape)
+    if f"{stem}{BLOCKS}" in source:
+        return source.blocks(stem, shape)
+    return source.get(stem, (shape[0], shape[2], shape[1])).swapaxes(1, 2)
+
+
+def _stack(path: str, which: int, kind: str, shape: tuple[int, ...], dims: Dims, source: Tensors) -> np.ndarray:
     """One of gate, up and down of all experts [E, out, in]: mlx-lm stacks them, Hugging Face folders hold one by one."""
     assert dims.experts is not None
-    stacked = f"{path}.switch_mlp.{('gate_proj', 'up_proj', 'down_proj')[which]}.weight"
+    stacked = f"{path}.{dims.experts.stacked}.{OURS[which]}.{kind}"
     if stacked in source:
         return source.get(stacked, shape)
     name = dims.experts.names[which]
-    return np.stack([source.get(f"{path}.experts.{e}.{name}.weight", shape[1:]) for e in range(shape[0])])
+    return np.stack([source.get(f"{path}.experts.{e}.{name}.{kind}", shape[1:]) for e in range(shape[0])])

@@ -9,9 +9,13 @@ import ml_dtypes
 import numpy as np
 
 from mtpd_mlx.families.multimodal import text_name
+from mtpd_mlx.families.shapes import BLOCKS, SCALES
 from mtpd_mlx.files.safetensors import RawTensors
 
 DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64, "U32": np.uint32}
+DTYPES |= {"U8": np.uint8}
+MXFP4_GROUP = 32
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,24 @@ class Tensors:
         if name not in self._stored:
             raise ValueError(f"weights: missing key {name!r} (expected shape {shape})")
         stem = name.removesuffix(".weight")
-        stored = self.quantised(stem)
-        array = self._raw(name) if stored is None else self._unpack(stem)
+        if self.quantised(stem) is not None:
+            array = self._unpack(stem)
+        elif f"{stem}.scales" in self._stored:
+            array = mxfp4(self._raw(name).view(np.uint8), self._raw(f"{stem}.scales"))
+        else:
+            array = self._raw(name)
         if array.shape != shape:
             raise ValueError(f"weights: {name}: got shape {array.shape}, expected {shape}")
         array = np.ascontiguousarray(array, dtype=np.float32)
         check_finite(name, array)
+        return array
+
+    def blocks(self, stem: str, shape: tuple[int, ...]) -> np.ndarray:
+        """float32: a matrix in MXFP4 as OpenAI stores it, [.., G, 16] bytes."""
+        packed = self._raw(f"{stem}{BLOCKS}")
+        array = mxfp4(packed.reshape(*packed.shape[:-2], -1), self._raw(f"{stem}{SCALES}"))
+        if array.shape != shape:
+            raise ValueError(f"weights: {stem}: got shape {array.shape}, expected {shape}")
         return array
 
     def _raw(self, name: str) -> np.ndarray:
@@ -59,13 +75,13 @@ class Tensors:
         return (self._quantization or {}).get("bits")
 
     def quantised(self, stem: str) -> Stored | None:
-        """How the matrix `stem`.weight is stored; None where it is in floating point."""
+        """How the matrix `stem`.weight is stored in integers; None where it is in floating point, MXFP4 included."""
         if f"{stem}.scales" not in self._stored:
             return None
         own = (self._quantization or {}).get(stem)
         settings = {**(self._quantization or {}), **(own if isinstance(own, dict) else {})}
-        if (mode := settings.get("mode", "affine")) != "affine":
-            raise ValueError(f"weights: {stem}: quantization mode {mode!r} is not supported; supported: affine")
+        if self._stored.table[f"{stem}.scales"]["dtype"] == "U8":
+            return None  # MXFP4: unpacked (get), as it is in no form that onnxruntime multiplies with
         if "bits" not in settings or "group_size" not in settings:
             raise ValueError(f"weights: {stem} is quantised but the config gives no bits and group_size")
         return Stored(settings["bits"], settings["group_size"])
@@ -89,9 +105,9 @@ class Tensors:
     def width(self, stem: str) -> int:
         """Inputs K of the matrix `stem`.weight."""
         stored = self.quantised(stem)
-        name = f"{stem}.weight" if stored is None else f"{stem}.scales"
-        columns = self._stored.shape(name)[-1]
-        return columns if stored is None else columns * stored.group_size
+        if f"{stem}.scales" not in self._stored:
+            return self._stored.shape(f"{stem}.weight")[-1]
+        return self._stored.shape(f"{stem}.scales")[-1] * (MXFP4_GROUP if stored is None else stored.group_size)
 
     def _unpack(self, stem: str) -> np.ndarray:
         """MLX affine quantisation: w = scale * q + bias, q packed little-endian into uint32, groups along the last axis."""
@@ -99,6 +115,14 @@ class Tensors:
         q = self.integers(stem)
         grouped = q.reshape(*scales.shape, -1).astype(np.float32)
         return (grouped * scales[..., None] + biases[..., None]).reshape(q.shape)
+
+
+def mxfp4(packed: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """float32 [.., 32 G] of bytes [.., 16 G], two numbers each (the lower half first), and exponents uint8 [.., G] of groups:
+    E2M1 times 2^(e - 127) (OCP Microscaling Formats 1.0)."""
+    numbers = E2M1[np.stack([packed & 15, packed >> 4], axis=-1)]
+    grouped = numbers.reshape(*exponents.shape, MXFP4_GROUP)
+    return np.ldexp(grouped, exponents[..., None].astype(np.int32) - 127).reshape(*packed.shape[:-1], -1)
 
 
 def check_finite(name: str, array: np.ndarray) -> None:
