@@ -33,6 +33,11 @@ class MLXRuntime:
         device = "CPU" if on_cpu() else "GPU"
         self.info: dict[str, Any] = {"runtime": "mlx", "device": device, "dtype": type_name(self.base.dtype), "heads": heads}
 
+    def batch(self, most: int) -> Any:
+        from mtpd_mlx.speculative.one_by_one import OneByOne
+
+        return OneByOne(self.decoder, 2)
+
     def decoder(self, sampling: Sampling) -> Any:
         from mtpd_mlx.commands.loading import open_rounds, xtc_special_tokens
 

@@ -1,6 +1,7 @@
 """The options of `mtpd serve` and `mtpd-onnx serve`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, Range, option, same
 from mtpd_mlx.options.text import GenerateOptions
@@ -22,6 +23,17 @@ class ServeOptions:
     )
     max_tokens: int = same(GenerateOptions, "max_tokens", default=512)
     max_waiting: int = option(64, "requests that may wait; more are refused with status 429", takes=POSITIVE, metavar="N")
+    max_batch: int = option(16, "requests that are decoded side by side", takes=POSITIVE, metavar="N")
+    request_timeout: float | None = option(
+        None,
+        "seconds, waiting included, after which a request ends with status 504",
+        takes=Range(0.1),
+        metavar="SECONDS",
+        unset="none",
+    )
+    trace: Path | None = option(
+        None, "write what is prefilled and decoded when, one JSON object a line", metavar="FILE", unset="none"
+    )
     max_body: int = option(16 << 20, "bytes of a request at most", takes=POSITIVE, metavar="BYTES")
     cors: tuple[str, ...] = option((), "origin of web pages that may ask (repeatable); *: all", metavar="ORIGIN", repeated=True)
 

@@ -154,7 +154,9 @@ class Server:
         return about | {"mtpd": self.info}
 
     async def health(self, request: HttpRequest) -> Response:
-        return JSONResponse({"status": "ok", "model": self.served.names[0], "waiting": self.engine.waiting})
+        engine = self.engine
+        counts = {"waiting": engine.waiting, "running": engine.running, "resting": engine.resting}
+        return JSONResponse({"status": "ok", "model": self.served.names[0]} | counts | {"integrity": engine.integrity})
 
     async def metric(self, request: HttpRequest) -> Response:
         self.check_key(request)

@@ -1,111 +1,63 @@
-"""`Engine`: one thread that decodes requests in the order they came, over a decoder of either runtime.
+"""`Engine`: one thread that decodes requests over a batch of either runtime, as its scheduler (scheduler.py) says.
 
-The model is opened in that thread, and nothing else touches it. The texts of the last requests stay cached: a request that
-begins as one of them did prefills only what is new.
+The model is opened in that thread, and nothing else touches it.
 """
 
-import queue
+import logging
 import threading
-import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mtpd_mlx.serving.answer import Answer, Piece
 from mtpd_mlx.serving.errors import ApiError
-from mtpd_mlx.speculative.cancel import Cancelled, cancellable
-from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
-from mtpd_mlx.speculative.sampling import Sampling
-from mtpd_mlx.speculative.stats import DecodeStats
+from mtpd_mlx.serving.jobs import Event as Event
+from mtpd_mlx.serving.jobs import Finished as Finished
+from mtpd_mlx.serving.jobs import Job as Job
+from mtpd_mlx.serving.jobs import Progress as Progress
+from mtpd_mlx.serving.jobs import Request as Request
+from mtpd_mlx.serving.scheduler import Scheduler, SeeRound
+from mtpd_mlx.serving.trace import NO_TRACE, Trace
+from mtpd_mlx.speculative.batch import Batch
 from mtpd_mlx.text.tokenizer import Tokenizer
 
-KEPT = 2  # decoders (each with its caches) that stay open: most clients ask with one or two settings
+logger = logging.getLogger(__name__)
 
 
 class Runtime(Protocol):
-    """An opened model. `decoder`: a new one with empty caches, that samples so."""
+    """An opened model. `batch`: rows of it, of which so many are decoded at a time."""
 
     tokenizer: Tokenizer
     capacity: int
     info: dict[str, Any]
 
-    def decoder(self, sampling: Sampling) -> Backend: ...
+    def batch(self, most: int) -> Batch: ...
 
 
 @dataclass(frozen=True)
-class Request:
-    """prompt: token ids; stop: texts that end the answer, which are no part of it."""
+class EngineOptions:
+    """most_waiting: requests beyond those that run; more are refused (429). most_running: texts decoded at a time. timeout:
+    seconds of a request, waiting included; None: any."""
 
-    prompt: list[int]
-    sampling: Sampling
-    max_tokens: int
-    stop: tuple[str, ...] = ()
-    stream: bool = False
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What one call of the decoder brought."""
-
-    pieces: list[Piece]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """reason: "stop" or "length"; stop_text: the one of the request that ended it; cached_tokens: of the prompt, that were not
-    prefilled again."""
-
-    reason: str
-    stop_text: str | None
-    prompt_tokens: int
-    cached_tokens: int
-    stats: DecodeStats
-    seconds_to_first: float
-    seconds: float
-
-    def figures(self) -> dict[str, Any]:
-        """What every form adds to its counts: tau, tokens per second, rounds by what they verified."""
-        return {
-            "tau": round(self.stats.tau, 3),
-            "tokens_per_second": round(self.stats.tokens_per_second, 1),
-            "seconds_to_first_token": round(self.seconds_to_first, 3),
-            "rounds": self.stats.chosen,
-        }
-
-
-Event = Progress | Finished | ApiError
-
-
-@dataclass
-class Job:
-    """One request under way. `tell` is called in the engine's thread, the last time with Finished or an ApiError."""
-
-    request: Request
-    tell: Callable[[Event], None]
-    came: float = field(default_factory=time.perf_counter)
-    cancelled: threading.Event = field(default_factory=threading.Event)
-
-
-@dataclass
-class _Open:
-    """A decoder, and the tokens that it has cached."""
-
-    sampling: Sampling
-    backend: Backend
-    held: list[int] = field(default_factory=list)
+    most_waiting: int
+    most_running: int = 16
+    timeout: float | None = None
+    trace: Trace = NO_TRACE
 
 
 class Engine:
-    """`open_model` runs in the engine's thread. `most_waiting`: requests beyond the one that runs; more are refused (429)."""
+    """`open_model` runs in the engine's thread. `see_round` is called there after every round, if it is set."""
 
-    def __init__(self, open_model: Callable[[], Runtime], most_waiting: int):
-        self._open_model, self._jobs = open_model, queue.Queue[Job | None](most_waiting)
-        self._open: list[_Open] = []
+    def __init__(self, open_model: Callable[[], Runtime], options: EngineOptions):
+        self._open_model, self._options = open_model, options
+        self._waiting = deque[Job]()
+        self._changed = threading.Condition()  # guards _waiting and _ending
         self._ready = threading.Event()
         self._failure: BaseException | None = None
         self._ending = False
-        self.running: Job | None = None
+        self._scheduler: Scheduler | None = None
+        self.integrity: str = "ok"  # or what the last check found
+        self.see_round: SeeRound | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> Runtime:
@@ -118,103 +70,96 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        return self._jobs.qsize()
+        """Requests that have no row yet."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Requests that have one."""
+        return 0 if self._scheduler is None else len(self._scheduler.running)
+
+    @property
+    def resting(self) -> int:
+        """Texts that have ended and are cached."""
+        return 0 if self._scheduler is None else len(self._scheduler.resting)
 
     def submit(self, job: Job) -> None:
         """ApiError 429 where too many wait, 503 while the server ends."""
-        if self._ending:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
-        try:
-            self._jobs.put_nowait(job)
-        except queue.Full:
-            message = f"{self._jobs.maxsize} requests are waiting already; try again later"
-            raise ApiError(429, message, code="queue_full") from None
+        if self._options.timeout is not None:
+            job.deadline = job.came + self._options.timeout
+        with self._changed:
+            if self._ending:
+                raise shutting_down()
+            free = 0 if self._scheduler is None else self._scheduler.most - self.running
+            if len(self._waiting) >= self._options.most_waiting + free:
+                message = f"{self._options.most_waiting} requests are waiting already; try again later"
+                raise ApiError(429, message, code="queue_full")
+            self._waiting.append(job)
+            self._changed.notify()
 
     def end(self, seconds: float = 10.0) -> None:
-        """Refuses new requests, cancels those under way and waits for the thread."""
-        self._ending = True
-        if (job := self.running) is not None:
-            job.cancelled.set()
-        while True:
-            try:
-                waiting = self._jobs.get_nowait()
-            except queue.Empty:
-                break
-            if waiting is not None:
-                waiting.tell(ApiError(503, "the server is shutting down", code="shutting_down"))
-        self._jobs.put(None)
+        """Refuses new requests, calls those under way off and waits for the thread."""
+        with self._changed:
+            self._ending = True
+            waiting, self._waiting = list(self._waiting), deque()
+            self._changed.notify()
+        for job in waiting:
+            job.tell(shutting_down())
+        for text in list(self._scheduler.running if self._scheduler else ()):
+            text.job.cancelled.set()
         self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
             self.runtime = self._open_model()
+            batch = self.runtime.batch(self._options.most_running)
+            trace = self._options.trace
+            self._scheduler = Scheduler(batch, self.runtime.tokenizer, self._options.most_running, trace, self._saw)
         except BaseException as error:
             self._failure = error
             return
         finally:
             self._ready.set()
-        while (job := self._jobs.get()) is not None:
-            self.running = job
-            try:
-                self._serve(job)
-            except Cancelled:
-                job.tell(ApiError(499, "the client has gone", code="cancelled"))
-            except ApiError as error:
-                job.tell(error)
-            except Exception as error:  # the next request may fare better: its caches are new
-                self._open.clear()
-                job.tell(ApiError(500, f"{type(error).__name__}: {error}", code="internal_error"))
-            finally:
-                self.running = None
+        while self._next():
+            self._scheduler.step()
+        self._scheduler.stop(shutting_down())
 
-    def _serve(self, job: Job) -> None:
-        request, runtime = job.request, self.runtime
-        opened = self._decoder(request.sampling)
-        backend, prompt = opened.backend, request.prompt
-        common = min(common_length(prompt, opened.held), len(prompt) - 1)
-        answer, stats = Answer(runtime.tokenizer, request.stop), DecodeStats(backend.num_draft_tokens)
-        first: float | None = None
-        said = list(prompt)
-        with cancellable(job.cancelled.is_set):
-            try:
-                backend.rewind_to(common)
-                chunks = generate(
-                    backend,
-                    prompt[common:],
-                    max_tokens=request.max_tokens,
-                    eos_token_ids=runtime.tokenizer.eos_token_ids,
-                    stop=answer.see,
-                )
-                for chunk in chunks:
-                    stats.add(chunk)
-                    said += chunk.tokens
-                    first = time.perf_counter() - job.came if first is None else first
-                    if pieces := answer.take(chunk.num_drafted):
-                        job.tell(Progress(pieces))
-                    if job.cancelled.is_set():
-                        raise Cancelled
-            finally:
-                opened.held = said[: backend.length]
-        if rest := answer.finish():
-            job.tell(Progress([(rest, False)]))
-        reason = "stop" if chunk.finish_reason == "stop" else "length"
-        seconds = time.perf_counter() - job.came
-        job.tell(Finished(reason, answer.stopped_by, len(prompt), common, stats, first or seconds, seconds))
+    def _next(self) -> bool:
+        """Waits until there is something to do, and lets requests in; False at the end."""
+        scheduler = self._scheduler
+        assert scheduler is not None
+        if not scheduler.running and not self._waiting:
+            self._check(scheduler)
+        with self._changed:
+            while not self._ending and not self._waiting and not scheduler.running:
+                self._changed.wait()
+            if self._ending:
+                return False
+            over = [(job, error) for job in self._waiting if (error := job.over) is not None]
+            for job, _ in over:
+                self._waiting.remove(job)
+            coming = list[Job]()
+            while self._waiting and len(scheduler.running) + len(coming) < scheduler.most:
+                coming.append(self._waiting.popleft())
+        for job, error in over:
+            job.tell(error)
+        for job in coming:
+            scheduler.admit(job)
+        return True
 
-    def _decoder(self, sampling: Sampling) -> _Open:
-        """One that samples so, with what it holds: the last used of them, or a new one. A seeded text begins afresh, so that it
-        is the same one every time."""
-        for opened in self._open if sampling.greedy or sampling.seed is None else ():
-            if opened.sampling == sampling or (opened.sampling.greedy and sampling.greedy):
-                self._open.remove(opened)
-                self._open.insert(0, opened)
-                return opened
-        self._open = self._open[: KEPT - 1]
-        opened = _Open(sampling, self.runtime.decoder(sampling))
-        self._open.insert(0, opened)
-        return opened
+    def _check(self, scheduler: Scheduler) -> None:
+        """With nothing under way every row must be free or at rest, and as long as it says. Else all are dropped."""
+        try:
+            scheduler.check()
+        except RuntimeError as error:
+            self.integrity = str(error)
+            logger.error("caches: %s; they are emptied", error)
+            scheduler.forget()
+
+    def _saw(self, rows: int, drafts: int | None) -> None:
+        if self.see_round is not None:
+            self.see_round(rows, drafts)
 
 
-def common_length(a: list[int], b: list[int]) -> int:
-    """Length of the common beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+def shutting_down() -> ApiError:
+    return ApiError(503, "the server is shutting down", code="shutting_down")

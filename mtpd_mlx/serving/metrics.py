@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from mtpd_mlx.serving.engine import Engine, Finished
 
 logger = logging.getLogger(__name__)
+TEXTS = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -26,8 +27,22 @@ class Metrics:
         self.whole = Histogram("mtpd_request_seconds", "from the request to the last token", buckets=SECONDS, registry=kept)
         waiting = Gauge("mtpd_requests_waiting", "requests in the queue", registry=kept)
         waiting.set_function(lambda: engine.waiting)
-        running = Gauge("mtpd_requests_running", "requests that are decoded", registry=kept)
-        running.set_function(lambda: engine.running is not None)
+        running = Gauge("mtpd_requests_running", "requests that are prefilled or decoded", registry=kept)
+        running.set_function(lambda: engine.running)
+        resting = Gauge("mtpd_texts_resting", "texts that have ended and are cached", registry=kept)
+        resting.set_function(lambda: engine.resting)
+        faults = Gauge("mtpd_cache_faults", "1 where the caches were found wrong with nothing under way", registry=kept)
+        faults.set_function(lambda: engine.integrity != "ok")
+        self.together = Histogram("mtpd_batch_texts", "texts decoded in a round", buckets=TEXTS, registry=kept)
+        named = "rounds of several texts, by drafts of the heads chosen for each"
+        self.chosen = Counter("mtpd_batch_rounds", named, ["drafts"], registry=kept)
+        engine.see_round = self.round_of
+
+    def round_of(self, texts: int, drafts: int | None) -> None:
+        """Called in the engine's thread."""
+        self.together.observe(texts)
+        if drafts is not None:
+            self.chosen.labels(str(drafts)).inc()
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from mtpd_mlx.options.serve import API_KEY, ServeOptions
-from mtpd_mlx.serving.engine import Engine, Runtime
+from mtpd_mlx.serving.engine import Engine, EngineOptions, Runtime
 from mtpd_mlx.serving.forms.common import Served
+from mtpd_mlx.serving.trace import Trace
 from mtpd_mlx.speculative.sampling import Sampling
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,8 @@ def serve(open_model: Callable[[], Runtime], name: str, options: ServeOptions, s
 
     from mtpd_mlx.serving.app import Server, make_app
 
-    engine = Engine(open_model, options.max_waiting)
+    trace = Trace(options.trace)
+    engine = Engine(open_model, EngineOptions(options.max_waiting, options.max_batch, options.request_timeout, trace))
     runtime = engine.start()
     if not runtime.tokenizer.has_chat_template:
         logger.warning("%s: no chat template: /v1/chat/completions will be refused, /v1/completions works", name)
@@ -42,4 +44,5 @@ def serve(open_model: Callable[[], Runtime], name: str, options: ServeOptions, s
     where = f"[{options.host}]" if ":" in options.host else options.host
     logger.info("%s: http://%s:%d (a page to chat on), http://%s:%d/v1", names[0], where, options.port, where, options.port)
     uvicorn.run(app, host=options.host, port=options.port, log_level="warning", timeout_graceful_shutdown=5)
+    trace.close()
     return 0

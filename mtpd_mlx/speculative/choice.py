@@ -47,18 +47,19 @@ class DepthAcceptance:
     (F + c) / (F_0 + c) times the prior's, and that is what the depth's own counts are added to.
     """
 
-    def __init__(self, depths: int, prior: Sequence[float] = DEFAULT_AR):
+    def __init__(self, depths: int, prior: Sequence[float] = DEFAULT_AR, fading: float = FADING):
+        self.fading = fading
         known = list(prior) or list(DEFAULT_AR)
         self.prior = [min(0.98, max(0.02, known[min(k, len(known) - 1)])) for k in range(depths)]
         self._right, self._seen = [0.0] * depths, [0.0] * depths
         self._failed = self._expected = 0.0
 
     def saw(self, accepted: int, proposed: int) -> None:
-        self._failed *= FADING
-        self._expected *= FADING
+        self._failed *= self.fading
+        self._expected *= self.fading
         for k in range(min(accepted + 1, proposed)):
-            self._right[k] = self._right[k] * FADING + (k < accepted)
-            self._seen[k] = self._seen[k] * FADING + 1
+            self._right[k] = self._right[k] * self.fading + (k < accepted)
+            self._seen[k] = self._seen[k] * self.fading + 1
             self._expected += 1 - self.prior[k]
         self._failed += accepted < proposed
 
@@ -176,7 +177,16 @@ class Chooser:
         if kind.source == "heads":
             self.acceptance.saw(accepted, proposed)
 
-    def _settle(self, kind: Kind, accepted: int, cost: float) -> None:
+    def observe_rows(self, kind: Kind, accepted: Sequence[int], proposed: Sequence[int], seconds: float | None = None) -> None:
+        """As `observe`, of a round of several texts whose costs `costs` are: accepted and verified drafts of each text."""
+        if seconds is not None:
+            self.costs.observe(kind, seconds)
+            self._times[kind] = self._times.get(kind, 0) + 1
+        self._settle(kind, sum(accepted) / len(accepted), self.costs.cost(kind))
+        for right, verified in zip(accepted, proposed, strict=True):
+            self.acceptance.saw(right, verified)
+
+    def _settle(self, kind: Kind, accepted: float, cost: float) -> None:
         """Enters a round in both accounts."""
         self.ledger = min(LEDGER_MOST, self.ledger + ALLOWED * cost + accepted + 1 - cost)
         self.credit = min(CREDIT_MOST, self.credit + EXPLORING * cost)

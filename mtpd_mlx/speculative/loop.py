@@ -65,9 +65,9 @@ def _generate(
     stop: Callable[[int], bool] | None,
 ) -> Iterator[Chunk]:
     first, emitted = backend.length + len(prompt), 0  # position of the first token to emit
-    chunk = _timed(lambda: Chunk([backend.prefill(prompt)], prompt_tokens=len(prompt)))
+    chunk = timed(lambda: Chunk([backend.prefill(prompt)], prompt_tokens=len(prompt)))
     while True:
-        tokens, reason = _cut(chunk.tokens, max_tokens - emitted, eos_token_ids, stop)
+        tokens, reason = cut(chunk.tokens, max_tokens - emitted, eos_token_ids, stop)
         emitted += len(tokens)
         cached = first + emitted - 1
         if backend.length != cached:
@@ -77,29 +77,31 @@ def _generate(
         yield replace(chunk, tokens=tokens, finish_reason=reason)
         if reason is not None:
             return
-        chunk = _advance(backend, tokens[-1], plain)
+        chunk = advance(backend, tokens[-1], plain)
 
 
-def _advance(backend: Backend, token: int, plain: bool) -> Chunk:
+def advance(backend: Backend, token: int, plain: bool = False) -> Chunk:
+    """A round behind `token`, or a plain step where the backend has no drafts or no room for them."""
     most = 0 if plain else backend.num_draft_tokens
     chooses = not plain and isinstance(backend, Chooses)  # then it sees to the room itself
     if not chooses and (most == 0 or backend.length + 1 + most > backend.capacity):
-        return _timed(lambda: Chunk([backend.step(token)]))
+        return timed(lambda: Chunk([backend.step(token)]))
 
     def speculate() -> Chunk:
         result = backend.round(token)
         return Chunk(result.emitted, round=result)
 
-    return _timed(speculate)
+    return timed(speculate)
 
 
-def _timed(call: Callable[[], Chunk]) -> Chunk:
+def timed(call: Callable[[], Chunk]) -> Chunk:
+    """The chunk, with the seconds that it took."""
     began = time.perf_counter()
     chunk = call()
     return replace(chunk, seconds=time.perf_counter() - began)
 
 
-def _cut(
+def cut(
     tokens: list[int], room: int, eos_token_ids: Collection[int], stop: Callable[[int], bool] | None
 ) -> tuple[list[int], str | None]:
     """The tokens up to the one that ends the text, and why it ends there; room >= 1 tokens may still be emitted."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.options.serve import ServeOptions
-from mtpd_mlx.serving.engine import Engine, Runtime
+from mtpd_mlx.serving.engine import Engine, EngineOptions, Runtime
 from mtpd_mlx.serving.forms.common import Served
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -29,7 +29,7 @@ def serving(open_model: Any, *, api_key: str | None = None, origins: tuple[str, 
     from mtpd_mlx.serving.app import Server, make_app
 
     chosen = replace(ServeOptions(), **options)
-    engine = Engine(open_model, chosen.max_waiting)
+    engine = Engine(open_model, EngineOptions(chosen.max_waiting, chosen.max_batch, chosen.request_timeout))
     runtime: Runtime = engine.start()
     served = Served(("tiny", "default"), runtime.tokenizer, runtime.capacity, Sampling(), chosen.max_tokens)
     server = Server(engine, served, runtime.info, api_key, chosen.max_body)

@@ -18,8 +18,9 @@ from helpers.tools import tool
 from tiny import write_tokenizer
 
 from mtpd_mlx.serving.app import Server, make_app
-from mtpd_mlx.serving.engine import Engine
+from mtpd_mlx.serving.engine import Engine, EngineOptions
 from mtpd_mlx.serving.forms.common import Served
+from mtpd_mlx.speculative.one_by_one import OneByOne
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.text.tokenizer import Tokenizer
@@ -40,6 +41,9 @@ class Scripted:
         write_tokenizer(folder)
         self.tokenizer, self.capacity, self.info = Tokenizer.from_folder(with_template(folder, TEMPLATE)), 4096, {}
         self.fault: Any = None
+
+    def batch(self, most: int) -> OneByOne:
+        return OneByOne(self.decoder, 2)
 
     def decoder(self, sampling: Sampling) -> StepBackend:
         def target(tokens: Any) -> int:
@@ -67,7 +71,7 @@ def listening(app: Any) -> Iterator[str]:
 
 @contextmanager
 def served(runtime: Scripted, **options: Any) -> Iterator[tuple[str, Engine]]:
-    engine = Engine(lambda: runtime, 64)
+    engine = Engine(lambda: runtime, EngineOptions(64))
     engine.start()
     served = Served(("tiny", "default"), runtime.tokenizer, runtime.capacity, Sampling(), 16)
     with listening(make_app(Server(engine, served, runtime.info, None, options.get("most_bytes", 1 << 20)))) as url:

@@ -21,7 +21,7 @@ from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.serving.app import Server, make_app
-from mtpd_mlx.serving.engine import Engine
+from mtpd_mlx.serving.engine import Engine, EngineOptions
 from mtpd_mlx.serving.forms.common import Served
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -40,7 +40,7 @@ def address(folders: tuple[Path, Path]) -> Iterator[tuple[str, Engine]]:
     """Of a real server, and its engine."""
     import uvicorn
 
-    engine = Engine(lambda: MLXRuntime(RunnableOptions(checkpoint=str(folders[0])), DecodingConfig(), None), 8)
+    engine = Engine(lambda: MLXRuntime(RunnableOptions(checkpoint=str(folders[0])), DecodingConfig(), None), EngineOptions(8))
     runtime = engine.start()
     served = Served(("tiny", "default"), runtime.tokenizer, runtime.capacity, Sampling(), 64)
     with socket.socket() as found:
@@ -134,7 +134,7 @@ def test_clients_that_go_away_leave_nothing_behind(address: tuple[str, Engine]) 
             if sent == whole:
                 assert b"200 OK" in client.recv(100)
     until = time.monotonic() + 20
-    while address[1].running is not None or address[1].waiting:
+    while address[1].running or address[1].waiting:
         assert time.monotonic() < until, "a request of a client that has gone still runs"
         time.sleep(0.02)
 

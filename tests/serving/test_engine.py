@@ -5,27 +5,14 @@ import threading
 from typing import Any
 
 import pytest
+from helpers.batches import Letters
 from helpers.fakes import ScriptedModel, hashed
 
-from mtpd_mlx.serving.engine import Engine, Event, Finished, Job, Progress, Request
+from mtpd_mlx.serving.engine import Engine, EngineOptions, Event, Finished, Job, Progress, Request
 from mtpd_mlx.serving.errors import ApiError
+from mtpd_mlx.speculative.one_by_one import OneByOne
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
-
-
-class Letters:
-    """A tokenizer of one letter a token."""
-
-    eos_token_ids = frozenset[int]()
-
-    def stream(self) -> Any:
-        return lambda token: chr(33 + token)
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(33 + i) for i in ids)
-
-    def special_tokens(self) -> dict[int, str]:
-        return {}
 
 
 class Scripted:
@@ -36,6 +23,9 @@ class Scripted:
         self.capacity, self.info = 4096, {}
         self.gate, self.passes, self.models = threading.Semaphore(0), 0, list[ScriptedModel]()
         self.fault: Exception | None = None
+
+    def batch(self, most: int) -> OneByOne:
+        return OneByOne(self.decoder, 2)
 
     def decoder(self, sampling: Sampling) -> StepBackend:
         def target(tokens: Any) -> int:
@@ -69,7 +59,7 @@ def ending(told: "queue.Queue[Event]") -> Event:
 
 def test_a_request_that_is_called_off_stops_within_a_round() -> None:
     runtime = Scripted()
-    engine = Engine(lambda: runtime, 4)
+    engine = Engine(lambda: runtime, EngineOptions(4))
     engine.start()
     long, told = job([1, 2, 3], 1000)
     engine.submit(long)
@@ -91,7 +81,7 @@ def test_a_request_that_is_called_off_stops_within_a_round() -> None:
 
 def test_a_long_prompt_is_called_off_between_its_chunks() -> None:
     runtime = Scripted()
-    engine = Engine(lambda: runtime, 4)
+    engine = Engine(lambda: runtime, EngineOptions(4))
     engine.start()
     long, told = job([i % 90 for i in range(3000)])
     engine.submit(long)
@@ -108,11 +98,11 @@ def test_a_long_prompt_is_called_off_between_its_chunks() -> None:
 
 def test_the_queue_has_an_end_and_so_has_the_server() -> None:
     runtime = Scripted()
-    engine = Engine(lambda: runtime, 2)
+    engine = Engine(lambda: runtime, EngineOptions(2))
     engine.start()
     jobs = [job([1, 2], 5) for _ in range(3)]
     engine.submit(jobs[0][0])
-    while engine.running is None:
+    while not engine.running:
         pass
     for waiting, _ in jobs[1:]:
         engine.submit(waiting)
@@ -129,7 +119,7 @@ def test_the_queue_has_an_end_and_so_has_the_server() -> None:
 def test_a_fault_costs_one_request() -> None:
     runtime = Scripted()
     runtime.gate.release(1000)
-    engine = Engine(lambda: runtime, 2)
+    engine = Engine(lambda: runtime, EngineOptions(2))
     engine.start()
     runtime.fault = RuntimeError("the device is gone")
     first, told = job([1, 2], 5)
@@ -148,4 +138,4 @@ def test_what_opening_raised_is_raised() -> None:
         raise ValueError("no such folder")
 
     with pytest.raises(ValueError, match="no such folder"):
-        Engine(broken, 2).start()
+        Engine(broken, EngineOptions(2)).start()

@@ -191,7 +191,9 @@ def test_prompts_of_completions(asked: Any) -> None:
 
 
 def test_other_paths_and_bodies(asked: Any) -> None:
-    assert asked.get("/health").json() == {"status": "ok", "model": "tiny", "waiting": 0}
+    assert asked.get("/health").json() == {
+        "status": "ok", "model": "tiny", "waiting": 0, "running": 0, "resting": 2, "integrity": "ok",
+    }  # fmt: skip
     card = asked.get("/v1/models").json()["data"][0]
     assert card["id"] == "tiny" and card["mtpd"]["heads"] == 3 and asked.get("/v1/models/default").json() == card
     for answer, status in (

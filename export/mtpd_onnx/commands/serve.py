@@ -42,6 +42,11 @@ class OnnxRuntime:
             **self._options.of_folder(),
         )
 
+    def batch(self, most: int) -> Any:
+        from mtpd_mlx.speculative.one_by_one import OneByOne
+
+        return OneByOne(self.decoder, 2)
+
     def decoder(self, sampling: Sampling) -> Any:
         if sampling.greedy and self._first is not None:
             first, self._first = self._first, None

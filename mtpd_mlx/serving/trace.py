@@ -1,0 +1,37 @@
+"""`Trace`: what the engine did when, one JSON object a line (`serve --trace FILE`)."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+logger = logging.getLogger(__name__)
+
+
+class Trace:
+    """Seconds since it was opened; nothing that was asked or answered. A disk that fails ends the trace, not the server."""
+
+    def __init__(self, file: Path | None = None):
+        self._began = time.perf_counter()
+        self._out: TextIO | None = None if file is None else file.open("w", encoding="utf-8", buffering=1)
+
+    def write(self, event: str, what: Mapping[str, Any]) -> None:
+        if self._out is None:
+            return
+        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in what.items()}
+        line = {"at": round(time.perf_counter() - self._began, 6), "event": event} | rounded
+        try:
+            self._out.write(json.dumps(line, separators=(",", ":")) + "\n")
+        except OSError as error:
+            logger.warning("--trace: %s; the trace ends here", error)
+            self._out = None
+
+    def close(self) -> None:
+        if self._out is not None:
+            self._out.close()
+            self._out = None
+
+
+NO_TRACE = Trace()

@@ -1,0 +1,63 @@
+"""Drafts of a batch: many where they are free, none where they cost more than they bring, and costs that are learned."""
+
+import random
+
+import pytest
+
+from mtpd_mlx.speculative.load_choice import LoadChoice, costs_of_rows, size_class
+from mtpd_mlx.speculative.round_costs import PLAIN, heads
+
+
+def simulate(choice: LoadChoice, rows: int, rates: float, row: float, head: float, rounds: int = 300) -> list[int]:
+    """The drafts chosen, where rounds take what costs_of_rows says of `row` and `head`."""
+    random.seed(rows)
+    true, chosen = costs_of_rows(rows, (1, 2, 3, 4), row, head), list[int]()
+    for _ in range(rounds):
+        count = choice.choose(rows)
+        accepted = []
+        for _ in range(rows):
+            right = 0
+            while right < count and random.random() < rates:
+                right += 1
+            accepted.append(right)
+        seconds = true[heads(count)] * 0.01 * random.uniform(0.95, 1.05)
+        choice.observe(rows, count, accepted, [count] * rows, seconds)
+        chosen.append(count)
+    return chosen
+
+
+def chooser(row: float = 0.1, head: float = 0.1) -> LoadChoice:
+    return LoadChoice(lambda rows: costs_of_rows(rows, (1, 2, 3, 4), row, head))
+
+
+def share(chosen: list[int], *counts: int) -> float:
+    later = chosen[100:]
+    return sum(count in counts for count in later) / len(later)
+
+
+def test_cheap_drafts_are_verified_and_dear_ones_are_not() -> None:
+    assert share(simulate(chooser(0.01, 0.02), 4, 0.7, 0.01, 0.02), 3, 4) > 0.9
+    assert share(simulate(chooser(1.0, 0.3), 16, 0.7, 1.0, 0.3), 0) > 0.9
+
+
+@pytest.mark.parametrize(("row", "head", "right"), [(1.0, 0.4, (0,)), (0.005, 0.02, (2, 3, 4))])
+def test_wrong_guesses_are_corrected_by_the_rounds(row: float, head: float, right: tuple[int, ...]) -> None:
+    assert share(simulate(chooser(0.1, 0.1), 8, 0.75, row, head), *right) > 0.85
+
+
+def test_the_load_decides() -> None:
+    """Arithmetic that is free up to a point: few texts draft, many do not."""
+    choice = chooser(0.05, 0.03)
+    few, many = simulate(choice, 2, 0.6, 0.05, 0.03), simulate(choice, 16, 0.6, 1.0, 0.5)
+    assert share(few, 0) < 0.1 and share(many, 0) > 0.8
+    assert share(simulate(choice, 2, 0.6, 0.05, 0.03), 0) < 0.1
+
+
+def test_classes_and_guesses() -> None:
+    assert [size_class(n) for n in (1, 2, 3, 4, 5, 8, 9, 16, 17)] == [1, 2, 4, 4, 8, 8, 16, 16, 32]
+    guess = costs_of_rows(4, (2,), 0.1, 0.2)
+    assert guess[PLAIN] == 1 and guess[heads(2)] == pytest.approx((1 + 0.1 * 11 + 2 * 0.2 * 1.3) / 1.3)
+    choice = LoadChoice(lambda rows: {PLAIN: 1.0})
+    assert choice.choose(3) == 0
+    choice.observe(3, 0, [0, 0, 0], [0, 0, 0], 0.1)
+    choice.observe(3, 0, [], [])
