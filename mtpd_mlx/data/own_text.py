@@ -131,7 +131,7 @@ def _distill(work: Work, show: Callable[[int, int], None]) -> dict[str, int]:
                 synced = time.monotonic()
             show(len(rows), sum(len(row["tokens"]) - row["prompt_tokens"] for row in rows))
     finished = sorted(_finished(part, work.prompts), key=lambda row: row["row"])
-    sides = [split_of(prompt, cfg.valid_share) for prompt in work.prompts]
+    sides = sides_of(work.prompts, cfg.valid_share)
     counts = {name: _write_split(out / name, (r for r in finished if sides[r["row"]] == name)) for name in SPLITS}
     part.unlink()
     return counts
@@ -174,9 +174,17 @@ def _row(number: int, prompt: list[int], tokens: list[int], tokenizer: Tokenizer
     }
 
 
-def split_of(prompt: list[int], valid_share: float) -> str:
-    """train.jsonl or valid.jsonl, by a hash of the prompt: its texts are on one side, in whatever runs they are written."""
-    return SPLITS[zlib.crc32(repr(prompt).encode()) / 2**32 < valid_share]
+def sides_of(prompts: list[list[int]], valid_share: float) -> list[str]:
+    """train.jsonl or valid.jsonl for each prompt, by its hash: its texts are on one side, in whatever runs they are written. Of
+    few prompts none may be on the side of validation, without which nothing trains: then the nearest one is."""
+    places = [place_of(prompt) for prompt in prompts]
+    nearest = min(places) if valid_share > 0 and len(set(places)) > 1 else -1.0
+    return [SPLITS[place < valid_share or place == nearest] for place in places]
+
+
+def place_of(prompt: list[int]) -> float:
+    """The hash of a prompt, from 0 to 1."""
+    return zlib.crc32(repr(prompt).encode()) / 2**32
 
 
 def claim(work: Work) -> set[int]:

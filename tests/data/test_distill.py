@@ -14,7 +14,7 @@ from helpers.runs import error_line, one_line
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset, own_text
-from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, split_of
+from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, sides_of
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.generate import batches_of, generate_greedy
 from mtpd_mlx.model.runtime import mx
@@ -57,9 +57,9 @@ def arguments(base: Path, prompts: Path, out: Path, *extra: str) -> list[str]:
     return ["distill-data", "--model", str(base), "--prompts", str(prompts), "--out", str(out), *fixed, *extra]
 
 
-def sides_of(base: Path, prompts: Path) -> list[str]:
+def sides_in(base: Path, prompts: Path) -> list[str]:
     tokenizer = Tokenizer.from_folder(base)
-    return [split_of(tokenizer.encode(json.loads(line)["prompt"]), 0.3) for line in prompts.read_text().splitlines()]
+    return sides_of([tokenizer.encode(json.loads(line)["prompt"]) for line in prompts.read_text().splitlines()], 0.3)
 
 
 def content(out: Path) -> dict[str, bytes]:
@@ -71,7 +71,7 @@ def test_output_is_training_data_with_exact_ids(tiny_base: Path, tmp_path: Path)
     assert main(arguments(tiny_base, prompts_file(tmp_path), out)) == 0
     assert not (out / PART_NAME).exists()
     tokenizer = Tokenizer.from_folder(tiny_base)
-    sides = sides_of(tiny_base, tmp_path / "prompts.jsonl")
+    sides = sides_in(tiny_base, tmp_path / "prompts.jsonl")
     rows = {name: [json.loads(line) for line in (out / name).read_text().splitlines()] for name in content(out)}
     assert {n: len(r) for n, r in rows.items()} == {n: sides.count(n) for n in rows}
     for row in (*rows["train.jsonl"], *rows["valid.jsonl"]):
@@ -88,7 +88,7 @@ def test_continuations_of_one_prompt_are_on_one_side(tiny_base: Path, tmp_path: 
     """A prompt may stand in the file many times, to sample many continuations: none of them validates the others."""
     file = tmp_path / "prompts.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"say {i % 8}"}) + "\n" for i in range(32)))
-    assert set(sides_of(tiny_base, file)) == {"train.jsonl", "valid.jsonl"}
+    assert set(sides_in(tiny_base, file)) == {"train.jsonl", "valid.jsonl"}
     train, valid = set(), set()
     for seed in ("0", "1"):  # of one run or of several, which are mixed
         out = tmp_path / seed
@@ -175,7 +175,7 @@ def begun(base: Path, prompts: Path, out: Path) -> Path:
     """A run that was killed when two rows were made."""
     assert main(arguments(base, prompts, out)) == 0
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
-    numbers = [i for i, side in enumerate(sides_of(base, prompts)) if side == "train.jsonl"]
+    numbers = [i for i, side in enumerate(sides_in(base, prompts)) if side == "train.jsonl"]
     part = [{"row": number} | row for number, row in zip(numbers, rows, strict=True)][:2]
     (out / PART_NAME).write_text("".join(json.dumps(row) + "\n" for row in part))
     return out
@@ -235,3 +235,12 @@ def long(folder: Path) -> Path:
     file = folder / "long.jsonl"
     file.write_text(json.dumps({"prompt": "x" * 300}) + "\n")
     return file
+
+
+def test_of_few_prompts_one_is_for_validation() -> None:
+    prompts = [[1, i] for i in range(6)]
+    assert sides_of(prompts, 1e-9).count("valid.jsonl") == 1
+    assert sides_of(prompts, 0.0) == 6 * ["train.jsonl"]
+    assert sides_of([[1, 2], [1, 2]], 1e-9) == 2 * ["train.jsonl"]  # all that there is
+    alone, among = sides_of(prompts[:4], 0.4), sides_of(prompts, 0.4)
+    assert "valid.jsonl" in alone and among[:4] == alone  # the side of a prompt does not depend on the others
