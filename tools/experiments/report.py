@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""docs/results.md, its figures and docs/results/summary.json from the JSON of the runs, and from nothing else.
+"""docs/results.md, the pages and figures of docs/results and its summary.json from the JSON of the runs, and from nothing else.
 
     python -m tools.experiments.report docs/results
 
-FOLDER holds results files of tools/experiments/run.py under any names (each is a section) and perhaps speed.json, the speeds
-measured with those arms (findings.py, read_speed). Writes FOLDER.md beside it.
+FOLDER holds results files of tools/experiments/run.py under any names and perhaps speed.json, the speeds measured with those
+arms (findings.py, read_speed). FOLDER.md has the tables that matter, FOLDER/NAME.md all those of a run.
 """
 
 import argparse
@@ -45,29 +45,30 @@ Figures are taken over all seven prompt sets together where no set is named. No 
 
 
 def section(run: Run, folder: Path) -> str:
+    """The page of a run."""
     c = run.content
     options = ", ".join(f"{k} {v}" for k, v in c["options"].items())
     parts = [
-        f"## {run.name}\n\n{c['device']}, MLX {c['versions']['mlx']}; {c['data']['train_tokens'] / 1e6:.1f}M training tokens, "
+        f"# {run.name}\n\n[Results](../{folder.name}.md) says what the columns are.\n\n{c['device']}, MLX {c['versions']['mlx']}; {c['data']['train_tokens'] / 1e6:.1f}M training tokens, "
         f"vocabulary {c['data']['vocab_size']}. Setting {c['setting']}: {options}.\n",
-        f"### Aims\n\n{aims_table(run)}",
+        f"## Aims\n\n{aims_table(run)}",
     ]
     for part, title in PARTS.items():
         if entries := [e for e in run.arms.values() if e["part"] == part]:
-            parts.append(f"### {title}\n\n{arms_table(entries)}")
+            parts.append(f"## {title}\n\n{arms_table(entries)}")
     if any(run.get(name) for name in JOINT):
         for kind, title in (("greedy", "greedy"), ("sampled", "T = 0.7")):
-            parts.append(f"### CAR of the last depth (%) / tau by prompt set, {title}\n\n{sets_table(run, JOINT, kind)}")
-        parts.append(f"### Main loss by domain\n\n{domains_table(run, JOINT)}")
+            parts.append(f"## CAR of the last depth (%) / tau by prompt set, {title}\n\n{sets_table(run, JOINT, kind)}")
+        parts.append(f"## Main loss by domain\n\n{domains_table(run, JOINT)}")
     own_base = [e for e in run.arms.values() if e["mode"] in ("base", "joint")]
     if (sureness := sureness_table(own_base)) is not None:
-        parts.append(f"### Main head on held-out text: loss and entropy (nats a token), accuracy\n\n{sureness}")
+        parts.append(f"## Main head on held-out text: loss and entropy (nats a token), accuracy\n\n{sureness}")
     for name, (title, wanted) in FIGURES.items():
         lines = [(key, greedy(e)["car"]) for key, e in run.arms.items() if "greedy" in e and wanted(e)]
         if lines:
             file = folder / f"{run.name}-{name}.svg"
             save_plot(file, series_of(lines), "depth", "CAR")
-            parts.append(f"![{title}]({folder.name}/{file.name})\n")
+            parts.append(f"![{title}]({file.name})\n")
     return "\n".join(parts)
 
 
@@ -87,7 +88,9 @@ def main(argv: list[str] | None = None) -> None:
         speed_table(read_speed(folder)),
         "\n",
     ]
-    page += [section(run, folder) + "\n" for run in runs]
+    page.append("## All runs\n\n" + "".join(f"- [{r.name}]({folder.name}/{r.name}.md): {r.content['device']}\n" for r in runs))
+    for run in runs:
+        (folder / f"{run.name}.md").write_text(section(run, folder).rstrip("\n") + "\n")
     folder.with_suffix(".md").write_text("".join(page).rstrip("\n") + "\n")
     print(f"{folder.with_suffix('.md')}: {len(runs)} run(s), {sum(len(r.arms) for r in runs)} arms")
 
