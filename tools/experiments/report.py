@@ -48,8 +48,10 @@ def section(run: Run, folder: Path) -> str:
     """The page of a run."""
     c = run.content
     options = ", ".join(f"{k} {v}" for k, v in c["options"].items())
+    device = f"{c['device']}, MLX {c['versions']['mlx']}"
     parts = [
-        f"# {run.name}\n\n[Results](../{folder.name}.md) says what the columns are.\n\n{c['device']}, MLX {c['versions']['mlx']}; {c['data']['train_tokens'] / 1e6:.1f}M training tokens, "
+        f"# {run.name}\n\n[Results](../{folder.name}.md) says what the columns are.\n\n"
+        f"{device}; {c['data']['train_tokens'] / 1e6:.1f}M training tokens, "
         f"vocabulary {c['data']['vocab_size']}. Setting {c['setting']}: {options}.\n",
         f"## Aims\n\n{aims_table(run)}",
     ]
