@@ -139,6 +139,11 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         GPT_OSS,
     ),
     "gpt-oss-mxfp4": ("gpt-oss in MXFP4, as OpenAI stores it", "GptOssConfig", GPT_OSS | {"packed": "mxfp4"}),
+    "lfm2": (
+        "LFM2, LFM2.5",
+        "Lfm2Config",
+        {"layer_types": ["conv", "full_attention", "conv", "conv"], "block_multiple_of": 8, "norm_eps": 1e-5},
+    ),
     "mixtral": ("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40}),
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from mtpd_mlx.families import config as families
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.rotary import rope_type
+from mtpd_mlx.families.table import FAMILIES
 
 __all__ = ["Dims", "check_expressible", "objection", "read_dims", "rope_type"]
 
@@ -33,6 +34,8 @@ def objection(dims: Dims) -> str | None:
 
 def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
+    if not FAMILIES[dims.model_type].onnx:
+        raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone; the graphs do not express it")
     settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]
     for mode in (own.get("mode", "affine") for own in settings):
         if mode not in ("affine", "mxfp4"):

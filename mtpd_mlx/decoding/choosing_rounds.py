@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtpd_mlx.decoding.fixed_cache import trim_to
 from mtpd_mlx.decoding.lagging_heads import LaggingHeads
+from mtpd_mlx.decoding.rewind import Transaction, begin
 from mtpd_mlx.decoding.text_state import HostState, Model, read_tokens
 from mtpd_mlx.decoding.token_rules import contexts_of
 from mtpd_mlx.model.finite import marked
@@ -82,7 +82,7 @@ class ChoosingState(HostState):
 @dataclass
 class Launched:
     """A pass under way. result [m+2]: accepted drafts, then m + 1 marked tokens; text [m+1]: the tokens; rows [m+1, d]: the
-    cascade's input there (None without heads); regular: it takes as long as rounds of its kind do."""
+    cascade's input there (None without heads); regular: it takes as long as rounds of its kind do; verified: the pass."""
 
     proposal: Proposal
     result: mx.array
@@ -90,6 +90,7 @@ class Launched:
     rows: mx.array | None
     began: float
     regular: bool
+    verified: Transaction
 
 
 class ChoosingRounds:
@@ -137,7 +138,7 @@ class ChoosingRounds:
         host.tokens += [token, *emitted[:-1]]
         host.next = launched.text[accepted : accepted + 1]
         if accepted < launched.proposal.count:
-            trim_to(host.caches, host.length)
+            launched.verified.commit(accepted + 1)
         if host.lagging is not None and launched.rows is not None:
             if launched.proposal.kind.source == "heads":
                 host.lagging.accepted(accepted)
@@ -160,6 +161,7 @@ class ChoosingRounds:
             kept = one_hot(drafts, model.base.vocab_size) if model.rule.keeps_drafts else None
             tokens = mx.concatenate([tokens, drafts])
         run = model.verify_pass if proposal.count else model.plain_pass
+        verified = begin(host.caches, tokens.size)
         hidden, normed, logits = run(tokens[None], host.caches)
         if model.logits_processors:
             logits = model.processed(logits, [*host.tokens, *more], tokens)
@@ -171,7 +173,7 @@ class ChoosingRounds:
         host.quantise()
         rows = host.source(hidden, normed)
         mx.async_eval(result, text)
-        return Launched(proposal, result, text, rows, began, regular)
+        return Launched(proposal, result, text, rows, began, regular, verified)
 
     def _recent(self, size: int, more: list[int]) -> mx.array:
         recent = self._host.recent(size)
@@ -190,7 +192,7 @@ class ChoosingRounds:
     def leave(self) -> None:
         """Forgets a round launched ahead."""
         self._ahead, self._read = None, None
-        trim_to(self._host.caches, self._host.length)
+        self._host.rewind(self._host.length)
         if self._host.lagging is not None:
             self._host.lagging.unconfirmed()
 

@@ -1,6 +1,6 @@
 """KV caches of fixed capacity, whose length is an array of the graph, and the way to and from mlx-lm's growing ones.
 
-Called by fixed_rounds.py; trim_to and check_trimmable serve every way of decoding.
+Called by fixed_rounds.py.
 
 On MLX CUDA a cache that grows makes a new attention plan for every length (about 50 ms for 2..17 tokens), and a host that must
 know the length has to wait for it. A fixed buffer has neither fault; rows from `offset` on hold leftovers that the mask hides.
@@ -121,23 +121,6 @@ def to_growing(rows: Rows, length: int) -> Any:
     cache.keys, cache.values = (x[:, :, :length] for x in rows)
     cache.offset = length
     return cache
-
-
-def trim_to(caches: Sequence[Any], length: int) -> None:
-    """Keeps positions 0..length-1 of mlx-lm caches; a cache that is shorter stays as it is."""
-    for cache in caches:
-        if cache.offset > length:
-            cache.trim(cache.offset - length)
-
-
-def check_trimmable(caches: Sequence[Any]) -> None:
-    """ValueError where a cache cannot go back (rotating and recurrent ones): a rejected draft could not be undone."""
-    for cache in caches:
-        if not cache.is_trimmable() or type(cache).__name__ == "RotatingKVCache":
-            raise ValueError(
-                f"cache of type {type(cache).__name__} cannot be rewound, expected KVCache or QuantizedKVCache: "
-                "speculative decoding needs to take rejected drafts back (leave the maximum cache size out)"
-            )
 
 
 def check_fixable(caches: Sequence[Any]) -> None:

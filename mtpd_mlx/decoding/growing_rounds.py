@@ -1,7 +1,7 @@
 """Rounds over mlx-lm's own caches. The host knows all lengths, so it reads a round before it builds the next one; draft chain
 and verify pass are one graph and one evaluation, enqueued before the caller sees the tokens of the round before."""
 
-from mtpd_mlx.decoding.fixed_cache import trim_to
+from mtpd_mlx.decoding.rewind import Transaction, begin
 from mtpd_mlx.decoding.text_state import HostState, read_token, read_tokens
 from mtpd_mlx.decoding.token_rules import contexts_of
 from mtpd_mlx.model.finite import marked
@@ -13,13 +13,13 @@ class GrowingRounds:
 
     def __init__(self, host: HostState, capacity: int):
         self._host, self._capacity = host, capacity
-        self._ahead: tuple[mx.array, mx.array] | None = None  # (result [K+2], rows [<= 2K+1, d])
+        self._ahead: tuple[mx.array, mx.array, Transaction] | None = None  # (result [K+2], rows [<= 2K+1, d], the pass)
 
     def advance(self) -> tuple[int, list[int]]:
         """(accepted drafts, tokens emitted) of one round."""
         host, k = self._host, self._host.model.num_draft_tokens
         assert host.next is not None
-        result, rows = self._ahead or self._launch()
+        result, rows, verified = self._ahead or self._launch()
         token = read_token(host.next)
         accepted, *emitted = read_tokens(result)
         emitted = emitted[: accepted + 1]
@@ -27,7 +27,7 @@ class GrowingRounds:
         before = rows.shape[0] - (k + 1)
         host.tokens += [token, *emitted[:-1]]
         host.next = result[accepted + 1 : accepted + 2]
-        trim_to(host.caches, host.length)
+        verified.commit(accepted + 1)
         end = before + accepted + 1
         host.draft(rows[max(0, end - (k + 1)) : end])
         self._ahead = self._launch() if host.length + 1 + k <= self._capacity else None
@@ -35,10 +35,11 @@ class GrowingRounds:
             mx.async_eval(host.drafts)
         return accepted, emitted
 
-    def _launch(self) -> tuple[mx.array, mx.array]:
+    def _launch(self) -> tuple[mx.array, mx.array, Transaction]:
         host, model = self._host, self._host.model
         assert host.next is not None and host.drafts is not None
         tokens = mx.concatenate([host.next.astype(mx.uint32), host.drafts.astype(mx.uint32)])  # x_P, d_1..d_K
+        verified = begin(host.caches, tokens.size)
         hidden, normed, logits = model.verify_pass(tokens[None], host.caches)
         logits = model.processed(logits, host.tokens, tokens)
         size = model.rule.context
@@ -47,9 +48,9 @@ class GrowingRounds:
         result = mx.concatenate([count[None], marked(text, logits)])
         host.quantise()
         mx.async_eval(result)
-        return result, host.rows(hidden, normed)
+        return result, host.rows(hidden, normed), verified
 
     def leave(self) -> None:
         """Forgets a round launched ahead."""
         self._ahead = None
-        trim_to(self._host.caches, self._host.length)
+        self._host.rewind(self._host.length)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mtpd_mlx.decoding.draft_chain import Choose, draft_chain, fill_chain
-from mtpd_mlx.decoding.fixed_cache import trim_to
+from mtpd_mlx.decoding.rewind import trim_to
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mtpd_mlx.decoding.fixed_cache import trim_to
 from mtpd_mlx.decoding.text_state import HostState, Model, read_token
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.finite import marked
@@ -83,8 +82,8 @@ class PlainDecoder:
         if length == 0:
             self._host.clear()
         else:  # nothing is drafted: the next step or prefill names the token that goes on
+            self._host.rewind(length)
             del self._host.tokens[length:]
-            trim_to(self._host.caches, length)
         self._next = None
 
     def settled(self) -> HostState:
@@ -126,7 +125,7 @@ class PlainDecoder:
 
     def _drop(self) -> None:
         self._ahead = None
-        trim_to(self._host.caches, self._host.length)
+        self._host.rewind(self._host.length)
 
     def _need(self, positions: int) -> None:
         if self.length + positions > self.capacity:

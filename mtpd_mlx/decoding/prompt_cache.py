@@ -1,16 +1,21 @@
-"""The cache of a text in a file, so that a long prompt need not be read again. Tokens, and the KV rows of base and heads."""
+"""The cache of a text in a file, so that a long prompt need not be read again. Tokens, and the KV rows of base and heads, or
+recurrent state."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.fixed_cache import check_fixable, to_fixed, to_growing
 from mtpd_mlx.decoding.plain import PlainDecoder
+from mtpd_mlx.decoding.text_state import read_token
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
+from mtpd_mlx.model.recurrent.cache import RecurrentCache
 from mtpd_mlx.model.runtime import mx
 
+PARTS = ("state", "inputs")
 TOKENS, FINGERPRINT = "tokens", "base_fingerprint"  # uint8 [n]: of the base's weights and adapter
 
 
@@ -21,11 +26,24 @@ def save_cache(decoder: Decoder | PlainDecoder, file: Path) -> None:
         raise ValueError(f"{file}: nothing to save: the cache is empty")
     arrays = {TOKENS: mx.array(host.tokens, mx.uint32), FINGERPRINT: fingerprint_of(decoder)}
     for kind, caches in (("base", host.caches), ("heads", host.head_caches)):
-        check_fixable(caches)
+        check_fixable([cache for cache in caches if not isinstance(cache, RecurrentCache)])
         for i, cache in enumerate(caches):
+            if isinstance(cache, RecurrentCache):
+                arrays |= _journal(f"{kind}.{i}", cache)
+                continue
             keys, values = to_fixed(cache, host.length, host.length)
             arrays |= {f"{kind}.{i}.keys": mx.contiguous(keys), f"{kind}.{i}.values": mx.contiguous(values)}
     save_arrays(file, arrays)
+
+
+def _journal(stem: str, cache: RecurrentCache) -> dict[str, mx.array]:
+    """Recurrent state before the last positions, and what the layer was given at these: so the text can be taken back a little
+    once it is loaded."""
+    offset, *parts = cache.journal()
+    named = {f"{stem}.offset": mx.array([offset])}
+    for part, held in zip(PARTS, parts, strict=True):
+        named |= {f"{stem}.{part}.{j}": mx.contiguous(x) for j, x in enumerate(held)}
+    return named
 
 
 def load_cache(decoder: Decoder | PlainDecoder, file: Path) -> list[int]:
@@ -37,18 +55,30 @@ def load_cache(decoder: Decoder | PlainDecoder, file: Path) -> list[int]:
     host, tokens = decoder.settled(), np.array(arrays[TOKENS]).tolist()
     if len(tokens) > decoder.capacity:
         raise ValueError(f"{file}: got {len(tokens)} tokens, expected at most {decoder.capacity} (the context)")
-    groups = []
-    for kind, own in (("base", host.caches), ("heads", host.head_caches)):
-        names = [(f"{kind}.{i}.keys", f"{kind}.{i}.values") for i in range(len(own))]
-        for name in (name for pair in names for name in pair):
-            if name not in arrays:
-                raise ValueError(f"{file}: missing key {name!r}: saved with fewer heads, or by another model")
-            check_rows(file, name, arrays[name], decoder)
-        groups.append([to_growing((arrays[k], arrays[v]), len(tokens)) for k, v in names])
+    groups: list[list[Any]] = [list(host.caches), list(host.head_caches)]
+    for kind, own in zip(("base", "heads"), groups, strict=True):
+        for i, cache in enumerate(own):
+            recurrent = isinstance(cache, RecurrentCache)
+            names = [f"{kind}.{i}.{part}" for part in (("offset",) if recurrent else ("keys", "values"))]
+            for name in names:
+                if name not in arrays:
+                    raise ValueError(f"{file}: missing key {name!r}: saved with fewer heads, or by another model")
+            if not recurrent:
+                for name in names:
+                    check_rows(file, name, arrays[name], decoder)
+                own[i] = to_growing((arrays[names[0]], arrays[names[1]]), len(tokens))
     if not mx.array_equal(arrays.get(FINGERPRINT, mx.zeros(0)), fingerprint_of(decoder)).item():
         raise ValueError(f"{file}: saved with another base, or by an older version; give another file or remove it")
+    for i, cache in enumerate(groups[0]):
+        if isinstance(cache, RecurrentCache):
+            _restore(f"base.{i}", cache, arrays)
     decoder.resume(tokens, *groups)
     return tokens
+
+
+def _restore(stem: str, cache: RecurrentCache, arrays: dict[str, mx.array]) -> None:
+    state, inputs = (tuple(arrays[n] for n in sorted(arrays) if n.startswith(f"{stem}.{part}.")) for part in PARTS)
+    cache.restore(read_token(arrays[f"{stem}.offset"]), state, inputs)
 
 
 def fingerprint_of(decoder: Decoder | PlainDecoder) -> mx.array:

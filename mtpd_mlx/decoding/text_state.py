@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpd_mlx.decoding.draft_chain import draft_chain, fill_chain, head_logits
-from mtpd_mlx.decoding.fixed_cache import check_trimmable, trim_to
+from mtpd_mlx.decoding.rewind import Marks, arrays_of, check_trimmable, trim_to
 from mtpd_mlx.decoding.row_by_row import Pass, row_by_row, whole_pass
 from mtpd_mlx.decoding.token_rules import Rule, contexts_of, spread
 from mtpd_mlx.model.base import Base
@@ -91,6 +91,7 @@ class HostState:
     def __init__(self, model: Model):
         self.model = model
         self.table: mx.array | None = None
+        self._marks = Marks()
         self.clear()
 
     def clear(self) -> None:
@@ -99,6 +100,7 @@ class HostState:
         self.caches: list[Any] = self.model.base.make_cache()
         self.head_caches: list[Any] = self.model.base.make_cache(self.model.num_draft_tokens)
         check_trimmable(self.caches)
+        self._marks.clear()
         self.tail: mx.array | None = None
         self.next: mx.array | None = None
         self.chosen: mx.array | None = None
@@ -135,7 +137,8 @@ class HostState:
         if model.num_draft_tokens:
             self._fill_heads(hidden, model.base.norm(hidden), following)
         self.quantise()
-        mx.eval(hidden, [c.state for c in self.caches])
+        mx.eval(hidden, arrays_of(self.caches))
+        self._marks.add(self.caches)
         mx.clear_cache()
 
     def _fill_heads(self, hidden: mx.array, normed: mx.array, following: Sequence[int]) -> None:
@@ -244,6 +247,18 @@ class HostState:
             if hasattr(cache, "to_quantized") and cache.offset >= kv.start:
                 self.caches[i] = cache.to_quantized(group_size=kv.group_size, bits=kv.bits)
 
+    def rewind(self, length: int) -> None:
+        """The base's caches hold positions 0..length-1 of the text, no more: what recurrent state cannot take back is read
+        again."""
+        at = self._marks.go_back(self.caches, length)
+        while at < length:
+            cancel_point()
+            chunk = self.tokens[at : min(at + PREFILL_CHUNK, length)]
+            hidden = self.model.base.trunk(mx.array([chunk]), self.caches)
+            self.quantise()
+            mx.eval(hidden, arrays_of(self.caches))
+            at += len(chunk)
+
     def refresh(self, length: int) -> None:
         """Keeps positions 0..length-1 (length <= self.length).
 
@@ -252,8 +267,8 @@ class HostState:
         k = self.model.num_draft_tokens
         keep = max(0, length - max(k, 1))
         again = self.tokens[keep:length]
+        self.rewind(keep)
         del self.tokens[keep:]
-        trim_to(self.caches, keep)
         trim_to(self.head_caches, keep)
         self.tail = None
         if again:

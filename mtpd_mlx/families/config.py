@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
+from mtpd_mlx.families.hybrid import ATTENTION, hybrid_arguments, read_recurrent, spelt_out
 from mtpd_mlx.families.layers import FULL, SLIDING, read_experts, read_layers
 from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.families.rotary import read_rotary, rope_type
@@ -51,7 +52,7 @@ def read_dims(config: dict[str, Any], tied: bool | None = None) -> Dims:
     cannot be expressed."""
     family = family_of(config)
     try:
-        return _dims(config, family, tied)
+        return _dims(spelt_out(config), family, tied)
     except KeyError as error:
         raise ValueError(f"config.json: missing key {error}") from error
     except WRONG as error:
@@ -101,7 +102,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         qk_norm=family.qk_norm,
         quantization=config.get("quantization"),
         layers=layers,
-        head_layer=Layer(None, "global", experts is not None and layers[-1].experts),
+        head_layer=_head_layer(layers, experts is not None),
         rotary_dim=int(head_dim * rotary.share),
         local_theta=rotary.local_theta,
         norms=family.norms,
@@ -117,6 +118,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         experts=experts,
         query_growth=_query_growth(config, rotary.scaling),
         sinks=family.sinks,
+        recurrent=read_recurrent(config),
     )
     if dims.num_heads % dims.num_kv_heads or dims.rotary_dim % 2 or dims.rotary_dim < 2:
         raise ValueError(
@@ -124,6 +126,12 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
             "expected a multiple of the key heads and an even number"
         )
     return dims
+
+
+def _head_layer(layers: tuple[Layer, ...], experts: bool) -> Layer:
+    """Heads are blocks of the last kind that attends, and attend to all positions."""
+    last = [layer for layer in layers if layer.mixer == ATTENTION][-1]
+    return Layer(None, "none" if all(layer.rope == "none" for layer in layers) else "global", experts and last.experts)
 
 
 def _check_switches(config: dict[str, Any], family: Family) -> None:
@@ -183,7 +191,7 @@ def mlx_arguments(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
 
     Rotary embeddings and windows are not among it: the adapter sets them from `dims`.
     """
-    family = FAMILIES[dims.model_type]
+    family, config = FAMILIES[dims.model_type], spelt_out(config)
     values: dict[str, Any] = {
         "model_type": family.module,
         "architectures": [],
@@ -212,4 +220,4 @@ def mlx_arguments(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
         values["rope_parameters"] = dict(dims.rope_scaling or {}) | {"rope_theta": dims.rope_theta}
     defaults = {"attention_bias": False, "mlp_bias": False, "logits_scaling": 1.0, "attention_multiplier": 1.0}
     defaults |= {"embedding_multiplier": 1.0, "residual_multiplier": 1.0, "query_pre_attn_scalar": 256}
-    return {k: v for k, v in defaults.items() if config.get(k) is None} | values
+    return {k: v for k, v in defaults.items() if config.get(k) is None} | values | hybrid_arguments(config)

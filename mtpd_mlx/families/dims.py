@@ -7,11 +7,41 @@ from typing import Any
 @dataclass(frozen=True)
 class Layer:
     """One decoder block. window: positions it may look back at, itself included (None: all). rope: "global", "local" or
-    "none". experts: its MLP is a mixture."""
+    "none". experts: its MLP is a mixture. mixer: "attention", or the kind of Dims.recurrent."""
 
     window: int | None = None
     rope: str = "global"
     experts: bool = False
+    mixer: str = "attention"
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The layers of a hybrid model that are no attention: a causal convolution of `kernel` positions over `channels`, and, but
+    for "conv", a recurrence behind it whose state is [heads, value, key] numbers in float32.
+
+    kind: "conv" (LFM2's short convolution). groups: of heads that share a key. bias: of the projections; conv_bias: of the
+    convolution.
+    """
+
+    kind: str
+    kernel: int
+    channels: int
+    heads: int = 0
+    value: int = 0
+    key: int = 0
+    groups: int = 0
+    bias: bool = False
+    conv_bias: bool = False
+
+    @property
+    def state_numbers(self) -> int:
+        return self.heads * self.value * self.key
+
+    @property
+    def window_numbers(self) -> int:
+        """What the convolution keeps of the positions before."""
+        return (self.kernel - 1) * self.channels
 
 
 @dataclass(frozen=True)
@@ -75,6 +105,11 @@ class Dims:
     experts: Experts | None
     query_growth: tuple[float, int] | None  # (beta, n): queries times 1 + beta log(1 + floor(position / n))
     sinks: bool = False  # each head has a score that takes part in the softmax and stands for no position
+    recurrent: Recurrent | None = None  # of the layers whose mixer is not attention
+
+    @property
+    def attention_layers(self) -> int:
+        return sum(layer.mixer == "attention" for layer in self.layers)
 
     def offset_of(self, name: str) -> float:
         """What is added to the stored tensor `name`: the norms' offset, the only place that applies it."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from mtpd_mlx.families.dims import Experts, Layer
+from mtpd_mlx.families.hybrid import RECURRENCES, read_mixers
 from mtpd_mlx.families.table import Family
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -10,13 +11,14 @@ FULL, SLIDING = "full_attention", "sliding_attention"
 
 def read_layers(config: dict[str, Any], family: Family, count: int, local: bool) -> tuple[Layer, ...]:
     """`local`: sliding layers have a rotary embedding of their own."""
-    kinds = _kinds(config, family, count)
+    mixers = read_mixers(config, count)
+    kinds = _kinds(config, family, count) if config["model_type"] not in RECURRENCES else [FULL] * count
     rotated, window = _rotated(config, count), _window(config, family)
     layers = []
     for i, kind in enumerate(kinds):
         rope = "none" if not rotated[i] else "local" if local and kind == SLIDING else "global"
         looks_back = window if family.windows == "all" or kind == SLIDING else None
-        layers.append(Layer(looks_back, rope, _has_experts(config, i)))
+        layers.append(Layer(looks_back, rope, _has_experts(config, i), mixers[i]))
     return tuple(layers)
 
 

@@ -1,10 +1,12 @@
 """The tensors that config.json speaks of, against those that the weights hold: by names and shapes, nothing is read."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Experts
+from mtpd_mlx.families.hybrid_shapes import Named, recurrence
+from mtpd_mlx.families.table import FAMILIES, Names
 
 NORMS = {
     "pre": ("input_layernorm", "post_attention_layernorm"),
@@ -12,8 +14,7 @@ NORMS = {
     "both": ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
 }
 BLOCKS, SCALES = "_blocks", "_scales"  # of MXFP4 as OpenAI stores it: 32 numbers in 16 bytes, and the exponent they share
-LAYER = re.compile(r"model\.layers\.(\d+)\.")
-Named = Iterator[tuple[str, list[int]]]
+LAYER = re.compile(r"(?:model|backbone)\.layers\.(\d+)\.")
 
 
 def contradiction(table: Mapping[str, Any], dims: Dims) -> str | None:
@@ -35,7 +36,8 @@ def _inside(name: str, dims: Dims) -> bool:
     """Whether a tensor is one of the base's own: not of MTP heads, which may be further layers."""
     if layer := LAYER.match(name):
         return int(layer[1]) < dims.num_layers
-    return name.startswith(("model.embed_tokens.", "model.norm.", "lm_head."))
+    names = names_of(dims)
+    return name.startswith((f"{names.inner}.{names.embedding}.", f"{names.inner}.{names.norm}.", "lm_head."))
 
 
 def plain_shape(name: str, table: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[int]:
@@ -50,45 +52,53 @@ def plain_shape(name: str, table: Mapping[str, Any], quantization: Mapping[str, 
 
 
 def expected(dims: Dims, table: Mapping[str, Any]) -> Named:
-    """name, shape of every tensor of the base. `table` only says how mixtures are stored."""
-    yield "model.embed_tokens.weight", [dims.vocab_size, dims.hidden_size]
-    yield "model.norm.weight", [dims.hidden_size]
+    """name, shape of every tensor of the base. `table` only says how mixtures and convolutions are stored."""
+    names = names_of(dims)
+    yield f"{names.inner}.{names.embedding}.weight", [dims.vocab_size, dims.hidden_size]
+    yield f"{names.inner}.{names.norm}.weight", [dims.hidden_size]
     if not dims.tied:
         yield "lm_head.weight", [dims.vocab_size, dims.hidden_size]
     for i, layer in enumerate(dims.layers):
-        prefix = f"model.layers.{i}."
-        for norm in NORMS[dims.norms]:
+        prefix = f"{names.inner}.layers.{i}."
+        for norm in names.norms or NORMS[dims.norms]:
             yield f"{prefix}{norm}.weight", [dims.hidden_size]
-        for name, shape in _attention(dims):
-            yield f"{prefix}self_attn.{name}", shape
+        if layer.mixer != "attention":
+            yield from recurrence(prefix, dims, table)
+        else:
+            for name, shape in _attention(dims):
+                yield f"{prefix}self_attn.{name}", shape
         if layer.experts and dims.experts is not None:
             yield from _mixture(f"{prefix}{dims.experts.path}.", dims.hidden_size, dims.experts, table)
         else:
             for name, shape in _mlp(dims):
-                yield f"{prefix}mlp.{name}", shape
+                yield f"{prefix}{names.mlp}.{name}", shape
+
+
+def names_of(dims: Dims) -> Names:
+    return FAMILIES[dims.model_type].names
 
 
 def _attention(dims: Dims) -> Named:
-    d, q, kv = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+    d, q, kv, names = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim, names_of(dims)
     projections = {"qkv_proj": q + 2 * kv} if dims.fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
     for name, rows in projections.items():
         yield f"{name}.weight", [rows, d]
         if dims.qkv_bias:
             yield f"{name}.bias", [rows]
-    yield "o_proj.weight", [d, q]
+    yield f"{names.output}.weight", [d, q]
     if dims.o_bias:
-        yield "o_proj.bias", [d]
+        yield f"{names.output}.bias", [d]
     if dims.qk_norm is not None:
-        yield "q_norm.weight", [dims.head_dim if dims.qk_norm == "head" else q]
-        yield "k_norm.weight", [dims.head_dim if dims.qk_norm == "head" else kv]
+        yield f"{names.query_norm}.weight", [dims.head_dim if dims.qk_norm == "head" else q]
+        yield f"{names.key_norm}.weight", [dims.head_dim if dims.qk_norm == "head" else kv]
     if dims.sinks:
         yield "sinks", [dims.num_heads]
 
 
 def _mlp(dims: Dims) -> Named:
-    d, size = dims.hidden_size, dims.intermediate_size
-    matrices = {"gate_up_proj": (2 * size, d)} if dims.fused else {"gate_proj": (size, d), "up_proj": (size, d)}
-    for name, (rows, columns) in (matrices | {"down_proj": (d, size)}).items():
+    d, size, names = dims.hidden_size, dims.intermediate_size, names_of(dims)
+    matrices = {"gate_up_proj": (2 * size, d)} if dims.fused else {names.gate: (size, d), names.up: (size, d)}
+    for name, (rows, columns) in (matrices | {names.down: (d, size)}).items():
         yield f"{name}.weight", [rows, columns]
         if dims.mlp_bias:
             yield f"{name}.bias", [rows]

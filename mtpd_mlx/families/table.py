@@ -4,6 +4,23 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Names:
+    """What a family calls the parts of a model. norms: the two of a block (None: by Family.norms)."""
+
+    inner: str = "model"
+    embedding: str = "embed_tokens"
+    norm: str = "norm"
+    norms: tuple[str, ...] | None = None
+    output: str = "o_proj"
+    query_norm: str = "q_norm"
+    key_norm: str = "k_norm"
+    mlp: str = "mlp"
+    gate: str = "gate_proj"
+    up: str = "up_proj"
+    down: str = "down_proj"
+
+
+@dataclass(frozen=True)
 class Family:
     """module: of mlx_lm.models. windows: "none", "all" layers, or by layer "types"; switched: only with use_sliding_window.
     tied, theta, eps, window: what transformers assumes where config.json does not say. biases: which of attention_bias and
@@ -27,8 +44,21 @@ class Family:
     exceeds_float16: bool = False  # hidden states of published models reach 1e5, and float16 ends at 65,504
     sinks: bool = False
     head_dim: bool = True  # config.json may set head_dim apart from hidden_size / num_attention_heads
+    names: Names = Names()
+    onnx: bool = True  # mtpd export can express it
 
 
+LFM2 = Names(
+    norm="embedding_norm",
+    norms=("operator_norm", "ffn_norm"),
+    output="out_proj",
+    query_norm="q_layernorm",
+    key_norm="k_layernorm",
+    mlp="feed_forward",
+    gate="w1",
+    up="w3",
+    down="w2",
+)
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", biases=("attention_bias", "mlp_bias")),
     "mistral": Family("llama", windows="all", window=4096),
@@ -80,6 +110,7 @@ FAMILIES: dict[str, Family] = {
         o_bias=True,
         sinks=True,
     ),
+    "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
 }
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mtpd_mlx.decoding.rewind import Marks
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.blocks import make_mask
 from mtpd_mlx.model.finite import marked, type_name
@@ -29,6 +30,7 @@ class MLXModel:
 
     def reset(self) -> None:
         self.tokens: list[int] = []
+        self._marks = Marks()
         self._cache = self.base.make_cache()
         self._head_caches = self.base.make_cache(self.num_draft_tokens)
         self._states: mx.array | None = None  # [n, d]: the cascade's input at the last n positions
@@ -91,8 +93,9 @@ class MLXModel:
         if self._states is not None:
             rows = self._states.shape[0] - (self.length - length)
             self._states = self._states[:rows] if rows > 0 else None
-        for cache in self._cache:
-            cache.trim(cache.offset - length)
+        at = self._marks.go_back(self._cache, length)
+        if at < length:
+            self.base.trunk(mx.array([self.tokens[at:length]]), self._cache)
         del self.tokens[length:]
 
     def draft(self, next_token: int) -> list[int]:

@@ -40,7 +40,7 @@ def add_lora(network: nn.Module, cfg: LoraConfig, seed: int) -> None:
     """Gives `network` new LoRA layers, float32, which change nothing yet. ValueError where it has fewer blocks."""
     from mlx_lm.tuner.utils import linear_to_lora_layers
 
-    blocks = len(network.model.layers)
+    blocks = len(network.layers)
     if cfg.num_layers > blocks or cfg.num_layers == 0:
         raise ValueError(f"--num-layers: got {cfg.num_layers}, expected 1..{blocks} (the base's layers) or -1")
     mx.random.seed(seed)

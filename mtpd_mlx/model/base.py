@@ -13,14 +13,16 @@ from typing import Any
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model, read_adapter
 from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
 from mtpd_mlx.families.config import mlx_arguments, read_dims
-from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.dims import Dims, Layer
 from mtpd_mlx.families.multimodal import text_name
 from mtpd_mlx.families.stored import StoredBase, read_base
+from mtpd_mlx.families.table import FAMILIES, Names
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
 from mtpd_mlx.model.blocks import adapt_block, call_block, make_mask, needs_arrays, recomputed
 from mtpd_mlx.model.compute import dtype_of
 from mtpd_mlx.model.fused_experts import as_mlx_lm_expects
+from mtpd_mlx.model.recurrent.mixers import adopt, mixer_of, new_batch_cache, new_cache
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
 from mtpd_mlx.options.base import AUTO
 
@@ -46,6 +48,7 @@ class Base:
         if self.block_type is None:
             self.block_type = type(self.layers[-1])
         for block, layer in zip(self.layers, self.dims.layers, strict=False):
+            adopt(block)
             adapt_block(block, self.dims, layer)
 
     @property
@@ -64,8 +67,21 @@ class Base:
         return fingerprint_model(self.path, self.adapter)
 
     @property
+    def names(self) -> Names:
+        return FAMILIES[self.dims.model_type].names
+
+    @property
+    def inner(self) -> nn.Module:
+        """Embedding, blocks and final norm."""
+        return self.model[self.names.inner]
+
+    @property
+    def embedding(self) -> nn.Module:
+        return self.inner[self.names.embedding]
+
+    @property
     def layers(self) -> list[nn.Module]:
-        return self.model.model.layers
+        return self.inner["layers"]
 
     @property
     def context_length(self) -> int:
@@ -82,7 +98,7 @@ class Base:
 
     @property
     def norm_weight(self) -> mx.array:
-        return self.model.model.norm.weight
+        return self.inner[self.names.norm].weight
 
     @property
     def is_quantized(self) -> bool:
@@ -94,7 +110,7 @@ class Base:
         return not self.layers
 
     def embed(self, tokens: mx.array) -> mx.array:
-        rows, scale = self.model.model.embed_tokens(tokens), self.dims.embedding_scale
+        rows, scale = self.embedding(tokens), self.dims.embedding_scale
         return rows if scale == 1.0 else rows * mx.array(scale, rows.dtype)
 
     def trunk(self, tokens: mx.array, cache: list[Any] | None = None) -> mx.array:
@@ -102,12 +118,13 @@ class Base:
         if self.ends_only:
             raise ValueError("this base was loaded without its layers (ends_only): it has no hidden states")
         hidden = self.embed(tokens)
-        caches, masks = cache or [None] * len(self.layers), {}
-        arrays = needs_arrays(self.block_type)
-        for window in {layer.window for layer in self.dims.layers}:
-            masks[window] = make_mask(tokens.shape[1], caches[0], window, arrays)
+        caches = cache or [None] * len(self.layers)
+        masks: dict[tuple[str, int | None], Any] = {}
         for block, layer, block_cache in zip(self.layers, self.dims.layers, caches, strict=True):
-            mask = masks[layer.window]
+            kind = layer.mixer, layer.window
+            if kind not in masks:
+                masks[kind] = self._mask(tokens.shape[1], layer, block_cache)
+            mask = masks[kind]
             if self.grad_checkpoint and block_cache is None:
                 hidden = recomputed(block)(hidden, mask)
             else:
@@ -116,17 +133,22 @@ class Base:
 
     def run_block(self, index: int, hidden: mx.array, cache: Any = None) -> mx.array:
         """Layer `index` alone over new rows [B, T, d], with the window of its own."""
-        block = self.layers[index]
-        mask = make_mask(hidden.shape[1], cache, self.dims.layers[index].window, needs_arrays(type(block)))
-        return call_block(block, hidden, mask, cache)
+        mask = self._mask(hidden.shape[1], self.dims.layers[index], cache)
+        return call_block(self.layers[index], hidden, mask, cache)
+
+    def _mask(self, length: int, layer: Layer, cache: Any) -> Any:
+        """Of `length` new rows: for attention what they may look at, for a recurrence which rows are padding, if any."""
+        if layer.mixer != "attention":
+            return None if cache is None else cache.make_mask(length)
+        return make_mask(length, cache, layer.window, needs_arrays(self.block_type))
 
     def norm(self, hidden: mx.array) -> mx.array:
-        return self.model.model.norm(hidden)
+        return self.inner[self.names.norm](hidden)
 
     @property
     def output_module(self) -> nn.Module:
         """What holds the output head's matrix: the embedding (tied) or lm_head."""
-        return self.model.lm_head if "lm_head" in self.model else self.model.model.embed_tokens
+        return self.model.lm_head if "lm_head" in self.model else self.embedding
 
     def logits(self, hidden_postnorm: mx.array, weight: mx.array | None = None) -> mx.array:
         """`weight` [V, d] stands in for the output head's own matrix, so that a loss can be differentiated by it."""
@@ -152,17 +174,28 @@ class Base:
         return lambda hidden: self._finish(hidden @ rows["weight"].T)
 
     def make_cache(self, blocks: int | None = None) -> list[Any]:
-        """One growing KV cache per block (of the base, or of `blocks` heads)."""
+        """One growing cache per block of the base: of keys and values, or of recurrent state. Or of `blocks` heads."""
         from mlx_lm.models.cache import KVCache
 
-        return [KVCache() for _ in range(len(self.layers) if blocks is None else blocks)]
+        if blocks is not None:
+            return [KVCache() for _ in range(blocks)]
+        mixers = [mixer_of(block) for block in self.layers]
+        return [KVCache() if mixer is None else new_cache(mixer) for mixer in mixers]
+
+    def make_batch_cache(self, padding: list[int]) -> list[Any]:
+        """The caches of a batch whose rows are padded on the left by so many positions each."""
+        from mlx_lm.models.cache import BatchKVCache
+
+        mixers = [mixer_of(block) for block in self.layers]
+        return [BatchKVCache(padding) if mixer is None else new_batch_cache(mixer, padding) for mixer in mixers]
 
     def new_block(self) -> nn.Module:
         """A decoder block of the base's own type, unquantised, freshly initialised, attending to all positions."""
         try:
             block = self.block_type(self.model.args)
         except TypeError:  # families whose blocks differ by layer
-            block = self.block_type(self.model.args, layer_idx=self.dims.num_layers - 1)
+            last = max(i for i, layer in enumerate(self.dims.layers) if layer.mixer == "attention")
+            block = self.block_type(self.model.args, layer_idx=last)
         adapt_block(block, self.dims, self.dims.head_layer)
         return block
 
@@ -221,9 +254,10 @@ def load_base(
         stored = read_base(path)
         stored.say_remarks()
         config, network = stored.config, make_network(stored)
-        block_type = type(network.model.layers[-1])
+        inner = network[FAMILIES[stored.dims.model_type].names.inner]
+        block_type = type(inner["layers"][-1])
         if ends_only:
-            network.model.layers = []
+            inner["layers"] = []
         mx.eval(network.parameters())
     except ValueError as error:
         raise ValueError(f"model {model}: {_in_one_line(error)}") from error

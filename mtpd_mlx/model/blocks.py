@@ -15,7 +15,8 @@ from mtpd_mlx.model.runtime import mx, nn
 
 def adapt_block(block: nn.Module, dims: Dims, layer: Layer) -> None:
     """Gives a block of mlx-lm what `dims` says where its module would guess: rotation, the activation of its experts."""
-    block.self_attn.rope = make_rope(dims, layer)
+    if "self_attn" in block:
+        block.self_attn.rope = make_rope(dims, layer)
     if layer.experts and dims.experts is not None and dims.experts.clip is not None:
         from mlx_lm.models.activations import SwigluOAI
 

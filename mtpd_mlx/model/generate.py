@@ -64,11 +64,9 @@ def generate_batch(
 
 def _columns(base: Base, prompts: list[list[int]], max_tokens: int, pick: Pick) -> Iterator[np.ndarray]:
     """Token ids [B] of one position after the other, marked where logits were not finite."""
-    from mlx_lm.models.cache import BatchKVCache
-
     width = max(map(len, prompts))
     padding = [width - len(p) for p in prompts]
-    cache = [BatchKVCache(padding) for _ in base.layers]
+    cache = base.make_batch_cache(padding)
 
     def advance(tokens: mx.array) -> tuple[mx.array, mx.array]:
         hidden = base.norm(base.trunk(tokens, cache)[:, -1:])

@@ -154,12 +154,10 @@ class _Writer:
 
     def _begin(self, group: list[_Text]) -> list[tuple[int, list[int]]]:
         """Reads the prompts of a group, left-padded, and puts it beside the texts that are there."""
-        from mlx_lm.models.cache import BatchKVCache
-
         prompts = [self.prompts[text.place] for text in group]
         width = max(map(len, prompts))
         padding = [width - len(p) for p in prompts]
-        cache = [BatchKVCache(padding) for _ in self.base.layers]
+        cache = self.base.make_batch_cache(padding)
         tokens = mx.array([[0] * pad + p for pad, p in zip(padding, prompts, strict=True)])
         drawn = np.stack([self.numbers(text.place) for text in group])
         picked, seen = self._pass(tokens, cache, drawn[:, 0])

@@ -18,8 +18,6 @@ def test_mlx_logits(reference: Reference) -> None:
 
 def test_mlx_caches_rewind(reference: Reference) -> None:
     """Positions beyond the window, wrong tokens that are taken back, and batches with left padding."""
-    from mlx_lm.models.cache import BatchKVCache
-
     base, tokens = load_base(str(reference.folder)), reference.tokens
     model = MLXModel(base, None)
     rows = [model.logits(tokens[:11]), model.logits(tokens[11:12])]
@@ -27,7 +25,7 @@ def test_mlx_caches_rewind(reference: Reference) -> None:
     model.rewind_to(12)
     rows += [model.logits(tokens[12:20]), model.logits(tokens[20:])]
     np.testing.assert_allclose(np.concatenate(rows), reference.logits, rtol=0, atol=TOLERANCE)
-    cache = [BatchKVCache([0, 3]) for _ in base.layers]
+    cache = base.make_batch_cache([0, 3])
     padded = mx.array([tokens[:20], [0, 0, 0, *tokens[:17]]])
     states = [base.trunk(padded[:, :12], cache), base.trunk(padded[:, 12:], cache)]
     batched = np.array(base.logits(base.norm(mx.concatenate(states, axis=1))))

@@ -7,9 +7,10 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from mtpd_mlx.decoding.decoder import Decoder
-from mtpd_mlx.decoding.fixed_cache import FixedCache, Rows, Span, bucket, to_fixed, trim_to
+from mtpd_mlx.decoding.fixed_cache import FixedCache, Rows, Span, bucket, to_fixed
 from mtpd_mlx.decoding.open import kv_options, open_decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
+from mtpd_mlx.decoding.rewind import trim_to
 from mtpd_mlx.decoding.row_products import RowProducts
 from mtpd_mlx.decoding.text_state import HostState, Model
 from mtpd_mlx.decoding.token_rules import Greedy

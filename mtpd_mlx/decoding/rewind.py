@@ -1,0 +1,96 @@
+"""Taking positions back from the caches of a base: keys and values are cut, recurrent state is computed again.
+
+`trim_to` goes back a few positions, as rounds do: as far as `reach_of` says. `Transaction` is the same for one pass. `Marks`
+goes back to any length, with a few positions to read again behind it. Called by every way of decoding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtpd_mlx.model.recurrent.cache import HELD, Arrays, RecurrentCache
+
+MOST_MARKS = 4  # states of whole texts that are kept, the newest
+
+
+def trim_to(caches: Sequence[Any], length: int) -> None:
+    """Keeps positions 0..length-1; a cache that is shorter stays as it is. ValueError beyond the reach of recurrent state."""
+    for cache in caches:
+        if cache.offset > length:
+            cache.trim(cache.offset - length)
+
+
+def reach_of(caches: Sequence[Any]) -> int:
+    """The smallest length that trim_to can go back to."""
+    return max((cache.reach for cache in caches if isinstance(cache, RecurrentCache)), default=0)
+
+
+def arrays_of(caches: Sequence[Any]) -> list[Any]:
+    """What the caches hold, to be evaluated."""
+    return [cache.arrays if isinstance(cache, RecurrentCache) else cache.state for cache in caches]
+
+
+def check_trimmable(caches: Sequence[Any]) -> None:
+    """ValueError where a cache cannot go back (rotating ones): a rejected draft could not be undone."""
+    for cache in caches:
+        if not cache.is_trimmable() or type(cache).__name__ == "RotatingKVCache":
+            raise ValueError(
+                f"cache of type {type(cache).__name__} cannot be rewound, expected KVCache or QuantizedKVCache: "
+                "speculative decoding needs to take rejected drafts back (leave the maximum cache size out)"
+            )
+
+
+@dataclass(frozen=True)
+class Transaction:
+    """A pass over `width` positions behind `start`, of which the caches may keep some."""
+
+    caches: Sequence[Any]
+    start: int
+    width: int
+
+    def commit(self, keep: int) -> None:
+        """The first `keep` positions stay. ValueError outside 0..width."""
+        if not 0 <= keep <= self.width:
+            raise ValueError(f"commit: got {keep} positions, expected 0..{self.width}")
+        trim_to(self.caches, self.start + keep)
+
+    def abort(self) -> None:
+        self.commit(0)
+
+
+def begin(caches: Sequence[Any], width: int) -> Transaction:
+    """Called before a pass over `width` positions. ValueError for one that is wider than recurrent state can be taken back."""
+    recurrent = any(isinstance(cache, RecurrentCache) for cache in caches)
+    if width < 1 or (recurrent and width > HELD):
+        raise ValueError(f"begin: got a pass of {width} positions, expected 1..{HELD}")
+    return Transaction(caches, max((cache.offset for cache in caches), default=0), width)
+
+
+class Marks:
+    """Recurrent states at some lengths of a text. Nothing is kept of bases without recurrent layers."""
+
+    def __init__(self) -> None:
+        self._held: list[tuple[int, list[Arrays]]] = []
+
+    def clear(self) -> None:
+        self._held = []
+
+    def add(self, caches: Sequence[Any]) -> None:
+        """Here the text can be taken up again."""
+        recurrent = [cache for cache in caches if isinstance(cache, RecurrentCache)]
+        if recurrent and (not self._held or self._held[-1][0] < recurrent[0].offset):
+            self._held = [*self._held, (recurrent[0].offset, [cache.state for cache in recurrent])][-MOST_MARKS:]
+
+    def go_back(self, caches: Sequence[Any], length: int) -> int:
+        """Puts the caches at the greatest length up to `length` that they can be at, and returns it: what lies between is to be
+        read again."""
+        self._held = [(at, states) for at, states in self._held if at <= length]
+        recurrent = [cache for cache in caches if isinstance(cache, RecurrentCache)]
+        at = min([length, *(cache.offset for cache in caches)])
+        if reach_of(caches) > at:
+            held = [mark for mark in self._held if mark[0] <= at]
+            at, states = held[-1] if held else (0, [()] * len(recurrent))
+            for cache, state in zip(recurrent, states, strict=True):
+                cache.restore(at, state)
+        trim_to(caches, at)
+        return at

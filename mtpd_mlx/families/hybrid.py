@@ -1,0 +1,84 @@
+"""Hybrid families: attention in some layers, a recurrence in the others. What their config.json calls it, and what it means."""
+
+from collections.abc import Callable
+from typing import Any
+
+from mtpd_mlx.families.dims import Recurrent
+
+ATTENTION, FULL = "attention", "full_attention"
+
+
+def spelt_out(config: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a hybrid family under the names that other families use; others as they are."""
+    spell = SPELLINGS.get(config["model_type"])
+    return config if spell is None else spell(config)
+
+
+def read_mixers(config: dict[str, Any], count: int) -> tuple[str, ...]:
+    """Of each layer "attention" or the kind of the recurrence. `config`: spelt out."""
+    if config["model_type"] not in RECURRENCES:
+        return (ATTENTION,) * count
+    kinds = config["layer_types"]
+    if not isinstance(kinds, list) or len(kinds) != count:
+        got = len(kinds) if isinstance(kinds, list) else repr(kinds)[:40]
+        raise ValueError(f"layer_types: got {got} entries, expected {count}")
+    names = NAMES_OF[config["model_type"]]
+    if unknown := sorted({str(kind) for kind in kinds} - names.keys()):
+        raise ValueError(f"layer_types: got {unknown[0]!r}, expected {' or '.join(names)}")
+    if ATTENTION not in (names[kind] for kind in kinds):
+        raise ValueError("layer_types: got no attention layer, expected one: heads are of its kind")
+    return tuple(names[kind] for kind in kinds)
+
+
+def read_recurrent(config: dict[str, Any]) -> Recurrent | None:
+    """What the layers without attention are. `config`: spelt out."""
+    read = RECURRENCES.get(config["model_type"])
+    return None if read is None else read(config)
+
+
+def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """What mlx-lm's modules of hybrid families want beyond config.json as it is. `config`: spelt out."""
+    if config["model_type"] not in RECURRENCES:
+        return {}
+    values: dict[str, Any] = {"layer_types": config["layer_types"]}
+    if config["model_type"] == "lfm2":
+        size = config["intermediate_size"]
+        values |= {"norm_eps": config["rms_norm_eps"], "block_dim": config["hidden_size"], "block_ff_dim": size}
+        values |= {"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False}
+        values |= {"intermediate_size": size, "full_attn_idxs": None, "rope_parameters": None}
+        values |= {"conv_bias": bool(config.get("conv_bias")), "conv_L_cache": config.get("conv_L_cache", 3)}
+    return values
+
+
+def size_of(config: dict[str, Any], name: str, default: int | None = None) -> int:
+    """A positive integer of config.json. ValueError in one line."""
+    value = config[name] if default is None else config.get(name, default)
+    if type(value) is not int or not 1 <= value < 1 << 31:
+        raise ValueError(f"{name}: got {str(value)[:40]!r}, expected a positive integer")
+    return value
+
+
+def _lfm2(config: dict[str, Any]) -> dict[str, Any]:
+    """transformers' names (norm_eps, tie_embedding, block_ff_dim) and its rule for the size of the feed-forward layers."""
+    count, attention = config["num_hidden_layers"], config.get("full_attn_idxs")
+    chosen = range(count) if attention is None else attention
+    kinds = config.get("layer_types") or [FULL if i in chosen else "conv" for i in range(count)]
+    size = size_of(config, "block_ff_dim" if config.get("block_ff_dim") else "intermediate_size")
+    if config.get("block_auto_adjust_ff_dim", True):
+        size, multiple = 2 * size // 3, size_of(config, "block_multiple_of", 256)
+        factor = config.get("block_ffn_dim_multiplier", 1.0)
+        size = size if factor is None else multiple * -(-int(factor * size) // multiple)
+    told = {"rms_norm_eps": config.get("norm_eps", 1e-5), "layer_types": kinds, "intermediate_size": size}
+    if "tie_embedding" in config:
+        told["tie_word_embeddings"] = config["tie_embedding"]
+    return config | told
+
+
+def _convolution(config: dict[str, Any]) -> Recurrent:
+    bias = bool(config.get("conv_bias"))
+    return Recurrent("conv", size_of(config, "conv_L_cache", 3), size_of(config, "hidden_size"), bias=bias, conv_bias=bias)
+
+
+SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"lfm2": _lfm2}
+RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {"lfm2": _convolution}
+NAMES_OF: dict[str, dict[str, str]] = {"lfm2": {"conv": "conv", FULL: ATTENTION}}

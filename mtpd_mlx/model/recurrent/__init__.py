@@ -1,0 +1,1 @@
+"""Recurrent layers whose state can be taken back: cache.py holds the state, mixers.py the layers that use it."""

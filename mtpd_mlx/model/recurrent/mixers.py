@@ -1,0 +1,48 @@
+"""Recurrent layers of mlx-lm's blocks, with a rewind of their own. Called by model/base.py.
+
+Each of ours goes before mlx-lm's class: the parameters and their names stay. With a RecurrentCache it runs the recurrence through
+it; without, the layer is mlx-lm's (training, and batches with left padding).
+"""
+
+import copy
+from functools import cache as memoised
+from typing import Any
+
+from mtpd_mlx.model.recurrent.cache import RecurrentCache
+from mtpd_mlx.model.recurrent.short_conv import ShortConv
+from mtpd_mlx.model.runtime import nn
+
+PLACES = ("conv", "linear_attn", "mamba", "mixer")  # what blocks call their recurrent layer
+OURS: dict[str, type] = {"ShortConv": ShortConv}  # by the name of mlx-lm's class
+
+
+def adopt(block: nn.Module) -> None:
+    """Puts our layer in the place of mlx-lm's; blocks without a recurrence stay as they are."""
+    for place in PLACES:
+        if place in block and (ours := OURS.get(type(block[place]).__name__)) is not None:
+            layer = copy.copy(block[place])
+            if not isinstance(layer, ours):
+                layer.__class__ = _before(ours, type(layer))
+            block[place] = layer
+
+
+def mixer_of(block: nn.Module) -> Any | None:
+    """Our recurrent layer of a block; None where it attends."""
+    ours = tuple(OURS.values())
+    return next((block[place] for place in PLACES if place in block and isinstance(block[place], ours)), None)
+
+
+def new_cache(mixer: Any) -> RecurrentCache:
+    return RecurrentCache(mixer.advance)
+
+
+def new_batch_cache(mixer: Any, padding: list[int]) -> Any:
+    """mlx-lm's cache of a batch whose rows are padded on the left."""
+    from mlx_lm.models.cache import ArraysCache
+
+    return ArraysCache(mixer.num_states, left_padding=padding)
+
+
+@memoised
+def _before(ours: type, theirs: type) -> type:
+    return type(theirs.__name__, (ours, theirs), {})

@@ -1,0 +1,25 @@
+"""Tiny random bases of hybrid families, one for each kind of recurrence."""
+
+from pathlib import Path
+from typing import Any
+
+from tiny import VOCAB, write_base
+
+ENDS = {"vocab_size": VOCAB, "hidden_size": 64, "max_position_embeddings": 512, "intermediate_size": 96}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "conv": ENDS
+    | HEADS
+    | {
+        "model_type": "lfm2",
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_auto_adjust_ff_dim": False,
+        "norm_eps": 1e-5,
+    },
+}
+
+
+def write_hybrid(folder: Path, kind: str, seed: int = 0) -> Path:
+    """A base whose greedy text changes and whose recurrence shows in it."""
+    return write_base(folder, HYBRIDS[kind], seed, scale=6.0)
