@@ -142,7 +142,7 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "lfm2": (
         "LFM2, LFM2.5",
         "Lfm2Config",
-        {"layer_types": ["conv", "full_attention", "conv", "conv"], "block_multiple_of": 8, "norm_eps": 1e-5},
+        {"layer_types": ["conv", "full_attention", "conv", "conv"], "block_multiple_of": 32, "norm_eps": 1e-5},
     ),
     "mixtral": ("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40}),
 }

@@ -17,7 +17,7 @@ from mtpd_mlx.data.formats import MADE_BY, OWN, OWN_CONFIG
 from mtpd_mlx.files.atomic import leftovers, replacing, write_json, write_text
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.files.lock import check_unlocked, locked
-from mtpd_mlx.inspection.counts import cache_bytes
+from mtpd_mlx.inspection.counts import cache_bytes, state_bytes
 from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.compute import compute_in
 from mtpd_mlx.model.finite import type_name
@@ -159,7 +159,7 @@ def texts_at_a_time(base: Base, positions: int) -> int:
     memory. A text takes its caches (thrice while others begin, which copies them) and a few rows of float32 logits."""
     if on_cpu():
         return FEWEST
-    caches = cache_bytes(base.dims, positions, base.dims.num_layers, base.dtype.size)
+    caches = cache_bytes(base.dims, positions, 0, base.dtype.size) + state_bytes(base.dims, base.dtype.size)
     fit = int(MEMORY_SHARE * (memory_bytes() or 0)) // (3 * caches + 4 * 4 * base.vocab_size)
     return min(MOST, max(FEWEST, fit))
 

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtpd_mlx.model.recurrent.cache import HELD, Arrays, RecurrentCache
-
-MOST_MARKS = 4  # states of whole texts that are kept, the newest
+from mtpd_mlx.families.dims import HELD, MARKS
+from mtpd_mlx.model.recurrent.cache import Arrays, RecurrentCache
 
 
 def trim_to(caches: Sequence[Any], length: int) -> None:
@@ -79,7 +78,7 @@ class Marks:
         """Here the text can be taken up again."""
         recurrent = [cache for cache in caches if isinstance(cache, RecurrentCache)]
         if recurrent and (not self._held or self._held[-1][0] < recurrent[0].offset):
-            self._held = [*self._held, (recurrent[0].offset, [cache.state for cache in recurrent])][-MOST_MARKS:]
+            self._held = [*self._held, (recurrent[0].offset, [cache.state for cache in recurrent])][-MARKS:]
 
     def go_back(self, caches: Sequence[Any], length: int) -> int:
         """Puts the caches at the greatest length up to `length` that they can be at, and returns it: what lies between is to be

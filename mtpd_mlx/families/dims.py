@@ -15,6 +15,10 @@ class Layer:
     mixer: str = "attention"
 
 
+HELD = 96  # positions that recurrent state can be taken back, once so many have been read
+MARKS = 4  # states of whole texts that are kept for longer ways back, the newest
+
+
 @dataclass(frozen=True)
 class Recurrent:
     """The layers of a hybrid model that are no attention: a causal convolution of `kernel` positions over `channels`, and, but
@@ -110,6 +114,11 @@ class Dims:
     @property
     def attention_layers(self) -> int:
         return sum(layer.mixer == "attention" for layer in self.layers)
+
+    @property
+    def last_attention(self) -> int:
+        """The layer that heads are blocks like."""
+        return max(i for i, layer in enumerate(self.layers) if layer.mixer == "attention")
 
     def offset_of(self, name: str) -> float:
         """What is added to the stored tensor `name`: the norms' offset, the only place that applies it."""

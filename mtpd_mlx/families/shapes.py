@@ -36,8 +36,7 @@ def _inside(name: str, dims: Dims) -> bool:
     """Whether a tensor is one of the base's own: not of MTP heads, which may be further layers."""
     if layer := LAYER.match(name):
         return int(layer[1]) < dims.num_layers
-    names = names_of(dims)
-    return name.startswith((f"{names.inner}.{names.embedding}.", f"{names.inner}.{names.norm}.", "lm_head."))
+    return name.startswith(("lm_head.", *(ours.removesuffix("weight") for ours in (embedding(dims), final_norm(dims)))))
 
 
 def plain_shape(name: str, table: Mapping[str, Any], quantization: Mapping[str, Any]) -> list[int]:
@@ -54,8 +53,8 @@ def plain_shape(name: str, table: Mapping[str, Any], quantization: Mapping[str, 
 def expected(dims: Dims, table: Mapping[str, Any]) -> Named:
     """name, shape of every tensor of the base. `table` only says how mixtures and convolutions are stored."""
     names = names_of(dims)
-    yield f"{names.inner}.{names.embedding}.weight", [dims.vocab_size, dims.hidden_size]
-    yield f"{names.inner}.{names.norm}.weight", [dims.hidden_size]
+    yield embedding(dims), [dims.vocab_size, dims.hidden_size]
+    yield final_norm(dims), [dims.hidden_size]
     if not dims.tied:
         yield "lm_head.weight", [dims.vocab_size, dims.hidden_size]
     for i, layer in enumerate(dims.layers):
@@ -76,6 +75,14 @@ def expected(dims: Dims, table: Mapping[str, Any]) -> Named:
 
 def names_of(dims: Dims) -> Names:
     return FAMILIES[dims.model_type].names
+
+
+def final_norm(dims: Dims) -> str:
+    return f"{names_of(dims).inner}.{names_of(dims).norm}.weight"
+
+
+def embedding(dims: Dims) -> str:
+    return f"{names_of(dims).inner}.{names_of(dims).embedding}.weight"
 
 
 def _attention(dims: Dims) -> Named:

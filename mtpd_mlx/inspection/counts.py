@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpd_mlx.families.config import group_size_of
-from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.dims import HELD, MARKS, Dims
 from mtpd_mlx.families.shapes import BLOCKS, SCALES
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -68,6 +68,24 @@ def head_parameters(dims: Dims) -> int:
     return block_parameters(dims, dims.head_layer.experts) + 2 * dims.hidden_size**2 + 2 * dims.hidden_size
 
 
-def cache_bytes(dims: Dims, positions: int, blocks: int, item: int) -> int:
-    """Key and value caches of `blocks` blocks."""
-    return 2 * blocks * positions * dims.num_kv_heads * dims.head_dim * item
+def cache_bytes(dims: Dims, positions: int, heads: int, item: int) -> int:
+    """Caches of the base and of `heads` MTP heads that grow with the text: keys and values of layers that attend."""
+    return 2 * (dims.attention_layers + heads) * positions * dims.num_kv_heads * dims.head_dim * item
+
+
+def state_bytes(dims: Dims, item: int) -> int:
+    """Recurrent state of a text, however long. The recurrence is in float32."""
+    recurrent = dims.recurrent
+    if recurrent is None:
+        return 0
+    return (dims.num_layers - dims.attention_layers) * (4 * recurrent.state_numbers + item * recurrent.window_numbers)
+
+
+def rewind_bytes(dims: Dims, item: int) -> int:
+    """What is kept beside recurrent state so that it can be taken back: three more states, the layers' last inputs
+    (model/recurrent/cache.py), and states of whole texts (decoding/rewind.py)."""
+    recurrent = dims.recurrent
+    if recurrent is None:
+        return 0
+    inputs = 2 * HELD * (dims.num_layers - dims.attention_layers) * recurrent.channels * item
+    return (3 + MARKS) * state_bytes(dims, item) + inputs

@@ -17,7 +17,7 @@ from mtpd_mlx.families.stored import packed_names, settle, told_quantization
 from mtpd_mlx.families.table import FAMILIES
 from mtpd_mlx.files.model_files import INDEX, SINGLE, agree, choose
 from mtpd_mlx.inspection.alone import speaks_of
-from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters
+from mtpd_mlx.inspection.counts import ITEM_BYTES, Counts, block_parameters, cache_bytes, count, head_parameters, state_bytes
 from mtpd_mlx.inspection.folder_view import View
 from mtpd_mlx.inspection.memory import CPU_ITEM, DEVICES, decode_bytes, train_bytes
 from mtpd_mlx.inspection.sections import CACHE_INDEX, as_object, describe_adapter, describe_cache
@@ -145,9 +145,11 @@ def _dims(dims: Dims) -> dict[str, Any]:
 def _caches(dims: Dims, item: int) -> dict[str, Any]:
     windows = [layer.window for layer in dims.layers if layer.window is not None]
     return {
-        "bytes_per_position": cache_bytes(dims, 1, dims.num_layers, item),
+        "bytes_per_position": cache_bytes(dims, 1, 0, item),
         "sliding_layers": len(windows),
         "window": windows[0] if windows else None,
+        "recurrent_layers": dims.num_layers - dims.attention_layers,
+        "state_bytes": state_bytes(dims, item),
         "rewinds": True,
     }
 

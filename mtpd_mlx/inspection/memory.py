@@ -4,7 +4,7 @@ at most half more (docs/log.md, tests/inspection/test_memory.py). Metal was neve
 from dataclasses import dataclass
 
 from mtpd_mlx.families.dims import Dims
-from mtpd_mlx.inspection.counts import Counts, cache_bytes, head_parameters
+from mtpd_mlx.inspection.counts import Counts, cache_bytes, head_parameters, rewind_bytes, state_bytes
 from mtpd_mlx.options.hub import MemoryPlan
 
 RUNTIME_BYTES = 400 << 20  # of decoding
@@ -76,4 +76,5 @@ def decode_bytes(dims: Dims, weights: int, plan: MemoryPlan, item: int) -> int:
     """Base and heads in the type that is computed in (`item` bytes), caches of both at `positions`."""
     positions = min(plan.context, dims.context_length)
     heads = plan.num_heads * head_parameters(dims) * item
-    return weights + heads + cache_bytes(dims, positions, dims.num_layers + plan.num_heads, item) + RUNTIME_BYTES
+    caches = cache_bytes(dims, positions, plan.num_heads, item) + state_bytes(dims, item) + rewind_bytes(dims, item)
+    return weights + heads + caches + RUNTIME_BYTES

@@ -58,6 +58,8 @@ def _model(found: dict[str, Any]) -> list[str]:
     if "experts" in d:
         lines.append(f"{d['experts']} experts, {d['experts_per_token']} per token")
     windowed = f"; {caches['sliding_layers']} layers look back {caches['window']}" if caches["window"] else ""
+    if caches["recurrent_layers"]:
+        windowed += f"; {caches['recurrent_layers']} layers hold {size(caches['state_bytes'])} of state, however long the text"
     lines.append(f"caches: {size(caches['bytes_per_position'])} a position, all rewind{windowed}")
     plan = needs["plan"]
     lines.append(f"one MTP head: {number(needs['head_parameters'])} parameters")

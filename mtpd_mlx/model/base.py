@@ -194,8 +194,7 @@ class Base:
         try:
             block = self.block_type(self.model.args)
         except TypeError:  # families whose blocks differ by layer
-            last = max(i for i, layer in enumerate(self.dims.layers) if layer.mixer == "attention")
-            block = self.block_type(self.model.args, layer_idx=last)
+            block = self.block_type(self.model.args, layer_idx=self.dims.last_attention)
         adapt_block(block, self.dims, self.dims.head_layer)
         return block
 

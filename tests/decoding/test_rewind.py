@@ -7,8 +7,9 @@ import pytest
 from helpers.hybrids import HYBRIDS, write_hybrid
 
 from mtpd_mlx.decoding.rewind import Marks, begin, reach_of, trim_to
+from mtpd_mlx.families.dims import HELD
 from mtpd_mlx.model.base import Base, load_base
-from mtpd_mlx.model.recurrent.cache import HELD, RecurrentCache
+from mtpd_mlx.model.recurrent.cache import RecurrentCache
 from mtpd_mlx.model.runtime import mx
 
 CLOSE = 2e-4  # of logits around 10: passes of other widths round otherwise

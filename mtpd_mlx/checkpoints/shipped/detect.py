@@ -35,7 +35,7 @@ def why_not(config: dict[str, Any], table: Mapping[str, Any], layout: Layout, he
     try:
         settled = settle(config, table)
         dims = settled.dims
-        block = _floating_block(settled.config, table, f"model.layers.{dims.num_layers - 1}.")
+        block = _floating_block(settled.config, table, f"model.layers.{dims.last_attention}.")
     except ValueError as error:
         return str(error)
     for k in range(heads):

@@ -10,6 +10,7 @@ from mtpd_mlx.checkpoints.shipped.convert import read_head, stored_to_plain
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
 from mtpd_mlx.checkpoints.shipped.layouts import BASE, LAYOUTS, is_shipped
 from mtpd_mlx.families.config import read_config_json
+from mtpd_mlx.families.shapes import final_norm
 from mtpd_mlx.families.stored import read_base
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.lock import locked
@@ -59,7 +60,7 @@ def _write(model: Path, out: Path, named: str, source: RawTensors, found: dict[s
     base.say_remarks()
     dims = base.dims
     heads = [read_head(source, LAYOUTS[found["format"]], k, dims) for k in range(found["heads"])]
-    final = stored_to_plain(base.tensors["model.norm.weight"], dims.norm_offset)
+    final = stored_to_plain(base.tensors[final_norm(dims)], dims.norm_offset)
     own_norms = not all(same(head["post_norm.weight"], final) for head in heads)
     if not own_norms:
         for head in heads:

@@ -26,6 +26,7 @@ from mtpd_mlx.families.config import read_config_json
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.layers import FULL
 from mtpd_mlx.families.multimodal import INSIDE
+from mtpd_mlx.families.shapes import embedding, final_norm
 from mtpd_mlx.families.stored import FLAGS, read_base
 from mtpd_mlx.files.atomic import replacing_folder, write_json
 from mtpd_mlx.files.lock import NAME as LOCK
@@ -76,7 +77,7 @@ def export_heads(
     stacked = layout != VLLM and holds_stacked(source.table, dims)  # as the base, which is in mlx-lm's form
     tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source, stacked)
     if copy_ends:
-        ends = (source["model.embed_tokens.weight"], source["model.embed_tokens.weight" if dims.tied else "lm_head.weight"])
+        ends = (source[embedding(dims)], source[embedding(dims) if dims.tied else "lm_head.weight"])
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
     announcing = _announcing(stored.config, shape, config.num_heads)
@@ -146,7 +147,7 @@ def _tensors(
         prefix = f"heads.{k}."
         head = {name.removeprefix(prefix): heads[name] for name in heads.table if name.startswith(prefix)}
         if not config.post_norms:
-            head["post_norm.weight"] = stored_to_plain(base["model.norm.weight"], dims.norm_offset)
+            head["post_norm.weight"] = stored_to_plain(base[final_norm(dims)], dims.norm_offset)
         written |= write_head(head, layout, k, dims, stacked)
     return written
 

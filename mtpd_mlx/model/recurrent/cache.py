@@ -9,9 +9,9 @@ mixers.py and by decoding/rewind.py.
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from mtpd_mlx.families.dims import HELD
 from mtpd_mlx.model.runtime import mx
 
-HELD = 96  # positions that can be taken back at least, once so many have been read
 Arrays = tuple[mx.array, ...]
 Advance = Callable[[Arrays, Arrays], tuple[mx.array, Arrays]]
 """(inputs [1, n, ..] of n positions, state before them, () at the start) -> (outputs [1, n, ..], state behind them)."""

@@ -6,8 +6,8 @@ from mtpd_mlx.model.runtime import mx
 
 
 def convolve(rows: mx.array, window: mx.array | None, layer: Any) -> tuple[mx.array, mx.array]:
-    """rows [1, n, C] behind `window` [1, k-1, C] (None: zeros), an nn.Conv1d of C groups -> (outputs [1, n, C], the window behind
-    them). Sums in float32; a row's bits do not depend on how many rows are convolved at once."""
+    """rows [1, n, C] behind `window` [1, k-1, C] (None: zeros), an nn.Conv1d of C groups -> (outputs [1, n, C], the window
+    behind them). Sums in float32; a row's bits do not depend on how many rows are convolved at once."""
     weight = layer.weight.astype(mx.float32)  # [C, k, 1]
     k, n = weight.shape[1], rows.shape[1]
     if window is None:

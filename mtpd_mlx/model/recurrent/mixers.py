@@ -1,7 +1,7 @@
 """Recurrent layers of mlx-lm's blocks, with a rewind of their own. Called by model/base.py.
 
-Each of ours goes before mlx-lm's class: the parameters and their names stay. With a RecurrentCache it runs the recurrence through
-it; without, the layer is mlx-lm's (training, and batches with left padding).
+Each of ours goes before mlx-lm's class: the parameters and their names stay. With a RecurrentCache it runs the recurrence
+through it; without, the layer is mlx-lm's (training, and batches with left padding).
 """
 
 import copy
@@ -22,7 +22,7 @@ def adopt(block: nn.Module) -> None:
         if place in block and (ours := OURS.get(type(block[place]).__name__)) is not None:
             layer = copy.copy(block[place])
             if not isinstance(layer, ours):
-                layer.__class__ = _before(ours, type(layer))
+                layer.__class__ = _before(ours, type(layer))  # type: ignore[arg-type]
             block[place] = layer
 
 
