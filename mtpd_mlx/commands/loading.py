@@ -27,22 +27,48 @@ def open_rounds(
 ) -> Any:
     """The decoder that the options ask for: with so many drafts, or with a choice of them for every round, by what `mtpd tune`
     stored for this machine, if it did. `drawing`: what open_decoder takes besides."""
-    from mtpd_mlx.checkpoints.format import CONFIG_NAME
     from mtpd_mlx.decoding.open import open_choosing, open_decoder
-    from mtpd_mlx.decoding.tuning.machine import machine_key
-    from mtpd_mlx.decoding.tuning.stored import read_tuned
-    from mtpd_mlx.hub.pull import resolve_folder
 
     if num_draft_tokens is not None:
         return open_decoder(base, heads if num_draft_tokens else None, options, num_draft_tokens=num_draft_tokens, **drawing)
-    folder = resolve_folder(place.checkpoint)
-    tuned = read_tuned(folder, machine_key(base.dtype)) if (folder / CONFIG_NAME).is_file() else None
+    tuned = tuned_for(place, base)
     if tuned is None:
         return open_choosing(base, heads, options, lookup=lookup, **drawing)
     drafts, costs = tuned.num_draft_tokens, tuned.kinds or None
     if tuned.num_draft_tokens and options.plan == "auto" and not options.exact and options.kv_bits is None:
         options = replace(options, plan=tuned.plan)
     return open_choosing(base, heads, options, lookup=lookup, costs=costs, num_draft_tokens=drafts, **drawing)
+
+
+def open_bound(
+    place: RunnableOptions,
+    options: DecodingConfig,
+    base: Any,
+    heads: Any,
+    num_draft_tokens: int | None,
+    lookup: bool,
+    **drawing: Any,
+) -> Any:
+    """The same for texts that are bound by a grammar. ValueError for rounds over fixed buffers."""
+    from mtpd_mlx.decoding.open import open_constrained
+    from mtpd_mlx.decoding.tuning.plan import Plan
+
+    if options.plan not in ("auto", str(Plan())):
+        raise ValueError(f"--plan {options.plan}: texts that are bound by a grammar need the plan growing (or auto)")
+    tuned = tuned_for(place, base) if num_draft_tokens is None else None
+    costs = None if tuned is None else tuned.kinds or None
+    return open_constrained(base, heads, options, num_draft_tokens=num_draft_tokens, lookup=lookup, costs=costs, **drawing)
+
+
+def tuned_for(place: RunnableOptions, base: Any) -> Any:
+    """What `mtpd tune` stored for this machine; None: nothing."""
+    from mtpd_mlx.checkpoints.format import CONFIG_NAME
+    from mtpd_mlx.decoding.tuning.machine import machine_key
+    from mtpd_mlx.decoding.tuning.stored import read_tuned
+    from mtpd_mlx.hub.pull import resolve_folder
+
+    folder = resolve_folder(place.checkpoint)
+    return read_tuned(folder, machine_key(base.dtype)) if (folder / CONFIG_NAME).is_file() else None
 
 
 def open_from(

@@ -28,7 +28,7 @@ class MLXRuntime:
         self.base, self.heads = load_model(place, alone=not with_heads)
         self._place, self._options, self._drafts = place, options, num_draft_tokens
         self.tokenizer = Tokenizer.from_folder(self.base.path)
-        self.capacity = self.base.context_length
+        self.capacity, self.vocab_size = self.base.context_length, self.base.vocab_size
         heads = 0 if self.heads is None else self.heads.num_heads
         device = "CPU" if on_cpu() else "GPU"
         self.info: dict[str, Any] = {"runtime": "mlx", "device": device, "dtype": type_name(self.base.dtype), "heads": heads}
@@ -39,11 +39,25 @@ class MLXRuntime:
         return OneByOne(self.decoder, 2)
 
     def decoder(self, sampling: Sampling) -> Any:
-        from mtpd_mlx.commands.loading import open_rounds, xtc_special_tokens
+        from mtpd_mlx.commands.loading import open_rounds
+
+        return open_rounds(self._place, self._options, self.base, self.heads, self._drafts, True, **self._drawing(sampling))
+
+    def bound(self, most: int) -> Any:
+        from mtpd_mlx.speculative.bound_rows import BoundRows
+
+        return BoundRows(self.constrained, most, self.capacity)
+
+    def constrained(self, sampling: Sampling) -> Any:
+        from mtpd_mlx.commands.loading import open_bound
+
+        return open_bound(self._place, self._options, self.base, self.heads, self._drafts, True, **self._drawing(sampling))
+
+    def _drawing(self, sampling: Sampling) -> dict[str, Any]:
+        from mtpd_mlx.commands.loading import xtc_special_tokens
 
         special = xtc_special_tokens(self.tokenizer) if sampling.xtc_probability else ()
-        drawing = {"sampling": sampling, "xtc_special_tokens": special}
-        return open_rounds(self._place, self._options, self.base, self.heads, self._drafts, True, **drawing)
+        return {"sampling": sampling, "xtc_special_tokens": special}
 
 
 def run(place: RunnableOptions, server: ServeDecodingOptions, decoding: DecodingConfig, sampling: SamplingOptions) -> int:

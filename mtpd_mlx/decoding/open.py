@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.decoder import Decoder, needs_growing
+from mtpd_mlx.decoding.logit_model import HostedModel
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.sampler import Sampled
 from mtpd_mlx.decoding.text_state import KVOptions, LogitsProcessor, Model
@@ -15,6 +16,8 @@ from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import on_cuda
 from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.speculative.constrained import ConstrainedBackend
+from mtpd_mlx.speculative.drafting import Drafting, FixedDrafting
 from mtpd_mlx.speculative.lookup import MOST_DRAFTS
 from mtpd_mlx.speculative.round_costs import Kind
 from mtpd_mlx.speculative.sampling import Sampling
@@ -88,6 +91,35 @@ def open_choosing(
     decoder = ChoosingDecoder(widest.model, drafting, capacity)
     decoder.plan_milliseconds = widest.plan_milliseconds
     return decoder
+
+
+def open_constrained(
+    base: Base,
+    heads: MTPHeads | None,
+    options: DecodingConfig = DEFAULT,
+    *,
+    num_draft_tokens: int | None = None,
+    lookup: bool = True,
+    costs: Mapping[Kind, float] | None = None,
+    capacity: int | None = None,
+    sampling: Sampling = GREEDY,
+    xtc_special_tokens: Sequence[int] = (),
+) -> ConstrainedBackend:
+    """Decodes texts that are bound by a grammar, over growing caches. num_draft_tokens None: chosen for every round, among the
+    heads' and those of prompt `lookup`; 0: none but the grammar's own."""
+    available = heads.num_heads if heads is not None else 0
+    if num_draft_tokens is not None and not 0 <= num_draft_tokens <= available:
+        raise ValueError(f"--num-draft-tokens: got {num_draft_tokens}, expected 0..{available} (the checkpoint's heads)")
+    check_kv(base, options)
+    own = None if num_draft_tokens == 0 else heads
+    count = num_draft_tokens if num_draft_tokens is not None else available
+    rule = Greedy(own.draft_tokens if own else None)
+    model = Model(base, own, count, rule, options.exact, kv_options(options))
+    drafting: Drafting = FixedDrafting(num_draft_tokens or 0)
+    if num_draft_tokens is None:
+        repeatable = not sampling.greedy and sampling.seed is not None
+        drafting = chosen_drafting(base, own, with_lookup=lookup, costs=costs, timed=not repeatable)
+    return ConstrainedBackend(HostedModel(model, capacity), drafting, sampling, xtc_special_tokens)
 
 
 def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder | PlainDecoder:

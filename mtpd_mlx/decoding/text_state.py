@@ -123,11 +123,15 @@ class HostState:
         by itself, so that logits round alike. Sets `next` and `drafts`."""
         if not self._begun:
             self.table, self._begun = self.model.rule.new_table(), True
+        self.fill(tokens)
+        self.force(tokens[-1:])
+
+    def fill(self, tokens: Sequence[int]) -> None:
+        """Caches all of `tokens` [n >= 1] but the last one."""
         for start in range(0, len(tokens) - 1, PREFILL_CHUNK):
             cancel_point()
             chunk = tokens[start : min(start + PREFILL_CHUNK, len(tokens) - 1)]
             self._fill(chunk, tokens[start + len(chunk) :])
-        self.force(tokens[-1:])
 
     def _fill(self, chunk: Sequence[int], following: Sequence[int]) -> None:
         """Caches `chunk`; the text goes on with `following`, so that only its last rows can lack a token."""
@@ -211,7 +215,7 @@ class HostState:
             so_far = mx.concatenate(chosen)
             context = None if recent is None else contexts_of(recent, so_far, size)
             if model.logits_processors:
-                logits = model.processed(self._whole(logits), self.tokens, so_far)
+                logits = model.processed(self.whole(logits), self.tokens, so_far)
             row = None if context is None else context[-1:]
             token, weights = model.rule.draft(logits, self.length + 1 + depth, row, self.table)
             chosen.append(token.astype(mx.uint32))
@@ -231,7 +235,7 @@ class HostState:
         self.kept = mx.concatenate(kept) if model.rule.keeps_drafts else None
         self.tail = rows[-k:]
 
-    def _whole(self, logits: mx.array) -> mx.array:
+    def whole(self, logits: mx.array) -> mx.array:
         """Head logits [1, V], or [1, D] over the draft vocabulary -> [1, V]."""
         heads = self.model.heads
         if heads is None or heads.draft_tokens is None:

@@ -63,12 +63,17 @@ class GenerateOptions(TextOptions, PromptOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoundOptions:
+    json_schema: Path | None = option(None, "file of a JSON schema that every text will fit (needs llguidance)", metavar="FILE")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LookupOptions:
     lookup: bool = option(True, "also draft what followed the last tokens earlier in prompt or text, where that pays")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TunedGenerateOptions(LookupOptions, GenerateOptions):
+class TunedGenerateOptions(LookupOptions, BoundOptions, GenerateOptions):
     """Drafts are chosen round by round where nothing else is asked for."""
 
     num_draft_tokens: int | None = same(GenerateOptions, "num_draft_tokens", unset="chosen round by round")
@@ -82,7 +87,7 @@ class GraphDraftOptions(LookupOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchedGenerateOptions(GraphDraftOptions, GenerateOptions):
+class BatchedGenerateOptions(GraphDraftOptions, BoundOptions, GenerateOptions):
     batch_size: int = option(
         1,
         "decode B of --prompts at once (greedy, without CUDA graphs; needs onnxruntime 1.32 or later)",
@@ -121,6 +126,8 @@ def check_batches(generate: BatchedGenerateOptions, sampling: Sampling) -> None:
     """ValueError where batches are asked for with what they cannot do."""
     if generate.batch_size != 1 and (generate.plain or generate.num_draft_tokens is not None or not sampling.greedy):
         raise ValueError("--batch-size: batches are decoded greedily with all heads, without --plain or --num-draft-tokens")
+    if generate.batch_size != 1 and generate.json_schema is not None:
+        raise ValueError("--json-schema: not with --batch-size; such texts are decoded one at a time")
 
 
 def check_cache_file(chat: TunedChatOptions, decoding: DecodingConfig) -> None:

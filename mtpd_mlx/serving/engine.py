@@ -19,19 +19,24 @@ from mtpd_mlx.serving.jobs import Request as Request
 from mtpd_mlx.serving.scheduler import Scheduler, SeeRound
 from mtpd_mlx.serving.trace import NO_TRACE, Trace
 from mtpd_mlx.speculative.batch import Batch
+from mtpd_mlx.speculative.bound_rows import BoundRows
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
 
 class Runtime(Protocol):
-    """An opened model. `batch`: rows of it, of which so many are decoded at a time."""
+    """An opened model. `batch`: rows of it, of which so many are decoded at a time; `bound`: those of bound texts. vocab_size:
+    logits of a token."""
 
     tokenizer: Tokenizer
     capacity: int
+    vocab_size: int
     info: dict[str, Any]
 
     def batch(self, most: int) -> Batch: ...
+
+    def bound(self, most: int) -> BoundRows: ...
 
 
 @dataclass(frozen=True)
@@ -112,9 +117,9 @@ class Engine:
     def _run(self) -> None:
         try:
             self.runtime = self._open_model()
-            batch = self.runtime.batch(self._options.most_running)
-            trace = self._options.trace
-            self._scheduler = Scheduler(batch, self.runtime.tokenizer, self._options.most_running, trace, self._saw)
+            most, trace = self._options.most_running, self._options.trace
+            batch, bound = self.runtime.batch(most), self.runtime.bound(most)
+            self._scheduler = Scheduler(batch, self.runtime.tokenizer, most, trace, self._saw, bound)
         except BaseException as error:
             self._failure = error
             return
@@ -139,8 +144,10 @@ class Engine:
             for job, _ in over:
                 self._waiting.remove(job)
             coming = list[Job]()
-            while self._waiting and len(scheduler.running) + len(coming) < scheduler.most:
-                coming.append(self._waiting.popleft())
+            for job in list(self._waiting):  # in the order they came, but for kinds that have no room
+                if scheduler.takes(job, coming):
+                    self._waiting.remove(job)
+                    coming.append(job)
         for job, error in over:
             job.tell(error)
         for job in coming:

@@ -8,19 +8,21 @@ from typing import Any
 
 from mtpd_mlx.serving.answer import Piece
 from mtpd_mlx.serving.errors import ApiError
+from mtpd_mlx.speculative.constrained import Constraint
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.stats import DecodeStats
 
 
 @dataclass(frozen=True)
 class Request:
-    """prompt: token ids; stop: texts that end the answer, which are no part of it."""
+    """prompt: token ids; stop: texts that end the answer, which are no part of it; constraint: what the answer is bound to."""
 
     prompt: list[int]
     sampling: Sampling
     max_tokens: int
     stop: tuple[str, ...] = ()
     stream: bool = False
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True)

@@ -7,19 +7,22 @@ one of them did prefills only what is new.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.jobs import Job, Request
-from mtpd_mlx.serving.text import Text
+from mtpd_mlx.serving.text import Rows, Text
 from mtpd_mlx.serving.trace import NO_TRACE, Trace
 from mtpd_mlx.speculative.batch import Batch, Turn
+from mtpd_mlx.speculative.bound_rows import BoundRows
 from mtpd_mlx.speculative.cancel import Cancelled, cancellable
+from mtpd_mlx.speculative.constrained import Constraint
 from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.load_choice import LoadChoice
 from mtpd_mlx.speculative.loop import Chunk, advance, timed
 from mtpd_mlx.speculative.protocol import Round
+from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 PIECE, PIECE_BESIDE = 512, 256  # tokens of a prompt that are prefilled at once; where others are decoded meanwhile
@@ -31,14 +34,25 @@ SeeRound = Callable[[int, int | None], None]  # rows of a round, drafts chosen f
 class _Resting:
     """A row whose text has ended, and the tokens that it has cached."""
 
+    rows: Rows
     row: int
     held: list[int]
 
 
 class Scheduler:
-    """most: texts that are decoded at a time."""
+    """most: texts that are decoded at a time. bound: rows of those that are bound by a grammar; each of them takes its round by
+    itself, after that of the others."""
 
-    def __init__(self, batch: Batch, tokenizer: Tokenizer, most: int, trace: Trace = NO_TRACE, see: SeeRound | None = None):
+    def __init__(
+        self,
+        batch: Batch,
+        tokenizer: Tokenizer,
+        most: int,
+        trace: Trace = NO_TRACE,
+        see: SeeRound | None = None,
+        bound: BoundRows | None = None,
+    ):
+        self.bound = bound
         self.batch, self.most = batch, min(most, batch.max_together, batch.max_rows)
         self._tokenizer, self._trace, self._see = tokenizer, trace, see
         self.running: list[Text] = []  # those that prefill come in turn
@@ -50,31 +64,57 @@ class Scheduler:
     def has_room(self) -> bool:
         return len(self.running) < self.most
 
+    def takes(self, job: Job, coming: Sequence[Job] = ()) -> bool:
+        """Is there room for it beside those that run, and those that are `coming`?"""
+        others = [*(text.job for text in self.running), *coming]
+        if len(others) >= self.most:
+            return False
+        if job.request.constraint is None or self.bound is None:
+            return True
+        return sum(each.request.constraint is not None for each in others) < self.bound.max_rows
+
     def admit(self, job: Job) -> None:
         """Gives the request a row, with as much of its prompt as one that rests there has cached."""
         try:
-            row, cached = self._row_for(job.request)
+            rows, row, cached = self._row_for(job.request)
         except Exception as error:
             job.tell(told(error))
             return
-        text = Text(job, row, cached, self._tokenizer, self.batch.num_draft_tokens)
+        most = self.batch.num_draft_tokens if self.bound is not rows else self.bound.alone(row).num_draft_tokens
+        text = Text(job, rows, row, cached, self._tokenizer, most)
         self.running.append(text)
         self._trace.write("join", text.summary() | {"waited": time.perf_counter() - job.came})
 
-    def _row_for(self, request: Request) -> tuple[int, int]:
-        """A row, and how much of the prompt it holds."""
-        resting = max(self.resting, key=lambda r: common_length(request.prompt, r.held), default=None)
-        common = 0 if resting is None else min(common_length(request.prompt, resting.held), len(request.prompt) - 1)
-        full = len(self.running) + len(self.resting) >= self.batch.max_rows
-        if resting is None or not (common or full):
-            return self.batch.join(request.sampling), 0
-        reused = resting if common else self.resting[-1]
+    def _row_for(self, request: Request) -> tuple[Rows, int, int]:
+        """A row, and how much of the prompt it holds. Texts that rest serve the next ones of their kind."""
+        constraint = request.constraint
+        rows: Rows = self.batch if constraint is None else self._bound()
+        most = self.batch.max_rows if constraint is None else self._bound().max_rows
+        resting = [r for r in self.resting if r.rows is rows]
+        best = max(resting, key=lambda r: common_length(request.prompt, r.held), default=None)
+        common = 0 if best is None else min(common_length(request.prompt, best.held), len(request.prompt) - 1)
+        full = sum(text.rows is rows for text in self.running) + len(resting) >= most
+        if best is None or not (common or full):
+            return rows, self._join(request.sampling, constraint), 0
+        reused = best if common else resting[-1]
         self.resting.remove(reused)
         try:
-            return reused.row, self.batch.restart(reused.row, request.sampling, common)
+            return rows, reused.row, self._restart(reused.row, request.sampling, constraint, common)
         except Exception:
-            self.batch.leave(reused.row)
+            rows.leave(reused.row)
             raise
+
+    def _join(self, sampling: Sampling, constraint: Constraint | None) -> int:
+        return self.batch.join(sampling) if constraint is None else self._bound().join(sampling, constraint)
+
+    def _restart(self, row: int, sampling: Sampling, constraint: Constraint | None, common: int) -> int:
+        if constraint is None:
+            return self.batch.restart(row, sampling, common)
+        return self._bound().restart(row, sampling, constraint, common)
+
+    def _bound(self) -> BoundRows:
+        assert self.bound is not None
+        return self.bound
 
     def step(self) -> None:
         """A piece of a prompt, and a round. Whoever has gone, or is out of time, leaves before."""
@@ -84,8 +124,12 @@ class Scheduler:
         decoded = [t for t in self.running if not t.waits]
         if waiting := [t for t in self.running if t.waits]:
             self._prefill(waiting[0], PIECE_BESIDE if decoded else PIECE)
-        if decoded := [t for t in self.running if not t.waits]:
-            self._round(decoded)
+        decoded = [t for t in self.running if not t.waits]
+        if free := [t for t in decoded if t.rows is self.batch]:
+            self._round(free)
+        for text in decoded:
+            if text.rows is not self.batch:
+                self._bound_round(text)
 
     def stop(self, error: ApiError) -> None:
         """Tells everybody so."""
@@ -95,14 +139,16 @@ class Scheduler:
     def check(self) -> None:
         """RuntimeError where rows are lost, or their caches are not what they should be. Nothing may be running."""
         for resting in self.resting:
-            if (length := self.batch.length(resting.row)) != len(resting.held):
+            if (length := resting.rows.length(resting.row)) != len(resting.held):
                 raise RuntimeError(f"row {resting.row}: got {length} cached positions, expected {len(resting.held)}")
         self.batch.check()
+        if self.bound is not None:
+            self.bound.check()
 
     def forget(self) -> None:
         """What rests is cached no longer."""
         while self.resting:
-            self.batch.leave(self.resting.pop().row)
+            self._drop(self.resting.pop())
 
     def _prefill(self, text: Text, size: int) -> None:
         piece = text.piece(size)
@@ -111,7 +157,7 @@ class Scheduler:
 
         def call() -> Chunk:
             with cancellable(lambda: text.job.over is not None):
-                return Chunk([self.batch.prefill(text.row, piece)])
+                return Chunk([text.rows.prefill(text.row, piece)])
 
         try:
             chunk = timed(call)
@@ -143,6 +189,15 @@ class Scheduler:
         for text, chunk in zip(texts, chunks, strict=True):
             self._take(text, chunk)
 
+    def _bound_round(self, text: Text) -> None:
+        try:
+            chunk = advance(self._bound().alone(text.row), text.next)
+        except Exception as error:
+            self._fail(text, told(error))
+            return
+        self._trace.write("round", {"rows": [text.row], "bound": True, "tokens": [len(chunk.tokens)], "seconds": chunk.seconds})
+        self._take(text, chunk)
+
     def _together(self, texts: list[Text]) -> tuple[list[Chunk], int]:
         """A round of several texts, and the drafts that were chosen for each."""
         count = self._choice.choose(len(texts))
@@ -164,9 +219,9 @@ class Scheduler:
         except ValueError as error:
             self._fail(text, told(error))
             return
-        kept = text.take(chunk, self.batch.capacity)
-        if self.batch.length(text.row) != kept:
-            self.batch.rewind_to(text.row, kept)
+        kept = text.take(chunk, text.rows.capacity)
+        if text.rows.length(text.row) != kept:
+            text.rows.rewind_to(text.row, kept)
         self._settle(text)
 
     def _settle(self, text: Text) -> None:
@@ -182,16 +237,19 @@ class Scheduler:
         """What it has cached is as good as new, where its client has gone."""
         self.running.remove(text)
         if error.status == 500:
-            self.batch.leave(text.row)
+            text.rows.leave(text.row)
         else:
             self._rest(text)
         self._trace.write("leave", text.summary() | {"reason": error.code})
         text.job.tell(error)
 
     def _rest(self, text: Text) -> None:
-        self.resting.insert(0, _Resting(text.row, text.tokens[: self.batch.length(text.row)]))
+        self.resting.insert(0, _Resting(text.rows, text.row, text.tokens[: text.rows.length(text.row)]))
         while len(self.resting) > RESTING:
-            self.batch.leave(self.resting.pop().row)
+            self._drop(self.resting.pop())
+
+    def _drop(self, resting: _Resting) -> None:
+        resting.rows.leave(resting.row)
 
 
 def chunk_of(result: Round, seconds: float) -> Chunk:

@@ -1,8 +1,9 @@
 """`Text`: one request while it is decoded. All of its state is here; the scheduler holds none of a text's own."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from mtpd_mlx.serving.answer import Answer
 from mtpd_mlx.serving.jobs import Finished, Job, Progress
@@ -11,12 +12,28 @@ from mtpd_mlx.speculative.stats import DecodeStats
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 
+class Rows(Protocol):
+    """What batch.py's Batch and bound_rows.py's BoundRows have in common."""
+
+    @property
+    def capacity(self) -> int: ...
+
+    def length(self, row: int) -> int: ...
+
+    def prefill(self, row: int, tokens: Sequence[int]) -> int: ...
+
+    def rewind_to(self, row: int, length: int) -> None: ...
+
+    def leave(self, row: int) -> None: ...
+
+
 @dataclass(eq=False)
 class Text:
-    """row: of the batch; cached: tokens of the prompt that its caches held already; tokens: prompt and answer, all that was
+    """row: of `rows`; cached: tokens of the prompt that its caches held already; tokens: prompt and answer, all that was
     emitted; the last one is not cached once there is an answer."""
 
     job: Job
+    rows: Rows
     row: int
     cached: int
     tokenizer: Tokenizer

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import TextIO
 
@@ -19,8 +19,15 @@ from mtpd_mlx.text.streaming import StopMatcher, StreamDecoder
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 
-def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOptions, out: TextIO | None = None) -> int:
+def run_generate(
+    backend: Backend,
+    tokenizer: Tokenizer,
+    options: GenerateOptions,
+    out: TextIO | None = None,
+    begin: Callable[[], None] = lambda: None,
+) -> int:
     """Generates for each prompt, streams the text and prints statistics. Returns the exit status.
+    `begin` is called before every text.
 
     130 (143, 129) when interrupted, after what was generated so far and its statistics; 141 when nobody reads the output.
     """
@@ -28,7 +35,7 @@ def run_generate(backend: Backend, tokenizer: Tokenizer, options: GenerateOption
     jobs = encode_all(tokenizer, options, backend.capacity, backend.num_draft_tokens)
     eos = eos_tokens(tokenizer, options.extra_eos_token)
     try:
-        status = _run(backend, tokenizer, options, jobs, eos, out)
+        status = _run(backend, tokenizer, options, jobs, eos, out, begin)
         print(end="", file=out, flush=True)  # nothing where there is no stdout
     except BrokenPipeError:
         drop_output(out)
@@ -43,6 +50,7 @@ def _run(
     jobs: list[tuple[Prompt, list[int]]],
     eos: frozenset[int],
     out: TextIO,
+    begin: Callable[[], None],
 ) -> int:
     """The exit status: 0, or that of the signal that interrupted it."""
     total, streams = DecodeStats(backend.num_draft_tokens), []
@@ -54,6 +62,7 @@ def _run(
         stream = Stream(tokenizer, options, eos, None if options.json else out)
         try:
             backend.rewind_to(0)
+            begin()
             with naming([prompt.id]) if len(jobs) > 1 else nullcontext():
                 stream.run(backend, tokens, (stats, total))
         except KeyboardInterrupt as stop:

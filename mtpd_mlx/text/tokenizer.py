@@ -113,6 +113,10 @@ class Tokenizer:
         """The tokens that decode leaves out, by id."""
         return {i: t.content for i, t in self._backend.get_added_tokens_decoder().items() if t.special}
 
+    def to_json(self) -> str:
+        """As a tokenizer.json, added tokens included."""
+        return self._backend.to_str()
+
     def token_id(self, token: str) -> int | None:
         return self._backend.token_to_id(token)
 

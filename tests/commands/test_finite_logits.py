@@ -58,6 +58,7 @@ class Place:
         self.prompts, self.data = folder / "prompts.jsonl", folder / "data"
         self.prompts.write_text("".join(json.dumps({"id": f"p{i}", "prompt": "abcdefgh"[: 5 + i]}) + "\n" for i in range(2)))
         self.data.mkdir()
+        (folder / "schema.json").write_text('{"type": "string"}')
         for name in ("train", "valid"):
             (self.data / f"{name}.jsonl").write_text((json.dumps({"text": "abcdefgh ijklm nopq " * 3}) + "\n") * 8)
         self.onnx = {layout: self.export(layout) for layout in ("fused", "split")}
@@ -107,6 +108,7 @@ MLX: list[tuple[str, Arguments]] = [
     ("generate", of_prompts("--json", *SAMPLED)),
     ("generate", of_prompts("--plan", "fixed", *SAMPLED, "--top-p", "0.9")),
     ("generate", of_prompts("--plain", "--repetition-penalty", "1.3")),
+    ("generate", lambda p, out: [p.heads, "--prompts", p.prompts, *SHORT, "--json-schema", p.folder / "schema.json"]),
     ("chat", decoding(*SHORT)),
     ("chat", decoding(*SHORT, "--plain")),
     ("eval", of_prompts("--json")),
@@ -136,6 +138,7 @@ ONNX: list[tuple[str, Arguments]] = [
     ("generate", lambda p, out: [p.onnx["fused"], "--prompts", p.prompts, *SHORT, *SAMPLED]),
     ("generate", lambda p, out: [p.onnx["fused"], "--prompts", p.prompts, *SHORT, *SAMPLED, "--plain"]),
     ("generate", lambda p, out: [p.onnx["fused"], "--prompts", p.prompts, *SHORT, "--batch-size", "2"]),
+    ("generate", lambda p, out: [p.onnx["fused"], "--prompts", p.prompts, *SHORT, "--json-schema", p.folder / "schema.json"]),
     ("generate", lambda p, out: [p.onnx["split"], "--prompts", p.prompts, *SHORT]),
     ("generate", lambda p, out: [p.onnx["split"], "--prompts", p.prompts, *SHORT, "--plain"]),
     ("chat", lambda p, out: [p.onnx["fused"], *SHORT]),

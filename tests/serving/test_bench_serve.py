@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from helpers.bound import hashed_rows
 from helpers.fakes import ScriptedModel, hashed
 from helpers.serving import TEMPLATE, with_template
 from helpers.tools import tool
@@ -20,6 +21,7 @@ from tiny import write_tokenizer
 from mtpd_mlx.serving.app import Server, make_app
 from mtpd_mlx.serving.engine import Engine, EngineOptions
 from mtpd_mlx.serving.forms.common import Served
+from mtpd_mlx.speculative.bound_rows import BoundRows
 from mtpd_mlx.speculative.one_by_one import OneByOne
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
@@ -40,10 +42,14 @@ class Scripted:
     def __init__(self, folder: Path):
         write_tokenizer(folder)
         self.tokenizer, self.capacity, self.info = Tokenizer.from_folder(with_template(folder, TEMPLATE)), 4096, {}
+        self.vocab_size = 97
         self.fault: Any = None
 
     def batch(self, most: int) -> OneByOne:
         return OneByOne(self.decoder, 2)
+
+    def bound(self, most: int) -> BoundRows:
+        return hashed_rows(most)
 
     def decoder(self, sampling: Sampling) -> StepBackend:
         def target(tokens: Any) -> int:

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 from helpers.batches import Letters
+from helpers.bound import hashed_rows
 from helpers.fakes import ScriptedModel, hashed
 
 from mtpd_mlx.serving.engine import Engine, EngineOptions, Event, Finished, Job, Progress, Request
 from mtpd_mlx.serving.errors import ApiError
+from mtpd_mlx.speculative.bound_rows import BoundRows
 from mtpd_mlx.speculative.one_by_one import OneByOne
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
@@ -20,12 +22,15 @@ class Scripted:
 
     def __init__(self) -> None:
         self.tokenizer: Any = Letters()
-        self.capacity, self.info = 4096, {}
+        self.capacity, self.vocab_size, self.info = 4096, 97, {}
         self.gate, self.passes, self.models = threading.Semaphore(0), 0, list[ScriptedModel]()
         self.fault: Exception | None = None
 
     def batch(self, most: int) -> OneByOne:
         return OneByOne(self.decoder, 2)
+
+    def bound(self, most: int) -> BoundRows:
+        return hashed_rows(most)
 
     def decoder(self, sampling: Sampling) -> StepBackend:
         def target(tokens: Any) -> int:

@@ -22,6 +22,8 @@ def run(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: Grap
         from mtpd_onnx.runtime.batched_generate import run_batches
 
         return run_batches(runtime.folder, options.batch_size, options, runtime.of_batches())
+    if options.json_schema is not None:
+        return run_bound(runtime, options, sampling)
     backend = open_folder(
         runtime.folder,
         plain=options.plain or options.num_draft_tokens == 0,
@@ -32,3 +34,22 @@ def run(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: Grap
         **runtime.of_folder(),
     )
     return run_generate(backend, Tokenizer.from_folder(runtime.folder), options)
+
+
+def run_bound(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: GraphSampling) -> int:
+    """Texts that fit --json-schema."""
+    from mtpd_mlx.text.generate import run_generate
+    from mtpd_mlx.text.grammar import Grammars, schema_of_file
+    from mtpd_mlx.text.tokenizer import Tokenizer
+    from mtpd_onnx.manifest import read_manifest
+    from mtpd_onnx.runtime.open import open_bound
+
+    assert options.json_schema is not None
+    grammar, tokenizer = schema_of_file(options.json_schema), Tokenizer.from_folder(runtime.folder)
+    grammars = Grammars(tokenizer, read_manifest(runtime.folder).dims["vocab_size"])
+    grammars.constraint(grammar)
+    drafts = 0 if options.plain else options.num_draft_tokens
+    backend = open_bound(
+        runtime.folder, num_draft_tokens=drafts, lookup=options.lookup, sampling=sampling, **runtime.of_batches()
+    )
+    return run_generate(backend, tokenizer, options, begin=lambda: backend.bind(grammars.constraint(grammar)))

@@ -11,6 +11,9 @@ OPTIONS = (RuntimeOptions, ServeDecodingOptions, GraphSampling)
 EXAMPLES = ("mtpd-onnx serve onnx --port 8080",)
 
 
+BOUND = 4  # bound texts at a time: each has caches of the folder's whole capacity
+
+
 class OnnxRuntime:
     """An exported folder; a decoder for every way of sampling."""
 
@@ -22,7 +25,7 @@ class OnnxRuntime:
         self._first: Any = self._open(Sampling())  # what cannot be opened is told before the server starts
         manifest = read_manifest(options.folder)
         self.tokenizer = Tokenizer.from_folder(options.folder)
-        self.capacity = manifest.capacity
+        self.capacity, self.vocab_size = manifest.capacity, manifest.dims["vocab_size"]
         names = {
             "runtime": "onnxruntime",
             "device": self._first.provider.upper() if hasattr(self._first, "provider") else "CPU",
@@ -52,6 +55,16 @@ class OnnxRuntime:
             first, self._first = self._first, None
             return first
         return self._open(sampling)
+
+    def bound(self, most: int) -> Any:
+        from mtpd_mlx.speculative.bound_rows import BoundRows
+
+        return BoundRows(self.constrained, min(most, BOUND), self.capacity)
+
+    def constrained(self, sampling: Sampling) -> Any:
+        from mtpd_onnx.runtime.open import open_bound
+
+        return open_bound(self._options.folder, num_draft_tokens=self._drafts, sampling=sampling, **self._options.of_batches())
 
 
 def run(runtime: RuntimeOptions, server: ServeDecodingOptions, sampling: GraphSampling) -> int:

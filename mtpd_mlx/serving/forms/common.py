@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from mtpd_mlx.serving.answer import Piece
@@ -10,6 +11,7 @@ from mtpd_mlx.serving.errors import ApiError, invalid, unsupported
 from mtpd_mlx.serving.fields import Fields
 from mtpd_mlx.serving.parts import Kinds
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.text.grammar import Grammars
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 MAX_STOPS = 16
@@ -19,13 +21,19 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 
 @dataclass(frozen=True)
 class Served:
-    """What a request is read against: the models' names (the first is said), and defaults of the command line."""
+    """What a request is read against: the models' names (the first is said), and defaults of the command line. vocabulary: the
+    model's logits (None: as many as the tokenizer has tokens)."""
 
     names: tuple[str, ...]
     tokenizer: Tokenizer
     capacity: int
     sampling: Sampling
     max_tokens: int
+    vocabulary: int | None = None
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.vocabulary or self.tokenizer.vocab_size)
 
 
 class Reply(Protocol):

@@ -21,7 +21,8 @@ from mtpd_mlx.serving.forms.common import (
     read_sampling,
     read_stops,
 )
-from mtpd_mlx.serving.forms.tools import read_tools, read_turn
+from mtpd_mlx.serving.forms.structured import constraint_of, read_structure
+from mtpd_mlx.serving.forms.tools import NO_TOOLS, Tools, read_tools, read_turn
 from mtpd_mlx.serving.parts import NOTHING_APART, Kinds, Part, Splitter, tool_call
 
 # What both kinds of requests may say without asking for anything.
@@ -35,10 +36,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -55,8 +54,9 @@ def chat(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
     messages = [read_turn(m, f"messages[{i}]") for i, m in enumerate(read_list(fields, "messages"))]
     fields.neutral(NEUTRAL_CHAT)
     longest = fields.integer("max_completion_tokens", None, 1)
-    prompt, kinds = encode_chat(messages, served, "messages", read_tools(fields, served))
-    return _request(fields, served, prompt, longest, "messages", kinds)
+    tools = read_tools(fields, served)
+    prompt, kinds = encode_chat(messages, served, "messages", tools.shown)
+    return _request(fields, served, prompt, longest, "messages", kinds, tools)
 
 
 def completion(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
@@ -82,7 +82,13 @@ def completion(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]
 
 
 def _request(
-    fields: Fields, served: Served, prompt: list[int], longest: int | None, param: str, kinds: Kinds = NOTHING_APART
+    fields: Fields,
+    served: Served,
+    prompt: list[int],
+    longest: int | None,
+    param: str,
+    kinds: Kinds = NOTHING_APART,
+    tools: Tools = NO_TOOLS,
 ) -> tuple[Request, Reply]:
     """What both kinds share."""
     limit = fields.integer("max_tokens", None, 1)
@@ -97,7 +103,8 @@ def _request(
     fields.neutral(NEUTRAL)
     for name in LABELS:
         fields.raw(name)
-    request = Request(prompt, sampling, longest or limit or served.max_tokens, stop, stream)
+    constraint = constraint_of(read_structure(fields), tools, served, kinds)
+    request = Request(prompt, sampling, longest or limit or served.max_tokens, stop, stream, constraint)
     reply = ChatReply(served.names[0], param == "messages", usage, show_drafts, kinds)
     return made(fields, served, prompt, param, request), reply
 

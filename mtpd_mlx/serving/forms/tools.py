@@ -1,6 +1,7 @@
 """Tools in OpenAI's form: their descriptions, and the messages of a conversation that calls them."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from mtpd_mlx.serving.errors import ApiError, invalid, unsupported
@@ -11,27 +12,72 @@ from mtpd_mlx.serving.parts import CALL
 TOOL = 'an object like {"type": "function", "function": {"name": ...}}'
 
 
-def read_tools(fields: Fields, served: Served) -> list[dict[str, Any]] | None:
-    """What the template shows the model; None without tools, or where none may be called. ApiError 400 where the model's
-    template has no form for calls that this server reads, or a call is demanded (which needs a grammar)."""
-    value, choice = fields.raw("tools"), fields.raw("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise unsupported("tool_choice", "this server leaves the choice to the model: expected auto or none")
-    if value is None or value == []:
-        return None
-    if not isinstance(value, list):
-        raise invalid("tools", value, "a list")
-    for i, tool in enumerate(value):
+@dataclass(frozen=True)
+class Tools:
+    """shown: what the template shows the model, in OpenAI's form; None: nothing may be called. name: the one function that may
+    be called. demanded: the answer is a call. several: it may be more than one."""
+
+    shown: list[dict[str, Any]] | None = None
+    name: str | None = None
+    demanded: bool = False
+    several: bool = True
+
+    @property
+    def callable(self) -> list[dict[str, Any]]:
+        return [t for t in self.shown or [] if self.name in (None, t["function"]["name"])]
+
+    @property
+    def bound(self) -> bool:
+        """Calls are held to the descriptions: where one is demanded, or one of the functions is strict."""
+        return self.demanded or any(t["function"].get("strict") for t in self.callable)
+
+
+NO_TOOLS = Tools()
+
+
+def read_tools(fields: Fields, served: Served) -> Tools:
+    """Of chat completions."""
+    choice, several = fields.raw("tool_choice"), fields.switch("parallel_tool_calls", True)
+    tools = checked_tools(fields.raw("tools"), "tools")
+    name = None
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        name = function.get("name") if choice.get("type") == "function" and isinstance(function, dict) else None
+    return chosen(tools, choice if name is None else "named", name, several, served)
+
+
+def checked_tools(value: Any, where: str) -> list[dict[str, Any]]:
+    """In OpenAI's form for chats. ApiError 400 names the one that is not."""
+    if not isinstance(value, list | None):
+        raise invalid(where, value, "a list")
+    for i, tool in enumerate(value or []):
         function = tool.get("function") if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or tool.get("type") != "function":
-            raise invalid(f"tools[{i}]", tool, TOOL)
+            raise invalid(f"{where}[{i}]", tool, TOOL)
+        if not isinstance(function.get("parameters"), dict | None) or not isinstance(function.get("strict"), bool | None):
+            raise invalid(f"{where}[{i}].function", function, "parameters that are a JSON schema, strict true or false")
+    return value or []
+
+
+def chosen(tools: list[dict[str, Any]], choice: Any, name: str | None, several: bool, served: Served) -> Tools:
+    """choice: None, "auto", "none", "required", or "named", and then `name`. ApiError 400 for any other, and where the model's
+    template has no form for calls that this server reads."""
+    if choice not in (None, "auto", "none", "required", "named"):
+        raise invalid("tool_choice", choice, "auto, none, required, or a function's name")
+    demanded = choice in ("required", "named")
+    if not tools:
+        if demanded:
+            raise invalid("tool_choice", choice, "tools to choose from")
+        return NO_TOOLS
+    if name is not None and name not in [t["function"]["name"] for t in tools]:
+        raise invalid("tool_choice", name, "the name of one of the tools")
     try:
-        template = served.tokenizer.template(value)
+        template = served.tokenizer.template(tools)
     except ValueError as error:
         raise ApiError(400, f"tools: {error}", param="tools", code="invalid_value") from error
     if CALL[0] not in template:
         raise unsupported("tools", f"the model's chat template has no {CALL[0]}, the one form of calls that this server reads")
-    return None if choice == "none" else value
+    return NO_TOOLS if choice == "none" else Tools(tools, name, demanded, several and name is None)
 
 
 def read_turn(value: Any, where: str) -> dict[str, Any]:

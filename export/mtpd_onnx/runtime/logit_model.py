@@ -1,0 +1,42 @@
+"""The graphs of a folder as a LogitModel (speculative/constrained.py): the host reads the logits of every row.
+
+runtime/open.py opens it for texts that are bound by a grammar.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from mtpd_onnx.runtime.plain import PlainBackend
+
+
+class PlainLogits:
+    """The main model alone (plain.onnx): there are no heads to draft with, and `draft` is never called."""
+
+    num_draft_tokens = 0
+
+    def __init__(self, backend: PlainBackend):
+        self._backend, self.capacity, self.provider = backend, backend.capacity, backend.provider
+        self._before = 0
+
+    @property
+    def length(self) -> int:
+        return self._backend.length
+
+    def prefill(self, tokens: Sequence[int]) -> np.ndarray:
+        if len(tokens) > 1:
+            self._backend.prefill(tokens[:-1])
+        return self._backend.logits(tokens[-1:])
+
+    def run(self, tokens: Sequence[int]) -> np.ndarray:
+        self._before = self.length
+        return self._backend.logits(tokens)
+
+    def keep(self, count: int) -> None:
+        self._backend.rewind_to(self._before + count)
+
+    def draft(self, count: int, token: int, choose: Callable[[np.ndarray], int | None]) -> None:
+        raise AssertionError("no heads")
+
+    def rewind_to(self, length: int) -> None:
+        self._backend.rewind_to(length)

@@ -1,0 +1,86 @@
+"""`MaskedRule`: the rules of sampling.py under a mask for every row, in numpy. constrained.py calls it.
+
+Masks come first: the repetition penalty, top-p, min-p, XTC, top-k and temperature then work on the allowed tokens alone.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtpd_mlx.speculative.rounds import accept_greedy
+from mtpd_mlx.speculative.sampling import DRAFT, KINDS, REPLACE, Sampling, accept_sampled, draw, probabilities, uniforms
+
+EXCLUDE = KINDS  # the column of the table that decides where XTC applies
+LEAST = -1e29  # logits below are those of tokens that heads have no logit for
+
+
+class MaskedRule:
+    """Shapes: V vocabulary, m drafts. `positions`: of the longest text. greedy: nothing is drawn."""
+
+    def __init__(self, options: Sampling, positions: int, special: Sequence[int] = ()):
+        self.options, self.greedy, self._special = options, options.greedy, special
+        self._positions, self._rng = positions, np.random.default_rng(options.seed)
+        self._table = np.zeros((0, KINDS + 1), np.float32)
+
+    def begin(self) -> None:
+        """Another text: other random numbers, [positions, KINDS + 1]."""
+        if not self.greedy:
+            numbers = [uniforms(self._positions, self._rng) for _ in range(2)]
+            self._table = np.concatenate([numbers[0], numbers[1][:, :1]], axis=1)
+
+    def first(self, logits: np.ndarray, mask: np.ndarray, before: Sequence[int]) -> int:
+        """logits, mask [V] -> the token behind `before`."""
+        if self.greedy:
+            return best(logits, mask)
+        return draw(self._weights(logits[None], [mask], before)[0], self._table[len(before), REPLACE])
+
+    def draft(self, logits: np.ndarray, mask: np.ndarray, before: Sequence[int]) -> tuple[int, np.ndarray | None] | None:
+        """A head's logits [V] -> (draft, what it was drawn from [V]); None where the head knows no allowed token."""
+        if not (np.where(mask, logits, -np.inf).max() > LEAST):
+            return None
+        if self.greedy:
+            return best(logits, mask), None
+        q = self._weights(logits[None], [mask], before)[0]
+        return draw(q, self._table[len(before), DRAFT]), q
+
+    def accept(
+        self,
+        logits: np.ndarray,
+        masks: Sequence[np.ndarray],
+        drafts: Sequence[int],
+        probs: Sequence[np.ndarray | None],
+        before: Sequence[int],
+    ) -> tuple[int, int]:
+        """(accepted drafts, the token after them): logits and masks [m+1, V] after `before`, d_1..d_m."""
+        if self.greedy:
+            found = [best(row, mask) for row, mask in zip(logits, masks, strict=True)]
+            accepted = accept_greedy(found, drafts)
+            return accepted, found[accepted]
+        p = self._weights(logits, masks, [*before, *drafts])
+        q = np.stack([each for each in probs if each is not None]) if drafts else np.zeros((0, logits.shape[1]), np.float32)
+        return accept_sampled(p, q, drafts, self._table[len(before) : len(before) + len(drafts) + 1])
+
+    def _weights(self, logits: np.ndarray, masks: Sequence[np.ndarray], text: Sequence[int]) -> np.ndarray:
+        """float32 [n, V]: what the tokens behind the last n beginnings of `text` are drawn from."""
+        n, size = len(logits), self.options.repetition_context_size
+        masked = np.where(np.stack(masks), logits, np.float32(-np.inf))
+        first = len(text) - n + 1  # tokens before the first row's
+        padded = [text[0]] * size + list(text[max(0, first - size) :])
+        start = len(padded) - n + 1
+        contexts = np.array([padded[start + i - size : start + i] for i in range(n)])
+        excluded = None
+        if self.options.xtc_probability:
+            excluded = self._table[first : first + n, EXCLUDE] < self.options.xtc_probability
+        return probabilities(masked, self.options, contexts, excluded, self._special)
+
+
+def best(logits: np.ndarray, mask: np.ndarray) -> int:
+    """The first of the allowed tokens with the largest logit."""
+    return int(np.where(mask, logits, -np.inf).argmax())
+
+
+def one_hot(token: int, size: int) -> np.ndarray:
+    """float32 [size]: what a draft that is certain was drawn from."""
+    out: np.ndarray = np.zeros(size, np.float32)
+    out[token] = 1
+    return out
