@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mtpd_mlx.decoding.choosing_rounds import ChoosingState
-from mtpd_mlx.decoding.fixed_cache import trim_to
+from mtpd_mlx.decoding.rewind import Transaction, begin
 from mtpd_mlx.decoding.text_state import Model
 from mtpd_mlx.model.runtime import mx
 
@@ -23,7 +23,9 @@ class HostedModel:
         self._host = ChoosingState(model)
         self._stale: int | None = None  # the length to which the text was cut
         self._ran: tuple[list[int], mx.array | None] = ([], None)  # the last run's tokens, and the cascade's input there [m, d]
+        self._pass: Transaction | None = None  # the last run, until it is kept
         self._drafted = False  # its drafts are the heads'
+        self._dirty = False  # a run was begun and not kept
 
     @property
     def length(self) -> int:
@@ -41,6 +43,7 @@ class HostedModel:
         self._settle()
         host, model = self._host, self.model
         run = model.plain_pass if len(tokens) == 1 else model.verify_pass
+        self._dirty, self._pass = True, begin(host.caches, len(tokens))
         hidden, normed, logits = run(mx.array([list(tokens)]), host.caches)
         host.quantise()
         self._ran = [int(t) for t in tokens], host.source(hidden, normed)
@@ -49,8 +52,10 @@ class HostedModel:
     def keep(self, count: int) -> None:
         host, (tokens, rows) = self._host, self._ran
         host.tokens += tokens[:count]
+        assert self._pass is not None
         if count < len(tokens):
-            trim_to(host.caches, host.length)
+            self._pass.commit(count)
+        self._pass, self._dirty = None, False
         if host.lagging is not None and rows is not None:
             if self._drafted:
                 host.lagging.accepted(count - 1)
@@ -75,7 +80,7 @@ class HostedModel:
         if not 0 <= length <= self.length:
             raise ValueError(f"rewind_to: got {length}, expected 0..{self.length}")
         if length == 0:
-            self._stale, self._drafted = None, False
+            self._stale, self._drafted, self._dirty = None, False, False
             self._host.clear()
         elif length < self.length:
             self._stale = length
@@ -85,7 +90,9 @@ class HostedModel:
         if self._stale is not None:
             self._host.refresh(self._stale)
             self._stale = None
-        trim_to(self._host.caches, self._host.length)
+        if self._dirty:
+            self._host.rewind(self._host.length)
+            self._dirty = False
 
 
 def to_numpy(logits: mx.array) -> np.ndarray:
