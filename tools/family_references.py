@@ -41,6 +41,11 @@ VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num
 VISION |= {"image_size": 8, "patch_size": 4}
 PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
 
+DELTA = {"head_dim": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16}
+DELTA |= {"linear_value_head_dim": 32, "linear_conv_kernel_dim": 4, "rope_parameters": {"rope_theta": 1e7}}
+QWEN_VISION = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "patch_size": 4, "out_hidden_size": 64}
+QWEN_VISION |= {"num_position_embeddings": 16}
+
 # name: (what people call it, configuration class of transformers, options)
 REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama2": ("Llama 2", "LlamaConfig", {}),
@@ -139,6 +144,15 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         GPT_OSS,
     ),
     "gpt-oss-mxfp4": ("gpt-oss in MXFP4, as OpenAI stores it", "GptOssConfig", GPT_OSS | {"packed": "mxfp4"}),
+    "qwen3.5": ("Qwen3.5, 3.6, 3.8 (text)", "Qwen3_5TextConfig", DELTA | {"tie_word_embeddings": True}),
+    "qwen3.5-vision": (
+        "Qwen3.5, 3.6, 3.8 with vision (their text)",
+        "Qwen3_5Config",
+        {
+            "text_config": TINY | DELTA | {"model_type": "qwen3_5_text", "linear_num_value_heads": 2},
+            "vision_config": QWEN_VISION,
+        },
+    ),
     "lfm2": (
         "LFM2, LFM2.5",
         "Lfm2Config",
@@ -169,7 +183,7 @@ def save_shapes(config: Any, folder: Path) -> dict[str, list[int]]:
 
 def norm_center(shapes: dict[str, list[int]], model_type: str) -> float:
     """What stands for 1 in the weights of norms."""
-    return 0.0 if model_type.startswith("gemma") else 1.0
+    return 0.0 if model_type.startswith(("gemma", "qwen3_5", "qwen3_next")) else 1.0
 
 
 def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:

@@ -118,6 +118,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         experts=experts,
         query_growth=_query_growth(config, rotary.scaling),
         sinks=family.sinks,
+        gated=family.gated,
         recurrent=read_recurrent(config),
     )
     if dims.num_heads % dims.num_kv_heads or dims.rotary_dim % 2 or dims.rotary_dim < 2:

@@ -24,8 +24,8 @@ class Recurrent:
     """The layers of a hybrid model that are no attention: a causal convolution of `kernel` positions over `channels`, and, but
     for "conv", a recurrence behind it whose state is [heads, value, key] numbers in float32.
 
-    kind: "conv" (LFM2's short convolution). groups: of heads that share a key. bias: of the projections; conv_bias: of the
-    convolution.
+    kind: "conv" (LFM2's short convolution), "delta" (gated delta net), "joined_delta" (the same with two projections). groups:
+    key heads. bias: of the projections; conv_bias: of the convolution.
     """
 
     kind: str
@@ -109,6 +109,7 @@ class Dims:
     experts: Experts | None
     query_growth: tuple[float, int] | None  # (beta, n): queries times 1 + beta log(1 + floor(position / n))
     sinks: bool = False  # each head has a score that takes part in the softmax and stands for no position
+    gated: bool = False  # attention's outputs are multiplied by a sigmoid; q_proj holds each head's query and its gate
     recurrent: Recurrent | None = None  # of the layers whose mixer is not attention
 
     @property

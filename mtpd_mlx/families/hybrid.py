@@ -47,7 +47,18 @@ def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
         values |= {"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False}
         values |= {"intermediate_size": size, "full_attn_idxs": None, "rope_parameters": None}
         values |= {"conv_bias": bool(config.get("conv_bias")), "conv_L_cache": config.get("conv_L_cache", 3)}
+    if config["model_type"].startswith("qwen3"):
+        values |= {"full_attention_interval": _interval(config["layer_types"])}
+        values |= {"rope_parameters": {"type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}  # the adapter's
     return values
+
+
+def _interval(kinds: list[str]) -> int:
+    """mlx-lm's modules of Qwen take attention in every so many layers alone."""
+    every = kinds.index(FULL) + 1
+    if kinds != [FULL if (i + 1) % every == 0 else "linear_attention" for i in range(len(kinds))]:
+        raise ValueError(f"layer_types: expected {FULL} in every {every}th layer and in no other, as in the first {every}")
+    return every
 
 
 def size_of(config: dict[str, Any], name: str, default: int | None = None) -> int:
@@ -79,6 +90,29 @@ def _convolution(config: dict[str, Any]) -> Recurrent:
     return Recurrent("conv", size_of(config, "conv_L_cache", 3), size_of(config, "hidden_size"), bias=bias, conv_bias=bias)
 
 
-SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"lfm2": _lfm2}
-RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {"lfm2": _convolution}
-NAMES_OF: dict[str, dict[str, str]] = {"lfm2": {"conv": "conv", FULL: ATTENTION}}
+def _qwen(config: dict[str, Any]) -> dict[str, Any]:
+    """What transformers assumes: attention in every fourth layer, a quarter of each head rotated."""
+    count, every = config["num_hidden_layers"], size_of(config, "full_attention_interval", 4)
+    kinds = [FULL if (i + 1) % every == 0 else "linear_attention" for i in range(count)]
+    told = {"layer_types": config.get("layer_types") or kinds}
+    nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not (config.get("partial_rotary_factor") or nested.get("partial_rotary_factor")):
+        told["partial_rotary_factor"] = 0.25
+    return config | told
+
+
+def _delta_net(config: dict[str, Any]) -> Recurrent:
+    names = ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim")
+    groups, heads, key, value, kernel = (size_of(config, f"linear_{name}") for name in names)
+    if heads % groups:
+        raise ValueError(f"linear_num_value_heads: got {heads}, expected a multiple of {groups}, the key heads")
+    kind = "joined_delta" if config["model_type"] == "qwen3_next" else "delta"
+    return Recurrent(kind, kernel, 2 * groups * key + heads * value, heads, value, key, groups)
+
+
+SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"lfm2": _lfm2, "qwen3_5_text": _qwen}
+RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {"lfm2": _convolution, "qwen3_5_text": _delta_net}
+NAMES_OF: dict[str, dict[str, str]] = {
+    "lfm2": {"conv": "conv", FULL: ATTENTION},
+    "qwen3_5_text": {"linear_attention": "delta", FULL: ATTENTION},
+}

@@ -34,4 +34,18 @@ def _short_convolution(prefix: str, d: int, kind: Recurrent, table: Mapping[str,
     yield from _projection(f"{prefix}conv.out_proj", d, d, kind.bias)
 
 
-TENSORS = {"conv": _short_convolution}
+def _delta_net(prefix: str, d: int, kind: Recurrent, table: Mapping[str, Any]) -> Named:
+    name, outputs = f"{prefix}linear_attn.", kind.heads * kind.value
+    parts = {"qkv": kind.channels, "z": outputs, "b": kind.heads, "a": kind.heads}
+    if kind.kind == "joined_delta":
+        parts = {"qkvz": kind.channels + outputs, "ba": 2 * kind.heads}
+    for part, rows in parts.items():
+        yield from _projection(f"{name}in_proj_{part}", rows, d)
+    yield from _convolution(f"{name}conv1d", kind, table)
+    yield f"{name}A_log", [kind.heads]
+    yield f"{name}dt_bias", [kind.heads]
+    yield f"{name}norm.weight", [kind.value]
+    yield from _projection(f"{name}out_proj", d, outputs)
+
+
+TENSORS = {"conv": _short_convolution, "delta": _delta_net, "joined_delta": _delta_net}

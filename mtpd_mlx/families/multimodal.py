@@ -1,12 +1,12 @@
-"""Language models inside a multimodal checkpoint (Gemma 3, Mistral Small 3): their config and tensors as if alone."""
+"""Language models inside a multimodal checkpoint (Gemma 3, Mistral Small 3, Qwen3.5): their config and tensors as if alone."""
 
 from typing import Any
 
-WRAPPERS = ("gemma3", "mistral3")
+WRAPPERS = ("gemma3", "mistral3", "qwen3_5")
 INSIDE: tuple[str, ...] = ("language_model.model.", "model.language_model.")
 OUTSIDE: tuple[str, ...] = ("vision_tower.", "multi_modal_projector.", "vision_model.", "vision_encoder.")
 OUTSIDE += ("model.vision_tower.", "model.multi_modal_projector.", "model.vision_encoder.")
-OUTSIDE += ("patch_merger.", "vision_language_adapter.")
+OUTSIDE += ("model.visual.", "visual.", "patch_merger.", "vision_language_adapter.")
 # What transformers assumes of the text inside a Gemma 3, where config.json leaves it out as the published ones do.
 DEFAULTS = {"gemma3_text": {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}}
 DEFAULTS["gemma3_text"] |= {"max_position_embeddings": 131072, "num_hidden_layers": 26}
@@ -21,7 +21,11 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     kept = ("eos_token_id", "bos_token_id", "quantization", "quantization_config", "dtype", "torch_dtype")
     defaults: dict[str, Any] = DEFAULTS.get(str(inner.get("model_type")), {})
     merged = defaults | {name: config[name] for name in kept if config.get(name) is not None} | inner
-    merged.pop("tie_word_embeddings", None)  # inside and outside may differ: the weights say
+    told = {place["tie_word_embeddings"] for place in (config, inner) if place.get("tie_word_embeddings") is not None}
+    if told == {True}:
+        merged["tie_word_embeddings"] = True
+    else:
+        merged.pop("tie_word_embeddings", None)  # inside and outside may differ: the weights say
     if isinstance(merged.get("quantization"), dict):
         merged["quantization"] = {text_name(key) or key: value for key, value in merged["quantization"].items()}
     return merged

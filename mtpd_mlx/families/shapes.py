@@ -87,7 +87,7 @@ def embedding(dims: Dims) -> str:
 
 def _attention(dims: Dims) -> Named:
     d, q, kv, names = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim, names_of(dims)
-    projections = {"qkv_proj": q + 2 * kv} if dims.fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+    projections = {"qkv_proj": q + 2 * kv} if dims.fused else {"q_proj": q * (1 + dims.gated), "k_proj": kv, "v_proj": kv}
     for name, rows in projections.items():
         yield f"{name}.weight", [rows, d]
         if dims.qkv_bias:

@@ -44,6 +44,7 @@ class Family:
     exceeds_float16: bool = False  # hidden states of published models reach 1e5, and float16 ends at 65,504
     sinks: bool = False
     head_dim: bool = True  # config.json may set head_dim apart from hidden_size / num_attention_heads
+    gated: bool = False  # attention's outputs are gated, by queries of twice the width
     names: Names = Names()
     onnx: bool = True  # mtpd export can express it
 
@@ -110,6 +111,7 @@ FAMILIES: dict[str, Family] = {
         o_bias=True,
         sinks=True,
     ),
+    "qwen3_5_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),
     "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
 }
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json

@@ -51,7 +51,8 @@ def count(table: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> C
 def block_parameters(dims: Dims, experts: bool) -> int:
     """Parameters of one decoder block."""
     d, q, kv = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
-    attention = 2 * d * q + 2 * d * kv + (q + 2 * kv) * dims.qkv_bias + d * dims.o_bias + dims.num_heads * dims.sinks
+    attention = (2 + dims.gated) * d * q + 2 * d * kv + dims.num_heads * dims.sinks
+    attention += (q + 2 * kv) * dims.qkv_bias + d * dims.o_bias
     if dims.qk_norm == "head":
         attention += 2 * dims.head_dim
     elif dims.qk_norm == "all":

@@ -33,6 +33,7 @@ class Model:
         for head in self.heads.heads[: self.first_trained]:
             head.freeze()
         self.heads.train()
+        self.base.model.train(self.joint)  # kernels of recurrent layers have no gradients
         self.base.grad_checkpoint = self.grad_checkpoint and self.joint
         for head in self.heads.heads:
             head.grad_checkpoint = self.grad_checkpoint

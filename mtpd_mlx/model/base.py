@@ -4,6 +4,7 @@ Everything else sees a `Base`: embedding, trunk (hidden state before the final n
 the decoder-block type. A family is added in families/table.py, once tests/families covers it.
 """
 
+import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -215,7 +216,11 @@ def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
     """
     from mlx_lm.utils import _get_classes
 
-    return _get_classes(config)
+    model_class, args_class = _get_classes(config)
+    if config["model_type"] == "qwen3_5":  # the language model, without what makes it multimodal
+        module = importlib.import_module(model_class.__module__)
+        return module.TextModel, module.TextModelArgs
+    return model_class, args_class
 
 
 def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
@@ -344,6 +349,10 @@ def new_base(config: dict[str, Any], seed: int) -> Base:
     for name, w in flat:
         if name.endswith(("bias", "sinks")):  # the module drew biases before the seed was set: every rank other ones
             w = mx.zeros(w.shape)
+        elif name.endswith("A_log"):  # as drawn too: decays of 1 to 16
+            w = mx.log(mx.linspace(1, 16, w.size))
+        elif name.endswith(("conv.weight", "conv1d.weight")):
+            w = mx.random.normal(w.shape, scale=w.shape[1] ** -0.5)
         elif w.ndim >= 2:
             scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
             w = mx.random.normal(w.shape, scale=scale)

@@ -7,7 +7,20 @@ from tiny import VOCAB, write_base
 
 ENDS = {"vocab_size": VOCAB, "hidden_size": 64, "max_position_embeddings": 512, "intermediate_size": 96}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+DELTA = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 32}
 HYBRIDS: dict[str, dict[str, Any]] = {
+    "delta": ENDS
+    | HEADS
+    | DELTA
+    | {
+        "model_type": "qwen3_5_text",
+        "num_hidden_layers": 4,
+        "full_attention_interval": 2,
+        "head_dim": 16,
+        "linear_conv_kernel_dim": 4,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    },
     "conv": ENDS
     | HEADS
     | {

@@ -45,6 +45,8 @@ def test_of_quantised_models_too(options: dict[str, Any], tmp_path: Path) -> Non
 # name in published/: (parameters, bytes of weights, cache bytes a position, parameters of one head), from the models' cards and
 # from their dimensions by hand.
 FIGURES = {
+    # gated attention (16 heads of 256, 4 key heads) in 8 of 32 layers, delta nets in the others, tied: 4.21B in bfloat16
+    "qwen3.5-4b": (4_205_751_296, 8_411_502_592, 32_768, 120_596_992),
     # 32 heads of 64, 8 key heads in 6 of 16 layers, feed-forward of 8192, tied: 1.17B in bfloat16
     "lfm2.5-1.2b": (1_170_340_608, 2_340_681_216, 12_288, 69_214_336),
     # 64 heads of 64, 8 key heads, 24 layers, 32 experts of 2880: 20.9B; MXFP4 experts in 4.25 bits, the rest in bfloat16

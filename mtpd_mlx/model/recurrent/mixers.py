@@ -9,11 +9,16 @@ from functools import cache as memoised
 from typing import Any
 
 from mtpd_mlx.model.recurrent.cache import RecurrentCache
+from mtpd_mlx.model.recurrent.delta_net import DeltaNet, JoinedDeltaNet
 from mtpd_mlx.model.recurrent.short_conv import ShortConv
 from mtpd_mlx.model.runtime import nn
 
 PLACES = ("conv", "linear_attn", "mamba", "mixer")  # what blocks call their recurrent layer
-OURS: dict[str, type] = {"ShortConv": ShortConv}  # by the name of mlx-lm's class
+OURS: dict[str, type] = {  # by the name of mlx-lm's class
+    "ShortConv": ShortConv,
+    "GatedDeltaNet": DeltaNet,
+    "Qwen3NextGatedDeltaNet": JoinedDeltaNet,
+}
 
 
 def adopt(block: nn.Module) -> None:
