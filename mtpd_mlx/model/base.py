@@ -21,7 +21,7 @@ from mtpd_mlx.families.table import FAMILIES, Names
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
 from mtpd_mlx.model.blocks import adapt_block, call_block, make_mask, needs_arrays, recomputed
-from mtpd_mlx.model.compute import dtype_of
+from mtpd_mlx.model.compute import cast, dtype_of
 from mtpd_mlx.model.fused_experts import as_mlx_lm_expects
 from mtpd_mlx.model.recurrent.mixers import adopt, mixer_of, new_batch_cache, new_cache
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
@@ -273,7 +273,7 @@ def load_base(
         network = unpacked(network, dtype)
         config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     if dtype is not None:
-        network.set_dtype(dtype)
+        cast(network, dtype)
     network.eval()
     mx.eval(network.parameters())
     return Base(network, config, path, block_type, adapter)

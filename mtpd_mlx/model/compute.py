@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mtpd_mlx.families.table import check_float16
 from mtpd_mlx.model.finite import type_name
-from mtpd_mlx.model.runtime import mx, on_cpu
+from mtpd_mlx.model.runtime import mx, nn, on_cpu
 from mtpd_mlx.options.base import AUTO
 
 if TYPE_CHECKING:
@@ -41,8 +41,20 @@ def compute_in(base: "Base", asked: str = AUTO, elsewhere: mx.Dtype | None = Non
             _say(
                 f"computing in {type_name(kind)}, not in {' and '.join(sorted(stored))} as stored, which a CPU computes slowly"
             )
-        base.model.set_dtype(kind)
+        cast(base.model, kind)
     mx.eval(base.model.parameters())
+
+
+def cast(network: nn.Module, kind: mx.Dtype) -> None:
+    """Floating-point weights in `kind`, but for the decays of recurrent layers (A_log), which stay as they are: they are
+    exponents of exponents, and computed in float32."""
+    from mlx.utils import tree_flatten, tree_unflatten
+
+    flat: Any = tree_flatten(network.parameters())
+    decays = [(name, w) for name, w in flat if name.endswith("A_log")]
+    network.set_dtype(kind)
+    if decays:
+        network.update(tree_unflatten(decays), strict=False)
 
 
 def float_types(base: "Base") -> set[str]:
@@ -50,7 +62,7 @@ def float_types(base: "Base") -> set[str]:
     from mlx.utils import tree_flatten
 
     flat: Any = tree_flatten(base.model.parameters())
-    return {type_name(w.dtype) for _, w in flat if mx.issubdtype(w.dtype, mx.floating)}
+    return {type_name(w.dtype) for n, w in flat if mx.issubdtype(w.dtype, mx.floating) and not n.endswith("A_log")}
 
 
 @cache  # once a run, however many bases it loads

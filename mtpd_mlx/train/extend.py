@@ -11,6 +11,7 @@ from mtpd_mlx.checkpoints.run_files import OPTIONS_NAME, STAGES_NAME, forget_run
 from mtpd_mlx.files.lock import locked
 from mtpd_mlx.losses.definitions import per_head_weights
 from mtpd_mlx.model.base import Base, say_if_slow
+from mtpd_mlx.model.compute import cast
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.load_save import load_checkpoint, load_heads, reference_base, save_heads, versions
 from mtpd_mlx.model.runtime import bound_queue, mx
@@ -133,7 +134,7 @@ def _train_stages(
         check_cache(Path(cfg.cache).expanduser(), base.fingerprint, str(base.path))
     if not cached:
         say_if_slow(base)
-    base.model.set_dtype(compute_dtype(options.optim))
+    cast(base.model, compute_dtype(options.optim))
     name = cfg.model or config.base.locate(checkpoint)
     assert base.path is not None
     tokenizer = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else base.path

@@ -13,6 +13,7 @@ from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import add_lora
 from mtpd_mlx.model.base import Base, load_base, new_base, say_if_slow
+from mtpd_mlx.model.compute import cast
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.load_save import load_heads
 from mtpd_mlx.model.runtime import bound_queue, mx
@@ -48,7 +49,7 @@ def gather(options: TrainOptions) -> Ingredients:
         # product to float32); what trains keeps float32 master weights.
         base = load_base(cfg.model, dequantize=cfg.dequantize or cfg.train == "joint", adapter=adapter_of(cfg))
         say_if_slow(base)
-        base.model.set_dtype(mx.float32 if cfg.train == "joint" else compute)
+        cast(base.model, mx.float32 if cfg.train == "joint" else compute)
         if cfg.train == "lora":
             add_lora(base.model, options.lora, options.run.seed)
         folder = resolve_tokenizer(cfg.tokenizer) if cfg.tokenizer else resolve_model(cfg.model)
@@ -87,7 +88,7 @@ def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]
     base = load_base(name, dequantize=cfg.dequantize, ends_only=True, adapter=adapter_of(cfg) or held.locate_adapter(folder))
     assert base.path is not None
     check_cache(folder, base.fingerprint, name)
-    base.model.set_dtype(compute)
+    cast(base.model, compute)
     return base, base.path, name
 
 

@@ -15,9 +15,10 @@ from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.open import open_choosing, open_decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.prompt_cache import load_cache, save_cache
-from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.generate import generate_greedy
-from mtpd_mlx.model.load_save import load_for_decoding
+from mtpd_mlx.model.load_save import flatten, load_for_decoding
+from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.model.slots import write_texts
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate
@@ -160,3 +161,11 @@ def test_samples_are_repeated_by_their_seed(model: tuple) -> None:
 def test_fixed_buffers_are_refused(model: tuple) -> None:
     with pytest.raises(ValueError, match="recurrent state needs the plan growing"):
         open_decoder(*model, DecodingConfig(plan="fixed"))
+
+
+def test_decays_keep_their_type(model: tuple) -> None:
+    """A_log is not cast with the weights, and half precision decodes."""
+    base = load_base(str(model[0].path), dtype=mx.bfloat16)
+    kinds = {name.rpartition(".")[2]: w.dtype for name, w in flatten(base.model).items()}
+    assert kinds["weight"] == mx.bfloat16 and kinds.get("A_log", mx.float32) == mx.float32
+    assert len(text(open_decoder(base, None), PROMPTS[2], 8)) == 8

@@ -23,12 +23,13 @@ from mtpd_mlx.model.load_save import flatten, load_checkpoint
 from mtpd_mlx.speculative.rounds import StepBackend
 
 MXFP4 = {"mode": "mxfp4"}
+# How mlx-lm's copy of each is quantised.
 LIVES: dict[str, dict[str, Any]] = {
     "gpt-oss": MXFP4,
     "gpt-oss-mxfp4": MXFP4,
     "lfm2": {},
     "qwen3.5": {},
-}  # how mlx-lm's copy is quantised
+}
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 
 
