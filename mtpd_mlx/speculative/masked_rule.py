@@ -8,10 +8,23 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtpd_mlx.speculative.rounds import accept_greedy
-from mtpd_mlx.speculative.sampling import DRAFT, KINDS, REPLACE, Sampling, accept_sampled, draw, probabilities, uniforms
+from mtpd_mlx.speculative.sampling import (
+    DRAFT,
+    KINDS,
+    REPLACE,
+    Sampling,
+    accept_sampled,
+    draw,
+    penalise,
+    probabilities,
+    uniforms,
+)
 
 EXCLUDE = KINDS  # the column of the table that decides where XTC applies
 LEAST = -1e29  # logits below are those of tokens that heads have no logit for
+REACH = (
+    25.0  # tokens that are e^-25 times as probable as the best one are never drawn: all of them weigh less than float32 tells
+)
 
 
 class MaskedRule:
@@ -63,15 +76,29 @@ class MaskedRule:
     def _weights(self, logits: np.ndarray, masks: Sequence[np.ndarray], text: Sequence[int]) -> np.ndarray:
         """float32 [n, V]: what the tokens behind the last n beginnings of `text` are drawn from."""
         n, size = len(logits), self.options.repetition_context_size
-        masked = np.where(np.stack(masks), logits, np.float32(-np.inf))
         first = len(text) - n + 1  # tokens before the first row's
         padded = [text[0]] * size + list(text[max(0, first - size) :])
         start = len(padded) - n + 1
-        contexts = np.array([padded[start + i - size : start + i] for i in range(n)])
-        excluded = None
-        if self.options.xtc_probability:
-            excluded = self._table[first : first + n, EXCLUDE] < self.options.xtc_probability
-        return probabilities(masked, self.options, contexts, excluded, self._special)
+        out: np.ndarray = np.zeros(logits.shape, np.float32)
+        for i, (row, mask) in enumerate(zip(logits, masks, strict=True)):
+            context = np.array(padded[start + i - size : start + i])
+            out[i] = self._row(row, mask, context, first + i)
+        return out
+
+    def _row(self, logits: np.ndarray, mask: np.ndarray, context: np.ndarray, position: int) -> np.ndarray:
+        """The rule over those of the allowed tokens alone that can matter: sorting a whole vocabulary takes milliseconds."""
+        options = self.options
+        if options.repetition_penalty != 1:
+            logits = penalise(logits[None], context[None], options.repetition_penalty)[0]
+        masked = np.where(mask, logits, np.float32(-np.inf))
+        ids = np.flatnonzero(masked >= masked.max() - REACH * max(1.0, options.temp))
+        excluded, special = None, list[int]()
+        if options.xtc_probability:
+            excluded = self._table[position : position + 1, EXCLUDE] < options.xtc_probability
+            special = np.flatnonzero(np.isin(ids, list(self._special))).tolist()
+        out: np.ndarray = np.zeros(logits.shape, np.float32)
+        out[ids] = probabilities(masked[None, ids], options, None, excluded, special)[0]
+        return out
 
 
 def best(logits: np.ndarray, mask: np.ndarray) -> int:
