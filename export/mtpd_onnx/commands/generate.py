@@ -41,15 +41,13 @@ def run_bound(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling
     from mtpd_mlx.text.generate import run_generate
     from mtpd_mlx.text.grammar import Grammars, schema_of_file
     from mtpd_mlx.text.tokenizer import Tokenizer
-    from mtpd_onnx.manifest import read_manifest
-    from mtpd_onnx.runtime.open import open_bound
+    from mtpd_onnx.runtime.bound import BoundFolder
 
     assert options.json_schema is not None
     grammar, tokenizer = schema_of_file(options.json_schema), Tokenizer.from_folder(runtime.folder)
-    grammars = Grammars(tokenizer, read_manifest(runtime.folder).dims["vocab_size"])
+    folder = BoundFolder(runtime.folder, **runtime.of_batches())
+    grammars = Grammars(tokenizer, folder.manifest.dims["vocab_size"])
     grammars.constraint(grammar)
     drafts = 0 if options.plain else options.num_draft_tokens
-    backend = open_bound(
-        runtime.folder, num_draft_tokens=drafts, lookup=options.lookup, sampling=sampling, **runtime.of_batches()
-    )
+    backend = folder.decoder(sampling, drafts, options.lookup)
     return run_generate(backend, tokenizer, options, begin=lambda: backend.bind(grammars.constraint(grammar)))

@@ -23,6 +23,7 @@ class OnnxRuntime:
 
         self._options, self._drafts = options, num_draft_tokens
         self._first: Any = self._open(Sampling())  # what cannot be opened is told before the server starts
+        self._of_bound: Any = None  # opened when a request needs it
         manifest = read_manifest(options.folder)
         self.tokenizer = Tokenizer.from_folder(options.folder)
         self.capacity, self.vocab_size = manifest.capacity, manifest.dims["vocab_size"]
@@ -62,9 +63,11 @@ class OnnxRuntime:
         return BoundRows(self.constrained, min(most, BOUND), self.capacity)
 
     def constrained(self, sampling: Sampling) -> Any:
-        from mtpd_onnx.runtime.open import open_bound
+        from mtpd_onnx.runtime.bound import BoundFolder
 
-        return open_bound(self._options.folder, num_draft_tokens=self._drafts, sampling=sampling, **self._options.of_batches())
+        if self._of_bound is None:
+            self._of_bound = BoundFolder(self._options.folder, **self._options.of_batches())
+        return self._of_bound.decoder(sampling, self._drafts)
 
 
 def run(runtime: RuntimeOptions, server: ServeDecodingOptions, sampling: GraphSampling) -> int:

@@ -5,9 +5,7 @@ from pathlib import Path
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.speculative.choice import Chooser
-from mtpd_mlx.speculative.constrained import ConstrainedBackend
 from mtpd_mlx.speculative.drafting import ChosenDrafting, FixedDrafting
-from mtpd_mlx.speculative.drafting import Drafting as Choice
 from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.lookup import Lookup
 from mtpd_mlx.speculative.protocol import Backend
@@ -23,7 +21,6 @@ from mtpd_onnx.runtime.choosing import ChoosingBackend
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.decoder_session import DecoderSession
 from mtpd_onnx.runtime.fused import FusedBackend
-from mtpd_onnx.runtime.logit_model import PlainLogits
 from mtpd_onnx.runtime.measured_costs import guessed, kinds_of
 from mtpd_onnx.runtime.memory import check_memory
 from mtpd_onnx.runtime.plain import PlainBackend
@@ -160,30 +157,3 @@ def check_drafts(manifest: Manifest, wanted: int, fixed_rounds: bool = False) ->
             f"--num-draft-tokens: the fused graph drafts {manifest.num_heads}; for {wanted}, export again with "
             f"--num-draft-tokens {wanted}"
         )
-
-
-def open_bound(
-    folder: Path,
-    *,
-    provider: str = RuntimeOptions.provider,
-    num_draft_tokens: int | None = None,
-    num_threads: int | None = None,
-    verify: bool = False,
-    lookup: bool = True,
-    sampling: Sampling | None = None,
-) -> ConstrainedBackend:
-    """Decodes texts that are bound by a grammar. num_draft_tokens None: chosen for every round; 0: the grammar's own alone."""
-    manifest = read_manifest(folder, verify)
-    if manifest.layout == "split":
-        raise ValueError("a bound text: the split layout has no graph for it; export with --layout fused")
-    plain = open_folder(folder, provider=provider, plain=True, num_threads=num_threads, captured=False)
-    assert isinstance(plain, PlainBackend)
-    drafting: Choice = FixedDrafting(0)
-    if num_draft_tokens is None:
-        kinds = kinds_of(0, manifest.capacity - 1, lookup)
-        timed = sampling is None or sampling.greedy or sampling.seed is None
-        known = manifest.any_drafts  # costs are known on CPUs
-        precision, activations = (manifest.precision, manifest.activations) if known else ("fp32", "fp32")
-        costs = RoundCosts(guessed(kinds, precision, activations))
-        drafting = ChosenDrafting(Chooser(costs, []), Lookup() if lookup else None, timed)
-    return ConstrainedBackend(PlainLogits(plain), drafting, sampling)
