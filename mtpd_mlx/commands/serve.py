@@ -34,9 +34,13 @@ class MLXRuntime:
         self.info: dict[str, Any] = {"runtime": "mlx", "device": device, "dtype": type_name(self.base.dtype), "heads": heads}
 
     def batch(self, most: int) -> Any:
-        from mtpd_mlx.speculative.one_by_one import OneByOne
+        from mtpd_mlx.commands.loading import tuned_for, xtc_special_tokens
+        from mtpd_mlx.decoding.open_rows import open_batch
 
-        return OneByOne(self.decoder, 2)
+        tuned, special = tuned_for(self._place, self.base), xtc_special_tokens(self.tokenizer)
+        costs = None if tuned is None else tuned.kinds or None
+        drafts: dict[str, Any] = {"num_draft_tokens": self._drafts, "costs": costs, "xtc_special_tokens": special}
+        return open_batch(self.base, self.heads, self._options, most, self.decoder, **drafts)
 
     def decoder(self, sampling: Sampling) -> Any:
         from mtpd_mlx.commands.loading import open_rounds

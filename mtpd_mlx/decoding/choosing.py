@@ -6,7 +6,7 @@ from mtpd_mlx.decoding.choosing_rounds import ChoosingRounds, ChoosingState
 from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.text_state import HostState, Model
 from mtpd_mlx.decoding.tuning.plan import Plan
-from mtpd_mlx.speculative.drafting import Drafting
+from mtpd_mlx.speculative.drafting import Drafting, Proposal
 from mtpd_mlx.speculative.protocol import Round
 
 
@@ -39,6 +39,34 @@ class ChoosingDecoder(Decoder):
         host = super().settled()
         self._host.catch_up()
         return host
+
+    def at_rest(self) -> ChoosingState:
+        """The state with nothing under way; its heads may lag."""
+        self._settle()
+        self._choosing.leave()
+        return self._host
+
+    def went_on(self, token: int) -> None:
+        """A round of several texts (batch_rounds.py) has advanced the state, and the text goes on with `token`."""
+        self._next = token
+
+    def proposed(self, token: int) -> Proposal:
+        """What `drafting` says of the next round, behind `token`; it is to be told what came of it."""
+        self.drafting.align(self._host.tokens, token)
+        return self.drafting.propose(self.capacity - self.length - 1)
+
+    def check(self, name: str) -> None:
+        """RuntimeError, which begins with `name`, where the caches are not those of the text."""
+        host, length = self._host, self._host.length
+        if self._stale is not None and self._stale > length:
+            raise RuntimeError(f"{name}: got a text cut to {self._stale} positions, expected at most {length}")
+        ahead = host.caches[0].offset  # of a round launched ahead
+        for i, cache in enumerate(host.caches):
+            if cache.offset != ahead or ahead < length:
+                raise RuntimeError(f"{name}: got {cache.offset} positions in the cache of layer {i}, expected {length}")
+        self._choosing.leave()
+        if host.lagging is not None:
+            host.lagging.check(name, length)
 
     def _forget(self) -> None:
         self._choosing.leave()

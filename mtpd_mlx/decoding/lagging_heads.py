@@ -54,13 +54,23 @@ class LaggingHeads:
         but for what is more than LONGEST_WINDOW behind."""
         if self.lag(count) > LONGEST_WINDOW:
             self.catch_up(count, text)
+        rows, known = self.begin(count, text)
+        tokens = mx.concatenate([mx.array(known, mx.uint32), following.astype(mx.uint32)])
+        caches = self.caches[:count]
+        drafts = draft_chain(self._base, self._heads, self._logits, rows[None], tokens[None], caches, choose)
+        self.drafted(count)
+        return drafts
+
+    def begin(self, count: int, text: Sequence[int]) -> tuple[mx.array, list[int]]:
+        """The window that the first `count` heads read before they draft: its rows [W, d], and the tokens of `text` [length]
+        behind its first one [W - 1]. Caches end where it begins."""
         start = self._begin(count)
-        known = mx.concatenate([mx.array(list(text[start + 1 :]), mx.uint32), following.astype(mx.uint32)])
-        rows, caches = self._rows(start, self.length), self.caches[:count]
-        drafts = draft_chain(self._base, self._heads, self._logits, rows[None], known[None], caches, choose)
+        return self._rows(start, self.length), list(text[start + 1 :])
+
+    def drafted(self, count: int) -> None:
+        """The first `count` heads have read the window, and drafted."""
         self._drafted = (self.length, count)
         self.accepted(0)
-        return drafts
 
     def accepted(self, drafts: int) -> None:
         """So many of the last drafts are part of the text: the entries that were made with them are final."""
@@ -99,6 +109,16 @@ class LaggingHeads:
         start, rows = self._joined()
         kept = rows is not None and length > start
         self._held = (start, [rows[: length - start]]) if rows is not None and kept else (length, [])
+
+    def check(self, name: str, length: int) -> None:
+        """RuntimeError, which begins with `name`, where these are not the heads of a text of `length` positions."""
+        start, rows = self._joined()
+        end = start + (0 if rows is None else rows.shape[0])
+        if self.length != length or end != length or start > min(self._sure()):
+            raise RuntimeError(f"{name}: got states of positions {start}..{end} for its heads, expected all up to {length}")
+        for k, (cache, final) in enumerate(zip(self.caches, self.final, strict=True), 1):
+            if not final <= cache.offset <= length:
+                raise RuntimeError(f"{name}: got {cache.offset} positions in the cache of head {k}, expected {final}..{length}")
 
     def _rows(self, first: int, end: int) -> mx.array:
         start, rows = self._joined()

@@ -37,6 +37,31 @@ def open_decoder(
     xtc_special_tokens: Sequence[int] = (),
 ) -> Decoder | PlainDecoder:
     """num_draft_tokens None: all heads; 0, or no heads: plain decoding. ValueError in one line where options contradict."""
+    model = model_of(
+        base,
+        heads,
+        options,
+        num_draft_tokens=num_draft_tokens,
+        capacity=capacity,
+        sampling=sampling,
+        logits_processors=logits_processors,
+        xtc_special_tokens=xtc_special_tokens,
+    )
+    return with_plan(model, options.plan, capacity)
+
+
+def model_of(
+    base: Base,
+    heads: MTPHeads | None,
+    options: DecodingConfig = DEFAULT,
+    *,
+    num_draft_tokens: int | None = None,
+    capacity: int | None = None,
+    sampling: Sampling = GREEDY,
+    logits_processors: Sequence[LogitsProcessor] = (),
+    xtc_special_tokens: Sequence[int] = (),
+) -> Model:
+    """As open_decoder."""
     available = heads.num_heads if heads is not None else 0
     k = available if num_draft_tokens is None else num_draft_tokens
     if not 0 <= k <= available:
@@ -46,8 +71,7 @@ def open_decoder(
     if not sampling.greedy:
         positions = (capacity or base.context_length) + 2 * max(k, MOST_DRAFTS) + 3
         rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, xtc_special_tokens)
-    model = Model(base, heads if k else None, k, rule, options.exact, kv_options(options), tuple(logits_processors))
-    return with_plan(model, options.plan, capacity)
+    return Model(base, heads if k else None, k, rule, options.exact, kv_options(options), tuple(logits_processors))
 
 
 def open_choosing(

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -119,6 +120,23 @@ def test_the_queue_has_an_end_and_so_has_the_server() -> None:
     engine.end()
     with pytest.raises(ApiError, match="shutting down"):
         engine.submit(job([1], 5)[0])
+
+
+def test_requests_that_take_too_long_end_where_they_are() -> None:
+    runtime = Scripted()
+    engine = Engine(lambda: runtime, EngineOptions(4, timeout=0.1))
+    engine.start()
+    runs, waits = job([1, 2, 3], 1000), job([4, 5], 5)
+    for each, _ in (runs, waits):
+        engine.submit(each)
+    runtime.gate.release(3)
+    time.sleep(0.15)
+    runtime.gate.release(1)
+    for _, told in (runs, waits):
+        what = ending(told)
+        assert isinstance(what, ApiError) and what.status == 504 and "0.1 seconds" in what.message
+    runtime.gate.release(1000)
+    engine.end()
 
 
 def test_a_fault_costs_one_request() -> None:

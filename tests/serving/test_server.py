@@ -1,5 +1,6 @@
 """The server as its clients see it: the same texts as generate, OpenAI's forms, refusals that name the parameter."""
 
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,9 +194,9 @@ def test_prompts_of_completions(asked: Any) -> None:
 
 
 def test_other_paths_and_bodies(asked: Any) -> None:
-    assert asked.get("/health").json() == {
-        "status": "ok", "model": "tiny", "waiting": 0, "running": 0, "resting": 2, "integrity": "ok",
-    }  # fmt: skip
+    health = asked.get("/health").json()
+    assert health.pop("resting") >= 0
+    assert health == {"status": "ok", "model": "tiny", "waiting": 0, "running": 0, "integrity": "ok"}
     card = asked.get("/v1/models").json()["data"][0]
     assert card["id"] == "tiny" and card["mtpd"]["heads"] == 3 and asked.get("/v1/models/default").json() == card
     for answer, status in (
@@ -229,9 +230,17 @@ def test_keys_limits_and_origins(checkpoint: Path) -> None:
         assert too_long.status_code == 413 and too_long.json()["error"]["code"] == "body_too_large"
 
 
-def test_many_at_once_get_their_own_texts(asked: Any) -> None:
-    bodies = [{"prompt": f"text number {i}", "max_tokens": 10 + i} for i in range(8)]
+def test_sixteen_at_once_get_the_texts_of_generate(asked: Any, checkpoint: Path) -> None:
+    """Greedy ones token for token, and seeded ones as they are alone."""
+    bodies: list[dict[str, Any]] = [{"prompt": f"text number {i}" * (1 + i % 3), "max_tokens": 30 + i} for i in range(16)]
+    for body in bodies[::4]:
+        body |= {"temperature": 0.8, "seed": 3}
     alone = [asked.post(COMPLETE, json=b).json()["choices"] for b in bodies]
+    tokenizer = opened(checkpoint).tokenizer
+    for body, choices in zip(bodies, alone, strict=True):
+        if "seed" not in body:
+            expected = reference(checkpoint, body["prompt"], body["max_tokens"])
+            assert choices[0]["text"] == tokenizer.decode([t for t in expected if t not in tokenizer.eos_token_ids])
     together: list[Any] = [None] * len(bodies)
 
     def ask(i: int) -> None:
@@ -243,3 +252,7 @@ def test_many_at_once_get_their_own_texts(asked: Any) -> None:
     for thread in threads:
         thread.join()
     assert together == alone
+    health, metrics = asked.get("/health").json(), asked.get("/metrics").text
+    assert (health["running"], health["waiting"], health["integrity"]) == (0, 0, "ok")
+    counted = {float(v) for v in re.findall(r'mtpd_batch_rounds_total\{drafts="\d+"\} (\S+)', metrics)}
+    assert sum(counted) > 0 and "mtpd_cache_faults 0.0" in metrics

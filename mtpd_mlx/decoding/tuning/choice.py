@@ -29,12 +29,15 @@ def kinds(num_heads: int, with_lookup: bool) -> list[Kind]:
 def guessed(base: Base, own: MTPHeads | None, known: list[Kind]) -> dict[Kind, float]:
     """Plain steps that a round of each kind may cost."""
     row = ROW_ON_CPU if on_cpu() else ROW
-    share = 0.0
-    if own is not None:
-        shared = 1.0 if own.draft_tokens is None else own.draft_tokens.size / base.vocab_size
-        output = base.vocab_size * base.dims.hidden_size * base.dtype.size
-        share = (size(own.heads[0]) + shared * output) / size(base.model)
+    share = 0.0 if own is None else head_share(base, own)
     return {k: 1 + row * k.num_drafts + (share * k.num_drafts if k.source == "heads" else 0) for k in known}
+
+
+def head_share(base: Base, own: MTPHeads) -> float:
+    """What a head reads for a draft, of what the base reads for a token."""
+    shared = 1.0 if own.draft_tokens is None else own.draft_tokens.size / base.vocab_size
+    output = base.vocab_size * base.dims.hidden_size * base.dtype.size
+    return (size(own.heads[0]) + shared * output) / size(base.model)
 
 
 def size(module: nn.Module) -> int:

@@ -1,0 +1,115 @@
+"""The Batch of MLX (speculative/batch.py): every row is a decoder with caches of its own; rounds of several are one pass."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from mtpd_mlx.decoding.batch_rounds import Member, round_together
+from mtpd_mlx.decoding.choosing import ChoosingDecoder
+from mtpd_mlx.decoding.tuning.choice import HEAD_COUNTS, ROW, ROW_ON_CPU, head_share
+from mtpd_mlx.model.runtime import mx, on_cpu
+from mtpd_mlx.speculative.batch import Turn, check_turns
+from mtpd_mlx.speculative.drafting import Proposal
+from mtpd_mlx.speculative.load_choice import costs_of_rows
+from mtpd_mlx.speculative.one_by_one import same_text
+from mtpd_mlx.speculative.protocol import Round
+from mtpd_mlx.speculative.round_costs import Kind, heads
+from mtpd_mlx.speculative.sampling import Sampling
+
+
+@dataclass
+class _Row:
+    sampling: Sampling
+    decoder: ChoosingDecoder
+
+
+class MLXBatch:
+    """`open_row`: a new decoder with an empty text, that samples so; all of the same model. `fixed`: drafts of every round,
+    where they are not chosen."""
+
+    def __init__(
+        self, open_row: Callable[[Sampling], ChoosingDecoder], max_rows: int, max_together: int, fixed: int | None = None
+    ):
+        self._open, self._rows, self._fixed = open_row, dict[int, _Row](), fixed
+        self.max_rows, self.max_together, self.regular = max_rows, max_together, True
+        first = open_row(Sampling())
+        self.num_draft_tokens, self.capacity = first.num_draft_tokens, first.capacity
+        self._model = first.model
+        self._seen: set[tuple[int, int]] = set()
+
+    def join(self, sampling: Sampling) -> int:
+        if len(self._rows) >= self.max_rows:
+            raise ValueError(f"join: {self.max_rows} rows are taken, expected a free one")
+        row = next(i for i in range(self.max_rows) if i not in self._rows)
+        self._rows[row] = _Row(sampling, self._open(sampling))
+        return row
+
+    def restart(self, row: int, sampling: Sampling, length: int) -> int:
+        held = self._rows[row]
+        if sampling.seed is not None and not sampling.greedy:
+            length = 0
+        held.decoder.rewind_to(length)
+        if not same_text(held.sampling, sampling):
+            decoder = self._open(sampling)
+            if length:
+                host = held.decoder.settled()
+                decoder.resume(host.tokens, host.caches, host.head_caches)
+            self._rows[row] = _Row(sampling, decoder)
+        return length
+
+    def length(self, row: int) -> int:
+        return self._rows[row].decoder.length
+
+    def prefill(self, row: int, tokens: Sequence[int]) -> int:
+        return self._rows[row].decoder.prefill(tokens)
+
+    def round(self, turns: Sequence[Turn]) -> list[Round]:
+        check_turns(turns, self._rows, self.max_together)
+        decoders = [self._rows[turn.row].decoder for turn in turns]
+        proposals = [self._proposal(decoder, turn) for decoder, turn in zip(decoders, turns, strict=True)]
+        members = [
+            Member(decoder.at_rest(), turn.token, 0 if p.drafts else p.count, p.drafts)
+            for decoder, turn, p in zip(decoders, turns, proposals, strict=True)
+        ]
+        rounds, late = round_together(members)
+        shape = len(turns), max(member.count for member in members)
+        self.regular = not late and shape in self._seen
+        self._seen.add(shape)
+        for decoder, turn, proposal, result in zip(decoders, turns, proposals, rounds, strict=True):
+            decoder.went_on(result.emitted[-1])
+            if turn.num_draft_tokens is None:
+                decoder.drafting.observe(proposal, result.emitted, result.proposed)
+        return rounds
+
+    def _proposal(self, decoder: ChoosingDecoder, turn: Turn) -> Proposal:
+        """What the row verifies."""
+        length = decoder.at_rest().length
+        most = self.capacity - length - 1
+        if most < 0:
+            raise ValueError(f"context full: got {length} + 1 positions, expected at most {self.capacity}")
+        if turn.num_draft_tokens is None:
+            return decoder.proposed(turn.token)
+        count = turn.num_draft_tokens if self._fixed is None else self._fixed
+        return Proposal(heads(min(count, self.num_draft_tokens, most) if length else 0))
+
+    def costs(self, rows: int) -> dict[Kind, float]:
+        own = self._model.heads
+        if own is None or self._fixed is not None:
+            return costs_of_rows(rows, (), ROW, 0.0)
+        counts = {k for k in HEAD_COUNTS if k < self.num_draft_tokens} | {self.num_draft_tokens}
+        return costs_of_rows(rows, sorted(counts), ROW_ON_CPU if on_cpu() else ROW, head_share(self._model.base, own))
+
+    def alone(self, row: int) -> ChoosingDecoder | None:
+        """None for a seeded text: its drafts are proposed and observed in another order where rounds are launched ahead."""
+        sampling = self._rows[row].sampling
+        return None if sampling.seed is not None and not sampling.greedy else self._rows[row].decoder
+
+    def rewind_to(self, row: int, length: int) -> None:
+        self._rows[row].decoder.rewind_to(length)
+
+    def leave(self, row: int) -> None:
+        del self._rows[row]
+        mx.clear_cache()
+
+    def check(self) -> None:
+        for row, held in self._rows.items():
+            held.decoder.check(f"row {row}")
