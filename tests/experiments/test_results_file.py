@@ -13,7 +13,7 @@ from tools.experiments.results_file import layout, read_results, rounded, write_
 
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
-LIMIT = 750_000  # bytes of all files; the JSON alone stays well below
+LIMIT = 850_000  # bytes of all files; the JSON alone stays well below
 
 
 def acceptance(rounds: int, accepted: list[int]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_writing_again_what_was_read_changes_nothing(tmp_path: Path) -> None:
     for file in [f for f in RESULTS.glob("*.json") if "held_out" in json.loads(f.read_text())]:
         write_results(tmp_path / file.name, read_results(file))
         assert (tmp_path / file.name).read_text() == file.read_text(), file.name
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(list(tmp_path.iterdir())) == 7
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
@@ -82,7 +82,9 @@ def test_committed_files_are_small_and_load() -> None:
     sizes = {file.name: file.stat().st_size for file in RESULTS.iterdir() if file.suffix != ".md"}
     assert sum(sizes.values()) <= LIMIT, sizes
     runs = read_runs(RESULTS)
-    assert {run.name for run in runs} == {"llama-107m", "llama-1m", "llama-1m-teachers", "llama-30m", "llama-30m-recipes"}
+    assert {run.name for run in runs} == {f"llama-{of}" for of in ("107m", "1m", "30m", "30m-recipes")} | {
+        f"llama-{of}-teachers" for of in ("107m", "1m", "30m")
+    }
     assert all(run.arms for run in runs) and len(read_speed(RESULTS)) > 10
     for file in RESULTS.glob("*.json"):
         made_by = json.loads(file.read_text()).get("generated_by", "by hand")
