@@ -37,6 +37,8 @@ MXFP4 = {
     "quant_method": "mxfp4",
     "modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "lm_head"],
 }
+GEMMA4 = {"hidden_size": 96, "head_dim": 16, "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True}
+GEMMA4 |= {"sliding_window": 7, "layer_types": ["sliding_attention"] * 3 + ["full_attention"], "final_logit_softcapping": 5.0}
 VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 VISION |= {"image_size": 8, "patch_size": 4}
 PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
@@ -138,6 +140,15 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Qwen3MoeConfig",
         {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "norm_topk_prob": False},
     ),
+    "gemma4": ("Gemma 4 31B (text)", "Gemma4TextConfig", GEMMA4 | {"hidden_size_per_layer_input": 0}),
+    "gemma4-unified": ("Gemma 4 12B (its text)", "Gemma4UnifiedConfig", {"text_config": TINY | GEMMA4}),
+    "gemma4-moe": (
+        "Gemma 4 26B-A4B (text)",
+        "Gemma4TextConfig",
+        GEMMA4
+        | {"hidden_size_per_layer_input": 0, "enable_moe_block": True}
+        | {"hidden_size": 64, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 32},
+    ),
     "gpt-oss": (
         "gpt-oss",
         "GptOssConfig",
@@ -183,7 +194,7 @@ def save_shapes(config: Any, folder: Path) -> dict[str, list[int]]:
 
 def norm_center(shapes: dict[str, list[int]], model_type: str) -> float:
     """What stands for 1 in the weights of norms."""
-    return 0.0 if model_type.startswith(("gemma", "qwen3_5", "qwen3_next")) else 1.0
+    return 0.0 if model_type.startswith(("gemma2", "gemma3", "qwen3_5", "qwen3_next")) else 1.0
 
 
 def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:

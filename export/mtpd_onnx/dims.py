@@ -36,6 +36,10 @@ def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
     if not FAMILIES[dims.model_type].onnx:
         raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone; the graphs do not express it")
+    if dims.experts is not None and dims.experts.parallel:
+        raise ValueError(f"{dims.model_type}: experts beside a dense MLP are not supported")
+    if any(layer.geometry is not None for layer in dims.layers):
+        raise ValueError(f"{dims.model_type}: layers whose heads differ in size are not supported")
     settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]
     for mode in (own.get("mode", "affine") for own in settings):
         if mode not in ("affine", "mxfp4"):

@@ -173,6 +173,10 @@ def kv_options(options: DecodingConfig) -> KVOptions:
 
 def check_kv(base: Base, options: DecodingConfig) -> None:
     """ValueError where the heads of attention cannot be quantised in such groups."""
-    size = base.dims.head_dim
-    if options.kv_bits is not None and size % options.kv_group_size:
-        raise ValueError(f"--kv-group-size: got {options.kv_group_size}, expected a divisor of the head size {size}")
+    if options.kv_bits is None:
+        return
+    if base.dims.sinks:
+        raise ValueError(f"--kv-bits: {base.dims.model_type} has attention sinks, which quantised caches have no kernel for")
+    for size in {base.dims.geometry(layer).head_dim for layer in base.dims.layers}:
+        if size % options.kv_group_size:
+            raise ValueError(f"--kv-group-size: got {options.kv_group_size}, expected a divisor of the head size {size}")

@@ -11,6 +11,7 @@ from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.fixed_cache import check_fixable, to_fixed, to_growing
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.text_state import read_token
+from mtpd_mlx.families.dims import Geometry
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.recurrent.cache import RecurrentCache
 from mtpd_mlx.model.runtime import mx
@@ -64,8 +65,10 @@ def load_cache(decoder: Decoder | PlainDecoder, file: Path) -> list[int]:
                 if name not in arrays:
                     raise ValueError(f"{file}: missing key {name!r}: saved with fewer heads, or by another model")
             if not recurrent:
+                dims = decoder.model.base.dims
+                geometry = dims.geometry(dims.layers[i] if kind == "base" else dims.head_layer)
                 for name in names:
-                    check_rows(file, name, arrays[name], decoder)
+                    check_rows(file, name, arrays[name], geometry, decoder.model.base.dtype)
                 own[i] = to_growing((arrays[names[0]], arrays[names[1]]), len(tokens))
     if not mx.array_equal(arrays.get(FINGERPRINT, mx.zeros(0)), fingerprint_of(decoder)).item():
         raise ValueError(f"{file}: saved with another base, or by an older version; give another file or remove it")
@@ -86,8 +89,8 @@ def fingerprint_of(decoder: Decoder | PlainDecoder) -> mx.array:
     return mx.array(list(decoder.model.base.fingerprint.encode()), mx.uint8)
 
 
-def check_rows(file: Path, name: str, rows: mx.array, decoder: Decoder | PlainDecoder) -> None:
-    kv, dtype = decoder.model.base.dims.num_kv_heads, decoder.model.base.dtype
-    if rows.ndim != 4 or rows.shape[1] != kv or rows.dtype != dtype:
+def check_rows(file: Path, name: str, rows: mx.array, geometry: Geometry, dtype: mx.Dtype) -> None:
+    kv, size = geometry.num_kv_heads, geometry.head_dim
+    if rows.ndim != 4 or rows.shape[1] != kv or rows.shape[3] != size or rows.dtype != dtype:
         got = f"{rows.dtype} {json.dumps(rows.shape)}"
-        raise ValueError(f"{file}: {name}: got {got}, expected {dtype} [1, {kv}, tokens, head size]")
+        raise ValueError(f"{file}: {name}: got {got}, expected {dtype} [1, {kv}, tokens, {size}]")

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
+from mtpd_mlx.families.experts import read_experts
+from mtpd_mlx.families.gemma4 import check_gemma4, is_gemma4
 from mtpd_mlx.families.hybrid import ATTENTION, hybrid_arguments, read_recurrent, spelt_out
-from mtpd_mlx.families.layers import FULL, SLIDING, read_experts, read_layers
+from mtpd_mlx.families.layers import FULL, SLIDING, read_layers
 from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.families.rotary import read_rotary, rope_type
 from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
@@ -79,6 +81,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         raise ValueError(f"num_hidden_layers: got {count}, expected at most {MAX_LAYERS}")
     layers, experts = read_layers(config, family, count, rotary.local_theta is not None), read_experts(config)
     scale = config.get("query_pre_attn_scalar", 256) if family.module.startswith("gemma") else head_dim
+    scale = 1.0 if is_gemma4(config) else scale
     granite = config["model_type"] == "granite"
     told = config.get("tie_word_embeddings")
     biases = [name in family.biases and bool(config.get(name, False)) for name in ("attention_bias", "mlp_bias")]
@@ -114,14 +117,21 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         residual_scale=float(config.get("residual_multiplier", 1.0)) if granite else 1.0,
         logits_scale=1.0 / float(config.get("logits_scaling", 1.0)) if granite else 1.0,
         attention_softcap=_softcap(config, "attn_logit_softcapping", 50.0),
-        logits_softcap=_softcap(config, "final_logit_softcapping", 30.0),
+        logits_softcap=_logits_softcap(config),
         experts=experts,
         query_growth=_query_growth(config, rotary.scaling),
+        value_norm=family.value_norm,
+        layer_scale=family.layer_scale,
         sinks=family.sinks,
         gated=family.gated,
         recurrent=read_recurrent(config),
     )
-    if dims.num_heads % dims.num_kv_heads or dims.rotary_dim % 2 or dims.rotary_dim < 2:
+    if (
+        dims.num_heads % dims.num_kv_heads
+        or dims.num_heads % dims.geometry(dims.head_layer).num_kv_heads
+        or dims.rotary_dim % 2
+        or dims.rotary_dim < 2
+    ):
         raise ValueError(
             f"got {dims.num_heads} heads, {dims.num_kv_heads} key heads, {dims.rotary_dim} rotated dimensions; "
             "expected a multiple of the key heads and an even number"
@@ -132,7 +142,12 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
 def _head_layer(layers: tuple[Layer, ...], experts: bool) -> Layer:
     """Heads are blocks of the last kind that attends, and attend to all positions."""
     last = [layer for layer in layers if layer.mixer == ATTENTION][-1]
-    return Layer(None, "none" if all(layer.rope == "none" for layer in layers) else "global", experts and last.experts)
+    return Layer(
+        None,
+        "none" if all(layer.rope == "none" for layer in layers) else "global",
+        experts and last.experts,
+        geometry=last.geometry,
+    )
 
 
 def _check_switches(config: dict[str, Any], family: Family) -> None:
@@ -149,6 +164,9 @@ def _check_switches(config: dict[str, Any], family: Family) -> None:
         raise ValueError(f"attention_bias: got false, which is not supported in {config['model_type']}")
     if not isinstance(config.get("quantization"), dict | None):
         raise ValueError(f"quantization: got {str(config['quantization'])[:40]!r}, expected an object")
+    if is_gemma4(config):
+        check_gemma4(config)
+        config = config | {"use_bidirectional_attention": None}
     for name in ("rope_traditional", "use_bidirectional_attention", "quantize_activations"):
         if config.get(name):
             raise ValueError(f"{name} is not supported")
@@ -177,6 +195,13 @@ def _softcap(config: dict[str, Any], name: str, default: float) -> float | None:
     if (value := config.get(name, default)) is None:
         raise ValueError(f"{name}: got null, expected a number")
     return float(value)
+
+
+def _logits_softcap(config: dict[str, Any]) -> float | None:
+    if is_gemma4(config):
+        value = config.get("final_logit_softcapping")
+        return None if value is None else float(value)
+    return _softcap(config, "final_logit_softcapping", 30.0)
 
 
 def _query_growth(config: dict[str, Any], scaling: dict[str, Any] | None) -> tuple[float, int] | None:
@@ -208,6 +233,12 @@ def mlx_arguments(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
         values["head_dim"] = dims.head_dim
     if family.module in ("olmo3", "gpt_oss"):  # their modules want both kinds
         values |= {"sliding_window": 1, "layer_types": [SLIDING] + [FULL] * (dims.num_layers - 1)}
+    elif is_gemma4(config):
+        wide = dims.geometry(dims.head_layer)
+        values |= {"layer_types": [FULL if layer.geometry else SLIDING for layer in dims.layers]}
+        values |= {"global_head_dim": wide.head_dim, "num_global_key_value_heads": wide.num_kv_heads}
+        values |= {"attention_k_eq_v": not wide.own_values, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}
+        values |= {"rope_parameters": None, "sliding_window": 1, "enable_moe_block": dims.experts is not None}
     elif family.module not in ("gemma2", "gemma3_text"):
         values["layer_types"] = [FULL] * dims.num_layers
     if family.module == "gemma3_text":

@@ -5,14 +5,27 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Geometry:
+    """The attention of one kind of layer, where layers differ. own_values: values have a projection of their own; else they are
+    the keys before norm and rotation."""
+
+    head_dim: int
+    num_kv_heads: int
+    rotary_dim: int
+    own_values: bool = True
+
+
+@dataclass(frozen=True)
 class Layer:
     """One decoder block. window: positions it may look back at, itself included (None: all). rope: "global", "local" or
-    "none". experts: its MLP is a mixture. mixer: "attention", or the kind of Dims.recurrent."""
+    "none". experts: its MLP is a mixture. mixer: "attention", or the kind of Dims.recurrent. geometry: None where it is that of
+    Dims."""
 
     window: int | None = None
     rope: str = "global"
     experts: bool = False
     mixer: str = "attention"
+    geometry: Geometry | None = None
 
 
 HELD = 96  # positions that recurrent state can be taken back, once so many have been read
@@ -67,6 +80,7 @@ class Experts:
     fused: bool = False
     bias: bool = False
     clip: tuple[float, float] | None = None
+    parallel: bool = False  # beside a dense MLP, with norms of its own (Gemma 4)
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,8 @@ class Dims:
     logits_softcap: float | None
     experts: Experts | None
     query_growth: tuple[float, int] | None  # (beta, n): queries times 1 + beta log(1 + floor(position / n))
+    value_norm: bool = False  # values are normalised too, without weights
+    layer_scale: bool = False  # each block's output is multiplied by a number, `layer_scalar`
     sinks: bool = False  # each head has a score that takes part in the softmax and stands for no position
     gated: bool = False  # attention's outputs are multiplied by a sigmoid; q_proj holds each head's query and its gate
     recurrent: Recurrent | None = None  # of the layers whose mixer is not attention
@@ -120,6 +136,10 @@ class Dims:
     def last_attention(self) -> int:
         """The layer that heads are blocks like."""
         return max(i for i, layer in enumerate(self.layers) if layer.mixer == "attention")
+
+    def geometry(self, layer: Layer) -> Geometry:
+        """The attention of a layer."""
+        return layer.geometry or Geometry(self.head_dim, self.num_kv_heads, self.rotary_dim)
 
     def offset_of(self, name: str) -> float:
         """What is added to the stored tensor `name`: the norms' offset, the only place that applies it."""

@@ -1,12 +1,14 @@
-"""Language models inside a multimodal checkpoint (Gemma 3, Mistral Small 3, Qwen3.5): their config and tensors as if alone."""
+"""Language models inside multimodal checkpoints (Gemma 3 and 4, Mistral Small 3, Qwen3.5): config and tensors as if alone."""
 
 from typing import Any
 
-WRAPPERS = ("gemma3", "mistral3", "qwen3_5")
+WRAPPERS = ("gemma3", "mistral3", "qwen3_5", "gemma4", "gemma4_unified")
 INSIDE: tuple[str, ...] = ("language_model.model.", "model.language_model.")
 OUTSIDE: tuple[str, ...] = ("vision_tower.", "multi_modal_projector.", "vision_model.", "vision_encoder.")
 OUTSIDE += ("model.vision_tower.", "model.multi_modal_projector.", "model.vision_encoder.")
 OUTSIDE += ("model.visual.", "visual.", "patch_merger.", "vision_language_adapter.")
+OUTSIDE += ("audio_tower.", "embed_audio.", "embed_vision.", "vision_embedder.")
+OUTSIDE += ("model.audio_tower.", "model.embed_audio.", "model.embed_vision.", "model.vision_embedder.")
 # What transformers assumes of the text inside a Gemma 3, where config.json leaves it out as the published ones do.
 DEFAULTS = {"gemma3_text": {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256}}
 DEFAULTS["gemma3_text"] |= {"max_position_embeddings": 131072, "num_hidden_layers": 26}

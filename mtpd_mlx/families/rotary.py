@@ -8,6 +8,7 @@ from mtpd_mlx.families.table import Family
 
 GPT_OSS = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 GPT_OSS |= {"original_max_position_embeddings": 4096}
+PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}  # as transformers assumes for Gemma 4
 NEED_ORIGINAL = ("yarn", "llama3", "longrope", "su")
 
 
@@ -34,6 +35,9 @@ def read_rotary(config: dict[str, Any], family: Family) -> Rotary:
         raise ValueError(f"rope_parameters of sliding layers: got {rope_type(local)!r}, expected 'default'")
     theta = config.get("rope_theta") or nested.get("rope_theta") or family.theta
     own = {k: v for k, v in nested.items() if k not in ("rope_theta", "partial_rotary_factor")}
+    share = config.get("partial_rotary_factor") or nested.get("partial_rotary_factor") or 1.0
+    if family.module == "gemma4_text":
+        own, share = _proportional(nested), 1.0
     scaling = config.get("rope_scaling") or own
     if config["model_type"] == "gpt_oss" and not nested and not scaling:  # as transformers assumes
         scaling = GPT_OSS
@@ -47,14 +51,21 @@ def read_rotary(config: dict[str, Any], family: Family) -> Rotary:
         length = config.get("max_position_embeddings") or scaling["original_max_position_embeddings"]
         scaling = {"factor": length / scaling["original_max_position_embeddings"]} | scaling
     local_theta = local.get("rope_theta") or config.get("rope_local_base_freq")
-    if family.module == "gemma3_text":
+    if family.module in ("gemma3_text", "gemma4_text"):
         local_theta = local_theta or 10000.0
     elif family.module == "olmo3":
         local_theta = local_theta or theta
     else:
         local_theta = None
-    share = config.get("partial_rotary_factor") or nested.get("partial_rotary_factor") or 1.0
     return Rotary(float(theta), scaling, None if local_theta is None else float(local_theta), float(share))
+
+
+def _proportional(nested: dict[str, Any]) -> dict[str, Any]:
+    """Gemma 4's global layers: all dimensions of a head are paired, and only the first share of the pairs is rotated."""
+    kind = rope_type(nested or PROPORTIONAL)
+    if kind != "proportional":
+        raise ValueError(f"rope_parameters of full attention: got {kind!r}, expected 'proportional'")
+    return PROPORTIONAL | {k: v for k, v in nested.items() if k != "rope_theta"}
 
 
 def yarn_periods(theta: float, size: int, scaling: dict[str, Any]) -> list[float]:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mtpd_mlx.families.dims import Dims, Experts
+from mtpd_mlx.families.dims import Dims, Experts, Layer
 from mtpd_mlx.families.hybrid_shapes import Named, recurrence
 from mtpd_mlx.families.table import FAMILIES, Names
 
@@ -58,19 +58,28 @@ def expected(dims: Dims, table: Mapping[str, Any]) -> Named:
     if not dims.tied:
         yield "lm_head.weight", [dims.vocab_size, dims.hidden_size]
     for i, layer in enumerate(dims.layers):
-        prefix = f"{names.inner}.layers.{i}."
-        for norm in names.norms or NORMS[dims.norms]:
-            yield f"{prefix}{norm}.weight", [dims.hidden_size]
-        if layer.mixer != "attention":
-            yield from recurrence(prefix, dims, table)
-        else:
-            for name, shape in _attention(dims):
-                yield f"{prefix}self_attn.{name}", shape
-        if layer.experts and dims.experts is not None:
-            yield from _mixture(f"{prefix}{dims.experts.path}.", dims.hidden_size, dims.experts, table)
-        else:
-            for name, shape in _mlp(dims):
-                yield f"{prefix}{names.mlp}.{name}", shape
+        yield from block(dims, layer, f"{names.inner}.layers.{i}.", table)
+
+
+def block(dims: Dims, layer: Layer, prefix: str = "", table: Mapping[str, Any] | None = None) -> Named:
+    """name, shape of every tensor of one block."""
+    names, table = names_of(dims), {} if table is None else table
+    for norm in names.norms or NORMS[dims.norms]:
+        yield f"{prefix}{norm}.weight", [dims.hidden_size]
+    if layer.mixer != "attention":
+        yield from recurrence(prefix, dims, table)
+    else:
+        for name, shape in _attention(dims, layer):
+            yield f"{prefix}self_attn.{name}", shape
+    if dims.layer_scale:
+        yield f"{prefix}layer_scalar", [1]
+    mixture = dims.experts if layer.experts else None
+    if mixture is not None:
+        path = f"{mixture.path}." if mixture.path else ""
+        yield from _mixture(f"{prefix}{path}", dims.hidden_size, mixture, table)
+    if mixture is None or mixture.parallel:
+        for name, shape in _mlp(dims):
+            yield f"{prefix}{names.mlp}.{name}", shape
 
 
 def names_of(dims: Dims) -> Names:
@@ -85,9 +94,12 @@ def embedding(dims: Dims) -> str:
     return f"{names_of(dims).inner}.{names_of(dims).embedding}.weight"
 
 
-def _attention(dims: Dims) -> Named:
-    d, q, kv, names = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim, names_of(dims)
+def _attention(dims: Dims, layer: Layer) -> Named:
+    own, names = dims.geometry(layer), names_of(dims)
+    d, q, kv = dims.hidden_size, dims.num_heads * own.head_dim, own.num_kv_heads * own.head_dim
     projections = {"qkv_proj": q + 2 * kv} if dims.fused else {"q_proj": q * (1 + dims.gated), "k_proj": kv, "v_proj": kv}
+    if not own.own_values:
+        del projections["v_proj"]
     for name, rows in projections.items():
         yield f"{name}.weight", [rows, d]
         if dims.qkv_bias:
@@ -96,8 +108,8 @@ def _attention(dims: Dims) -> Named:
     if dims.o_bias:
         yield f"{names.output}.bias", [d]
     if dims.qk_norm is not None:
-        yield f"{names.query_norm}.weight", [dims.head_dim if dims.qk_norm == "head" else q]
-        yield f"{names.key_norm}.weight", [dims.head_dim if dims.qk_norm == "head" else kv]
+        yield f"{names.query_norm}.weight", [own.head_dim if dims.qk_norm == "head" else q]
+        yield f"{names.key_norm}.weight", [own.head_dim if dims.qk_norm == "head" else kv]
     if dims.sinks:
         yield "sinks", [dims.num_heads]
 
@@ -116,6 +128,11 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
     yield f"{prefix}{experts.gate}.weight", [experts.count, d]
     if experts.bias:
         yield f"{prefix}{experts.gate}.bias", [experts.count]
+    if experts.parallel:
+        yield f"{prefix}router.scale", [d]
+        yield f"{prefix}router.per_expert_scale", [experts.count]
+        for norm in ("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2"):
+            yield f"{prefix}{norm}.weight", [d]
     shapes = ([experts.size, d], [experts.size, d], [d, experts.size])
     if f"{prefix}{experts.stacked}.gate_proj.weight" in table:
         for name, shape in zip(("gate_proj", "up_proj", "down_proj"), shapes, strict=True):
@@ -137,7 +154,7 @@ def _fused_mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, An
         if f"{prefix}{name}{BLOCKS}" in table:
             yield f"{prefix}{name}{BLOCKS}", [experts.count, rows, columns // 32, 16]
             yield f"{prefix}{name}{SCALES}", [experts.count, rows, columns // 32]
-        else:
-            yield f"{prefix}{name}", [experts.count, columns, rows]
+        else:  # gpt-oss and Gemma 4 differ
+            yield f"{prefix}{name}", [experts.count, *((columns, rows) if experts.bias else (rows, columns))]
         if experts.bias:
             yield f"{prefix}{name}_bias", [experts.count, rows]

@@ -1,6 +1,6 @@
 """The families. To add one: a line here, its mlx-lm module, and a configuration in tools/family_references.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class Names:
 class Family:
     """module: of mlx_lm.models. windows: "none", "all" layers, or by layer "types"; switched: only with use_sliding_window.
     tied, theta, eps, window: what transformers assumes where config.json does not say. biases: which of attention_bias and
-    mlp_bias the family knows; o_bias: attention has biases in every case. sinks: as in Dims."""
+    mlp_bias the family knows; o_bias: attention has biases in every case. sinks,
+    value_norm, layer_scale: as in Dims."""
 
     module: str
     windows: str = "none"
@@ -41,8 +42,10 @@ class Family:
     norm_offset: float = 0.0
     activation: str = "silu"
     fused: bool = False
-    exceeds_float16: bool = False  # hidden states of published models reach 1e5, and float16 ends at 65,504
+    exceeds_float16: bool = False  # hidden states of published models exceed 65,504, where float16 ends
     sinks: bool = False
+    value_norm: bool = False
+    layer_scale: bool = False
     head_dim: bool = True  # config.json may set head_dim apart from hidden_size / num_attention_heads
     gated: bool = False  # attention's outputs are gated, by queries of twice the width
     names: Names = Names()
@@ -59,6 +62,18 @@ LFM2 = Names(
     gate="w1",
     up="w3",
     down="w2",
+)
+GEMMA4 = Family(
+    "gemma4_text",
+    windows="types",
+    window=512,
+    tied=True,
+    theta=1e6,
+    qk_norm="head",
+    norms="both",
+    activation="gelu_tanh",
+    value_norm=True,
+    layer_scale=True,
 )
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", biases=("attention_bias", "mlp_bias")),
@@ -98,6 +113,8 @@ FAMILIES: dict[str, Family] = {
         activation="gelu_tanh",
         exceeds_float16=True,
     ),
+    "gemma4_text": GEMMA4,
+    "gemma4_unified_text": replace(GEMMA4, window=1024),
     "qwen3_moe": Family("qwen3_moe", windows="all", switched=True, qk_norm="head"),
     "mixtral": Family("mixtral", windows="all", eps=1e-5, theta=1e6, head_dim=False),
     "gpt_oss": Family(
@@ -109,6 +126,7 @@ FAMILIES: dict[str, Family] = {
         biases=("attention_bias",),
         qkv_bias=True,
         o_bias=True,
+        exceeds_float16=True,
         sinks=True,
     ),
     "qwen3_5_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpd_mlx.families.config import group_size_of
-from mtpd_mlx.families.dims import HELD, MARKS, Dims
-from mtpd_mlx.families.shapes import BLOCKS, SCALES
+from mtpd_mlx.families.dims import HELD, MARKS, Dims, Layer
+from mtpd_mlx.families.shapes import BLOCKS, SCALES, block
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -48,30 +48,20 @@ def count(table: Mapping[str, Any], quantization: Mapping[str, Any] | None) -> C
     return Counts(parameters, stored, [kind for kind, _ in kinds.most_common()], quantised)
 
 
-def block_parameters(dims: Dims, experts: bool) -> int:
+def block_parameters(dims: Dims, layer: Layer) -> int:
     """Parameters of one decoder block."""
-    d, q, kv = dims.hidden_size, dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
-    attention = (2 + dims.gated) * d * q + 2 * d * kv + dims.num_heads * dims.sinks
-    attention += (q + 2 * kv) * dims.qkv_bias + d * dims.o_bias
-    if dims.qk_norm == "head":
-        attention += 2 * dims.head_dim
-    elif dims.qk_norm == "all":
-        attention += q + kv
-    norms = {"pre": 2, "post": 2, "both": 4}[dims.norms] * d
-    if experts and dims.experts is not None:
-        biases = (2 * dims.experts.size + d + 1) * dims.experts.bias
-        return attention + norms + dims.experts.count * (3 * d * dims.experts.size + d + biases)
-    return attention + norms + 3 * d * dims.intermediate_size + (2 * dims.intermediate_size + d) * dims.mlp_bias
+    return sum(math.prod(shape) for _, shape in block(dims, layer))
 
 
 def head_parameters(dims: Dims) -> int:
     """Parameters of one MTP head."""
-    return block_parameters(dims, dims.head_layer.experts) + 2 * dims.hidden_size**2 + 2 * dims.hidden_size
+    return block_parameters(dims, dims.head_layer) + 2 * dims.hidden_size**2 + 2 * dims.hidden_size
 
 
 def cache_bytes(dims: Dims, positions: int, heads: int, item: int) -> int:
     """Caches of the base and of `heads` MTP heads that grow with the text: keys and values of layers that attend."""
-    return 2 * (dims.attention_layers + heads) * positions * dims.num_kv_heads * dims.head_dim * item
+    attending = [layer for layer in dims.layers if layer.mixer == "attention"] + heads * [dims.head_layer]
+    return 2 * positions * item * sum(own.num_kv_heads * own.head_dim for own in map(dims.geometry, attending))
 
 
 def state_bytes(dims: Dims, item: int) -> int:

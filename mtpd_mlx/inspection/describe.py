@@ -137,6 +137,9 @@ def _bits(quantization: Any, counts: Counts) -> dict[str, Any] | None:
 def _dims(dims: Dims) -> dict[str, Any]:
     names = ("hidden_size", "num_layers", "intermediate_size", "num_heads", "num_kv_heads", "head_dim", "vocab_size")
     found = {name: getattr(dims, name) for name in (*names, "context_length", "tied")}
+    wide = dims.geometry(dims.head_layer)
+    if wide.head_dim != dims.head_dim:
+        found |= {"global_head_dim": wide.head_dim, "global_num_kv_heads": wide.num_kv_heads}
     if dims.experts is not None:
         found |= {"experts": dims.experts.count, "experts_per_token": dims.experts.chosen}
     return found
@@ -163,7 +166,7 @@ def _needs(dims: Dims, counts: Counts, plan: MemoryPlan, item: int) -> dict[str,
             "positions": plan.context,
         },
         "head_parameters": head_parameters(dims),
-        "block_parameters": block_parameters(dims, dims.head_layer.experts),
+        "block_parameters": block_parameters(dims, dims.head_layer),
         "train_heads_bytes": {name: train_bytes(dims, counts, plan, device) for name, device in DEVICES.items()},
         "decode_bytes": decode_bytes(dims, counts.stored, plan, item),
         "decode_cpu_bytes": decode_bytes(dims, counts.parameters * CPU_ITEM, plan, CPU_ITEM),

@@ -47,16 +47,18 @@ def train_bytes(dims: Dims, counts: Counts, plan: MemoryPlan, device: Device) ->
 
 def _kept_per_row(dims: Dims) -> int:
     """Numbers that one head keeps of one position for its backward pass, as measured on the CPU (d 256, MLP 768: 10,400)."""
-    q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+    own = dims.geometry(dims.head_layer)
+    q, kv = dims.num_heads * own.head_dim, own.num_kv_heads * own.head_dim
     size = dims.intermediate_size
-    if dims.head_layer.experts and dims.experts is not None:
-        size = dims.experts.chosen * dims.experts.size
+    if dims.head_layer.experts and (experts := dims.experts) is not None:
+        size = experts.chosen * experts.size + size * experts.parallel
     return 16 * dims.hidden_size + 4 * q + 4 * kv + 6 * size
 
 
 def _scores(dims: Dims, plan: MemoryPlan, device: Device) -> int:
     """Attention scores [B, heads, T, T], one of each head of the cascade and three more at work."""
-    if device.fused and dims.head_dim <= 128 and dims.head_dim % 8 == 0:
+    size = dims.geometry(dims.head_layer).head_dim
+    if device.fused and size <= 128 and size % 8 == 0:
         return 0
     return (plan.num_heads + 3) * plan.batch_size * dims.num_heads * plan.max_seq_length**2 * device.item
 

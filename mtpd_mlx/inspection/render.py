@@ -53,6 +53,8 @@ def _model(found: dict[str, Any]) -> list[str]:
         f"{d['num_layers']} layers, hidden {d['hidden_size']}, {d['num_heads']} heads ({d['num_kv_heads']} key heads) of "
         f"{d['head_dim']}, vocabulary {d['vocab_size']}{' (tied)' if d['tied'] else ''}, context {d['context_length']}"
     )
+    if "global_head_dim" in d:
+        lines.append(f"in global layers {d['global_num_kv_heads']} key heads of {d['global_head_dim']}")
     if not found["float16"]:
         lines.append("hidden states exceed float16: --dtype float16 and --precision fp16 are refused, bfloat16 is for them")
     if "experts" in d:

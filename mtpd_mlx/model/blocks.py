@@ -28,27 +28,28 @@ def make_rope(dims: Dims, layer: Layer) -> nn.Module:
     from mlx_lm.models.rope_utils import SuScaledRoPE, initialize_rope
     from mlx_lm.models.smollm3 import NoPE
 
+    size = dims.geometry(layer).rotary_dim
     if layer.rope == "none":
         return NoPE()
     if layer.rope == "local":
-        return initialize_rope(dims.rotary_dim, dims.local_theta, False)
+        return initialize_rope(size, dims.local_theta, False)
     scaling = dims.rope_scaling
     if scaling is not None and rope_type(scaling) in ("longrope", "su"):
         original = scaling["original_max_position_embeddings"]
         rope = SuScaledRoPE(
-            dims.rotary_dim,
+            size,
             dims.rope_theta,
             original_max_position_embeddings=original,
             long_factor=scaling["short_factor"],  # texts are kept to the original length (Dims.context_length)
             long_mscale=longrope_magnitude(scaling),
         )
     else:
-        rope = initialize_rope(dims.rotary_dim, dims.rope_theta, False, scaling, dims.context_length)
+        rope = initialize_rope(size, dims.rope_theta, False, scaling, dims.context_length)
     if rope_type(scaling) == "yarn" and scaling is not None:
         if scaling.get("attention_factor") is not None:
             rope.mscale = float(scaling["attention_factor"])
         if scaling.get("truncate") is False:  # mlx-lm knows no other
-            rope._freqs = mx.array(yarn_periods(dims.rope_theta, dims.rotary_dim, scaling))
+            rope._freqs = mx.array(yarn_periods(dims.rope_theta, size, scaling))
     return rope
 
 
@@ -79,7 +80,8 @@ def call_block(block: nn.Module, hidden: mx.array, mask: Any, cache: Any = None)
             mask = make_mask(hidden.shape[1], cache, None, arrays=True)
         if mask is not None and mask.ndim == 4:
             mask = mask[:, None]  # its scores are [B, key heads, query heads of each, T, cached]
-    return block(hidden, mask=mask, cache=cache)
+    out = block(hidden, mask=mask, cache=cache)
+    return out[0] if isinstance(out, tuple) else out  # Gemma 4's pass their keys and values on to layers that share them
 
 
 def recomputed(block: nn.Module) -> Callable[..., mx.array]:

@@ -17,7 +17,7 @@ from mtpd_mlx.speculative.one_by_one import OneByOne
 from mtpd_mlx.speculative.sampling import Sampling
 
 ONE_BY_ONE = ("gemma2",)
-UNLIKE = ("gemma2", "gemma3", "ministral3", "mistral-window", "phi3-longrope", "qwen3-moe", "smollm3")
+UNLIKE = ("gemma2", "gemma3", "gemma4", "gpt-oss", "ministral3", "mistral-window", "phi3-longrope", "qwen3-moe", "smollm3")
 
 
 def test_mlx_texts_side_by_side(reference: Reference, checkpoint: Path) -> None:

@@ -28,16 +28,20 @@ LIVES: dict[str, dict[str, Any]] = {
     "gpt-oss": MXFP4,
     "gpt-oss-mxfp4": MXFP4,
     "lfm2": {},
+    "gemma4": {},
+    "gemma4-moe": {},
     "qwen3.5": {},
 }
+SLOW = ("gpt-oss-mxfp4", "gemma4")  # their sisters go the same ways
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 
 
 def run(*arguments: object) -> None:
-    assert main([str(argument) for argument in arguments]) == 0, arguments
+    """Status 3: no step was better than the start, which extend keeps."""
+    assert main([str(argument) for argument in arguments]) in ((0, 3) if arguments[0] == "extend" else (0,)), arguments
 
 
-@pytest.mark.parametrize("name", LIVES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in LIVES])
 def test_from_inspect_to_refit(
     name: str, tmp_path: Path, text_data: Path, stop_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

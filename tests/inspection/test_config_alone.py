@@ -51,6 +51,12 @@ FIGURES = {
     "lfm2.5-1.2b": (1_170_340_608, 2_340_681_216, 12_288, 69_214_336),
     # 64 heads of 64, 8 key heads, 24 layers, 32 experts of 2880: 20.9B; MXFP4 experts in 4.25 bits, the rest in bfloat16
     "gpt-oss-20b": (20_914_757_184, 13_761_264_768, 49_152, 839_781_536),
+    # 50 layers of 16 key heads of 256 with values, 10 of 4 of 512 without, feed-forward of 21504, tied: text alone, 30.7B
+    "gemma-4-31b": (30_697_345_340, 61_394_690_680, 901_120, 591_823_361),
+    # 40 layers of 8 key heads of 256 with values, 8 of one of 512 without, feed-forward of 15360
+    "gemma-4-12b": (11_907_350_320, 23_814_700_640, 344_064, 271_343_105),
+    # 25 layers of 8 key heads of 256 with values, 5 of 2 of 512 without, 128 experts of 704 beside a feed-forward of 2112
+    "gemma-4-26b-a4b": (25_233_141_790, 50_466_283_580, 225_280, 844_378_753),
 }
 
 

@@ -27,7 +27,7 @@ QWEN = {
     "tie_word_embeddings": True,
 }
 DIMS = read_dims(QWEN)
-PARAMETERS = 28 * block_parameters(DIMS, False) + 151936 * 1024 + 1024
+PARAMETERS = 28 * block_parameters(DIMS, DIMS.layers[0]) + 151936 * 1024 + 1024
 PLAIN = Counts(PARAMETERS, 2 * PARAMETERS, ["bfloat16"], 0)
 FOUR_BIT = Counts(PARAMETERS, int(PARAMETERS * 4.5 / 8), ["bfloat16"], 197)
 

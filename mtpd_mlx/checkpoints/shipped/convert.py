@@ -100,28 +100,43 @@ def unstack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
 
 
 def part_experts(block: Mapping[str, Raw], experts: Experts) -> dict[str, Raw]:
-    """gate_up_proj [E, in, gate and up in turn] and down_proj [E, in, out] -> three matrices [E, out, in]; their biases."""
-    stem, kept = f"{experts.path}.experts.", dict(block)
-    if f"{stem}gate_up_proj" not in block:
+    """Fused matrices of all experts -> gate, up and down [E, out, in] as mlx-lm holds them. gpt-oss has [E, in, gate and up in
+    turn], and biases; Gemma 4 [E, gate, then up, in]."""
+    (fused_stem, stem), kept = _stems(experts), dict(block)
+    if f"{fused_stem}gate_up_proj" not in block:
         return kept
     for fused, parts in FUSED.items():
-        whole, bias = kept.pop(f"{stem}{fused}"), kept.pop(f"{stem}{fused}_bias")
+        whole, count = kept.pop(f"{fused_stem}{fused}"), len(parts)
+        if not experts.bias:
+            for part, bits in zip(parts, np.split(whole.bits, count, axis=1), strict=True):
+                kept[f"{stem}{part}.weight"] = Raw(whole.dtype, bits.copy())
+            continue
+        bias = kept.pop(f"{fused_stem}{fused}_bias")
         for i, part in enumerate(parts):
-            kept[f"{stem}{part}.weight"] = Raw(whole.dtype, whole.bits.swapaxes(1, 2)[:, i :: len(parts)].copy())
-            kept[f"{stem}{part}.bias"] = Raw(bias.dtype, bias.bits[:, i :: len(parts)].copy())
+            kept[f"{stem}{part}.weight"] = Raw(whole.dtype, whole.bits.swapaxes(1, 2)[:, i::count].copy())
+            kept[f"{stem}{part}.bias"] = Raw(bias.dtype, bias.bits[:, i::count].copy())
     return kept
 
 
 def fuse_experts(block: Mapping[str, Raw], experts: Experts) -> dict[str, Raw]:
     """The inverse of part_experts."""
-    stem, kept = f"{experts.path}.experts.", dict(block)
+    (fused_stem, stem), kept = _stems(experts), dict(block)
     if f"{stem}gate_proj.weight" not in block:
         return kept
     for fused, parts in FUSED.items():
         weights = [kept.pop(f"{stem}{part}.weight") for part in parts]
-        biases = [kept.pop(f"{stem}{part}.bias") for part in parts]
         count, outputs, inputs = weights[0].bits.shape
+        if not experts.bias:
+            kept[f"{fused_stem}{fused}"] = Raw(weights[0].dtype, np.concatenate([w.bits for w in weights], axis=1))
+            continue
+        biases = [kept.pop(f"{stem}{part}.bias") for part in parts]
         rows = np.stack([w.bits for w in weights], axis=2).reshape(count, outputs * len(parts), inputs)
-        kept[f"{stem}{fused}"] = Raw(weights[0].dtype, rows.swapaxes(1, 2).copy())
-        kept[f"{stem}{fused}_bias"] = Raw(biases[0].dtype, np.stack([b.bits for b in biases], axis=2).reshape(count, -1))
+        kept[f"{fused_stem}{fused}"] = Raw(weights[0].dtype, rows.swapaxes(1, 2).copy())
+        kept[f"{fused_stem}{fused}_bias"] = Raw(biases[0].dtype, np.stack([b.bits for b in biases], axis=2).reshape(count, -1))
     return kept
+
+
+def _stems(experts: Experts) -> tuple[str, str]:
+    """Where a block's experts lie fused, and where stacked."""
+    path = f"{experts.path}." if experts.path else ""
+    return f"{path}experts.", f"{path}{experts.stacked}."
