@@ -157,8 +157,8 @@ def test_refusals_in_the_forms_of_other_apis(asked: Any) -> None:
         assert error["error"]["type"] == "invalid_request_error"
     for body, param in (
         ({}, "input"),
-        ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].type"),
-        ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text"),
+        ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+        ({"input": "x", "text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ({"input": "x", "stop": "y"}, "stop"),
     ):
         assert asked.post("/v1/responses", json=body).json()["error"]["param"] == param

@@ -159,3 +159,29 @@ def test_what_cannot_be_kept_to_is_refused(asked: tuple[Any, Any], fields: dict[
     answer = asked[0].post(CHAT, json={"messages": user("x")} | fields)
     error = answer.json()["error"]
     assert answer.status_code == 400 and error["param"] == param and message in error["message"]
+
+
+def test_the_other_forms(asked: tuple[Any, Any]) -> None:
+    told = {"format": {"type": "json_schema", "name": "it", "schema": SCHEMA, "strict": True}}
+    output = answered(asked, "/v1/responses", {"input": "tell", "text": told})["output"]
+    jsonschema.validate(json.loads(output[0]["content"][0]["text"]), SCHEMA)
+    tool = {"type": "function", "name": "look", "parameters": SCHEMA, "strict": True}
+    body = {"input": "do", "tools": [tool], "tool_choice": {"type": "function", "name": "look"}}
+    (call,) = answered(asked, "/v1/responses", body)["output"]
+    jsonschema.validate(json.loads(call["arguments"]), SCHEMA)
+    said = {"messages": user("tell"), "max_tokens": 120}
+    for fields in ({"output_config": {"format": told["format"]}}, {"output_format": told["format"]}):
+        (block,) = answered(asked, "/v1/messages", said | fields)["content"]
+        jsonschema.validate(json.loads(block["text"]), SCHEMA)
+    choice = {"type": "any", "disable_parallel_tool_use": True}
+    body = said | {"tools": [{"name": "look", "input_schema": SCHEMA}], "tool_choice": choice}
+    answer = answered(asked, "/v1/messages", body)
+    (block,) = answer["content"]
+    assert answer["stop_reason"] == "tool_use" and block["name"] == "look"
+    jsonschema.validate(block["input"], SCHEMA)
+
+
+def answered(asked: tuple[Any, Any], path: str, body: dict[str, Any]) -> dict[str, Any]:
+    answer = asked[0].post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())

@@ -94,15 +94,19 @@ def read_turn(value: Any, where: str) -> dict[str, Any]:
 
 
 def _call(value: Any, where: str) -> dict[str, Any]:
-    """Templates take the arguments as an object."""
     function = value.get("function") if isinstance(value, dict) else None
+    return read_call(function, f"{where}.function")
+
+
+def read_call(function: Any, where: str) -> dict[str, Any]:
+    """name and arguments of a call; templates take the arguments as an object."""
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise invalid(where, value, TOOL)
+        raise invalid(where, function, 'an object with "name" and "arguments"')
     arguments = function.get("arguments", "{}")
     try:
         given = json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:
         given = None
     if not isinstance(given, dict):
-        raise invalid(f"{where}.function.arguments", arguments, "a JSON object as text")
+        raise invalid(f"{where}.arguments", arguments, "a JSON object")
     return {"type": "function", "function": {"name": function["name"], "arguments": given}}
