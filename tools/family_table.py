@@ -99,7 +99,7 @@ def notes(config: dict) -> str:
         parts.append("attention sinks")
     if dims.recurrent is not None:
         recurrent = dims.num_layers - dims.attention_layers
-        parts.append(f"recurrent state in {recurrent} of {dims.num_layers} layers; heads are attention blocks; plan growing")
+        parts.append(f"recurrent state in {recurrent} of {dims.num_layers} layers; heads are attention blocks")
     if dims.experts is not None:
         parts.append("heads with experts too")
     if (why := objection(dims)) is not None:

@@ -147,8 +147,6 @@ class Decoder:
 
 def needs_growing(model: Model) -> str | None:
     """What of this model cannot be had with fixed caches."""
-    if model.base.dims.recurrent is not None:
-        return "recurrent state"
     if model.exact:
         return "--exact"
     if model.kv.bits is not None:

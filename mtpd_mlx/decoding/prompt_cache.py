@@ -25,6 +25,7 @@ def save_cache(decoder: Decoder | PlainDecoder, file: Path) -> None:
     host = decoder.settled()
     if not host.tokens:
         raise ValueError(f"{file}: nothing to save: the cache is empty")
+    host.reach_back()
     arrays = {TOKENS: mx.array(host.tokens, mx.uint32), FINGERPRINT: fingerprint_of(decoder)}
     for kind, caches in (("base", host.caches), ("heads", host.head_caches)):
         check_fixable([cache for cache in caches if not isinstance(cache, RecurrentCache)])

@@ -6,10 +6,12 @@ goes back to any length, with a few positions to read again behind it. Called by
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from mtpd_mlx.families.dims import HELD, MARKS
 from mtpd_mlx.model.recurrent.cache import Arrays, RecurrentCache
+
+APART = 64  # positions
 
 
 def trim_to(caches: Sequence[Any], length: int) -> None:
@@ -65,29 +67,48 @@ def begin(caches: Sequence[Any], width: int) -> Transaction:
     return Transaction(caches, max((cache.offset for cache in caches), default=0), width)
 
 
+class Mark(NamedTuple):
+    """Recurrent states behind `length` positions; end: of a part of a prompt."""
+
+    length: int
+    states: list[Arrays]
+    end: bool
+
+
 class Marks:
     """Recurrent states at some lengths of a text. Nothing is kept of bases without recurrent layers."""
 
     def __init__(self) -> None:
-        self._held: list[tuple[int, list[Arrays]]] = []
+        self.clear()
 
     def clear(self) -> None:
-        self._held = []
+        self._held: list[Mark] = []
 
     def add(self, caches: Sequence[Any]) -> None:
-        """Here the text can be taken up again."""
+        """Here the text can be taken up again: the ends of the newest parts of prompts are kept."""
         recurrent = [cache for cache in caches if isinstance(cache, RecurrentCache)]
-        if recurrent and (not self._held or self._held[-1][0] < recurrent[0].offset):
-            self._held = [*self._held, (recurrent[0].offset, [cache.state for cache in recurrent])][-MARKS:]
+        if recurrent:
+            self._put(Mark(recurrent[0].offset, [cache.state for cache in recurrent], True))
+
+    def pass_by(self, length: int, states: Sequence[Arrays]) -> None:
+        """A text that is being written has come to `length`, and these are its recurrent states: one in APART is kept, and the
+        newest two."""
+        if states and length >= (self._held[-1].length if self._held else 0) + APART:
+            self._put(Mark(length, list(states), False))
+
+    def _put(self, mark: Mark) -> None:
+        ends = [held for held in self._held if held.end][-MARKS + mark.end :]
+        passed = [held for held in self._held if not held.end][-1:]
+        self._held = [*sorted((*ends, *passed), key=lambda held: held.length), mark]
 
     def go_back(self, caches: Sequence[Any], length: int) -> int:
         """Puts the caches at the greatest length up to `length` that they can be at, and returns it: what lies between is to be
         read again."""
-        self._held = [(at, states) for at, states in self._held if at <= length]
+        self._held = [mark for mark in self._held if mark.length <= length]
         recurrent = [cache for cache in caches if isinstance(cache, RecurrentCache)]
         at = min([length, *(cache.offset for cache in caches)])
         if reach_of(caches) > at:
-            held = [mark for mark in self._held if mark[0] <= at]
+            held = [(mark.length, mark.states) for mark in self._held if mark.length <= at]
             at, states = held[-1] if held else (0, [()] * len(recurrent))
             for cache, state in zip(recurrent, states, strict=True):
                 cache.restore(at, state)

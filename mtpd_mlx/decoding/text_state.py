@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpd_mlx.decoding.draft_chain import draft_chain, fill_chain, head_logits
-from mtpd_mlx.decoding.rewind import Marks, arrays_of, check_trimmable, trim_to
+from mtpd_mlx.decoding.rewind import Marks, arrays_of, check_trimmable, reach_of, trim_to
 from mtpd_mlx.decoding.row_by_row import Pass, row_by_row, whole_pass
 from mtpd_mlx.decoding.token_rules import Rule, contexts_of, spread
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.finite import marked, type_name
 from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.recurrent.cache import Arrays
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.cancel import cancel_point
@@ -262,6 +263,17 @@ class HostState:
             self.quantise()
             mx.eval(hidden, arrays_of(self.caches))
             at += len(chunk)
+
+    def mark(self, states: Sequence[Arrays]) -> None:
+        """These are the recurrent states behind the text, which is being written elsewhere."""
+        self._marks.pass_by(self.length, states)
+
+    def reach_back(self) -> None:
+        """The last positions can be taken back without reading more than those, wherever the caches came from."""
+        start = max(0, self.length - max(self.model.num_draft_tokens, 1))
+        if reach_of(self.caches) > start:
+            self.rewind(start)
+            self.rewind(self.length)
 
     def refresh(self, length: int) -> None:
         """Keeps positions 0..length-1 (length <= self.length).

@@ -15,6 +15,7 @@ from mtpd_mlx.decoding.decoder import Decoder
 from mtpd_mlx.decoding.open import open_choosing, open_decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.prompt_cache import load_cache, save_cache
+from mtpd_mlx.decoding.rewind import APART
 from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.load_save import flatten, load_for_decoding
@@ -26,7 +27,7 @@ from mtpd_mlx.speculative.sampling import Sampling
 
 PROMPTS = [[7], [5, 6], list(range(5, 20)), list(range(90, 40, -1)), [9] * 12]
 K = 4
-WAYS = ("rounds", "chosen", "plain", "exact")
+WAYS = ("rounds", "chosen", "plain", "exact", "fixed", "fixed+compiled")
 
 
 @pytest.fixture(scope="module", params=sorted(HYBRIDS))
@@ -39,7 +40,8 @@ def opened(model: tuple, way: str, **options: Any) -> Decoder | PlainDecoder:
     base, heads = model
     if way == "chosen":
         return open_choosing(base, heads, DecodingConfig(), **options)
-    return open_decoder(base, None if way == "plain" else heads, DecodingConfig(exact=way == "exact"), **options)
+    how = DecodingConfig(exact=way == "exact", plan=way if way.startswith("fixed") else "auto")
+    return open_decoder(base, None if way == "plain" else heads, how, **options)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -54,7 +56,7 @@ def test_text_is_that_of_plain_decoding(model: tuple, way: str) -> None:
         said |= set(expected)
         accepted += [c.round.accepted for c in chunks if c.round and c.round.proposed]
     assert len(said) > 10
-    if way == "rounds":
+    if way in ("rounds", "fixed"):
         assert len(set(accepted)) > 2
 
 
@@ -88,16 +90,17 @@ class Counted:
         monkeypatch.setattr(base, "trunk", counted)
 
 
-def test_a_chat_reads_its_text_once(model: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text ends inside a round, and the next turn goes on from there: K positions at most are read again."""
-    backend = opened(model, "rounds")
-    list(generate(backend, list(range(5, 90)), max_tokens=9))
+@pytest.mark.parametrize("way", ("rounds", "fixed"))
+def test_a_chat_reads_its_text_once(model: tuple, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text ends inside a round, and the next turn goes on from there: a few positions at most are read again."""
+    backend = opened(model, way)
+    list(generate(backend, list(range(5, 90)) + list(range(90, 5, -1)), max_tokens=150))
     counted = Counted(model[0], monkeypatch)
     list(generate(backend, [3, 1, 4], max_tokens=1))
-    assert counted.positions <= 3 + 2 * K
+    assert counted.positions <= 3 + 2 * K + (2 * APART if way == "fixed" else 0)
 
 
-@pytest.mark.parametrize("way", ("rounds", "chosen", "plain"))
+@pytest.mark.parametrize("way", ("rounds", "chosen", "plain", "fixed"))
 def test_saved_and_loaded(model: tuple, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = opened(model, way), opened(model, way)
     prompt = list(range(5, 90)) + list(range(90, 5, -1))
@@ -156,11 +159,6 @@ def _flat(parts: Any) -> Iterator[tuple[int, list[int]]]:
 def test_samples_are_repeated_by_their_seed(model: tuple) -> None:
     sampled = [text(opened(model, "rounds", sampling=Sampling(temp=0.8, seed=3)), PROMPTS[2], 20) for _ in range(2)]
     assert sampled[0] == sampled[1]
-
-
-def test_fixed_buffers_are_refused(model: tuple) -> None:
-    with pytest.raises(ValueError, match="recurrent state needs the plan growing"):
-        open_decoder(*model, DecodingConfig(plan="fixed"))
 
 
 def test_decays_keep_their_type(model: tuple) -> None:

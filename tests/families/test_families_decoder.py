@@ -42,7 +42,7 @@ def test_mlx_decoder_in_every_plan(reference: Reference, checkpoint: Path) -> No
     base, heads, _ = load_checkpoint(checkpoint)
     options = [DecodingConfig(plan="fixed")]
     if base.dims.recurrent is not None:
-        options = [DecodingConfig(plan="growing"), DecodingConfig(exact=True)]
+        options += [DecodingConfig(plan="growing"), DecodingConfig(exact=True)]
     if reference.name in UNLIKE:
         plans = [Plan(), Plan("fixed"), Plan("fixed", write="scatter", products="rows")]  # a CPU's, and two of a GPU
         options = [DecodingConfig(plan=str(plan)) for plan in plans] + [DecodingConfig(exact=True)]

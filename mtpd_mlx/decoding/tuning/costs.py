@@ -5,9 +5,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 from mtpd_mlx.decoding.decoder import Decoder
-from mtpd_mlx.decoding.fixed_cache import FixedCache, Rows, Span, bucket, to_fixed
+from mtpd_mlx.decoding.fixed_buffers import Layers, kept, to_buffers
+from mtpd_mlx.decoding.fixed_cache import Span, bucket
 from mtpd_mlx.decoding.open import kv_options, open_decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.rewind import trim_to
@@ -74,16 +76,16 @@ def verify_costs(base: Base, prompt: list[int], options: DecodingConfig, plan: P
     host, length = HostState(model), len(prompt)
     host.prefill(prompt)
     caches = host.caches
-    buffers = [to_fixed(c, length, bucket(length + WIDEST)) for c in caches] if plan.cache == "fixed" else []
+    buffers = to_buffers(caches, length, bucket(length + WIDEST)) if plan.cache == "fixed" else []
+    layers = Layers(base, 0)
 
     products = RowProducts(base.model) if plan.products == "rows" else nullcontext()
 
-    def graph(tokens: mx.array, start: mx.array, held: list[Rows]) -> tuple[mx.array, list[Rows]]:
-        span = Span(start)
-        fixed = [FixedCache(rows, span, plan.write) for rows in held]
+    def graph(tokens: mx.array, start: mx.array, held: list[Any]) -> tuple[mx.array, list[Any]]:
+        fixed = layers.caches(held, Span(start), plan.write) if held else []
         with products:
             best = mx.argmax(model.verify_pass(tokens, fixed or caches)[2], axis=-1)
-        return best, [c.rows for c in fixed]
+        return best, kept(fixed, mx.array(0, mx.int32))
 
     verify = mx.compile(graph) if plan.compiled else graph
 

@@ -6,8 +6,11 @@ from mtpd_mlx.model.runtime import mx
 
 
 def convolve(rows: mx.array, window: mx.array | None, layer: Any) -> tuple[mx.array, mx.array]:
-    """rows [1, n, C] behind `window` [1, k-1, C] (None: zeros), an nn.Conv1d of C groups -> (outputs [1, n, C], the window
-    behind them). Sums in float32; a row's bits do not depend on how many rows are convolved at once."""
+    """rows [1, n, C] behind `window` [1, k-1, C] (None: zeros), an nn.Conv1d of C groups -> (outputs [1, n, C], what was seen
+    [1, k-1+n, C], whose last k-1 rows are the next window).
+
+    Sums in float32; a row's bits do not depend on how many rows are convolved at once.
+    """
     weight = layer.weight.astype(mx.float32)  # [C, k, 1]
     k, n = weight.shape[1], rows.shape[1]
     if window is None:
@@ -18,4 +21,9 @@ def convolve(rows: mx.array, window: mx.array | None, layer: Any) -> tuple[mx.ar
         total = total + seen[:, j : j + n] * weight[:, j, 0]
     if "bias" in layer:
         total = total + layer.bias
-    return total.astype(rows.dtype), mx.contiguous(seen[:, n:])
+    return total.astype(rows.dtype), seen
+
+
+def next_window(seen: mx.array, n: int) -> mx.array:
+    """The window behind n positions: a copy, so that the rest of what was seen can be freed."""
+    return mx.contiguous(seen[:, n:])
