@@ -149,13 +149,31 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         | {"hidden_size_per_layer_input": 0, "enable_moe_block": True}
         | {"hidden_size": 64, "num_experts": 6, "top_k_experts": 2, "moe_intermediate_size": 32},
     ),
+    "glm4-moe": (
+        "GLM-4.5-Air",
+        "Glm4MoeConfig",
+        {"head_dim": 32, "attention_bias": True, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+        | {"routed_scaling_factor": 1.3, "shipped": "nextn"},
+    ),
+    "glm4-moe-groups": (
+        "GLM-4.5, 4.6 and 4.7",
+        "Glm4MoeConfig",
+        {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 24, "n_group": 4, "topk_group": 2}
+        | {
+            "head_dim": 32,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "routed_scaling_factor": 2.5,
+            "first_k_dense_replace": 2,
+        },
+    ),
     "gpt-oss": (
         "gpt-oss",
         "GptOssConfig",
         GPT_OSS,
     ),
     "gpt-oss-mxfp4": ("gpt-oss in MXFP4, as OpenAI stores it", "GptOssConfig", GPT_OSS | {"packed": "mxfp4"}),
-    "qwen3.5": ("Qwen3.5, 3.6, 3.8 (text)", "Qwen3_5TextConfig", DELTA | {"tie_word_embeddings": True}),
+    "qwen3.5": ("Qwen3.5, 3.6, 3.8 (text)", "Qwen3_5TextConfig", DELTA | {"tie_word_embeddings": True, "shipped": "mtp"}),
     "qwen3.5-vision": (
         "Qwen3.5, 3.6, 3.8 with vision (their text)",
         "Qwen3_5Config",
@@ -214,7 +232,50 @@ def reference_logits(folder: Path, tokens: list[int]) -> np.ndarray:
 
 
 def without_written(options: dict[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in options.items() if k not in ("written", "packed")}
+    return {k: v for k, v in options.items() if k not in ("written", "packed", "shipped")}
+
+
+def shipped_shapes(shapes: dict[str, list[int]], config: dict[str, Any], layout: str) -> dict[str, list[int]]:
+    """The tensors of one MTP head of the last block's type, as the family's published checkpoints name them."""
+    layers, d = config["num_hidden_layers"], config["hidden_size"]
+    stem, norms = f"model.layers.{layers}.", ("enorm", "hnorm", "shared_head.norm")
+    if layout == "mtp":
+        stem, norms = "mtp.layers.0.", ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+    beside = stem if layout == "nextn" else "mtp."
+    last = f"model.layers.{layers - 1}."
+    block = {stem + name.removeprefix(last): shape for name, shape in shapes.items() if name.startswith(last)}
+    extras = {f"{beside}{name}.weight": [d] for name in norms}
+    return block | extras | {f"{beside}{'fc' if layout == 'mtp' else 'eh_proj'}.weight": [d, 2 * d]}
+
+
+def shipped_logits(folder: Path, tokens: list[int], shipped: dict[str, list[int]]) -> np.ndarray:
+    """float32 [T - 1, V]: what the head says after each token and the next, by transformers' own MTP decoding."""
+    import torch
+    from transformers import AutoConfig
+    from transformers.cache_utils import MtpCache
+    from transformers.modeling_layers import MtpModel
+
+    config = AutoConfig.from_pretrained(folder)
+    config.num_mtp_layers = 1
+    if getattr(config, "layer_types", None):
+        config.mtp_layer_types = ["full_attention"]
+    model_class = type(auto_class(config).from_config(config))
+    model_class._keys_to_ignore_on_load_unexpected = [rf"^{sorted(shipped)[0].split('.layers.')[0]}.*"]
+    if not sorted(shipped)[0].startswith("mtp."):
+        model_class._keys_to_ignore_on_load_unexpected = [rf"model\.layers\.{config.num_hidden_layers}\."]
+    options = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = model_class.from_pretrained(folder, config=config, **options).eval()
+    mtp = MtpModel.from_pretrained(model)
+    with torch.no_grad():
+        inside = model.model(torch.tensor([tokens]))
+        states = mtp.forward_layer(
+            0,
+            inside.last_hidden_state[:, :-1],
+            torch.arange(1, len(tokens))[None],
+            MtpCache(config=config.get_mtp_config()),
+            input_ids=torch.tensor([tokens[1:]]),
+        )
+        return model.lm_head(states)[0].float().numpy()
 
 
 def in_blocks(shapes: dict[str, list[int]]) -> dict[str, list[int]]:
@@ -246,14 +307,20 @@ def make(name: str, out: Path) -> float:
             shapes, written = in_blocks(shapes), written | {"quantization_config": MXFP4}
             (folder / "config.json").write_text(json.dumps(written))
         write_weights(folder / "model.safetensors", shapes, center)
-        logits = reference_logits(folder, text())
+        logits = {"logits": reference_logits(folder, text())}
+        if "shipped" in options:
+            shipped = shipped_shapes(shapes, written, options["shipped"])
+            write_weights(folder / "model.safetensors", shapes | shipped, center)
+            logits["shipped"] = shipped_logits(folder, text(), shipped)
     if "written" in options:  # a model_type that transformers has no class for
         written |= {"model_type": options["written"], "architectures": ["MiMoForCausalLM"]}
         written = {k: v for k, v in written.items() if k not in ("layer_types", "max_window_layers", "use_sliding_window")}
     record = {"title": title, "norm_center": center, "tokens": text(), "config": written, "shapes": shapes}
+    if "shipped" in options:
+        record["shipped"] = shipped
     (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
-    np.savez_compressed(out / f"{name}.npz", logits=logits)
-    return float(np.abs(logits).max())
+    np.savez_compressed(out / f"{name}.npz", **logits)
+    return float(np.abs(logits["logits"]).max())
 
 
 def main() -> int:

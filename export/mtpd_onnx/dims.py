@@ -38,6 +38,8 @@ def check_expressible(dims: Dims) -> None:
         raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone; the graphs do not express it")
     if dims.experts is not None and dims.experts.parallel:
         raise ValueError(f"{dims.model_type}: experts beside a dense MLP are not supported")
+    if dims.experts is not None and dims.experts.sigmoid:
+        raise ValueError(f"{dims.model_type}: experts chosen by sigmoids, and shared ones, are not supported")
     if any(layer.geometry is not None for layer in dims.layers):
         raise ValueError(f"{dims.model_type}: layers whose heads differ in size are not supported")
     settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
-from mtpd_mlx.families.experts import read_experts
+from mtpd_mlx.families.experts import glm_arguments, read_experts
 from mtpd_mlx.families.gemma4 import check_gemma4, is_gemma4
 from mtpd_mlx.families.hybrid import ATTENTION, hybrid_arguments, read_recurrent, spelt_out
 from mtpd_mlx.families.layers import FULL, SLIDING, read_layers
@@ -100,9 +100,9 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
         context_length=_context_length(config, rotary.scaling),
         tied=tied if tied is not None else family.tied if told is None else bool(told),
         qkv_bias=family.qkv_bias or biases[0],
-        o_bias=family.o_bias or biases[0],
+        o_bias=family.o_bias or (biases[0] and family.biased_output),
         mlp_bias=biases[1],
-        qk_norm=family.qk_norm,
+        qk_norm=None if family.optional_norms and not config.get("use_qk_norm") else family.qk_norm,
         quantization=config.get("quantization"),
         layers=layers,
         head_layer=_head_layer(layers, experts is not None),
@@ -248,6 +248,8 @@ def mlx_arguments(config: dict[str, Any], dims: Dims) -> dict[str, Any]:
         values |= {"num_experts_per_tok": dims.experts.chosen, "norm_topk_prob": dims.experts.normalized}
         values |= {"decoder_sparse_step": config.get("decoder_sparse_step", 1)}
         values |= {"mlp_only_layers": config.get("mlp_only_layers") or []}
+    if dims.experts is not None and dims.experts.sigmoid:
+        values |= glm_arguments(config, dims.experts)
     if dims.query_growth is not None:
         values["rope_parameters"] = dict(dims.rope_scaling or {}) | {"rope_theta": dims.rope_theta}
     defaults = {"attention_bias": False, "mlp_bias": False, "logits_scaling": 1.0, "attention_multiplier": 1.0}

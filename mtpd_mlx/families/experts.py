@@ -14,6 +14,11 @@ def read_experts(config: dict[str, Any]) -> Experts | None:
         sizes, normalized = (_count(config), 8, "moe_intermediate_size"), bool(config.get("norm_topk_prob", False))
         names = ("gate_proj", "up_proj", "down_proj")
         return Experts(*_checked(config, *sizes), normalized, "mlp", names)
+    if config["model_type"] == "glm4_moe":
+        count, chosen, size = _checked(config, _routed(config), 8, "moe_intermediate_size")
+        names, normalized = ("gate_proj", "up_proj", "down_proj"), bool(config.get("norm_topk_prob", True))
+        shared = size * config.get("n_shared_experts", 1)
+        return Experts(count, chosen, size, normalized, "mlp", names, shared=shared, sigmoid=True)
     if is_gemma4(config) and config.get("enable_moe_block"):
         told, sizes = config | {"num_experts_per_tok": config["top_k_experts"]}, (_count(config), 1, "moe_intermediate_size")
         names = ("gate_proj", "up_proj", "down_proj")
@@ -49,8 +54,26 @@ def has_experts(config: dict[str, Any], layer: int) -> bool:
     """Whether the MLP of a layer is a mixture."""
     if config["model_type"] in ("mixtral", "gpt_oss"):
         return True
+    if config["model_type"] == "glm4_moe":
+        return bool(layer >= config.get("first_k_dense_replace", 1))
     if is_gemma4(config):
         return bool(config.get("enable_moe_block"))
     if config["model_type"] != "qwen3_moe":
         return False
     return layer not in (config.get("mlp_only_layers") or []) and (layer + 1) % config.get("decoder_sparse_step", 1) == 0
+
+
+def _routed(config: dict[str, Any]) -> int:
+    return _count({"num_experts": config.get("n_routed_experts") or config.get("num_local_experts") or 128})
+
+
+def glm_arguments(config: dict[str, Any], experts: Experts) -> dict[str, Any]:
+    """What mlx-lm's module of GLM-4.5 wants beyond config.json, with what transformers assumes. ValueError for what it would
+    pass over."""
+    for name, wanted in {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}.items():
+        if config.get(name, wanted) != wanted:
+            raise ValueError(f"{name}: got {str(config[name])[:40]!r}, expected {wanted}")
+    values = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "first_k_dense_replace": 1, "n_shared_experts": 1}
+    values = {name: config.get(name, default) for name, default in values.items()}
+    values |= {"n_routed_experts": experts.count, "use_qk_norm": bool(config.get("use_qk_norm"))}
+    return values | {"norm_topk_prob": experts.normalized, "partial_rotary_factor": 0.5}  # rotation is the adapter's

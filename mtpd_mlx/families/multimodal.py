@@ -40,4 +40,8 @@ def text_name(name: str) -> str | None:
     for prefix in INSIDE:
         if name.startswith(prefix):
             return "model." + name.removeprefix(prefix)
-    return name.removeprefix("language_model.") if name.startswith("language_model.lm_head") else name
+    if name.startswith(("language_model.lm_head.", "language_model.mtp.")):
+        return name.removeprefix("language_model.")
+    return (
+        name.removeprefix("model.") if name.startswith("model.mtp.") else name
+    )  # Qwen's heads, wherever a conversion puts them

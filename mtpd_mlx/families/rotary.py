@@ -35,7 +35,8 @@ def read_rotary(config: dict[str, Any], family: Family) -> Rotary:
         raise ValueError(f"rope_parameters of sliding layers: got {rope_type(local)!r}, expected 'default'")
     theta = config.get("rope_theta") or nested.get("rope_theta") or family.theta
     own = {k: v for k, v in nested.items() if k not in ("rope_theta", "partial_rotary_factor")}
-    share = config.get("partial_rotary_factor") or nested.get("partial_rotary_factor") or 1.0
+    assumed = 0.5 if config["model_type"] == "glm4_moe" else 1.0
+    share = config.get("partial_rotary_factor") or nested.get("partial_rotary_factor") or assumed
     if family.module == "gemma4_text":
         own, share = _proportional(nested), 1.0
     scaling = config.get("rope_scaling") or own

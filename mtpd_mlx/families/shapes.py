@@ -128,6 +128,12 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
     yield f"{prefix}{experts.gate}.weight", [experts.count, d]
     if experts.bias:
         yield f"{prefix}{experts.gate}.bias", [experts.count]
+    if experts.sigmoid:
+        yield f"{prefix}{experts.gate}.e_score_correction_bias", [experts.count]
+    if experts.shared:
+        for name, shape in {"gate_proj": [experts.shared, d], "up_proj": [experts.shared, d]}.items():
+            yield f"{prefix}shared_experts.{name}.weight", shape
+        yield f"{prefix}shared_experts.down_proj.weight", [d, experts.shared]
     if experts.parallel:
         yield f"{prefix}router.scale", [d]
         yield f"{prefix}router.per_expert_scale", [experts.count]

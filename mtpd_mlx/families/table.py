@@ -37,6 +37,8 @@ class Family:
     biases: tuple[str, ...] = ()
     qkv_bias: bool = False
     o_bias: bool = False
+    biased_output: bool = True  # attention_bias is of the output projection too
+    optional_norms: bool = False  # queries and keys are normalised only with use_qk_norm
     qk_norm: str | None = None
     norms: str = "pre"
     norm_offset: float = 0.0
@@ -116,6 +118,9 @@ FAMILIES: dict[str, Family] = {
     "gemma4_text": GEMMA4,
     "gemma4_unified_text": replace(GEMMA4, window=1024),
     "qwen3_moe": Family("qwen3_moe", windows="all", switched=True, qk_norm="head"),
+    "glm4_moe": Family(
+        "glm4_moe", eps=1e-5, biases=("attention_bias",), qk_norm="head", optional_norms=True, biased_output=False
+    ),
     "mixtral": Family("mixtral", windows="all", eps=1e-5, theta=1e6, head_dim=False),
     "gpt_oss": Family(
         "gpt_oss",

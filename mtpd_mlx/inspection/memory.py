@@ -51,7 +51,7 @@ def _kept_per_row(dims: Dims) -> int:
     q, kv = dims.num_heads * own.head_dim, own.num_kv_heads * own.head_dim
     size = dims.intermediate_size
     if dims.head_layer.experts and (experts := dims.experts) is not None:
-        size = experts.chosen * experts.size + size * experts.parallel
+        size = experts.chosen * experts.size + experts.shared + size * experts.parallel
     return 16 * dims.hidden_size + 4 * q + 4 * kv + 6 * size
 
 

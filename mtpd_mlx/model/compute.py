@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+FLOAT32 = ("A_log", "e_score_correction_bias")  # decays of recurrent layers, and what chooses experts: sensitive to rounding
+
+
 def dtype_of(asked: str, elsewhere: mx.Dtype = mx.bfloat16) -> mx.Dtype:
     """The type named `asked`; for `auto` float32 on a CPU, `elsewhere` on other devices."""
     if asked == AUTO:
@@ -46,12 +49,11 @@ def compute_in(base: "Base", asked: str = AUTO, elsewhere: mx.Dtype | None = Non
 
 
 def cast(network: nn.Module, kind: mx.Dtype) -> None:
-    """Floating-point weights in `kind`, but for the decays of recurrent layers (A_log), which stay as they are: they are
-    exponents of exponents, and computed in float32."""
+    """Floating-point weights in `kind`, but for those that stay as they are (FLOAT32)."""
     from mlx.utils import tree_flatten, tree_unflatten
 
     flat: Any = tree_flatten(network.parameters())
-    decays = [(name, w) for name, w in flat if name.endswith("A_log")]
+    decays = [(name, w) for name, w in flat if name.endswith(FLOAT32)]
     network.set_dtype(kind)
     if decays:
         network.update(tree_unflatten(decays), strict=False)
@@ -62,7 +64,7 @@ def float_types(base: "Base") -> set[str]:
     from mlx.utils import tree_flatten
 
     flat: Any = tree_flatten(base.model.parameters())
-    return {type_name(w.dtype) for n, w in flat if mx.issubdtype(w.dtype, mx.floating) and not n.endswith("A_log")}
+    return {type_name(w.dtype) for n, w in flat if mx.issubdtype(w.dtype, mx.floating) and not n.endswith(FLOAT32)}
 
 
 @cache  # once a run, however many bases it loads

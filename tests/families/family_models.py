@@ -25,14 +25,16 @@ class Reference:
     logits: np.ndarray
 
 
-def build(name: str, folder: Path) -> Reference:
+def build(name: str, folder: Path, shipped: bool = False) -> Reference:
+    """`shipped`: with the MTP head that such a model is published with."""
     from tiny import write_tokenizer
 
     record = json.loads((REFERENCES / f"{name}.json").read_text())
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tokenizer_config.json").exists():  # written last: another worker has been here
         (folder / "config.json").write_text(json.dumps(record["config"]))
-        write_weights(folder / "model.safetensors", record["shapes"], record["norm_center"])
+        shapes = record["shapes"] | (record["shipped"] if shipped else {})
+        write_weights(folder / "model.safetensors", shapes, record["norm_center"])
         write_tokenizer(folder)
     return Reference(name, folder, record["config"], record["tokens"], np.load(REFERENCES / f"{name}.npz")["logits"])
 

@@ -30,9 +30,10 @@ LIVES: dict[str, dict[str, Any]] = {
     "lfm2": {},
     "gemma4": {},
     "gemma4-moe": {},
+    "glm4-moe": {},
     "qwen3.5": {},
 }
-SLOW = ("gpt-oss-mxfp4", "gemma4")  # their sisters go the same ways
+SLOW = ("gpt-oss-mxfp4", "gemma4", "glm4-moe")  # their sisters go the same ways
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 
 

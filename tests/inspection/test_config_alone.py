@@ -51,6 +51,8 @@ FIGURES = {
     "lfm2.5-1.2b": (1_170_340_608, 2_340_681_216, 12_288, 69_214_336),
     # 64 heads of 64, 8 key heads, 24 layers, 32 experts of 2880: 20.9B; MXFP4 experts in 4.25 bits, the rest in bfloat16
     "gpt-oss-20b": (20_914_757_184, 13_761_264_768, 49_152, 839_781_536),
+    # 46 layers of 96 heads of 128 with biases, 8 key heads, 128 experts of 1408 and a shared one in 45 of them, untied: 106B
+    "glm-4.5-air": (106_852_251_264, 213_704_502_528, 188_416, 2_375_055_488),
     # 50 layers of 16 key heads of 256 with values, 10 of 4 of 512 without, feed-forward of 21504, tied: text alone, 30.7B
     "gemma-4-31b": (30_697_345_340, 61_394_690_680, 901_120, 591_823_361),
     # 40 layers of 8 key heads of 256 with values, 8 of one of 512 without, feed-forward of 15360

@@ -37,31 +37,35 @@ def plain_to_stored(raw: Raw, offset: float) -> Raw:
     return Raw.of_floats(stored)
 
 
-def read_head(source: RawTensors, layout: Layout, k: int, dims: Dims) -> dict[str, Raw]:
-    """Head k of a shipped checkpoint under our names: hnorm.weight, ..., block.*."""
+def read_head(source: RawTensors, layout: Layout, k: int, dims: Dims, left_out: float = 0.0) -> dict[str, Raw]:
+    """Head k of a shipped checkpoint under our names: hnorm.weight, ..., block.*. `left_out`: of its norms (left_out.py)."""
     names, prefix = layout.names(k, dims.num_layers), layout.prefix(k, dims.num_layers)
     head = {f"{ours}.weight": source[name] for ours, name in names.items()}
     if not layout.hidden_first:
         head["eh_proj.weight"] = swap_halves(head["eh_proj.weight"])
     for norm in PLAIN_NORMS:
-        head[f"{norm}.weight"] = stored_to_plain(head[f"{norm}.weight"], dims.norm_offset)
+        head[f"{norm}.weight"] = stored_to_plain(head[f"{norm}.weight"], dims.norm_offset + left_out)
     beside = {*names.values(), *(f"{prefix}{copy}" for copy in COPIES)}
     block = {n.removeprefix(prefix): source[n] for n in source.table if n.startswith(prefix) and n not in beside}
+    block = {n: stored_to_plain(raw, left_out) if n.endswith("norm.weight") else raw for n, raw in block.items()}
     return head | {f"block.{name}": raw for name, raw in stack_experts(block, dims).items()}
 
 
-def write_head(head: Mapping[str, Raw], layout: Layout, k: int, dims: Dims, stacked: bool = False) -> dict[str, Raw]:
+def write_head(
+    head: Mapping[str, Raw], layout: Layout, k: int, dims: Dims, stacked: bool = False, left_out: float = 0.0
+) -> dict[str, Raw]:
     """The inverse of read_head; `head` includes post_norm.weight. `stacked`: experts stay as mlx-lm holds them."""
     names, prefix = layout.names(k, dims.num_layers), layout.prefix(k, dims.num_layers)
     written = {}
     for ours, name in names.items():
         raw = head[f"{ours}.weight"]
         if ours in PLAIN_NORMS:
-            raw = plain_to_stored(raw, dims.norm_offset)
+            raw = plain_to_stored(raw, dims.norm_offset + left_out)
         elif not layout.hidden_first:
             raw = swap_halves(raw)
         written[name] = raw
     block = {name.removeprefix("block."): raw for name, raw in head.items() if name.startswith("block.")}
+    block = {n: plain_to_stored(raw, left_out) if n.endswith("norm.weight") else raw for n, raw in block.items()}
     return written | {f"{prefix}{name}": raw for name, raw in (block if stacked else unstack_experts(block, dims)).items()}
 
 

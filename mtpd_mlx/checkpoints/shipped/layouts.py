@@ -1,4 +1,9 @@
-"""The layouts of shipped heads. All take the state after the base's final norm and share its embedding and output head."""
+"""The layouts of shipped heads. All take the base's state after its final norm and share its embedding and output head.
+
+Engines do not agree on what a second head takes from the first. transformers passes the state after the head's own final norm,
+and so do we; vLLM's class of GLM-4.5 passes the one before it. vLLM's classes of DeepSeek, GLM and MiMo also set the embedding
+at the first position to zero, which neither transformers nor we do.
+"""
 
 import re
 from dataclasses import dataclass

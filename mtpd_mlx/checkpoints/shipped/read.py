@@ -6,10 +6,12 @@ from typing import Any
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import CONFIG_NAME, WEIGHTS_NAME, BaseRef, CheckpointConfig, named_from, parse_base
 from mtpd_mlx.checkpoints.run_files import forget_run, holds_run
+from mtpd_mlx.checkpoints.shipped import left_out
 from mtpd_mlx.checkpoints.shipped.convert import read_head, stored_to_plain
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
 from mtpd_mlx.checkpoints.shipped.layouts import BASE, LAYOUTS, is_shipped
 from mtpd_mlx.families.config import read_config_json
+from mtpd_mlx.families.multimodal import text_name
 from mtpd_mlx.families.shapes import final_norm
 from mtpd_mlx.families.stored import read_base
 from mtpd_mlx.files.atomic import write_json
@@ -26,13 +28,13 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False, ba
     ValueError in one line where the model ships none, or heads that are not of our form. A head's own final norm is kept
     (post_norm) unless it is the base's, bit for bit.
     """
-    source = RawTensors.of_model(model, beside=True)
+    source = RawTensors.of_model(model, text_name, beside=True)
     config, table = read_config_json(base or model), source.table
     if base is not None:
         told = read_config_json(model)
         keys = {key for layout in LAYOUTS.values() for key in layout.announce}
         config = {k: v for k, v in config.items() if k not in keys} | {k: v for k, v in told.items() if k in keys}
-        own = RawTensors.of_model(base).table
+        own = RawTensors.of_model(base, text_name).table
         table = {n: e for n, e in own.items() if not is_shipped(n, config["num_hidden_layers"])} | table
     found = shipped_heads(config, table)
     if found is None or found["heads"] == 0:
@@ -59,14 +61,16 @@ def _write(model: Path, out: Path, named: str, source: RawTensors, found: dict[s
     base = read_base(model)
     base.say_remarks()
     dims = base.dims
-    heads = [read_head(source, LAYOUTS[found["format"]], k, dims) for k in range(found["heads"])]
-    final = stored_to_plain(base.tensors[final_norm(dims)], dims.norm_offset)
+    layout = LAYOUTS[found["format"]]
+    missing = [left_out.of_head(source, base.tensors, layout, k, dims) for k in range(found["heads"])]
+    heads = [read_head(source, layout, k, dims, missing[k]) for k in range(found["heads"])]
+    final = stored_to_plain(base.tensors[final_norm(dims)], dims.norm_offset + left_out.of_base(base.tensors.table, dims))
     own_norms = not all(same(head["post_norm.weight"], final) for head in heads)
     if not own_norms:
         for head in heads:
             del head["post_norm.weight"]
     reference = BaseRef(named_from(named, out), fingerprint_base(model), dims.model_type, dims.hidden_size, dims.vocab_size)
-    record = {"imported": {"format": found["format"]}}
+    record = {"imported": {"format": found["format"]} | ({"norms_left_out": missing} if any(missing) else {})}
     checkpoint = CheckpointConfig(len(heads), "postnorm", reference, record=record, post_norms=own_norms)
     named_tensors = {f"heads.{k}.{name}": raw for k, head in enumerate(heads) for name, raw in head.items()}
     write_raw(staged(out / WEIGHTS_NAME), named_tensors)

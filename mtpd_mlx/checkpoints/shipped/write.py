@@ -8,6 +8,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, named_from, read_config
+from mtpd_mlx.checkpoints.shipped import left_out
 from mtpd_mlx.checkpoints.shipped.convert import holds_stacked, stored_to_plain, write_head
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
 from mtpd_mlx.checkpoints.shipped.layouts import (
@@ -143,12 +144,13 @@ def _tensors(
     heads: RawTensors, config: CheckpointConfig, layout: Layout, dims: Dims, base: RawTensors, stacked: bool
 ) -> dict[str, Raw]:
     written: dict[str, Raw] = {}
+    missing = left_out.of_base(base.table, dims)
     for k in range(config.num_heads):
         prefix = f"heads.{k}."
         head = {name.removeprefix(prefix): heads[name] for name in heads.table if name.startswith(prefix)}
         if not config.post_norms:
-            head["post_norm.weight"] = stored_to_plain(base[final_norm(dims)], dims.norm_offset)
-        written |= write_head(head, layout, k, dims, stacked)
+            head["post_norm.weight"] = stored_to_plain(base[final_norm(dims)], dims.norm_offset + missing)
+        written |= write_head(head, layout, k, dims, stacked, missing)
     return written
 
 
