@@ -84,3 +84,13 @@ def losses_of(checkpoint: Path) -> tuple[np.ndarray, np.ndarray]:
     """Of the two heads that train_checkpoint trained: in its first step, in its last."""
     losses = np.array(json.loads((checkpoint / LOSSES).read_text()))
     return losses[0], losses[-1]
+
+
+def head_logits(checkpoint: Path, tokens: list[int]) -> np.ndarray:
+    """[T - 1, V]: of the first head, after each token and the next."""
+    from mtpd_mlx.model.load_save import load_checkpoint
+    from mtpd_mlx.model.runtime import mx
+
+    base, heads, _ = load_checkpoint(checkpoint)
+    row = mx.array([tokens])
+    return np.array(base.logits(heads.cascade(base, base.trunk(row), row)[0])[0])[:-1]

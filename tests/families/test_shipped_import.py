@@ -1,12 +1,12 @@
-"""Heads that published models ship (Qwen3.5's `mtp.*`, GLM-4.5's further layer): what is imported computes what transformers
-computes, loops, trains, decodes exactly and goes back."""
+"""Heads that published models ship (Qwen3.5's `mtp.*`, GLM-4.5's further layer): once imported they loop, train, decode exactly
+and go back. (That they compute what transformers computes: test_families_shipped.py.)"""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from family_models import REFERENCES, TOLERANCE, build
+from family_models import REFERENCES, TOLERANCE, build, head_logits
 from helpers.decode import oracle, text
 
 from mtpd_mlx.checkpoints.format import read_config
@@ -15,7 +15,6 @@ from mtpd_mlx.families.stored import read_base
 from mtpd_mlx.files.safetensors import Raw, RawTensors, write_raw
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
-from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.rounds import StepBackend
 
 SHIPPED = {"qwen3.5": "mtp", "glm4-moe": "nextn"}
@@ -24,25 +23,6 @@ STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--step
 
 def run(*arguments: object) -> None:
     assert main([str(argument) for argument in arguments]) in (0, 3), arguments
-
-
-def head_logits(checkpoint: Path, tokens: list[int]) -> np.ndarray:
-    """[T - 1, V]: of the first head, after each token and the next."""
-    base, heads, _ = load_checkpoint(checkpoint)
-    row = mx.array([tokens])
-    return np.array(base.logits(heads.cascade(base, base.trunk(row), row)[0])[0])[:-1]
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_the_head_says_what_transformers_says(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    reference = build(name, tmp_path / "model", shipped=True)
-    assert main(["inspect", str(reference.folder), "--json"]) == 0
-    shipped = json.loads(capsys.readouterr().out)["shipped_heads"]
-    assert (shipped["format"], shipped["heads"], shipped["fits"]) == (SHIPPED[name], 1, True)
-    run("import-heads", reference.folder, "--out", tmp_path / "heads")
-    expected = np.load(REFERENCES / f"{name}.npz")["shipped"]
-    found = head_logits(tmp_path / "heads", reference.tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
 def test_beside_vision_too(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Every family's heads in the layouts of published checkpoints: ours go out and come back, its own come in."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from family_models import REFERENCES, TOLERANCE, Reference, build, head_logits
+from tiny import write_checkpoint
+
+from mtpd_mlx.checkpoints.shipped.read import import_heads
+from mtpd_mlx.checkpoints.shipped.write import export_heads
+from mtpd_mlx.families.multimodal import text_config
+from mtpd_mlx.files.safetensors import RawTensors
+
+
+def same_tensors(one: Path, other: Path) -> bool:
+    a, b = (RawTensors([folder / "heads.safetensors"]) for folder in (one, other))
+    return set(a) == set(b) and all(np.array_equal(a[name].bits, b[name].bits) for name in a)
+
+
+def test_heads_out_and_in(reference: Reference, checkpoint: Path, tmp_path: Path) -> None:
+    """Of a checkpoint that is more than a language model: refused."""
+    if text_config(reference.config) is not reference.config:
+        with pytest.raises(ValueError, match="multimodal"):
+            export_heads(checkpoint, reference.folder, tmp_path / "out")
+        return
+    export_heads(checkpoint, reference.folder, tmp_path / "out")
+    found = import_heads(tmp_path / "out", tmp_path / "in", str(reference.folder), base=reference.folder)
+    assert (found["format"], found["heads"]) == ("nextn", 2)
+    assert same_tensors(checkpoint, tmp_path / "in")
+
+
+def test_own_heads_in(reference: Reference, tmp_path: Path) -> None:
+    """Of families whose published models ship heads."""
+    if reference.config["model_type"] == "mimo":  # transformers has no class of it
+        mine = write_checkpoint(tmp_path / "mine", reference.folder, 1, noise=0.3)
+        export_heads(mine, reference.folder, tmp_path / "model", "mimo", with_base=True)
+        assert import_heads(tmp_path / "model", tmp_path / "heads", str(tmp_path / "model"))["format"] == "mimo"
+        assert same_tensors(mine, tmp_path / "heads")
+    if "shipped" in json.loads((REFERENCES / f"{reference.name}.json").read_text()):
+        model = build(reference.name, tmp_path / "model", shipped=True).folder
+        assert import_heads(model, tmp_path / "heads", str(model))["heads"] == 1
+        expected = np.load(REFERENCES / f"{reference.name}.npz")["shipped"]
+        np.testing.assert_allclose(head_logits(tmp_path / "heads", reference.tokens), expected, rtol=0, atol=TOLERANCE)
