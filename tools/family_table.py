@@ -58,8 +58,8 @@ Each row is a tiny random model whose config.json and tensor names are those tha
 as the oracle. Of real checkpoints only those in [log.md](log.md) were run. A cell says what the tests of that name found:
 
 - **MLX**: every logit within 1e-4 of transformers', in float32; the same in pieces, after a rewind, beyond sliding windows and
-  in left-padded batches; the losses of two heads fall by 15% in 15 steps; speculative decoding, of one text and of several, gives
-  the tokens of plain greedy decoding.
+  in left-padded batches; the losses of two heads fall by 15% in 15 steps; speculative decoding, of one text and of several,
+  gives the tokens of plain greedy decoding.
 - **ONNX, CPU**: every logit within 1e-4 of transformers', in both layouts (fused and split); rounds give the tokens of plain
   greedy decoding and accept what the step-by-step oracles accept. *refused*: `mtpd export` refuses the family in one line.
 - **ONNX, CUDA**: no test of this table runs there, since CI has no GPU. By hand, on an H100 and an H200, SmolLM2 and random
