@@ -14,6 +14,7 @@ from mtpd_mlx.speculative.one_by_one import same_text
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.round_costs import Kind, heads
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.speculative.saved import Saved, load_into, save_from
 
 
 @dataclass
@@ -105,6 +106,12 @@ class MLXBatch:
 
     def rewind_to(self, row: int, length: int) -> None:
         self._rows[row].decoder.rewind_to(length)
+
+    def save(self, row: int) -> Saved | None:
+        return save_from(self._rows[row].decoder)
+
+    def load(self, row: int, saved: Saved, length: int) -> int:
+        return load_into(self._rows[row].decoder, saved, length, self._rows[row].sampling)
 
     def leave(self, row: int) -> None:
         del self._rows[row]

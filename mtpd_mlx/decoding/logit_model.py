@@ -9,6 +9,7 @@ import numpy as np
 
 from mtpd_mlx.decoding.choosing_rounds import ChoosingState
 from mtpd_mlx.decoding.rewind import Transaction, begin
+from mtpd_mlx.decoding.saved_text import SavedText, kind_of, save_text
 from mtpd_mlx.decoding.text_state import Model
 from mtpd_mlx.model.runtime import mx
 
@@ -84,6 +85,24 @@ class HostedModel:
             self._host.clear()
         elif length < self.length:
             self._stale = length
+
+    @property
+    def saved_kind(self) -> str:
+        return kind_of(self.model.num_draft_tokens)
+
+    def save(self) -> SavedText | None:
+        """A copy of the text's caches (speculative/saved.py)."""
+        if not self.length:
+            return None
+        self._settle()
+        self._host.catch_up()
+        return save_text(self._host)
+
+    def load(self, saved: SavedText, length: int) -> None:
+        """The text is the first `length` positions of what was saved."""
+        self.rewind_to(0)
+        self._host.restore(saved.tokens[:length], *saved.caches(length))
+        self._stale = length
 
     def _settle(self) -> None:
         """After a rewind: the last tokens run again, for the states that heads go on from; a run that broke off leaves none."""

@@ -24,6 +24,12 @@ class ServeOptions:
     max_tokens: int = same(GenerateOptions, "max_tokens", default=512)
     max_waiting: int = option(64, "requests that may wait; more are refused with status 429", takes=POSITIVE, metavar="N")
     max_batch: int = option(16, "requests that are decoded side by side", takes=POSITIVE, metavar="N")
+    prefix_cache: float = option(
+        1.0,
+        "memory for texts that have ended and are cached beyond the last few, where the model's caches can be cut (0: none)",
+        takes=Range(0),
+        metavar="GB",
+    )
     request_timeout: float | None = option(
         None,
         "seconds, waiting included, after which a request ends with status 504",

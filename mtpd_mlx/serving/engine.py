@@ -16,6 +16,7 @@ from mtpd_mlx.serving.jobs import Finished as Finished
 from mtpd_mlx.serving.jobs import Job as Job
 from mtpd_mlx.serving.jobs import Progress as Progress
 from mtpd_mlx.serving.jobs import Request as Request
+from mtpd_mlx.serving.prefix_cache import PrefixCache
 from mtpd_mlx.serving.scheduler import Scheduler, SeeRound
 from mtpd_mlx.serving.trace import NO_TRACE, Trace
 from mtpd_mlx.speculative.batch import Batch
@@ -42,12 +43,13 @@ class Runtime(Protocol):
 @dataclass(frozen=True)
 class EngineOptions:
     """most_waiting: requests beyond those that run; more are refused (429). most_running: texts decoded at a time. timeout:
-    seconds of a request, waiting included; None: any."""
+    seconds of a request, waiting included; None: any. prefix_bytes: memory for texts that have ended and lost their rows."""
 
     most_waiting: int
     most_running: int = 16
     timeout: float | None = None
     trace: Trace = NO_TRACE
+    prefix_bytes: int = 0
 
 
 class Engine:
@@ -88,6 +90,10 @@ class Engine:
         """Texts that have ended and are cached."""
         return 0 if self._scheduler is None else len(self._scheduler.resting)
 
+    @property
+    def prefixes(self) -> PrefixCache | None:
+        return None if self._scheduler is None else self._scheduler.prefixes
+
     def submit(self, job: Job) -> None:
         """ApiError 429 where too many wait, 503 while the server ends."""
         if self._options.timeout is not None:
@@ -118,8 +124,9 @@ class Engine:
         try:
             self.runtime = self._open_model()
             most, trace = self._options.most_running, self._options.trace
+            prefix_bytes = self._options.prefix_bytes
             batch, bound = self.runtime.batch(most), self.runtime.bound(most)
-            self._scheduler = Scheduler(batch, self.runtime.tokenizer, most, trace, self._saw, bound)
+            self._scheduler = Scheduler(batch, self.runtime.tokenizer, most, trace, self._saw, bound, prefix_bytes)
         except BaseException as error:
             self._failure = error
             return

@@ -1,14 +1,30 @@
 """What /metrics reports (Prometheus), and the line that is logged of each request."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from mtpd_mlx.serving.engine import Engine, Finished
+from mtpd_mlx.serving.prefix_cache import PrefixCache
 
 logger = logging.getLogger(__name__)
 TEXTS = (1, 2, 4, 8, 16, 32, 64)
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+PREFIXES: tuple[tuple[str, str, Callable[[PrefixCache], int]], ...] = (
+    ("bytes", "memory of texts that have ended and lost their rows", lambda p: p.nbytes),
+    ("texts", "of these, their number", len),
+    ("hits", "requests that went on with one of them", lambda p: p.hits),
+    ("misses", "requests that found nothing cached at all", lambda p: p.misses),
+    ("tokens", "tokens of prompts that came from there", lambda p: p.saved_tokens),
+)
+
+
+def _of_prefixes(engine: Engine, read: Callable[[PrefixCache], int]) -> int:
+    return 0 if engine.prefixes is None else read(engine.prefixes)
 
 
 class Metrics:
@@ -36,6 +52,9 @@ class Metrics:
         self.together = Histogram("mtpd_batch_texts", "texts decoded in a round", buckets=TEXTS, registry=kept)
         named = "rounds of several texts, by drafts of the heads chosen for each"
         self.chosen = Counter("mtpd_batch_rounds", named, ["drafts"], registry=kept)
+        for name, about, read in PREFIXES:
+            each = Gauge(f"mtpd_prefix_cache_{name}", about, registry=kept)
+            each.set_function(partial(_of_prefixes, engine, read))
         engine.see_round = self.round_of
 
     def round_of(self, texts: int, drafts: int | None) -> None:

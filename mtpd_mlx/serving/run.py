@@ -29,7 +29,9 @@ def serve(open_model: Callable[[], Runtime], name: str, options: ServeOptions, s
     from mtpd_mlx.serving.app import Server, make_app
 
     trace = Trace(options.trace)
-    engine = Engine(open_model, EngineOptions(options.max_waiting, options.max_batch, options.request_timeout, trace))
+    prefix_bytes = int(options.prefix_cache * 1e9)
+    asked = EngineOptions(options.max_waiting, options.max_batch, options.request_timeout, trace, prefix_bytes)
+    engine = Engine(open_model, asked)
     runtime = engine.start()
     if not runtime.tokenizer.has_chat_template:
         logger.warning("%s: no chat template: /v1/chat/completions will be refused, /v1/completions works", name)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.jobs import Job, Request
+from mtpd_mlx.serving.prefix_cache import PrefixCache
 from mtpd_mlx.serving.text import Rows, Text
 from mtpd_mlx.serving.trace import NO_TRACE, Trace
 from mtpd_mlx.speculative.batch import Batch, Turn
@@ -23,10 +24,12 @@ from mtpd_mlx.speculative.load_choice import LoadChoice
 from mtpd_mlx.speculative.loop import Chunk, advance, timed
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.speculative.saved import Saved, SavesRows
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 PIECE, PIECE_BESIDE = 512, 256  # tokens of a prompt that are prefilled at once; where others are decoded meanwhile
-RESTING = 4  # texts that stay cached when they have ended
+RESTING = 4  # texts that stay cached in their rows when they have ended
+LOST = 32  # tokens: a text that loses more of them is copied to the prefix cache first
 SeeRound = Callable[[int, int | None], None]  # rows of a round, drafts chosen for each (None: it decoded alone)
 
 
@@ -41,7 +44,7 @@ class _Resting:
 
 class Scheduler:
     """most: texts that are decoded at a time. bound: rows of those that are bound by a grammar; each of them takes its round by
-    itself, after that of the others."""
+    itself, after that of the others. prefix_bytes: memory of the prefix cache; 0: there is none."""
 
     def __init__(
         self,
@@ -51,8 +54,9 @@ class Scheduler:
         trace: Trace = NO_TRACE,
         see: SeeRound | None = None,
         bound: BoundRows | None = None,
+        prefix_bytes: int = 0,
     ):
-        self.bound = bound
+        self.bound, self.prefixes = bound, PrefixCache(prefix_bytes)
         self.batch, self.most = batch, min(most, batch.max_together, batch.max_rows)
         self._tokenizer, self._trace, self._see = tokenizer, trace, see
         self.running: list[Text] = []  # those that prefill come in turn
@@ -86,23 +90,47 @@ class Scheduler:
         self._trace.write("join", text.summary() | {"waited": time.perf_counter() - job.came})
 
     def _row_for(self, request: Request) -> tuple[Rows, int, int]:
-        """A row, and how much of the prompt it holds. Texts that rest serve the next ones of their kind."""
+        """A row, and how much of the prompt it holds. Texts that rest serve the next ones of their kind; those that have lost
+        their rows lie in the prefix cache."""
         constraint = request.constraint
         rows: Rows = self.batch if constraint is None else self._bound()
         most = self.batch.max_rows if constraint is None else self._bound().max_rows
         resting = [r for r in self.resting if r.rows is rows]
         best = max(resting, key=lambda r: common_length(request.prompt, r.held), default=None)
         common = 0 if best is None else min(common_length(request.prompt, best.held), len(request.prompt) - 1)
-        full = sum(text.rows is rows for text in self.running) + len(resting) >= most
-        if best is None or not (common or full):
-            return rows, self._join(request.sampling, constraint), 0
-        reused = best if common else resting[-1]
-        self.resting.remove(reused)
-        try:
-            return rows, reused.row, self._restart(reused.row, request.sampling, constraint, common)
-        except Exception:
-            rows.leave(reused.row)
-            raise
+        saved, longer = self._saved(rows, request, common)
+        if best is not None and (common or sum(text.rows is rows for text in self.running) + len(resting) >= most):
+            reused = best if common and not longer else resting[-1]
+            if longer or len(reused.held) - common > LOST:
+                self._keep(reused)
+            self.resting.remove(reused)
+            try:
+                common = self._restart(reused.row, request.sampling, constraint, 0 if longer else common)
+            except Exception:
+                rows.leave(reused.row)
+                raise
+            row = reused.row
+        else:
+            row, common = self._join(request.sampling, constraint), 0
+        if saved is not None and longer and isinstance(rows, SavesRows):
+            common = rows.load(row, saved, longer)
+            self.prefixes.looked(common)
+        elif not common:
+            self.prefixes.looked(0)
+        return rows, row, common
+
+    def _saved(self, rows: Rows, request: Request, common: int) -> tuple[Saved | None, int]:
+        """A text of the prefix cache that has more in common with the prompt than `common`, and how much; 0: none has."""
+        found = self.prefixes.best(request.prompt) if isinstance(rows, SavesRows) else None
+        return found if found is not None and found[1] > common + LOST else (None, 0)
+
+    def _keep(self, resting: _Resting) -> None:
+        """What rests there is copied to the prefix cache, where that can be."""
+        if not self.prefixes.limit or not isinstance(resting.rows, SavesRows) or not resting.held:
+            return
+        saved = resting.rows.save(resting.row)
+        if saved is not None:
+            self.prefixes.put(saved)
 
     def _join(self, sampling: Sampling, constraint: Constraint | None) -> int:
         return self.batch.join(sampling) if constraint is None else self._bound().join(sampling, constraint)
@@ -147,8 +175,10 @@ class Scheduler:
 
     def forget(self) -> None:
         """What rests is cached no longer."""
+        self.prefixes.clear()
         while self.resting:
-            self._drop(self.resting.pop())
+            resting = self.resting.pop()
+            resting.rows.leave(resting.row)
 
     def _prefill(self, text: Text, size: int) -> None:
         piece = text.piece(size)
@@ -249,6 +279,8 @@ class Scheduler:
             self._drop(self.resting.pop())
 
     def _drop(self, resting: _Resting) -> None:
+        """Its row is free; what it held goes to the prefix cache."""
+        self._keep(resting)
         resting.rows.leave(resting.row)
 
 

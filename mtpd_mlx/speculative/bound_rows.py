@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from mtpd_mlx.speculative.constrained import ConstrainedBackend, Constraint
 from mtpd_mlx.speculative.one_by_one import same_text
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.speculative.saved import Saved, load_into, save_from
 
 
 class BoundRows:
@@ -50,6 +51,13 @@ class BoundRows:
 
     def rewind_to(self, row: int, length: int) -> None:
         self.alone(row).rewind_to(length)
+
+    def save(self, row: int) -> Saved | None:
+        return save_from(self.alone(row))
+
+    def load(self, row: int, saved: Saved, length: int) -> int:
+        sampling, backend = self._rows[row]
+        return load_into(backend, saved, length, sampling)
 
     def leave(self, row: int) -> None:
         del self._rows[row]

@@ -19,6 +19,7 @@ from mtpd_mlx.speculative.finite import check_logits
 from mtpd_mlx.speculative.masked_rule import MaskedRule, one_hot
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.speculative.saved import Keeps, Saved, save_from
 
 MOST_FORCED = 16  # tokens without a choice that one round verifies
 Choose = Callable[[np.ndarray], int | None]
@@ -174,6 +175,21 @@ class ConstrainedBackend:
         self._start = min(self._start, length)
         if length == 0:
             self.drafting.restart()
+
+    @property
+    def saved_kind(self) -> str:
+        return self.model.saved_kind if isinstance(self.model, Keeps) else ""
+
+    def save(self) -> Saved | None:
+        """Where the model can (saved.py)."""
+        return save_from(self.model)
+
+    def load(self, saved: Saved, length: int) -> None:
+        if not isinstance(self.model, Keeps):
+            raise ValueError(f"load: {type(self.model).__name__} cannot take a saved text")
+        self.rewind_to(0)
+        self.model.load(saved, length)
+        self._tokens, self._start = list(saved.tokens[:length]), length
 
     def _window(self, token: int, most: int) -> _Window:
         """The drafts behind `token`, which the constraint takes, and the masks of the rows from `token` on."""

@@ -12,6 +12,7 @@ from mtpd_mlx.speculative.loop import advance
 from mtpd_mlx.speculative.protocol import Backend, Round
 from mtpd_mlx.speculative.round_costs import PLAIN, Kind
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.speculative.saved import Saved, load_into, save_from
 
 
 @dataclass
@@ -73,6 +74,12 @@ class OneByOne:
 
     def rewind_to(self, row: int, length: int) -> None:
         self._rows[row].backend.rewind_to(length)
+
+    def save(self, row: int) -> Saved | None:
+        return save_from(self._rows[row].backend)
+
+    def load(self, row: int, saved: Saved, length: int) -> int:
+        return load_into(self._rows[row].backend, saved, length, self._rows[row].sampling)
 
     def leave(self, row: int) -> None:
         del self._rows[row]

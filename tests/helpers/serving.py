@@ -28,8 +28,11 @@ def serving(open_model: Any, *, api_key: str | None = None, origins: tuple[str, 
 
     from mtpd_mlx.serving.app import Server, make_app
 
+    prefix_bytes = int(options.get("prefix_cache", ServeOptions.prefix_cache) * 1e9)
     chosen = replace(ServeOptions(), **options)
-    engine = Engine(open_model, EngineOptions(chosen.max_waiting, chosen.max_batch, chosen.request_timeout))
+    engine = Engine(
+        open_model, EngineOptions(chosen.max_waiting, chosen.max_batch, chosen.request_timeout, prefix_bytes=prefix_bytes)
+    )
     runtime: Runtime = engine.start()
     served = Served(("tiny", "default"), runtime.tokenizer, runtime.capacity, Sampling(), chosen.max_tokens)
     server = Server(engine, served, runtime.info, api_key, chosen.max_body)

@@ -19,6 +19,7 @@ from mtpd_onnx.runtime.decoder_session import DecoderSession, Drafting
 from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
 from mtpd_onnx.runtime.measured_costs import measure
 from mtpd_onnx.runtime.sampling_state import SamplingState
+from mtpd_onnx.runtime.saved_text import SavedText, kind_of, read_rows, write_rows
 
 MEASURED_AT = 32  # positions that are cached where rounds are timed
 READ_BACK = 128  # positions that heads read of a text they have not followed
@@ -112,6 +113,26 @@ class ChoosingBackend:
         self._forget(length)
         if length == 0:
             self.drafting.restart()
+
+    @property
+    def saved_kind(self) -> str:
+        return kind_of(True)
+
+    def save(self) -> SavedText | None:
+        """A copy of the text's caches (speculative/saved.py)."""
+        length = self.length
+        rows = read_rows(self._session.base_caches, length)
+        return SavedText(list(self._tokens), rows, self._hidden[:length].copy()) if length else None
+
+    def load(self, saved: SavedText, length: int) -> None:
+        """The text is the first `length` positions of what was saved. Heads read its last positions anew."""
+        assert saved.hidden is not None
+        self.rewind_to(0)
+        self._session.begin()
+        write_rows(self._session.base_caches, saved.rows, length)
+        self._hidden[:length] = saved.hidden[:length]
+        self._tokens, self._next = list(saved.tokens[:length]), -1
+        self._origin, self._done = 0, [0] * self.num_heads
 
     def _clear(self) -> None:
         self._tokens.clear()

@@ -57,6 +57,7 @@ class DecoderSession:
         if self.num_heads:
             shapes["window_hidden"] = ("tensor(float)", [1, self.width])
         check_inputs(session, shapes)
+        self.base_caches = {name: value for name, (_, value) in caches.items() if name.startswith("past_key_values.")}
         self._binding = session.io_binding()
         for name, (output, value) in caches.items():
             self._binding.bind_ortvalue_input(name, value)

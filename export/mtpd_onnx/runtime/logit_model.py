@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mtpd_onnx.runtime.plain import PlainBackend
+from mtpd_onnx.runtime.saved_text import SavedText, kind_of, read_rows, write_rows
 
 
 class PlainLogits:
@@ -34,6 +35,21 @@ class PlainLogits:
 
     def keep(self, count: int) -> None:
         self._backend.rewind_to(self._before + count)
+
+    @property
+    def saved_kind(self) -> str:
+        return kind_of(False) if self.provider == "cpu" else ""
+
+    def save(self) -> SavedText | None:
+        """A copy of the text's caches (speculative/saved.py)."""
+        if not self.length or self.provider != "cpu":
+            return None
+        return SavedText(self._backend.tokens, read_rows(self._backend.caches, self.length))
+
+    def load(self, saved: SavedText, length: int) -> None:
+        """The text is the first `length` positions of what was saved."""
+        write_rows(self._backend.caches, saved.rows, length)
+        self._backend.go_on(saved.tokens[:length])
 
     def draft(self, count: int, token: int, choose: Callable[[np.ndarray], int | None]) -> None:
         raise AssertionError("no heads")

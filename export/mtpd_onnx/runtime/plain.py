@@ -35,7 +35,9 @@ class PlainBackend:
         self._computed_in = manifest.activations
         self._tokens: list[int] = []
         self._next = -1  # the token that the device goes on with
-        state = cache_state(manifest, provider, 0) | {
+        caches = cache_state(manifest, provider, 0)
+        self.caches = {name: value for name, (_, value) in caches.items()}
+        state = caches | {
             "tokens": ("next_tokens", device_array(np.zeros(1, np.int64), provider)),
             "main_seqlens": ("next_main_seqlens", device_array(np.zeros(1, np.int32), provider)),
         }
@@ -52,6 +54,16 @@ class PlainBackend:
     @property
     def length(self) -> int:
         return len(self._tokens)
+
+    @property
+    def tokens(self) -> list[int]:
+        """The cached text."""
+        return list(self._tokens)
+
+    def go_on(self, tokens: Sequence[int]) -> None:
+        """`caches` hold the positions of `tokens` now, whatever the text was before."""
+        self.runner.drain()
+        self._tokens, self._next = list(tokens), -1
 
     def prefill(self, tokens: Sequence[int]) -> int:
         need_tokens(self, tokens)
