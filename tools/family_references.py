@@ -48,6 +48,10 @@ DELTA |= {"linear_value_head_dim": 32, "linear_conv_kernel_dim": 4, "rope_parame
 QWEN_VISION = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "patch_size": 4, "out_hidden_size": 64}
 QWEN_VISION |= {"num_position_embeddings": 16}
 
+GRANITE4 = {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermediate_size": 96, "mamba_n_heads": 8}
+GRANITE4 |= {"mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2, "tie_word_embeddings": True}
+GRANITE4 |= {"embedding_multiplier": 3.0, "attention_multiplier": 0.11, "residual_multiplier": 0.6, "logits_scaling": 0.7}
+
 # name: (what people call it, configuration class of transformers, options)
 REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama2": ("Llama 2", "LlamaConfig", {}),
@@ -181,6 +185,16 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "text_config": TINY | DELTA | {"model_type": "qwen3_5_text", "linear_num_value_heads": 2},
             "vision_config": QWEN_VISION,
         },
+    ),
+    "granite4": (
+        "Granite 4.0 H (dense)",
+        "GraniteMoeHybridConfig",
+        GRANITE4 | {"layer_types": ["mamba", "mamba", "attention", "mamba"]},
+    ),
+    "granite4-dense": (
+        "Granite 4.0 without recurrence",
+        "GraniteMoeHybridConfig",
+        GRANITE4 | {"layer_types": ["attention"] * 4, "position_embedding_type": "rope"},
     ),
     "lfm2": (
         "LFM2, LFM2.5",

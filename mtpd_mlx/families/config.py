@@ -16,6 +16,7 @@ from mtpd_mlx.families.table import ACTIVATIONS, FAMILIES, Family
 from mtpd_mlx.files.json_object import read_json_object
 
 MAX_CONFIG_BYTES, MAX_LAYERS = 4 << 20, 10_000
+GRANITE = ("granite", "granitemoehybrid")
 WRONG = (KeyError, TypeError, AttributeError, IndexError, ZeroDivisionError, OverflowError)
 
 
@@ -82,7 +83,7 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
     layers, experts = read_layers(config, family, count, rotary.local_theta is not None), read_experts(config)
     scale = config.get("query_pre_attn_scalar", 256) if family.module.startswith("gemma") else head_dim
     scale = 1.0 if is_gemma4(config) else scale
-    granite = config["model_type"] == "granite"
+    granite = config["model_type"] in GRANITE
     told = config.get("tie_word_embeddings")
     biases = [name in family.biases and bool(config.get(name, False)) for name in ("attention_bias", "mlp_bias")]
     dims = Dims(
@@ -186,7 +187,7 @@ def _context_length(config: dict[str, Any], scaling: dict[str, Any] | None) -> i
 def _embedding_scale(config: dict[str, Any], family: Family, width: int) -> float:
     if family.module.startswith("gemma"):
         return math.sqrt(width)
-    return float(config.get("embedding_multiplier", 1.0)) if config["model_type"] == "granite" else 1.0
+    return float(config.get("embedding_multiplier", 1.0)) if config["model_type"] in GRANITE else 1.0
 
 
 def _softcap(config: dict[str, Any], name: str, default: float) -> float | None:

@@ -1,5 +1,6 @@
 """The numbers and switches that a decoder and its heads are built from, on MLX and in ONNX graphs alike."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +38,9 @@ class Recurrent:
     """The layers of a hybrid model that are no attention: a causal convolution of `kernel` positions over `channels`, and, but
     for "conv", a recurrence behind it whose state is [heads, value, key] numbers in float32.
 
-    kind: "conv" (LFM2's short convolution), "delta" (gated delta net), "joined_delta" (the same with two projections). groups:
-    key heads. bias: of the projections; conv_bias: of the convolution.
+    kind: "conv" (LFM2's short convolution), "delta" (gated delta net), "joined_delta" (the same with two projections), "mamba"
+    (Mamba-2). groups: of heads that share a key. bias: of the projections; conv_bias: of the convolution. step_limit: least and
+    largest time step of Mamba-2.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Recurrent:
     groups: int = 0
     bias: bool = False
     conv_bias: bool = False
+    step_limit: tuple[float, float] = (0.0, math.inf)
 
     @property
     def state_numbers(self) -> int:

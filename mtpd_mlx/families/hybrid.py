@@ -1,5 +1,6 @@
 """Hybrid families: attention in some layers, a recurrence in the others. What their config.json calls it, and what it means."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +34,10 @@ def read_mixers(config: dict[str, Any], count: int) -> tuple[str, ...]:
 def read_recurrent(config: dict[str, Any]) -> Recurrent | None:
     """What the layers without attention are. `config`: spelt out."""
     read = RECURRENCES.get(config["model_type"])
-    return None if read is None else read(config)
+    names = NAMES_OF.get(config["model_type"], {})
+    if read is None or all(names.get(kind) == ATTENTION for kind in config["layer_types"]):
+        return None
+    return read(config)
 
 
 def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
@@ -47,6 +51,12 @@ def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
         values |= {"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False}
         values |= {"intermediate_size": size, "full_attn_idxs": None, "rope_parameters": None}
         values |= {"conv_bias": bool(config.get("conv_bias")), "conv_L_cache": config.get("conv_L_cache", 3)}
+    if config["model_type"] == "granitemoehybrid":
+        recurrent = _granite_mamba(config)
+        values |= {"intermediate_size": config["intermediate_size"], "mamba_n_heads": recurrent.heads}
+        values |= {"mamba_d_head": recurrent.value, "mamba_d_state": recurrent.key, "mamba_n_groups": recurrent.groups}
+        values |= {"mamba_d_conv": recurrent.kernel, "mamba_proj_bias": recurrent.bias, "mamba_conv_bias": recurrent.conv_bias}
+        values |= {"time_step_limit": recurrent.step_limit, "position_embedding_type": "nope", "rope_parameters": None}
     if config["model_type"].startswith("qwen3"):
         values |= {"full_attention_interval": _interval(config["layer_types"])}
         values |= {"rope_parameters": {"type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}  # the adapter's
@@ -110,9 +120,49 @@ def _delta_net(config: dict[str, Any]) -> Recurrent:
     return Recurrent(kind, kernel, 2 * groups * key + heads * value, heads, value, key, groups)
 
 
-SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {"lfm2": _lfm2, "qwen3_5_text": _qwen}
-RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {"lfm2": _convolution, "qwen3_5_text": _delta_net}
+def _granite(config: dict[str, Any]) -> dict[str, Any]:
+    """transformers calls the layers "linear_attention" and "full_attention", the published ones "mamba" and "attention"."""
+    if config.get("num_local_experts"):
+        raise ValueError("num_local_experts: mixtures of experts are not supported in granitemoehybrid")
+    kinds = config.get("layer_types") or ["mamba"] * config["num_hidden_layers"]
+    names = {"linear_attention": "mamba", FULL: ATTENTION}
+    kinds = [names.get(kind, kind) for kind in kinds] if isinstance(kinds, list) else kinds
+    return config | {"layer_types": kinds, "intermediate_size": config.get("shared_intermediate_size", 1024)}
+
+
+def _granite_mamba(config: dict[str, Any]) -> Recurrent:
+    heads, key, groups = (size_of(config, f"mamba_{n}", d) for n, d in (("n_heads", 128), ("d_state", 256), ("n_groups", 1)))
+    value = config.get("mamba_d_head", "auto")
+    if value == "auto":
+        value = size_of(config, "mamba_expand", 2) * size_of(config, "hidden_size") // heads
+    if heads % groups:
+        raise ValueError(f"mamba_n_heads: got {heads}, expected a multiple of {groups}, mamba_n_groups")
+    channels, limit = heads * size_of({"mamba_d_head": value}, "mamba_d_head") + 2 * groups * key, _step_limit(config)
+    bias, conv = bool(config.get("mamba_proj_bias", False)), bool(config.get("mamba_conv_bias", True))
+    return Recurrent("mamba", size_of(config, "mamba_d_conv", 4), channels, heads, value, key, groups, bias, conv, limit)
+
+
+def _step_limit(config: dict[str, Any]) -> tuple[float, float]:
+    """time_step_limit, whose infinity transformers writes as an object."""
+    told = config.get("time_step_limit") or (0.0, math.inf)
+    ends = [math.inf if isinstance(end, dict) and end.get("__float__") == "Infinity" else end for end in told]
+    if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends):
+        raise ValueError(f"time_step_limit: got {str(told)[:40]}, expected two numbers")
+    return float(ends[0]), float(ends[1])
+
+
+SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "lfm2": _lfm2,
+    "qwen3_5_text": _qwen,
+    "granitemoehybrid": _granite,
+}
+RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {
+    "lfm2": _convolution,
+    "qwen3_5_text": _delta_net,
+    "granitemoehybrid": _granite_mamba,
+}
 NAMES_OF: dict[str, dict[str, str]] = {
     "lfm2": {"conv": "conv", FULL: ATTENTION},
     "qwen3_5_text": {"linear_attention": "delta", FULL: ATTENTION},
+    "granitemoehybrid": {"mamba": "mamba", ATTENTION: ATTENTION},
 }

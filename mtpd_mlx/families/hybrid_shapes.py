@@ -48,4 +48,14 @@ def _delta_net(prefix: str, d: int, kind: Recurrent, table: Mapping[str, Any]) -
     yield from _projection(f"{name}out_proj", d, outputs)
 
 
-TENSORS = {"conv": _short_convolution, "delta": _delta_net, "joined_delta": _delta_net}
+def _mamba(prefix: str, d: int, kind: Recurrent, table: Mapping[str, Any]) -> Named:
+    name, inner = f"{prefix}mamba.", kind.heads * kind.value
+    yield from _projection(f"{name}in_proj", inner + kind.channels + kind.heads, d, kind.bias)
+    yield from _convolution(f"{name}conv1d", kind, table)
+    for part in ("A_log", "D", "dt_bias"):
+        yield f"{name}{part}", [kind.heads]
+    yield f"{name}norm.weight", [inner]
+    yield from _projection(f"{name}out_proj", d, inner, kind.bias)
+
+
+TENSORS = {"conv": _short_convolution, "delta": _delta_net, "joined_delta": _delta_net, "mamba": _mamba}

@@ -78,6 +78,11 @@ def block(dims: Dims, layer: Layer, prefix: str = "", table: Mapping[str, Any] |
         path = f"{mixture.path}." if mixture.path else ""
         yield from _mixture(f"{prefix}{path}", dims.hidden_size, mixture, table)
     if mixture is None or mixture.parallel:
+        if names.joined_mlp is not None and f"{prefix}{names.mlp}.{names.gate}.weight" not in table:
+            path, inputs, output = names.joined_mlp
+            yield f"{prefix}{path}.{inputs}.weight", [2 * dims.intermediate_size, dims.hidden_size]
+            yield f"{prefix}{path}.{output}.weight", [dims.hidden_size, dims.intermediate_size]
+            return
         for name, shape in _mlp(dims):
             yield f"{prefix}{names.mlp}.{name}", shape
 

@@ -18,6 +18,7 @@ class Names:
     gate: str = "gate_proj"
     up: str = "up_proj"
     down: str = "down_proj"
+    joined_mlp: tuple[str, str, str] | None = None  # its name, gate and up in one matrix, and down, as Hugging Face stores it
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ GEMMA4 = Family(
     value_norm=True,
     layer_scale=True,
 )
+GRANITE = Names(joined_mlp=("shared_mlp", "input_linear", "output_linear"))
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", biases=("attention_bias", "mlp_bias")),
     "mistral": Family("llama", windows="all", window=4096),
@@ -135,6 +137,7 @@ FAMILIES: dict[str, Family] = {
         sinks=True,
     ),
     "qwen3_5_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),
+    "granitemoehybrid": Family("granitemoehybrid", biases=("attention_bias",), head_dim=False, names=GRANITE, onnx=False),
     "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
 }
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json

@@ -20,7 +20,7 @@ from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.families.table import FAMILIES, Names
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
-from mtpd_mlx.model.blocks import adapt_block, call_block, make_mask, needs_arrays, recomputed
+from mtpd_mlx.model.blocks import adapt_block, attention_block, call_block, make_mask, needs_arrays, recomputed
 from mtpd_mlx.model.compute import cast, dtype_of
 from mtpd_mlx.model.fused_experts import as_mlx_lm_expects
 from mtpd_mlx.model.recurrent.mixers import adopt, mixer_of, new_batch_cache, new_cache
@@ -49,7 +49,7 @@ class Base:
         if self.block_type is None:
             self.block_type = type(self.layers[-1])
         for block, layer in zip(self.layers, self.dims.layers, strict=False):
-            adopt(block)
+            adopt(block, self.dims.recurrent)
             adapt_block(block, self.dims, layer)
 
     @property
@@ -192,10 +192,7 @@ class Base:
 
     def new_block(self) -> nn.Module:
         """A decoder block of the base's own type, unquantised, freshly initialised, attending to all positions."""
-        try:
-            block = self.block_type(self.model.args)
-        except TypeError:  # families whose blocks differ by layer
-            block = self.block_type(self.model.args, layer_idx=self.dims.last_attention)
+        block = attention_block(self.block_type, self.model.args, self.dims.last_attention)
         adapt_block(block, self.dims, self.dims.head_layer)
         return block
 

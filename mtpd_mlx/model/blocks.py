@@ -4,6 +4,7 @@ Rotation and windows come from Dims, so that MLX and ONNX graphs cannot disagree
 are whole caches behind a mask: mlx-lm's rotating ones cannot rewind.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import cache as memoised
 from typing import Any
@@ -21,6 +22,14 @@ def adapt_block(block: nn.Module, dims: Dims, layer: Layer) -> None:
         from mlx_lm.models.activations import SwigluOAI
 
         getattr(block.mlp, dims.experts.stacked).activation = SwigluOAI(*dims.experts.clip)
+
+
+def attention_block(block_type: Any, arguments: Any, index: int) -> nn.Module:
+    """A new block of the kind that layer `index` is, which attends."""
+    asked = inspect.signature(block_type.__init__).parameters
+    if "layer_type" in asked:  # Granite 4
+        return block_type(arguments, "attention")
+    return block_type(arguments, layer_idx=index) if "layer_idx" in asked else block_type(arguments)
 
 
 def make_rope(dims: Dims, layer: Layer) -> nn.Module:

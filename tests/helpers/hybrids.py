@@ -21,6 +21,20 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     },
+    "mamba": ENDS
+    | HEADS
+    | {
+        "model_type": "granitemoehybrid",
+        "num_hidden_layers": 3,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "shared_intermediate_size": 96,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 32,
+        "mamba_d_state": 16,
+        "mamba_n_groups": 2,
+        "num_local_experts": 0,
+        "tie_word_embeddings": True,
+    },
     "conv": ENDS
     | HEADS
     | {

@@ -8,8 +8,10 @@ import copy
 from functools import cache as memoised
 from typing import Any
 
+from mtpd_mlx.families.dims import Recurrent
 from mtpd_mlx.model.recurrent.cache import RecurrentCache
 from mtpd_mlx.model.recurrent.delta_net import DeltaNet, JoinedDeltaNet
+from mtpd_mlx.model.recurrent.mamba import GroupedNorm, Mamba2
 from mtpd_mlx.model.recurrent.short_conv import ShortConv
 from mtpd_mlx.model.runtime import nn
 
@@ -18,16 +20,20 @@ OURS: dict[str, type] = {  # by the name of mlx-lm's class
     "ShortConv": ShortConv,
     "GatedDeltaNet": DeltaNet,
     "Qwen3NextGatedDeltaNet": JoinedDeltaNet,
+    "GraniteMoeHybridMamba2Mixer": Mamba2,
+    "NemotronHMamba2Mixer": Mamba2,
 }
 
 
-def adopt(block: nn.Module) -> None:
+def adopt(block: nn.Module, recurrent: Recurrent | None) -> None:
     """Puts our layer in the place of mlx-lm's; blocks without a recurrence stay as they are."""
     for place in PLACES:
         if place in block and (ours := OURS.get(type(block[place]).__name__)) is not None:
             layer = copy.copy(block[place])
             if not isinstance(layer, ours):
                 layer.__class__ = _before(ours, type(layer))  # type: ignore[arg-type]
+            if isinstance(layer, Mamba2) and recurrent is not None and not isinstance(layer.norm, GroupedNorm):
+                layer.settle(recurrent)
             block[place] = layer
 
 
