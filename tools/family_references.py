@@ -45,6 +45,7 @@ PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
 
 DELTA = {"head_dim": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16}
 DELTA |= {"linear_value_head_dim": 32, "linear_conv_kernel_dim": 4, "rope_parameters": {"rope_theta": 1e7}}
+QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 32}
 QWEN_VISION = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "patch_size": 4, "out_hidden_size": 64}
 QWEN_VISION |= {"num_position_embeddings": 16}
 
@@ -186,6 +187,8 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vision_config": QWEN_VISION,
         },
     ),
+    "qwen3.5-moe": ("Qwen3.5 and 3.6 MoE (text)", "Qwen3_5MoeTextConfig", DELTA | QWEN_MOE),
+    "qwen3-next": ("Qwen3-Next", "Qwen3NextConfig", DELTA | QWEN_MOE | {"mlp_only_layers": [1], "norm_topk_prob": True}),
     "granite4": (
         "Granite 4.0 H (dense)",
         "GraniteMoeHybridConfig",

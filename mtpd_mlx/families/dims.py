@@ -83,7 +83,9 @@ class Experts:
     fused: bool = False
     bias: bool = False
     clip: tuple[float, float] | None = None
-    shared: int = 0  # size of a dense MLP that works on every token beside them, `{path}.shared_experts`
+    shared: int = 0  # size of a dense MLP that works on every token beside them, `{path}.{shared_name}`
+    shared_name: str = "shared_experts"
+    shared_gate: bool = False  # it is multiplied by sigmoid(`{path}.{shared_name}_gate`)
     sigmoid: bool = False  # scores are sigmoids; `{path}.{gate}.e_score_correction_bias` helps to choose (DeepSeek-V3, GLM-4.5)
     parallel: bool = False  # beside a dense MLP, with norms of its own (Gemma 4)
 

@@ -1,9 +1,13 @@
 """The mixtures of a config.json: sizes, names in checkpoints, and which layers have them. Called by config.py and layers.py."""
 
+from dataclasses import replace
 from typing import Any
 
 from mtpd_mlx.families.dims import Experts
 from mtpd_mlx.families.gemma4 import is_gemma4
+from mtpd_mlx.families.hybrid import size_of
+
+QWEN_HYBRIDS = ("qwen3_next", "qwen3_5_moe_text")
 
 
 def read_experts(config: dict[str, Any]) -> Experts | None:
@@ -14,6 +18,13 @@ def read_experts(config: dict[str, Any]) -> Experts | None:
         sizes, normalized = (_count(config), 8, "moe_intermediate_size"), bool(config.get("norm_topk_prob", False))
         names = ("gate_proj", "up_proj", "down_proj")
         return Experts(*_checked(config, *sizes), normalized, "mlp", names)
+    if config["model_type"] in QWEN_HYBRIDS and config.get("num_experts", 1):
+        sizes, names = (_count(config), 8, "moe_intermediate_size"), ("gate_proj", "up_proj", "down_proj")
+        normalized = config["model_type"] != "qwen3_next" or bool(config.get("norm_topk_prob", True))
+        count, chosen, size = _checked(config, *sizes)
+        shared = size_of(config, "shared_expert_intermediate_size")
+        named = replace(Experts(count, chosen, size, normalized, "mlp", names), shared_name="shared_expert")
+        return replace(named, shared=shared, shared_gate=True)
     if config["model_type"] == "glm4_moe":
         count, chosen, size = _checked(config, _routed(config), 8, "moe_intermediate_size")
         names, normalized = ("gate_proj", "up_proj", "down_proj"), bool(config.get("norm_topk_prob", True))
@@ -58,7 +69,9 @@ def has_experts(config: dict[str, Any], layer: int) -> bool:
         return bool(layer >= config.get("first_k_dense_replace", 1))
     if is_gemma4(config):
         return bool(config.get("enable_moe_block"))
-    if config["model_type"] != "qwen3_moe":
+    if config["model_type"] == "qwen3_5_moe_text":
+        return True
+    if config["model_type"] not in ("qwen3_moe", "qwen3_next") or not config.get("num_experts", 1):
         return False
     return layer not in (config.get("mlp_only_layers") or []) and (layer + 1) % config.get("decoder_sparse_step", 1) == 0
 

@@ -58,7 +58,7 @@ def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
         values |= {"mamba_d_conv": recurrent.kernel, "mamba_proj_bias": recurrent.bias, "mamba_conv_bias": recurrent.conv_bias}
         values |= {"time_step_limit": recurrent.step_limit, "position_embedding_type": "nope", "rope_parameters": None}
     if config["model_type"].startswith("qwen3"):
-        values |= {"full_attention_interval": _interval(config["layer_types"])}
+        values |= {"full_attention_interval": _interval(config["layer_types"]), "partial_rotary_factor": 0.25}
         values |= {"rope_parameters": {"type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}  # the adapter's
     return values
 
@@ -108,6 +108,8 @@ def _qwen(config: dict[str, Any]) -> dict[str, Any]:
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not (config.get("partial_rotary_factor") or nested.get("partial_rotary_factor")):
         told["partial_rotary_factor"] = 0.25
+    if "intermediate_size" not in config and "shared_expert_intermediate_size" in config:
+        told["intermediate_size"] = config["shared_expert_intermediate_size"]  # no layer has a dense MLP alone
     return config | told
 
 
@@ -154,15 +156,21 @@ def _step_limit(config: dict[str, Any]) -> tuple[float, float]:
 SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "lfm2": _lfm2,
     "qwen3_5_text": _qwen,
+    "qwen3_5_moe_text": _qwen,
+    "qwen3_next": _qwen,
     "granitemoehybrid": _granite,
 }
 RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {
     "lfm2": _convolution,
     "qwen3_5_text": _delta_net,
+    "qwen3_5_moe_text": _delta_net,
+    "qwen3_next": _delta_net,
     "granitemoehybrid": _granite_mamba,
 }
 NAMES_OF: dict[str, dict[str, str]] = {
     "lfm2": {"conv": "conv", FULL: ATTENTION},
     "qwen3_5_text": {"linear_attention": "delta", FULL: ATTENTION},
+    "qwen3_5_moe_text": {"linear_attention": "delta", FULL: ATTENTION},
+    "qwen3_next": {"linear_attention": "joined_delta", FULL: ATTENTION},
     "granitemoehybrid": {"mamba": "mamba", ATTENTION: ATTENTION},
 }

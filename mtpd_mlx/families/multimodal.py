@@ -2,7 +2,7 @@
 
 from typing import Any
 
-WRAPPERS = ("gemma3", "mistral3", "qwen3_5", "gemma4", "gemma4_unified")
+WRAPPERS = ("gemma3", "mistral3", "qwen3_5", "qwen3_5_moe", "gemma4", "gemma4_unified")
 INSIDE: tuple[str, ...] = ("language_model.model.", "model.language_model.")
 OUTSIDE: tuple[str, ...] = ("vision_tower.", "multi_modal_projector.", "vision_model.", "vision_encoder.")
 OUTSIDE += ("model.vision_tower.", "model.multi_modal_projector.", "model.vision_encoder.")

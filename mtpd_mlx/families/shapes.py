@@ -137,8 +137,10 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
         yield f"{prefix}{experts.gate}.e_score_correction_bias", [experts.count]
     if experts.shared:
         for name, shape in {"gate_proj": [experts.shared, d], "up_proj": [experts.shared, d]}.items():
-            yield f"{prefix}shared_experts.{name}.weight", shape
-        yield f"{prefix}shared_experts.down_proj.weight", [d, experts.shared]
+            yield f"{prefix}{experts.shared_name}.{name}.weight", shape
+        yield f"{prefix}{experts.shared_name}.down_proj.weight", [d, experts.shared]
+        if experts.shared_gate:
+            yield f"{prefix}{experts.shared_name}_gate.weight", [1, d]
     if experts.parallel:
         yield f"{prefix}router.scale", [d]
         yield f"{prefix}router.per_expert_scale", [experts.count]
@@ -151,7 +153,7 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
             if experts.bias:
                 yield f"{prefix}{experts.stacked}.{name}.bias", [experts.count, shape[0]]
         return
-    if experts.fused:
+    if experts.fused or f"{prefix}experts.gate_up_proj" in table:
         yield from _fused_mixture(f"{prefix}experts.", d, experts, table)
         return
     for e in range(experts.count):

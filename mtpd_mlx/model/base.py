@@ -228,7 +228,7 @@ def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
         def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
             named = {text_name(name): w for name, w in weights.items()}
             kept = {n: w for n, w in named.items() if n is not None and not is_shipped(n, self.args.num_hidden_layers)}
-            kept = as_mlx_lm_expects(kept)
+            kept = as_mlx_lm_expects(kept, self.args.model_type)
             return super().sanitize(kept) if hasattr(model_class, "sanitize") else kept
 
     return Trimmed, args_class

@@ -21,6 +21,21 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},
     },
+    "joined": ENDS
+    | HEADS
+    | DELTA
+    | {
+        "model_type": "qwen3_next",
+        "num_hidden_layers": 2,
+        "full_attention_interval": 2,
+        "head_dim": 16,
+        "linear_conv_kernel_dim": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+        "tie_word_embeddings": True,
+    },
     "mamba": ENDS
     | HEADS
     | {
