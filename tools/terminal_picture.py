@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtpd_mlx.files.atomic import write_text
-from mtpd_mlx.serving.answer import Answer
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
+from mtpd_mlx.text.answer import Answer
 from mtpd_mlx.text.prompts import Prompt, encode_prompt
 from mtpd_mlx.text.tokenizer import Tokenizer
 

@@ -4,7 +4,7 @@ from mtpd_mlx.commands.loading import open_from
 from mtpd_mlx.options.base import RunnableOptions
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.sampling import SamplingOptions
-from mtpd_mlx.options.text import TunedChatOptions, check_cache_file, check_plain
+from mtpd_mlx.options.text import TunedChatOptions, check_cache_file, check_plain, stops_of
 
 OPTIONS = (RunnableOptions, TunedChatOptions, DecodingConfig, SamplingOptions)
 EXAMPLES = ("mtpd chat heads --show-drafts",)
@@ -25,7 +25,13 @@ def run(place: RunnableOptions, chat: TunedChatOptions, decoding: DecodingConfig
     tokenizer, file = Tokenizer.from_folder(base.path), chat.prompt_cache_file
     cached = load_cache(backend, file) if file is not None and file.is_file() else []
     status = run_chat(
-        backend, tokenizer, chat.max_tokens, system_prompt=chat.system_prompt, show_drafts=chat.show_drafts, cached=cached
+        backend,
+        tokenizer,
+        chat.max_tokens,
+        system_prompt=chat.system_prompt,
+        show_drafts=chat.show_drafts,
+        cached=cached,
+        stop=stops_of(chat),
     )
     if file is not None and backend.length:
         save_cache(backend, file)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,16 +22,18 @@ LEAST_GAIN = 1.02  # below this over plain decoding, speculation is not worth it
 def run(place: RunnableOptions, tune: TuneOptions, options: DecodingConfig) -> int:
     from mtpd_mlx.decoding.tuning.machine import machine_key
     from mtpd_mlx.decoding.tuning.stored import write_tuned
+    from mtpd_mlx.files.lock import locked
     from mtpd_mlx.hub.pull import resolve_folder
 
     folder = resolve_folder(place.checkpoint)
     if not tune.dry_run and folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(f"{folder}: cannot be written, so nothing can be stored; --dry-run measures only")
-    base, heads = load_model(place)
-    speeds, tuned = measure(tune, options, base, heads)
-    machine = machine_key(base.dtype)
-    if not tune.dry_run:
-        write_tuned(folder, machine, tuned)
+    with nullcontext() if tune.dry_run else locked(folder):
+        base, heads = load_model(place)
+        speeds, tuned = measure(tune, options, base, heads)
+        machine = machine_key(base.dtype)
+        if not tune.dry_run:
+            write_tuned(folder, machine, tuned)
     values = {"machine": machine, "tokens_per_second": speeds, "chosen": vars(tuned), "stored": not tune.dry_run}
     print(json.dumps(values, indent=2) if tune.json else describe(values, tuned.name))
     return 0

@@ -2,7 +2,7 @@
 
 import logging
 import shlex
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from fnmatch import fnmatch
 from functools import cache
 from glob import escape
@@ -11,6 +11,7 @@ from typing import Any
 
 from mtpd_mlx.files.atomic import leftovers
 from mtpd_mlx.files.hub_ids import is_hub_id, split_revision
+from mtpd_mlx.files.lock import locked
 from mtpd_mlx.files.model_files import chosen
 from mtpd_mlx.hub.messages import HubError, explain, need_package, offline, reason, unreachable
 from mtpd_mlx.hub.resume import fetch_large
@@ -27,7 +28,7 @@ def pull(name: str, revision: str | None = None, out: Path | None = None) -> Pat
     """The snapshot of a hub id in the local cache, or in `out`; interrupted downloads go on. Where the hub cannot be reached,
     what the cache holds. HubError (a ValueError) in one line."""
     need_package(name)
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
     name, revision = split_revision(name, revision)
     try:
@@ -36,6 +37,13 @@ def pull(name: str, revision: str | None = None, out: Path | None = None) -> Pat
         if out is not None or not unreachable(error):
             raise explain(error, name, revision) from None
         return cached(name, revision, error)
+    with nullcontext() if out is None else locked(out):
+        return _download(info, name, revision, out)
+
+
+def _download(info: Any, name: str, revision: str | None, out: Path | None) -> Path:
+    from huggingface_hub import snapshot_download
+
     try:
         fetch_large(info, name, out, PATTERNS, NEVER)
         wanted, never = list(PATTERNS), [*NEVER, *below(info)]

@@ -98,6 +98,7 @@ class BatchedGenerateOptions(GraphDraftOptions, BoundOptions, GenerateOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions(TextOptions):
+    stop: tuple[str, ...] = same(GenerateOptions, "stop")
     show_drafts: bool = switch("accepted draft tokens in green")
 
 
@@ -110,6 +111,11 @@ class GraphChatOptions(GraphDraftOptions, ChatOptions):
 class TunedChatOptions(LookupOptions, ChatOptions):
     num_draft_tokens: int | None = same(TunedGenerateOptions, "num_draft_tokens")
     prompt_cache_file: Path | None = option(None, "go on with this cache where it fits; saved at the end", metavar="FILE")
+
+
+def stops_of(options: GenerateOptions | ChatOptions) -> list[str]:
+    """--stop as it is meant."""
+    return [unescaped(text) for text in options.stop]
 
 
 def check_plain(plain: bool, num_draft_tokens: int | None, exact: bool = False, show_drafts: bool = False) -> None:

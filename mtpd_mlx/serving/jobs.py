@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpd_mlx.serving.answer import Piece
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.speculative.constrained import Constraint
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.stats import DecodeStats
+from mtpd_mlx.text.answer import Piece
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mtpd_mlx.serving.answer import Answer
 from mtpd_mlx.serving.jobs import Finished, Job, Progress
 from mtpd_mlx.speculative.loop import Chunk, cut
 from mtpd_mlx.speculative.stats import DecodeStats
+from mtpd_mlx.text.answer import Answer
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 

@@ -11,8 +11,8 @@ from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.stats import DecodeStats
+from mtpd_mlx.text.answer import Answer
 from mtpd_mlx.text.chat_template import Messages
-from mtpd_mlx.text.streaming import StreamDecoder
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 GREEN, PLAIN = "\033[32m", "\033[0m"
@@ -31,11 +31,13 @@ class Chat:
         system_prompt: str | None,
         colour: bool,
         cached: Sequence[int] = (),
+        stop: Sequence[str] = (),
     ):
-        """`cached`: the tokens that the backend holds already."""
+        """`cached`: the tokens that the backend holds already; stop: texts that end an answer, and are no part of it."""
         if system_prompt is not None and not tokenizer.has_chat_template:
             raise ValueError("--system-prompt needs a chat template")
         self._backend, self._tokenizer, self._max_tokens, self._colour = backend, tokenizer, max_tokens, colour
+        self._stop = stop
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
         self._messages: Messages = list(self._system)
         self._cached = list(cached)  # the tokens that the backend holds
@@ -78,14 +80,15 @@ class Chat:
 
     def _stream(self, prompt: list[int], stats: DecodeStats) -> Iterator[tuple[str, bool, list[int]]]:
         """(text, was it drafted, tokens) piece by piece."""
-        decoder, eos = StreamDecoder(self._tokenizer), self._tokenizer.eos_token_ids
+        answer, eos = Answer(self._tokenizer, self._stop), self._tokenizer.eos_token_ids
         room = min(self._max_tokens, self._backend.capacity)
-        for chunk in generate(self._backend, prompt, max_tokens=room, eos_token_ids=eos):
+        for chunk in generate(self._backend, prompt, max_tokens=room, eos_token_ids=eos, stop=answer.see):
             stats.add(chunk)
             self.finish_reason = chunk.finish_reason
-            for i, token in enumerate(chunk.tokens):
-                yield ("" if token in eos else decoder.add(token)), i < chunk.num_drafted, [token]
-        yield decoder.finish(), False, []
+            yield "", False, chunk.tokens
+            for piece, drafted in answer.take(chunk.num_drafted):
+                yield piece, drafted, []
+        yield answer.finish(), False, []
 
 
 def _common(a: list[int], b: list[int]) -> int:
@@ -109,12 +112,13 @@ def run_chat(
     read: Callable[[str], str] = read_line,
     out: TextIO | None = None,
     cached: Sequence[int] = (),
+    stop: Sequence[str] = (),
 ) -> int:
     """Until q or the end of the input. Ctrl-C ends an answer, a second one the chat, another signal both (the status is its
-    own then). `cached`: as for Chat."""
+    own then). `cached` and `stop`: as for Chat."""
     out = sys.stdout if out is None else out
     colour = show_drafts and takes_colour(out)
-    chat = Chat(backend, tokenizer, max_tokens=max_tokens, system_prompt=system_prompt, colour=colour, cached=cached)
+    chat = Chat(backend, tokenizer, max_tokens=max_tokens, system_prompt=system_prompt, colour=colour, cached=cached, stop=stop)
     drafts = "; accepted draft tokens are green" if colour else "; drafts are not shown: no terminal with colours"
     print(COMMANDS + (drafts if show_drafts else ""), file=out)
     while True:

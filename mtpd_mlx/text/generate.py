@@ -9,7 +9,7 @@ from typing import TextIO
 from mtpd_mlx.options.command_line import BROKEN_PIPE
 from mtpd_mlx.options.signals import status_of
 from mtpd_mlx.options.streams import drop_output
-from mtpd_mlx.options.text import GenerateOptions, unescaped
+from mtpd_mlx.options.text import GenerateOptions, stops_of, unescaped
 from mtpd_mlx.speculative.finite import naming
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.protocol import Backend
@@ -142,7 +142,7 @@ class Stream:
 
     def __init__(self, tokenizer: Tokenizer, options: GenerateOptions, eos: frozenset[int], out: TextIO | None):
         self._special = tokenizer.special_tokens() if options.stop else {}
-        stops = StopMatcher([unescaped(text) for text in options.stop], self._special.values())
+        stops = StopMatcher(stops_of(options), self._special.values())
         self._decoder, self._stops = StreamDecoder(tokenizer), stops
         self._options, self._eos, self._out = options, eos, out
         self.tokens: list[int] = []

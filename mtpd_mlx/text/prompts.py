@@ -34,7 +34,8 @@ def read_prompts(file: Path | str) -> list[Prompt]:
     """Rows of a .jsonl file with "prompt" or "messages" (and perhaps "id", "reference", "tools"), or the lines of a .txt file.
 
     Blank lines are skipped; the id is the line number where a row has none. A conversation that ends with the
-    assistant's answer is a prompt up to there, and the answer its reference. ValueError (FILE:LINE: ...) otherwise.
+    assistant's answer is a prompt up to there, and the answer its reference. Of a list of references, one a turn as published
+    MT-Bench has them, the first is the prompt's. ValueError (FILE:LINE: ...) otherwise.
     """
     return [prompt_of(row) for row in prompt_rows(file)]
 
@@ -53,8 +54,12 @@ def prompt_rows(file: Path | str) -> list[Row]:
 def prompt_of(row: Row) -> Prompt:
     place, values = row.place, row.values
     identity, reference = str(values.get("id", row.number)), values.get("reference")
+    if isinstance(reference, list) and all(isinstance(each, str) for each in reference):
+        reference = reference[0] if reference else None
     if reference is not None and not isinstance(reference, str):
-        raise ValueError(f'{place}: "reference": got {type(reference).__name__}, expected text')
+        raise ValueError(
+            f'{place}: "reference": got {type(reference).__name__}, expected a text, or a list of them (one a turn)'
+        )
     text, messages, tools = values.get("prompt"), values.get("messages"), values.get("tools")
     if text:
         return Prompt(identity, text, None, reference, tools, place)

@@ -222,3 +222,21 @@ def test_a_base_is_not_loaded_for_a_run_that_is_refused(
     for name in ("train", "extend", "extend by copying", "refit", "cache", "distill-data"):
         assert main([*made[name], "--out", str(tmp_path / "out")]) == 1
         assert "another run" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_tune_and_pull_hold_what_they_write_to(
+    hold: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from mtpd_mlx.hub import pull
+
+    checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base"), 2)
+    (tmp_path / "prompts.txt").write_text("abc\n")
+    monkeypatch.setattr("mtpd_mlx.model.base.resolve_model", lambda *a: pytest.fail("loaded"))
+    hold(checkpoint)
+    assert main(["tune", str(checkpoint), "--prompts", str(tmp_path / "prompts.txt")]) == 1
+    assert "another run" in capsys.readouterr().err.splitlines()[-1]
+    hold(tmp_path / "out")
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *a, **k: None)
+    monkeypatch.setattr(pull, "_download", lambda *a: pytest.fail("downloaded"))
+    assert main(["pull", "me/heads", "--out", str(tmp_path / "out")]) == 1
+    assert "another run" in capsys.readouterr().err.splitlines()[-1]

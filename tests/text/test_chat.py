@@ -75,3 +75,14 @@ def test_an_interrupt_during_the_rewind_is_survived():
     out = io.StringIO()
     chat.answer("ef", out)
     assert backend.length > len(tokenizer.encode("[ab][Hi][cd][][ef]"))
+
+
+def test_a_stop_text_ends_the_answer_and_is_no_part_of_it():
+    tokenizer, out = byte_tokenizer(STRICT), io.StringIO()
+    model = ScriptedModel(scripted([*tokenizer.encode("Hi. User: more"), EOS], 4))
+    backend = StepBackend(model)
+    chat = Chat(backend, tokenizer, max_tokens=40, system_prompt=None, colour=False, stop=["User:", "never"])
+    stats = chat.answer("ab", out)
+    assert out.getvalue() == "Hi. \n" and chat.finish_reason == "stop" and stats.tokens < 14
+    assert chat._messages[-1] == {"role": "assistant", "content": "Hi. "}
+    assert backend.length == len(chat._cached)

@@ -130,6 +130,7 @@ def test_read_prompts_of_all_kinds(tmp_path):
         ("p.jsonl", b'{"messages": [{"role": "assistant", "content": "x"}]}', 'p.jsonl:1: "messages"'),
         ("p.jsonl", b'{"prompt": "a", "tools": {}}', 'p.jsonl:1: "tools": expected a list of objects'),
         ("p.jsonl", b'{"prompt": "a", "reference": 1}', 'p.jsonl:1: "reference"'),
+        ("p.jsonl", b'{"prompt": "a", "reference": ["b", 1]}', 'p.jsonl:1: "reference"'),
         ("p.jsonl", b'{"messages": [{"role": "user"}]}', 'p.jsonl:1: "messages": got no "content" in one of role \'user\''),
         ("p.jsonl", b'{"prompt": "a", "id": "b\\ud800"}', r"p.jsonl:1: got \\ud800 alone, half of a character"),
         ("p.jsonl", b"[" * 99999, "p.jsonl:1: not valid JSON"),
@@ -355,3 +356,10 @@ def test_broken_pipe_is_quiet():
         errors = process.stderr.read()
         assert process.wait(60) == 141
     assert errors == b""
+
+
+def test_of_a_reference_for_every_turn_the_first_is_the_prompt_s(tmp_path: Path) -> None:
+    file = tmp_path / "mt_bench.jsonl"
+    rows = [{"id": "1", "prompt": "a", "turns": ["a", "b"], "reference": known} for known in (["x", "y"], [], None)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [prompt.reference for prompt in read_prompts(file)] == ["x", None, None]

@@ -2,7 +2,7 @@
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import GraphSampling
-from mtpd_mlx.options.text import GraphChatOptions, check_plain
+from mtpd_mlx.options.text import GraphChatOptions, check_plain, stops_of
 
 OPTIONS = (RuntimeOptions, GraphChatOptions, GraphSampling)
 EXAMPLES = ("mtpd-onnx chat onnx --show-drafts",)
@@ -32,4 +32,5 @@ def run(runtime: RuntimeOptions, chat: GraphChatOptions, sampling: GraphSampling
         chat.max_tokens,
         system_prompt=chat.system_prompt,
         show_drafts=chat.show_drafts,
+        stop=stops_of(chat),
     )

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpd_mlx.serving.answer import Piece
 from mtpd_mlx.serving.engine import Finished
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.events import event
 from mtpd_mlx.serving.forms.blocks import Block, Blocks, Step
 from mtpd_mlx.serving.parts import NOTHING_APART, Kinds
+from mtpd_mlx.text.answer import Piece
 
 ENDS = {"stop": "end_turn", "length": "max_tokens"}
 DELTAS = {

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from mtpd_mlx.serving.answer import Piece
 from mtpd_mlx.serving.engine import Finished, Request
 from mtpd_mlx.serving.errors import ApiError, invalid, unsupported
 from mtpd_mlx.serving.fields import Fields
 from mtpd_mlx.serving.parts import Kinds
 from mtpd_mlx.speculative.sampling import Sampling
+from mtpd_mlx.text.answer import Piece
 from mtpd_mlx.text.grammar import Grammars
 from mtpd_mlx.text.tokenizer import Tokenizer
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpd_mlx.serving.answer import Piece
 from mtpd_mlx.serving.engine import Finished, Request
 from mtpd_mlx.serving.errors import ApiError, invalid
 from mtpd_mlx.serving.events import event
@@ -24,6 +23,7 @@ from mtpd_mlx.serving.forms.common import (
 from mtpd_mlx.serving.forms.structured import constraint_of, read_structure
 from mtpd_mlx.serving.forms.tools import NO_TOOLS, Tools, read_tools, read_turn
 from mtpd_mlx.serving.parts import NOTHING_APART, Kinds, Part, Splitter, tool_call
+from mtpd_mlx.text.answer import Piece
 
 # What both kinds of requests may say without asking for anything.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
