@@ -9,7 +9,7 @@ from mtpd_mlx.families.table import FAMILIES
 
 __all__ = ["Dims", "check_expressible", "objection", "read_dims", "rope_type"]
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "su")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "su", "proportional")
 
 
 def read_dims(folder: Path) -> Dims:
@@ -40,8 +40,6 @@ def check_expressible(dims: Dims) -> None:
         raise ValueError(f"{dims.model_type}: experts beside a dense MLP are not supported")
     if dims.experts is not None and dims.experts.sigmoid:
         raise ValueError(f"{dims.model_type}: experts chosen by sigmoids, and shared ones, are not supported")
-    if any(layer.geometry is not None for layer in dims.layers):
-        raise ValueError(f"{dims.model_type}: layers whose heads differ in size are not supported")
     settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]
     for mode in (own.get("mode", "affine") for own in settings):
         if mode not in ("affine", "mxfp4"):

@@ -25,7 +25,8 @@ class Manifest:
     """`precision`: of the weights; `activations`: what is computed in (precision.py); `dims`: the numbers that shapes are made
     of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
     weights that one run of it reads; `base`: the base that was exported, with its fingerprint; `draft_vocab`: its size D, or
-    None for the whole vocabulary; `format_version`: of READABLE."""
+    None for the whole vocabulary; `cache_sizes`: [key heads, head size] of the cache of every layer, then of every head, where
+    they are not all those of `dims`; `format_version`: of READABLE."""
 
     layout: str
     precision: str
@@ -41,6 +42,7 @@ class Manifest:
     versions: dict[str, str]
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None
+    cache_sizes: list[list[int]] | None = None
     format_version: int = FORMAT_VERSION
 
     @property
@@ -52,6 +54,13 @@ class Manifest:
     def graphs(self) -> tuple[str, ...]:
         """The names of its graphs."""
         return graphs_of(self.layout, self.num_heads, self.any_drafts)
+
+    def cache_size(self, block: int) -> tuple[int, int]:
+        """Key heads and head size of a block's cache: of the base's layers, then of the heads."""
+        if self.cache_sizes is None:
+            return self.dims["num_kv_heads"], self.dims["head_dim"]
+        heads, size = self.cache_sizes[block]
+        return heads, size
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT} | asdict(self))
@@ -111,6 +120,11 @@ def _check_values(manifest: Manifest) -> None:
         if type(numbers[name]) is not int or not least <= numbers[name] < MAX_NUMBER:
             expected = "a positive integer" if least else "an integer of at least 0"
             raise ValueError(f"{name}: got {numbers[name]!r:.40}, expected {expected}")
+    if (sizes := manifest.cache_sizes) is not None:
+        blocks = manifest.dims["num_layers"] + manifest.num_heads
+        pairs = isinstance(sizes, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in sizes)
+        if not pairs or len(sizes) != blocks or not all(type(n) is int and 0 < n < MAX_NUMBER for pair in sizes for n in pair):
+            raise ValueError(f"cache_sizes: got {sizes!r:.40}, expected {blocks} pairs of positive integers")
     read = manifest.weights_read
     if not isinstance(read, dict) or not all(type(read.get(graph)) is int for graph in manifest.graphs):
         raise ValueError(f"weights_read: got {read!r:.80}, expected bytes for each graph")

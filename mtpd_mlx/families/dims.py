@@ -1,7 +1,7 @@
 """The numbers and switches that a decoder and its heads are built from, on MLX and in ONNX graphs alike."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -147,6 +147,11 @@ class Dims:
     def geometry(self, layer: Layer) -> Geometry:
         """The attention of a layer."""
         return layer.geometry or Geometry(self.head_dim, self.num_kv_heads, self.rotary_dim)
+
+    def as_if_all(self, layer: Layer) -> "Dims":
+        """Those of a model whose attention is that of `layer` everywhere."""
+        own = self.geometry(layer)
+        return replace(self, head_dim=own.head_dim, num_kv_heads=own.num_kv_heads, rotary_dim=own.rotary_dim)
 
     def offset_of(self, name: str) -> float:
         """What is added to the stored tensor `name`: the norms' offset, the only place that applies it."""

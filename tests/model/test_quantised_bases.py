@@ -26,7 +26,10 @@ QWEN3_MOE = LLAMA | {"model_type": "qwen3_moe", "num_experts": 4, "num_experts_p
 QWEN3_MOE |= {"norm_topk_prob": True}
 GPT_OSS = LLAMA | {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 64}
 GPT_OSS |= {"tie_word_embeddings": False, "sliding_window": 7}
-CONFIGS = {"llama": LLAMA, "gemma2": GEMMA2, "granite": GRANITE, "qwen3_moe": QWEN3_MOE, "gpt_oss": GPT_OSS}
+GEMMA4 = LLAMA | {"model_type": "gemma4_text", "num_key_value_heads": 2, "num_global_key_value_heads": 1, "head_dim": 16}
+GEMMA4 |= {"global_head_dim": 32, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "sliding_window": 7}
+GEMMA4 |= {"layer_types": ["sliding_attention", "full_attention"], "final_logit_softcapping": 5.0, "rope_theta": None}
+CONFIGS = {"gemma4": GEMMA4, "llama": LLAMA, "gemma2": GEMMA2, "granite": GRANITE, "qwen3_moe": QWEN3_MOE, "gpt_oss": GPT_OSS}
 
 
 def mixed(path: str, module: Any) -> Any:
@@ -37,7 +40,7 @@ def mixed(path: str, module: Any) -> Any:
 
 
 CASES: list[tuple[str, Any]] = [("llama", bits) for bits in (3, 4, 6, 8)]
-CASES += [("gemma2", "mixed"), ("granite", 4), ("qwen3_moe", "mixed"), ("gpt_oss", "mxfp4")]
+CASES += [("gemma2", "mixed"), ("granite", 4), ("qwen3_moe", "mixed"), ("gpt_oss", "mxfp4"), ("gemma4", 8)]
 OPTIONS: dict[Any, dict[str, Any]] = {"mixed": {"quant_predicate": mixed}, "mxfp4": {"mode": "mxfp4"}}
 
 

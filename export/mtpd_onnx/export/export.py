@@ -29,7 +29,7 @@ from mtpd_onnx.export.base_alone import check_base_alone, config_of_base, is_bas
 from mtpd_onnx.export.draft_vocabulary import choose_draft_tokens
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
-from mtpd_onnx.graphs.builder import Spec, build_plain
+from mtpd_onnx.graphs.builder import Spec, build_plain, geometries
 from mtpd_onnx.graphs.decoder import build_decoder
 from mtpd_onnx.graphs.round import build_round
 from mtpd_onnx.graphs.split import build_heads, build_main
@@ -238,6 +238,7 @@ def describe_folder(
 ) -> Manifest:
     """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: io, weights_read."""
     names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
+    sizes_of_caches = [[own.num_kv_heads, own.head_dim] for own in geometries(spec)]
     manifest = Manifest(
         layout=kinds["layout"],
         precision=kinds["precision"],
@@ -253,6 +254,7 @@ def describe_folder(
         versions=versions(),
         record={"eval": config.record.get("eval", {}), "weights": weights},
         draft_vocab=config.draft_vocab,
+        cache_sizes=None if all(layer.geometry is None for layer in spec.dims.layers) else sizes_of_caches,
     )
     manifest.write(folder)
     return manifest

@@ -12,7 +12,7 @@ from mtpd_onnx.graphs.builder import (
     Spec,
     argmax,
     best_draft,
-    cache_names,
+    cache_inputs,
     cache_outputs,
     draft_logits,
     fused_positions,
@@ -91,9 +91,4 @@ def rows_of(op: OpBuilder, x: ir.Value, rows: ir.Value) -> ir.Value:
 
 
 def batched_caches(graph: Graph) -> list[Cache]:
-    dims, spec = graph.spec.dims, graph.spec
-    shape: list[int | str] = ["B", dims.num_kv_heads, spec.capacity, dims.head_dim]
-    return [
-        Cache(graph.input(f"{stem}.key", spec.dtype, shape), graph.input(f"{stem}.value", spec.dtype, shape))
-        for stem, _ in cache_names(spec)
-    ]
+    return cache_inputs(graph, "B")

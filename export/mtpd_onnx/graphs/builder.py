@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 from onnxscript.nn import Module, Parameter
 
+from mtpd_mlx.families.dims import Geometry
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.finite import marked
@@ -122,19 +123,31 @@ def cache_names(spec: Spec) -> list[tuple[str, str]]:
 
 def shared_caches(graph: Graph) -> list[Cache]:
     """Cache inputs [1, kv heads, capacity, head_dim]; input and output are meant to be bound to one buffer."""
-    dims, spec = graph.spec.dims, graph.spec
-    shape: list[int | str] = [1, dims.num_kv_heads, spec.capacity, dims.head_dim]
-    return [
-        Cache(graph.input(f"{stem}.key", spec.dtype, shape), graph.input(f"{stem}.value", spec.dtype, shape))
-        for stem, _ in cache_names(spec)
-    ]
+    return cache_inputs(graph, 1)
+
+
+def cache_inputs(graph: Graph, batch: int | str) -> list[Cache]:
+    """Caches of fixed capacity [batch, kv heads, capacity, head_dim], each of its own layer's sizes."""
+    spec, caches = graph.spec, []
+    for (stem, _), own in zip(cache_names(spec), geometries(spec), strict=True):
+        shape: list[int | str] = [batch, own.num_kv_heads, spec.capacity, own.head_dim]
+        caches.append(Cache(graph.input(f"{stem}.key", spec.dtype, shape), graph.input(f"{stem}.value", spec.dtype, shape)))
+    return caches
+
+
+def geometries(spec: Spec) -> list[Geometry]:
+    """Of every cache: the base's layers, then the heads."""
+    layers = [*spec.dims.layers, *spec.num_heads * [spec.dims.head_layer]]
+    return [spec.dims.geometry(layer) for layer in layers]
 
 
 def cache_outputs(graph: Graph, caches: list[Cache], shape: list[int | str]) -> None:
-    """Makes keys and values of every cache graph outputs of `shape`, named as cache_names says."""
-    for (_, stem), cache in zip(cache_names(graph.spec), caches, strict=True):
-        graph.output(cache.key, f"{stem}.key", graph.spec.dtype, shape)
-        graph.output(cache.value, f"{stem}.value", graph.spec.dtype, shape)
+    """Makes keys and values of every cache graph outputs, named as cache_names says. `shape`: [batch, kv heads, capacity,
+    head_dim] of layers that have no sizes of their own."""
+    for (_, stem), cache, own in zip(cache_names(graph.spec), caches, geometries(graph.spec), strict=True):
+        sizes = [shape[0], own.num_kv_heads, shape[2], own.head_dim]
+        graph.output(cache.key, f"{stem}.key", graph.spec.dtype, sizes)
+        graph.output(cache.value, f"{stem}.value", graph.spec.dtype, sizes)
 
 
 def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:

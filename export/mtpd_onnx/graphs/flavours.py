@@ -94,6 +94,10 @@ class Flavour(Protocol):
         """The mixture of x [.., d] by router scores [.., E]."""
         ...
 
+    def value_norm(self, op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
+        """RMSNorm of each head of x [.., heads * head_dim], without weights."""
+        ...
+
     def attention(
         self,
         op: OpBuilder,
@@ -292,6 +296,10 @@ class Fused:
         before = op.Sub(op.Unsqueeze(op.Cast(positions.last, to=ir.DataType.FLOAT), [1]), op.Sub(length, 1.0))
         return op.Add(before, op.CumSum(ones, 1, exclusive=1))
 
+    def value_norm(self, op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
+        heads = op.Reshape(x, [0, 0, -1, dims.head_dim])  # [B, S, heads, head_dim]
+        return op.Reshape(self.rms_norm(op, heads, _ones(op, x, dims), dims.rms_norm_eps), [0, 0, -1])
+
     def _qk_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, dims: Dims) -> ir.Value:
         if dims.qk_norm == "all":
             return self.rms_norm(op, x, weight, dims.rms_norm_eps)
@@ -337,6 +345,10 @@ class Standard:
         if w.down_bias is not None:
             y = op.Add(y, op.Unsqueeze(w.down_bias, [1]))
         return op.ReduceSum(op.Mul(y, op.Unsqueeze(op.Transpose(share, perm=[1, 0]), [2])), [0], keepdims=0)
+
+    def value_norm(self, op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
+        heads = op.Reshape(x, [0, -1, dims.head_dim])  # [S, heads, head_dim]
+        return op.Reshape(self.rms_norm(op, heads, _ones(op, x, dims), dims.rms_norm_eps), [0, -1])
 
     def attention(
         self,
@@ -390,6 +402,13 @@ class Standard:
         alpha, limit = experts.clip
         gate, up = op.Min(gate, op.CastLike(limit, gate)), op.Clip(up, op.CastLike(-limit, up), op.CastLike(limit, up))
         return op.Mul(op.Add(up, 1.0), op.Mul(gate, op.Sigmoid(op.Mul(gate, alpha))))
+
+
+def _ones(op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
+    """[head_dim], of x's type."""
+    ones = op.CastLike([1.0] * dims.head_dim, x)
+    ones.dtype, ones.shape = x.dtype, ir.Shape([dims.head_dim])
+    return ones
 
 
 def _padded(op: OpBuilder, x: ir.Value, spare: Spare) -> ir.Value:

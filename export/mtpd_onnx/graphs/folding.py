@@ -59,7 +59,12 @@ def folding_of(graph: Any, rows: ir.Value, last: ir.Value) -> Folding | None:
 
 def foldable(dims: Dims, layer: Layer) -> bool:
     """Layers that look at all of the past, of models in which several query heads share a key head."""
-    plain = layer.window is None and not dims.attention_softcap and dims.query_growth is None and not dims.sinks
+    plain = (
+        layer.window is None
+        and not dims.attention_softcap
+        and dims.query_growth is None
+        and not (dims.sinks or dims.value_norm)
+    )
     whole = layer.rope == "none" or dims.rotary_dim == dims.head_dim
     return plain and whole and dims.num_heads > dims.num_kv_heads
 

@@ -62,9 +62,10 @@ def scaled(op: OpBuilder, x: ir.Value, factor: float) -> ir.Value:
 class Attention(Module):
     def __init__(self, dims: Dims, layer: Layer, dtype: ir.DataType, flavour: Flavour):
         super().__init__()
+        self.own_values, dims = dims.geometry(layer).own_values, dims.as_if_all(layer)
         q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
         self.dims, self.layer, self.flavour = dims, layer, flavour
-        self.qkv_proj = Linear(dims.hidden_size, q + 2 * kv, dtype, flavour, dims.qkv_bias)
+        self.qkv_proj = Linear(dims.hidden_size, q + (1 + self.own_values) * kv, dtype, flavour, dims.qkv_bias)
         self.o_proj = Linear(q, dims.hidden_size, dtype, flavour, dims.o_bias)
         if dims.qk_norm:
             whole = dims.qk_norm == "all"
@@ -74,8 +75,19 @@ class Attention(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, cache: Cache, positions: Positions) -> ir.Value:
         packed = self.qkv_proj(op, x)
+        if self.dims.value_norm:
+            packed = self._with_values(op, packed)
         norms = QKNorms(self.q_norm(op), self.k_norm(op)) if self.dims.qk_norm else None
         return self.o_proj(op, self.flavour.attention(op, self.dims, self.layer, packed, norms, cache, positions, self.sinks))
+
+    def _with_values(self, op: OpBuilder, packed: ir.Value) -> ir.Value:
+        """[.., q + 2 kv]: values normalised; they may be the keys."""
+        q, kv = self.dims.num_heads * self.dims.head_dim, self.dims.num_kv_heads * self.dims.head_dim
+        parts = op.Split(packed, [q, kv] + [kv] * self.own_values, axis=-1, _outputs=2 + self.own_values)
+        joined = op.Concat(*parts[:2], self.flavour.value_norm(op, parts[-1], self.dims), axis=-1)
+        joined.dtype = packed.dtype
+        joined.shape = None if packed.shape is None else ir.Shape([*packed.shape[:-1], q + 2 * kv])
+        return joined
 
 
 class HeadNorm(Module):
@@ -144,6 +156,7 @@ class Block(Module):
         self.self_attn = Attention(dims, layer, dtype, flavour)
         self.mixture = layer.experts and dims.experts is not None and dims.experts.path
         setattr(self, self.mixture or "mlp", (MoE if self.mixture else MLP)(dims, dtype, flavour))
+        self.layer_scalar = Parameter([1], dtype) if dims.layer_scale else None
 
     def forward(self, op: OpBuilder, x: ir.Value, added: ir.Value | None, cache: Cache, positions: Positions) -> Sum:
         """Input x (+ added), output the two terms of the residual stream."""
@@ -156,7 +169,8 @@ class Block(Module):
         attended = self.self_attn(op, normed, cache, positions)
         if self.norms == "both":
             x, normed = self.pre_feedforward_layernorm(op, x, self.post_attention_layernorm(op, attended))
-            return x, self.post_feedforward_layernorm(op, mlp(op, normed))
+            y = self.post_feedforward_layernorm(op, mlp(op, normed))
+            return (x, y) if self.layer_scalar is None else (op.Mul(x, self.layer_scalar), op.Mul(y, self.layer_scalar))
         x, normed = self.post_attention_layernorm(op, x, scaled(op, attended, self.residual_scale))
         return x, scaled(op, mlp(op, normed), self.residual_scale)
 

@@ -12,7 +12,8 @@ from mtpd_onnx.dims import Dims, rope_type
 def rope_tables(dims: Dims, positions: int, local: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """(cos, sin), float32 [positions, rotary_dim / 2]. `local`: those of sliding layers, where they have their own."""
     theta, scaling = (dims.local_theta or 0.0, None) if local else (dims.rope_theta, dims.rope_scaling)
-    periods = theta ** (np.arange(0, dims.rotary_dim, 2, dtype=np.float64) / dims.rotary_dim)
+    size = dims.rotary_dim if local else dims.geometry(dims.head_layer).rotary_dim
+    periods = theta ** (np.arange(0, size, 2, dtype=np.float64) / size)
     kind, magnitude, scaling = rope_type(scaling), 1.0, scaling or {}
     if kind == "linear":
         periods = periods * scaling["factor"]
@@ -20,6 +21,9 @@ def rope_tables(dims: Dims, positions: int, local: bool = False) -> tuple[np.nda
         periods = _llama3(periods, scaling)
     elif kind == "yarn":
         periods, magnitude = _yarn(dims, scaling)
+    elif kind == "proportional":  # the pairs beyond a share of them are not rotated
+        turned = np.arange(size // 2) < int(size * scaling["partial_rotary_factor"]) // 2
+        periods = np.where(turned, periods * scaling.get("factor", 1.0), np.inf)
     elif kind in ("longrope", "su"):  # texts are kept to the original length (Dims.context_length): the short factors
         periods, magnitude = periods * np.asarray(scaling["short_factor"], np.float64), longrope_magnitude(scaling)
     angles = np.arange(positions, dtype=np.float64)[:, None] / periods[None, :]

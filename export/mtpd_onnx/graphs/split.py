@@ -5,7 +5,8 @@ For other runtimes, for people who want to look inside, and as the oracle of the
 
 import onnx_ir as ir
 
-from mtpd_onnx.graphs.builder import Graph, Spec, argmax, draft_chain
+from mtpd_mlx.families.dims import Geometry
+from mtpd_onnx.graphs.builder import Graph, Spec, argmax, draft_chain, geometries
 from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import Cache, Positions, Standard
 from mtpd_onnx.graphs.modules import Base
@@ -13,24 +14,20 @@ from mtpd_onnx.graphs.modules import Base
 STANDARD = {"": 18}  # old enough for any runtime
 
 
-def growing_caches(graph: Graph, stem: str, count: int) -> list[Cache]:
+def growing_caches(graph: Graph, stem: str, sizes: list[Geometry]) -> list[Cache]:
     """Cache inputs [kv heads, P, head_dim]."""
-    dims = graph.spec.dims
-    shape: list[int | str] = [dims.num_kv_heads, "P", dims.head_dim]
-    return [
-        Cache(
-            graph.input(f"{stem}.{i}.key", graph.spec.dtype, shape),
-            graph.input(f"{stem}.{i}.value", graph.spec.dtype, shape),
-        )
-        for i in range(count)
-    ]
+    caches = []
+    for i, own in enumerate(sizes):
+        shape: list[int | str] = [own.num_kv_heads, "P", own.head_dim]
+        key = graph.input(f"{stem}.{i}.key", graph.spec.dtype, shape)
+        caches.append(Cache(key, graph.input(f"{stem}.{i}.value", graph.spec.dtype, shape)))
+    return caches
 
 
-def cache_outputs(graph: Graph, stem: str, caches: list[Cache]) -> None:
-    dims = graph.spec.dims
-    for i, cache in enumerate(caches):
+def cache_outputs(graph: Graph, stem: str, caches: list[Cache], sizes: list[Geometry]) -> None:
+    for i, (cache, own) in enumerate(zip(caches, sizes, strict=True)):
         for part, value in (("key", cache.key), ("value", cache.value)):
-            graph.output(value, f"{stem}.{i}.{part}", graph.spec.dtype, [dims.num_kv_heads, "T", dims.head_dim])
+            graph.output(value, f"{stem}.{i}.{part}", graph.spec.dtype, [own.num_kv_heads, "T", own.head_dim])
 
 
 def standard_positions(graph: Graph, local: bool = False) -> Positions:
@@ -50,14 +47,15 @@ def build_main(spec: Spec) -> ir.Model:
     graph.parameters(base)
     tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
     positions = standard_positions(graph, local=True)
-    caches = growing_caches(graph, "past", spec.dims.num_layers)
+    sizes = geometries(spec)[: spec.dims.num_layers]
+    caches = growing_caches(graph, "past", sizes)
     prenorm, postnorm = base.model(graph.op, tokens, caches, positions)
     logits = base.logits(graph.op, postnorm)
     hidden = postnorm if spec.hidden_source == "postnorm" else prenorm
     graph.output(marked(graph.op, argmax(graph.op, logits), logits), "predicted", ir.DataType.INT64, ["n"])
     graph.output(logits, "logits", spec.dtype, ["n", spec.dims.vocab_size])
     graph.output(hidden, "hidden", spec.dtype, ["n", spec.dims.hidden_size])
-    cache_outputs(graph, "present", caches)
+    cache_outputs(graph, "present", caches, sizes)
     return graph.model()
 
 
@@ -76,8 +74,9 @@ def build_heads(spec: Spec) -> ir.Model:
     hidden = graph.input("hidden", spec.dtype, ["n", spec.dims.hidden_size])
     tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
     positions = standard_positions(graph)
-    caches = growing_caches(graph, "past", spec.num_heads)
+    sizes = geometries(spec)[spec.dims.num_layers :]
+    caches = growing_caches(graph, "past", sizes)
     drafts = draft_chain(graph, base, heads, hidden, tokens, caches, positions)
     graph.output(drafts, "drafts", ir.DataType.INT64, [spec.num_heads])
-    cache_outputs(graph, "present", caches)
+    cache_outputs(graph, "present", caches, sizes)
     return graph.model()

@@ -15,7 +15,8 @@ def needed_bytes(folder: Path, manifest: Manifest, provider: str, *, plain: bool
     """Weights, caches, sampling state and the activations of a prefill chunk: an estimate from above."""
     dims, item = manifest.dims, ACTIVATION_BYTES[manifest.activations]
     heads = 0 if plain else manifest.num_heads
-    caches = 2 * (dims["num_layers"] + heads) * manifest.capacity * dims["num_kv_heads"] * dims["head_dim"] * item
+    numbers = sum(key_heads * size for key_heads, size in map(manifest.cache_size, range(dims["num_layers"] + heads)))
+    caches = 2 * manifest.capacity * numbers * item
     rows = heads + 1
     logits = rows * dims["vocab_size"] * (item + 4)
     sampling = 8 * rows * dims["vocab_size"] * 4 if sampled else 0

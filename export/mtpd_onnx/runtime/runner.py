@@ -207,11 +207,12 @@ def float_type(manifest: Manifest) -> type:
 def cache_state(manifest: Manifest, provider: str, num_heads: int, batch_size: int = 1) -> dict[str, tuple[str, Any]]:
     """The caches of the base's layers and of `num_heads` heads, zeroed, as Runner takes them: keys and values
     [batch_size, kv heads, capacity, head_dim]."""
-    shape = (batch_size, manifest.dims["num_kv_heads"], manifest.capacity, manifest.dims["head_dim"])
     stems = [(f"past_key_values.{i}", f"present.{i}") for i in range(manifest.dims["num_layers"])]
     stems += [(f"past_mtp.{k}", f"present_mtp.{k}") for k in range(num_heads)]
-    return {
-        f"{past}.{part}": (f"{present}.{part}", device_zeros(shape, manifest, provider))
-        for past, present in stems
-        for part in ("key", "value")
-    }
+    state = {}
+    for i, (past, present) in enumerate(stems):
+        key_heads, size = manifest.cache_size(i)
+        for part in ("key", "value"):
+            zeros = device_zeros((batch_size, key_heads, manifest.capacity, size), manifest, provider)
+            state[f"{past}.{part}"] = (f"{present}.{part}", zeros)
+    return state

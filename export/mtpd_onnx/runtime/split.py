@@ -19,9 +19,10 @@ class SplitModel:
         self._main, self._heads = main, heads
         self.num_draft_tokens, self.capacity = manifest.num_heads, manifest.capacity
         self._float = float_type(manifest)
-        empty: np.ndarray = np.zeros((manifest.dims["num_kv_heads"], 0, manifest.dims["head_dim"]), self._float)
-        self._cache = [empty] * (2 * manifest.dims["num_layers"])
-        self._head_cache = [empty] * (2 * manifest.num_heads)
+        layers = manifest.dims["num_layers"]
+        sizes = [manifest.cache_size(i) for i in range(layers + manifest.num_heads) for _ in ("key", "value")]
+        empty: list[np.ndarray] = [np.zeros((key_heads, 0, size), self._float) for key_heads, size in sizes]
+        self._cache, self._head_cache = empty[: 2 * layers], empty[2 * layers :]
         kind = "tensor(float16)" if self._float is np.float16 else "tensor(float)"
         for session, caches in ((main, self._cache), (heads, self._head_cache)):
             check_inputs(session, {name: (kind, array.shape) for name, array in named(caches).items()})

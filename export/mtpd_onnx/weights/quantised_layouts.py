@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from mtpd_mlx.families.dims import Dims, Layer
+from mtpd_mlx.families.shapes import LAYER
 from mtpd_mlx.options.export import ExportOptions
 from mtpd_onnx.graphs.builder import Spec
 from mtpd_onnx.graphs.flavours import Fused
@@ -89,14 +91,21 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
         return [Part(base, "model.embed_tokens" if dims.tied else "lm_head", dims.vocab_size)]
     source = heads if stem.startswith("heads.") else base
     path, _, last = stem.rpartition(".")
-    q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+    own = dims.geometry(layer_of(stem, dims))
+    q, kv = dims.num_heads * own.head_dim, own.num_kv_heads * own.head_dim
     stacked = {
-        "qkv_proj": {"q_proj": q, "k_proj": kv, "v_proj": kv},
+        "qkv_proj": {"q_proj": q, "k_proj": kv} | ({"v_proj": kv} if own.own_values else {}),
         "gate_up_proj": {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size},
     }.get(last if not dims.fused else "")
     if stacked is None:
         return [Part(source, stem, outputs)]
     return [Part(source, f"{path}.{name}", rows) for name, rows in stacked.items()]
+
+
+def layer_of(stem: str, dims: Dims) -> Layer:
+    """The layer that a matrix of the graphs belongs to."""
+    base = LAYER.match(f"{stem}.")
+    return dims.layers[int(base[1])] if base else dims.head_layer
 
 
 def plan(spec: Spec, policy: Policy, base: Tensors, heads: Tensors) -> dict[str, Packed]:
