@@ -204,6 +204,12 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "Lfm2Config",
         {"layer_types": ["conv", "full_attention", "conv", "conv"], "block_multiple_of": 32, "norm_eps": 1e-5},
     ),
+    "lfm2-moe": (
+        "LFM2 and 2.5 MoE",
+        "Lfm2MoeConfig",
+        {"layer_types": ["conv", "full_attention", "conv", "full_attention"], "num_dense_layers": 1, "num_experts": 6}
+        | {"num_experts_per_tok": 2, "moe_intermediate_size": 24, "routed_scaling_factor": 1.5},
+    ),
     "mixtral": ("Mixtral", "MixtralConfig", {"num_local_experts": 4, "num_experts_per_tok": 2, "intermediate_size": 40}),
 }
 

@@ -87,6 +87,7 @@ class Experts:
     shared_name: str = "shared_experts"
     shared_gate: bool = False  # it is multiplied by sigmoid(`{path}.{shared_name}_gate`)
     sigmoid: bool = False  # scores are sigmoids; `{path}.{gate}.e_score_correction_bias` helps to choose (DeepSeek-V3, GLM-4.5)
+    correction: str = ""  # its name where a family has another for it, beside the gate
     parallel: bool = False  # beside a dense MLP, with norms of its own (Gemma 4)
 
 

@@ -25,6 +25,10 @@ def read_experts(config: dict[str, Any]) -> Experts | None:
         shared = size_of(config, "shared_expert_intermediate_size")
         named = replace(Experts(count, chosen, size, normalized, "mlp", names), shared_name="shared_expert")
         return replace(named, shared=shared, shared_gate=True)
+    if config["model_type"] == "lfm2_moe":
+        sizes, normalized = (_count(config), 4, "moe_intermediate_size"), bool(config.get("norm_topk_prob", True))
+        read = Experts(*_checked(config, *sizes), normalized, "feed_forward", ("w1", "w3", "w2"))
+        return replace(read, sigmoid=bool(config.get("use_expert_bias", True)), correction="expert_bias")
     if config["model_type"] == "glm4_moe":
         count, chosen, size = _checked(config, _routed(config), 8, "moe_intermediate_size")
         names, normalized = ("gate_proj", "up_proj", "down_proj"), bool(config.get("norm_topk_prob", True))
@@ -71,6 +75,8 @@ def has_experts(config: dict[str, Any], layer: int) -> bool:
         return bool(config.get("enable_moe_block"))
     if config["model_type"] == "qwen3_5_moe_text":
         return True
+    if config["model_type"] == "lfm2_moe":
+        return bool(layer >= config.get("num_dense_layers", 2))
     if config["model_type"] not in ("qwen3_moe", "qwen3_next") or not config.get("num_experts", 1):
         return False
     return layer not in (config.get("mlp_only_layers") or []) and (layer + 1) % config.get("decoder_sparse_step", 1) == 0

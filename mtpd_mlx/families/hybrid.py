@@ -45,7 +45,16 @@ def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
     if config["model_type"] not in RECURRENCES:
         return {}
     values: dict[str, Any] = {"layer_types": config["layer_types"]}
-    if config["model_type"] == "lfm2":
+    if config["model_type"] == "lfm2_moe":
+        names: dict[str, Any] = {
+            "moe_intermediate_size": 1792,
+            "num_experts": 32,
+            "num_experts_per_tok": 4,
+            "use_expert_bias": True,
+        }
+        names |= {"num_dense_layers": 2, "routed_scaling_factor": 1.0, "norm_topk_prob": True}
+        values |= {name: config.get(name, default) for name, default in names.items()}
+    if config["model_type"] in ("lfm2", "lfm2_moe"):
         size = config["intermediate_size"]
         values |= {"norm_eps": config["rms_norm_eps"], "block_dim": config["hidden_size"], "block_ff_dim": size}
         values |= {"block_multiple_of": 1, "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": False}
@@ -85,7 +94,7 @@ def _lfm2(config: dict[str, Any]) -> dict[str, Any]:
     chosen = range(count) if attention is None else attention
     kinds = config.get("layer_types") or [FULL if i in chosen else "conv" for i in range(count)]
     size = size_of(config, "block_ff_dim" if config.get("block_ff_dim") else "intermediate_size")
-    if config.get("block_auto_adjust_ff_dim", True):
+    if config.get("block_auto_adjust_ff_dim", config["model_type"] == "lfm2"):
         size, multiple = 2 * size // 3, size_of(config, "block_multiple_of", 256)
         factor = config.get("block_ffn_dim_multiplier", 1.0)
         size = size if factor is None else multiple * -(-int(factor * size) // multiple)
@@ -155,6 +164,7 @@ def _step_limit(config: dict[str, Any]) -> tuple[float, float]:
 
 SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "lfm2": _lfm2,
+    "lfm2_moe": _lfm2,
     "qwen3_5_text": _qwen,
     "qwen3_5_moe_text": _qwen,
     "qwen3_next": _qwen,
@@ -162,6 +172,7 @@ SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {
     "lfm2": _convolution,
+    "lfm2_moe": _convolution,
     "qwen3_5_text": _delta_net,
     "qwen3_5_moe_text": _delta_net,
     "qwen3_next": _delta_net,
@@ -169,6 +180,7 @@ RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {
 }
 NAMES_OF: dict[str, dict[str, str]] = {
     "lfm2": {"conv": "conv", FULL: ATTENTION},
+    "lfm2_moe": {"conv": "conv", FULL: ATTENTION},
     "qwen3_5_text": {"linear_attention": "delta", FULL: ATTENTION},
     "qwen3_5_moe_text": {"linear_attention": "delta", FULL: ATTENTION},
     "qwen3_next": {"linear_attention": "joined_delta", FULL: ATTENTION},

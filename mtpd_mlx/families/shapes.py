@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Experts, Layer
@@ -83,7 +84,8 @@ def block(dims: Dims, layer: Layer, prefix: str = "", table: Mapping[str, Any] |
             yield f"{prefix}{path}.{inputs}.weight", [2 * dims.intermediate_size, dims.hidden_size]
             yield f"{prefix}{path}.{output}.weight", [dims.hidden_size, dims.intermediate_size]
             return
-        for name, shape in _mlp(dims):
+        stacked = f"{prefix}{names.mlp}.gate_proj.weight" in table  # as mlx-lm names them
+        for name, shape in _mlp(dims, replace(names, gate="gate_proj", up="up_proj", down="down_proj") if stacked else names):
             yield f"{prefix}{names.mlp}.{name}", shape
 
 
@@ -119,8 +121,8 @@ def _attention(dims: Dims, layer: Layer) -> Named:
         yield "sinks", [dims.num_heads]
 
 
-def _mlp(dims: Dims) -> Named:
-    d, size, names = dims.hidden_size, dims.intermediate_size, names_of(dims)
+def _mlp(dims: Dims, names: Names) -> Named:
+    d, size = dims.hidden_size, dims.intermediate_size
     matrices = {"gate_up_proj": (2 * size, d)} if dims.fused else {names.gate: (size, d), names.up: (size, d)}
     for name, (rows, columns) in (matrices | {names.down: (d, size)}).items():
         yield f"{name}.weight", [rows, columns]
@@ -134,7 +136,7 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
     if experts.bias:
         yield f"{prefix}{experts.gate}.bias", [experts.count]
     if experts.sigmoid:
-        yield f"{prefix}{experts.gate}.e_score_correction_bias", [experts.count]
+        yield f"{prefix}{experts.correction or f'{experts.gate}.e_score_correction_bias'}", [experts.count]
     if experts.shared:
         for name, shape in {"gate_proj": [experts.shared, d], "up_proj": [experts.shared, d]}.items():
             yield f"{prefix}{experts.shared_name}.{name}.weight", shape
