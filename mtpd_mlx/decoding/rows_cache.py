@@ -12,7 +12,7 @@ from typing import Any
 
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.blocks import make_mask, needs_arrays
-from mtpd_mlx.model.runtime import mx, on_cuda
+from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
 
 ATTENTION = "scaled_dot_product_attention"
 
@@ -29,23 +29,58 @@ class RowsCache:
         return keys, values
 
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> list[Any]:
-        """One mask a text, as its own cache makes it."""
+        """One mask a text: as its own cache makes it, or where it ends and the window, to make one of whole buffers."""
         if self._whole:
             return [(row.offset, window_size) for row in self.rows]
-        return [make_mask(N, row, window_size) for row in self.rows]
+        masks = [make_mask(N, row, window_size) for row in self.rows]
+        causal = all(mask is None or isinstance(mask, str) for mask in masks)
+        return [Folded.of(row.offset, N) for row in self.rows] if causal and self._foldable() else masks
+
+    def _foldable(self) -> bool:
+        return on_cpu() and all(type(row).__name__ == "KVCache" for row in self.rows)
 
     def attend(
         self, attention: Any, queries: mx.array, keys: mx.array, values: mx.array, scale: float, masks: list[Any], more: Any
     ) -> mx.array:
         """queries [B, heads, n, head_dim] -> the same shape; `more`: what the family gives its attention besides."""
+        shape, (_, groups, count, size) = queries.shape, keys.shape
+        plain = isinstance(masks[0], Folded) and not any(value is not None for value in more.values())
+        if plain:
+            queries = (queries * scale).reshape(shape[0], groups, -1, size)  # [B, kv heads, query heads of each * n, head_dim]
         outs = []
         for i, (row, mask) in enumerate(zip(self.rows, masks, strict=True)):
             k, v = row.update_and_fetch(keys[i : i + 1], values[i : i + 1])
+            if plain:
+                outs.append(mask.attend(queries[i : i + 1], k, v))
+                continue
+            if isinstance(mask, Folded):
+                mask = "causal" if count > 1 else None
             if self._whole:
                 k, v = row.keys, row.values
-                mask = whole_mask(mask[0], queries.shape[2], k.shape[2], mask[1], queries.dtype)
+                mask = whole_mask(mask[0], count, k.shape[2], mask[1], queries.dtype)
             outs.append(attention(queries[i : i + 1], k, v, cache=row, scale=scale, mask=mask, **more))
-        return mx.concatenate(outs)
+        return mx.concatenate(outs).reshape(shape)
+
+
+class Folded:
+    """Causal attention on a CPU where query heads that share a key head are rows of one product: half the operations, and their
+    number is what attention of few rows takes there. mask [n, cached + n], to be added; None for n = 1."""
+
+    def __init__(self, mask: mx.array | None):
+        self._mask = mask
+
+    @classmethod
+    def of(cls, offset: int, count: int) -> "Folded":
+        """`count` rows behind `offset` cached positions."""
+        return cls(None if count == 1 else whole_mask(offset, count, offset + count, None, mx.float32))
+
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        """queries [1, kv heads, r * n, head_dim], scaled, the r heads of a group one after the other -> the same shape."""
+        scores = queries @ keys.swapaxes(-1, -2)
+        if self._mask is not None:
+            n, length = self._mask.shape
+            scores = (scores.reshape(*scores.shape[:2], -1, n, length) + self._mask).reshape(scores.shape)
+        return mx.softmax(scores, axis=-1, precise=True) @ values
 
 
 def whole_mask(offset: int, count: int, capacity: int, window: int | None, dtype: mx.Dtype) -> mx.array:
