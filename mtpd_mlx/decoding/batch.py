@@ -1,9 +1,9 @@
 """The Batch of MLX (speculative/batch.py): every row is a decoder with caches of its own; rounds of several are one pass."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from mtpd_mlx.decoding.batch_rounds import Member, round_together
+from mtpd_mlx.decoding.batch_row import Alone, Row
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.tuning.choice import HEAD_COUNTS, ROW, ROW_ON_CPU, head_share
 from mtpd_mlx.model.runtime import mx, on_cpu
@@ -11,26 +11,25 @@ from mtpd_mlx.speculative.batch import Turn, check_turns
 from mtpd_mlx.speculative.drafting import Proposal
 from mtpd_mlx.speculative.load_choice import costs_of_rows
 from mtpd_mlx.speculative.one_by_one import same_text
-from mtpd_mlx.speculative.protocol import Round
+from mtpd_mlx.speculative.protocol import Backend, Round
 from mtpd_mlx.speculative.round_costs import Kind, heads
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.saved import Saved, load_into, save_from
 
 
-@dataclass
-class _Row:
-    sampling: Sampling
-    decoder: ChoosingDecoder
-
-
 class MLXBatch:
     """`open_row`: a new decoder with an empty text, that samples so; all of the same model. `fixed`: drafts of every round,
-    where they are not chosen."""
+    where they are not chosen. `alone`: other decoders for a row that is alone, where these are faster."""
 
     def __init__(
-        self, open_row: Callable[[Sampling], ChoosingDecoder], max_rows: int, max_together: int, fixed: int | None = None
+        self,
+        open_row: Callable[[Sampling], ChoosingDecoder],
+        max_rows: int,
+        max_together: int,
+        fixed: int | None = None,
+        alone: Alone | None = None,
     ):
-        self._open, self._rows, self._fixed = open_row, dict[int, _Row](), fixed
+        self._open, self._rows, self._fixed, self._alone = open_row, dict[int, Row](), fixed, alone
         self.max_rows, self.max_together, self.regular = max_rows, max_together, True
         first = open_row(Sampling())
         self.num_draft_tokens, self.capacity = first.num_draft_tokens, first.capacity
@@ -41,7 +40,7 @@ class MLXBatch:
         if len(self._rows) >= self.max_rows:
             raise ValueError(f"join: {self.max_rows} rows are taken, expected a free one")
         row = next(i for i in range(self.max_rows) if i not in self._rows)
-        self._rows[row] = _Row(sampling, self._open(sampling))
+        self._rows[row] = Row(sampling, self._open(sampling), self._alone)
         return row
 
     def restart(self, row: int, sampling: Sampling, length: int) -> int:
@@ -54,11 +53,11 @@ class MLXBatch:
             if length:
                 host = held.decoder.settled()
                 decoder.resume(host.tokens, host.caches, host.head_caches)
-            self._rows[row] = _Row(sampling, decoder)
+            self._rows[row] = Row(sampling, decoder, self._alone)
         return length
 
     def length(self, row: int) -> int:
-        return self._rows[row].decoder.length
+        return self._rows[row].length
 
     def prefill(self, row: int, tokens: Sequence[int]) -> int:
         return self._rows[row].decoder.prefill(tokens)
@@ -99,10 +98,10 @@ class MLXBatch:
         counts = {k for k in HEAD_COUNTS if k < self.num_draft_tokens} | {self.num_draft_tokens}
         return costs_of_rows(rows, sorted(counts), ROW_ON_CPU if on_cpu() else ROW, head_share(self._model.base, own))
 
-    def alone(self, row: int) -> ChoosingDecoder | None:
+    def alone(self, row: int) -> Backend | None:
         """None for a seeded text: its drafts are proposed and observed in another order where rounds are launched ahead."""
-        sampling = self._rows[row].sampling
-        return None if sampling.seed is not None and not sampling.greedy else self._rows[row].decoder
+        held = self._rows[row]
+        return None if held.sampling.seed is not None and not held.sampling.greedy else held.by_itself()
 
     def rewind_to(self, row: int, length: int) -> None:
         self._rows[row].decoder.rewind_to(length)

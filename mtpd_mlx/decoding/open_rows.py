@@ -2,20 +2,22 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mtpd_mlx.decoding.batch import MLXBatch
+from mtpd_mlx.decoding.batch_row import Alone
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.open import model_of
 from mtpd_mlx.decoding.rows_cache import why_not
 from mtpd_mlx.decoding.tuning.choice import chosen_drafting
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
+from mtpd_mlx.model.runtime import on_cpu
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.batch import Batch
 from mtpd_mlx.speculative.drafting import ChosenDrafting, Drafting, FixedDrafting
 from mtpd_mlx.speculative.lookup import Lookup
 from mtpd_mlx.speculative.one_by_one import OneByOne
-from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.round_costs import Kind
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -29,21 +31,26 @@ def open_batch(
     heads: MTPHeads | None,
     options: DecodingConfig,
     most: int,
-    one: Callable[[Sampling], Backend],
+    one: Callable[[Sampling], Any],
     *,
     num_draft_tokens: int | None = None,
     capacity: int | None = None,
     costs: Mapping[Kind, float] | None = None,
     xtc_special_tokens: Sequence[int] = (),
 ) -> Batch:
-    """Rows for `most` texts at a time. one: a decoder of one text, where rows cannot be had. num_draft_tokens None: chosen."""
+    """Rows for `most` texts at a time. one: a decoder of one text, where rows cannot be had, and for a row that is alone where
+    the options, a GPU's measurement or MLX CUDA want fixed buffers. num_draft_tokens None: chosen."""
     why = "--exact" if options.exact else why_not(base)
     if why is not None:
         if most > 1:
             logger.info("requests are decoded one at a time: %s", why)
         return OneByOne(one, KEPT)
     rows = _Rows(base, heads, options, num_draft_tokens, capacity, costs, xtc_special_tokens)
-    return MLXBatch(rows.open, most + AT_REST, most, num_draft_tokens)
+    alone = None
+    if options.plan.startswith("fixed") or not on_cpu():  # else it is a decoder as rows are
+        first = one(Sampling())
+        alone = None if isinstance(first, ChoosingDecoder) else Alone(one, first)
+    return MLXBatch(rows.open, most + AT_REST, most, num_draft_tokens, alone)
 
 
 class _Rows:

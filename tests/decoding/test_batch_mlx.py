@@ -11,6 +11,9 @@ from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.decoding import rows_cache
 from mtpd_mlx.decoding.batch import MLXBatch
+from mtpd_mlx.decoding.choosing import ChoosingDecoder
+from mtpd_mlx.decoding.decoder import Decoder
+from mtpd_mlx.decoding.open import open_choosing, open_decoder
 from mtpd_mlx.decoding.open_rows import open_batch
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_for_decoding
@@ -271,6 +274,29 @@ def test_caches_that_are_not_the_texts_are_found(model: tuple) -> None:
         batch.check()
 
 
+def test_a_row_that_is_alone_may_have_another_decoder(model: tuple) -> None:
+    options, opened = DecodingConfig(plan="fixed"), list[Any]()
+
+    def one(sampling: Sampling) -> Any:
+        opened.append(open_decoder(*model, options, sampling=sampling, capacity=CAPACITY))
+        return opened[-1]
+
+    batch = open_batch(*model, options, 4, one, capacity=CAPACITY)
+    one_, two = Writer(batch, [5, 6, 7]).begin(), Writer(batch, [9, 8]).begin()
+    for writer in (one_, two, one_):
+        for _ in range(4):
+            backend = batch.alone(writer.row)
+            assert isinstance(backend, Decoder) and not isinstance(backend, ChoosingDecoder)
+            writer.tokens += backend.round(writer.tokens[-1]).emitted
+        for _ in range(3):
+            together([one_, two], always(2))
+        batch.check()
+    assert len(opened) <= 2
+    for writer in (one_, two):
+        assert writer.tokens == oracle(model[0], writer.prompt, len(writer.tokens))
+    assert batch.restart(two.row, GREEDY, 1) == 1 and batch.length(two.row) == 1
+
+
 def test_drafts_that_the_user_fixed_and_a_base_alone(model: tuple) -> None:
     for own, count, expected in ((model, 2, 2), ((model[0], None), None, 0), (model, 0, 0)):
         batch = batch_of(own, num_draft_tokens=count)
@@ -281,8 +307,6 @@ def test_drafts_that_the_user_fixed_and_a_base_alone(model: tuple) -> None:
 
 
 def test_what_cannot_be_decoded_side_by_side(model: tuple, caplog: pytest.LogCaptureFixture) -> None:
-    from mtpd_mlx.decoding.open import open_choosing
-
     caplog.set_level("INFO")
     opened = open_batch(*model, DecodingConfig(exact=True), 4, lambda s: open_choosing(*model, sampling=s))
     assert isinstance(opened, OneByOne) and "one at a time: --exact" in caplog.text
