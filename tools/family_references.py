@@ -187,8 +187,12 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "vision_config": QWEN_VISION,
         },
     ),
-    "qwen3.5-moe": ("Qwen3.5 and 3.6 MoE (text)", "Qwen3_5MoeTextConfig", DELTA | QWEN_MOE),
-    "qwen3-next": ("Qwen3-Next", "Qwen3NextConfig", DELTA | QWEN_MOE | {"mlp_only_layers": [1], "norm_topk_prob": True}),
+    "qwen3.5-moe": ("Qwen3.5 and 3.6 MoE (text)", "Qwen3_5MoeTextConfig", DELTA | QWEN_MOE | {"shipped": "mtp"}),
+    "qwen3-next": (
+        "Qwen3-Next",
+        "Qwen3NextConfig",
+        DELTA | QWEN_MOE | {"mlp_only_layers": [1], "norm_topk_prob": True, "shipped": "mtp"},
+    ),
     "granite4": (
         "Granite 4.0 H (dense)",
         "GraniteMoeHybridConfig",

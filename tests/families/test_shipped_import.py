@@ -17,7 +17,9 @@ from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.rounds import StepBackend
 
-SHIPPED = {"qwen3.5": "mtp", "glm4-moe": "nextn"}
+SHIPPED = {"qwen3.5": "mtp", "qwen3.5-moe": "mtp", "qwen3-next": "mtp", "glm4-moe": "nextn"}
+SLOW = ("qwen3.5-moe", "qwen3-next")  # what test_families_shipped.py and their sisters leave over
+ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SHIPPED]
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 
 
@@ -38,7 +40,27 @@ def test_beside_vision_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(head_logits(tmp_path / "heads", reference.tokens), expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("prefix", ["mtp.layers.0.", "model.layers.3."])
+def test_fused_experts_of_one_and_single_ones_of_the_other(prefix: str, tmp_path: Path) -> None:
+    """Of Qwen3.5 MoE: experts in one tensor, as published, in the head alone or in the base alone."""
+    reference = build("qwen3.5-moe", tmp_path / "model", shipped=True)
+    file = reference.folder / "model.safetensors"
+    source, stem = RawTensors([file]), f"{prefix}mlp.experts."
+    held = {name: source[name] for name in source}
+    alone = {name: held.pop(name).bits for name in source if name.startswith(stem)}
+    parts = {
+        n: np.stack([alone[f"{stem}{e}.{n}.weight"] for e in range(len(alone) // 3)])
+        for n in ("gate_proj", "up_proj", "down_proj")
+    }
+    held[f"{stem}gate_up_proj"] = Raw("F32", np.concatenate([parts["gate_proj"], parts["up_proj"]], axis=1))
+    held[f"{stem}down_proj"] = Raw("F32", parts["down_proj"])
+    write_raw(file, held)
+    run("import-heads", reference.folder, "--out", tmp_path / "heads")
+    expected = np.load(REFERENCES / "qwen3.5-moe.npz")["shipped"]
+    np.testing.assert_allclose(head_logits(tmp_path / "heads", reference.tokens), expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_it_loops_trains_and_decodes_exactly(name: str, tmp_path: Path, text_data: Path) -> None:
     """1 -> 4 -> 8 by copying, then MTP-D."""
     reference = build(name, tmp_path / "model", shipped=True)
@@ -54,7 +76,7 @@ def test_it_loops_trains_and_decodes_exactly(name: str, tmp_path: Path, text_dat
             assert text(StepBackend(MLXModel(base, heads)), prompt, 24) == oracle(base, prompt, 24)
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", ALL)
 def test_it_goes_back_as_it_came(name: str, tmp_path: Path) -> None:
     reference = build(name, tmp_path / "model", shipped=True)
     run("import-heads", reference.folder, "--out", tmp_path / "heads")

@@ -78,7 +78,7 @@ def stack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
     """Experts one by one, or fused (Hugging Face) -> stacked as mlx-lm holds them."""
     if dims.experts is None:
         return dict(block)
-    if dims.experts.fused:
+    if dims.experts.fused or f"{dims.experts.path}.experts.gate_up_proj" in block:
         return part_experts(block, dims.experts)
     if not any(".experts." in name for name in block):
         return dict(block)
@@ -87,6 +87,29 @@ def stack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:
         one = [block[f"{path}.experts.{e}.{theirs}.weight"] for e in range(dims.experts.count)]
         kept[f"{path}.switch_mlp.{ours}.weight"] = Raw(one[0].dtype, np.stack([raw.bits for raw in one]))
     return kept
+
+
+def stacked_shapes(shapes: Mapping[str, list[int]], experts: Experts | None) -> dict[str, list[int]]:
+    """Shapes of a block's tensors as if its experts were stacked, whichever of the three forms they have. gpt-oss's stay."""
+    if experts is None or experts.bias:
+        return dict(shapes)
+    (fused_stem, stem), stacked = _stems(experts), {}
+    ours = dict(zip(experts.names, EXPERTS, strict=True))
+    for name, shape in shapes.items():
+        number, _, part = name.removeprefix(fused_stem).partition(".")
+        if not name.startswith(fused_stem) or name.startswith(stem):
+            stacked[name] = shape
+        elif name == f"{fused_stem}gate_up_proj":
+            half = [shape[0], shape[1] // 2, *shape[2:]]
+            stacked |= {f"{stem}gate_proj.weight": half, f"{stem}up_proj.weight": half}
+        elif name == f"{fused_stem}down_proj":
+            stacked[f"{stem}down_proj.weight"] = shape
+        elif number.isdigit() and part.removesuffix(".weight") in ours:
+            if int(number) == experts.count - 1:
+                stacked[f"{stem}{ours[part.removesuffix('.weight')]}.weight"] = [experts.count, *shape]
+        else:
+            stacked[name] = shape
+    return stacked
 
 
 def unstack_experts(block: Mapping[str, Raw], dims: Dims) -> dict[str, Raw]:

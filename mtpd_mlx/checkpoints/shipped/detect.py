@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mtpd_mlx.checkpoints.shipped.convert import stacked_shapes
 from mtpd_mlx.checkpoints.shipped.layouts import COPIES, LAYOUTS, Layout, is_shipped
 from mtpd_mlx.families.config import group_size_of
 from mtpd_mlx.families.shapes import BLOCKS, SCALES
@@ -48,6 +49,7 @@ def why_not(config: dict[str, Any], table: Mapping[str, Any], layout: Layout, he
                 return f"{name}: got shape {table[name]['shape']}, expected {width}"
         beside = {*names.values(), *(f"{prefix}{copy}" for copy in COPIES)}
         found = {n.removeprefix(prefix): e["shape"] for n, e in table.items() if n.startswith(prefix) and n not in beside}
+        found, block = (stacked_shapes(shapes, dims.experts) for shapes in (found, block))
         for name in sorted(block.keys() ^ found.keys()):
             return f"the block is not the base's: {'missing' if name in block else 'unexpected'} key '{prefix}{name}'"
         for name in sorted(block):
