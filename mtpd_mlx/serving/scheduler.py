@@ -99,7 +99,8 @@ class Scheduler:
         best = max(resting, key=lambda r: common_length(request.prompt, r.held), default=None)
         common = 0 if best is None else min(common_length(request.prompt, best.held), len(request.prompt) - 1)
         saved, longer = self._saved(rows, request, common)
-        if best is not None and (common or sum(text.rows is rows for text in self.running) + len(resting) >= most):
+        full = sum(text.rows is rows for text in self.running) + len(resting) >= most
+        if best is not None and ((common and not longer) or full):
             reused = best if common and not longer else resting[-1]
             if longer or len(reused.held) - common > LOST:
                 self._keep(reused)

@@ -70,7 +70,8 @@ def test_faults(folder: Path, main: Main, name: str, capsys: Any, tmp_path: Path
     schema = str(folder / "schema.json")
     cases = [[str(folder / "heads"), "--plan", "fixed"]]
     if name == "fused":
-        cases = [[str(folder / "fused"), "--batch-size", "2"], [str(folder / "split")]]
+        cases = [[str(folder / "fused"), "--batch-size", "2"], [str(folder / "fused"), "--num-draft-tokens", "2"]]
+        cases.append([str(folder / "split")])
     for arguments in cases:
         assert main(["generate", *arguments, "--prompt", "a", "--json-schema", schema]) != 0
         assert "bound text" in (said := capsys.readouterr().err) or "--json-schema" in said or "bound by a grammar" in said

@@ -11,6 +11,8 @@ EXAMPLES = ('mtpd-onnx generate onnx --prompt "Write a haiku about rain."',)
 def check(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: GraphSampling) -> None:
     check_plain(options.plain, options.num_draft_tokens)
     check_batches(options, sampling)
+    if options.json_schema is not None and options.num_draft_tokens:
+        raise ValueError("--num-draft-tokens: not with --json-schema, whose texts the grammar and lookup draft, no heads")
 
 
 def run(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: GraphSampling) -> int:
