@@ -16,6 +16,8 @@ from mtpd_mlx.speculative.round_costs import Kind, heads
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.saved import Saved, load_into, save_from
 
+HEAD = 0.4  # what a head's pass over several texts costs, of its share of the bytes that are read (measured on a CPU)
+
 
 class MLXBatch:
     """`open_row`: a new decoder with an empty text, that samples so; all of the same model. `fixed`: drafts of every round,
@@ -96,7 +98,8 @@ class MLXBatch:
         if own is None or self._fixed is not None:
             return costs_of_rows(rows, (), ROW, 0.0)
         counts = {k for k in HEAD_COUNTS if k < self.num_draft_tokens} | {self.num_draft_tokens}
-        return costs_of_rows(rows, sorted(counts), ROW_ON_CPU if on_cpu() else ROW, head_share(self._model.base, own))
+        share = HEAD * head_share(self._model.base, own)
+        return costs_of_rows(rows, sorted(counts), ROW_ON_CPU if on_cpu() else ROW, share)
 
     def alone(self, row: int) -> Backend | None:
         """None for a seeded text: its drafts are proposed and observed in another order where rounds are launched ahead."""
