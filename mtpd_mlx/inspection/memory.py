@@ -58,7 +58,7 @@ def _kept_per_row(dims: Dims) -> int:
 def _scores(dims: Dims, plan: MemoryPlan, device: Device) -> int:
     """Attention scores [B, heads, T, T], one of each head of the cascade and three more at work."""
     size = dims.geometry(dims.head_layer).head_dim
-    if device.fused and size <= 128 and size % 8 == 0:
+    if device.fused and size <= 128 and size % 8 == 0 and not dims.sinks:  # with sinks: assumed
         return 0
     return (plan.num_heads + 3) * plan.batch_size * dims.num_heads * plan.max_seq_length**2 * device.item
 

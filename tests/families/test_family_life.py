@@ -33,7 +33,7 @@ LIVES: dict[str, dict[str, Any]] = {
     "glm4-moe": {},
     "qwen3.5": {},
 }
-SLOW = ("gpt-oss-mxfp4", "gemma4", "glm4-moe")  # their sisters go the same ways
+SLOW = ("gpt-oss-mxfp4", "gemma4", "gemma4-moe", "lfm2", "glm4-moe")  # their sisters go the same ways
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from mtpd_mlx.checkpoints.shipped.joined_mlp import part
 from mtpd_mlx.checkpoints.shipped.layouts import COPIES, Layout
 from mtpd_mlx.families.dims import Dims, Experts
 from mtpd_mlx.files.safetensors import Raw, RawTensors
@@ -48,7 +49,7 @@ def read_head(source: RawTensors, layout: Layout, k: int, dims: Dims, left_out: 
     beside = {*names.values(), *(f"{prefix}{copy}" for copy in COPIES)}
     block = {n.removeprefix(prefix): source[n] for n in source.table if n.startswith(prefix) and n not in beside}
     block = {n: stored_to_plain(raw, left_out) if n.endswith("norm.weight") else raw for n, raw in block.items()}
-    return head | {f"block.{name}": raw for name, raw in stack_experts(block, dims).items()}
+    return head | {f"block.{name}": raw for name, raw in stack_experts(part(block), dims).items()}
 
 
 def write_head(

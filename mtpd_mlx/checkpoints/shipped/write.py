@@ -8,7 +8,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, named_from, read_config
-from mtpd_mlx.checkpoints.shipped import left_out
+from mtpd_mlx.checkpoints.shipped import joined_mlp, left_out
 from mtpd_mlx.checkpoints.shipped.convert import holds_stacked, stored_to_plain, write_head
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
 from mtpd_mlx.checkpoints.shipped.layouts import (
@@ -150,7 +150,8 @@ def _tensors(
         head = {name.removeprefix(prefix): heads[name] for name in heads.table if name.startswith(prefix)}
         if not config.post_norms:
             head["post_norm.weight"] = stored_to_plain(base[final_norm(dims)], dims.norm_offset + missing)
-        written |= write_head(head, layout, k, dims, stacked, missing)
+        tensors = write_head(head, layout, k, dims, stacked, missing)
+        written |= joined_mlp.join(tensors, layout.prefix(k, dims.num_layers)) if joined_mlp.is_joined(base.table) else tensors
     return written
 
 
