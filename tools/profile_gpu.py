@@ -64,18 +64,24 @@ def short(name: str) -> str:
 def of_onnx(args: argparse.Namespace) -> dict[str, Result]:
     from mtpd_onnx.runtime.open import open_folder
 
+    plain: Any = open_folder(args.path, provider="cuda", plain=True, captured=not args.eager)
+    backend: Any = open_folder(args.path, provider="cuda", choose=True, captured=not args.eager)
+    runs = getattr(backend, "_runs", None)
+    if runs is None:  # a folder whose rounds have one number of drafts
+        runners = {"round": (backend, backend.runner)}
+    else:
+        runners = {"step": (backend, runs.plain)} | {f"lookup {n}": (backend, r) for n, r in runs.lookups.items()}
+        runners |= {f"heads {n}": (backend, r) for (n, window), r in runs.heads.items() if window == runs.windows[0]}
     results = {}
-    for name in ("plain", "round"):
-        backend: Any = open_folder(args.path, provider="cuda", plain=name == "plain", captured=not args.eager)
+    for name, (of, runner) in ({"plain": (plain, plain.runner)} | runners).items():
 
-        def work(backend: Any = backend) -> None:
-            backend.rewind_to(0)
-            backend.prefill(PROMPT)
+        def work(of: Any = of, runner: Any = runner) -> None:
+            of.rewind_to(0)
+            of.prefill(PROMPT)
             for _ in range(args.steps):
-                backend.runner.fixed()
+                runner.fixed()
 
         results[name] = measured(work, args.steps, args.kernels)
-        del backend
     return results
 
 

@@ -9,12 +9,27 @@ FUSED = {  # by (sampled, plain)
 }
 DECODER = {False: "decoder.onnx", True: "sampled_decoder.onnx"}  # by sampled; of folders for CPUs
 MAIN, HEADS = "main.onnx", "mtp_heads.onnx"
-LAYOUTS = {"fused": (*FUSED.values(), BATCHED, *DECODER.values()), "split": (MAIN, HEADS)}
+LAYOUTS = {"fused": (*FUSED.values(), BATCHED), "split": (MAIN, HEADS)}
+DRAFT_COUNTS = (1, 2, 4, 8, 16)  # numbers of heads that rounds on a device can have, beside all of them
 
 
-def graphs_of(layout: str, num_heads: int, on_cpu: bool) -> tuple[str, ...]:
-    """The graphs of a folder. `on_cpu`: it runs on CPUs, which take any number of drafts. Without heads there are no rounds."""
-    left_out = set() if on_cpu else set(DECODER.values())
-    if not num_heads:
-        left_out |= {FUSED[False, False], FUSED[True, False], BATCHED, HEADS}
-    return tuple(name for name in LAYOUTS[layout] if name not in left_out)
+def draft_counts(num_heads: int) -> tuple[int, ...]:
+    """The numbers of heads that draft in the rounds of a folder for CUDA, ascending."""
+    return (*(n for n in DRAFT_COUNTS if n < num_heads), *([num_heads] if num_heads else []))
+
+
+def device_round(count: int, sampled: bool) -> str:
+    """The graph of rounds of so many heads on a device; 0: of given drafts, steps and prompts."""
+    return f"{'sampled_' * sampled}{f'heads_{count}' if count else 'given'}.onnx"
+
+
+def graphs_of(layout: str, num_heads: int, rounds: str | None) -> tuple[str, ...]:
+    """The graphs of a folder. `rounds`: the provider ("cpu", "cuda") for which it has rounds of any number of drafts; None:
+    neither. Without heads there are no rounds of fixed size."""
+    names = list(LAYOUTS[layout])
+    if layout == "fused" and rounds == "cpu":
+        names += DECODER.values()
+    if layout == "fused" and rounds == "cuda":
+        names += [device_round(count, sampled) for count in (0, *draft_counts(num_heads)) for sampled in (False, True)]
+    left_out = set() if num_heads else {FUSED[False, False], FUSED[True, False], BATCHED, HEADS}
+    return tuple(name for name in names if name not in left_out)

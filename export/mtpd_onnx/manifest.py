@@ -14,9 +14,10 @@ from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS, graphs_of
 from mtpd_onnx.precision import PROVIDERS, check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 6
-READABLE = (4, 5, FORMAT_VERSION)
-MARKED, ANY_DRAFTS = 5, 6  # versions from which on graphs mark tokens of logits that are not finite, and draft any number
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 7
+READABLE = (4, 5, 6, FORMAT_VERSION)
+MARKED = 5  # the version from which on graphs mark tokens of logits that are not finite
+ANY_DRAFTS = {"cpu": 6, "cuda": 7}  # by provider, the version from which on rounds have any number of drafts
 WEIGHTS_NAME = "weights.bin"
 
 
@@ -26,7 +27,8 @@ class Manifest:
     of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
     weights that one run of it reads; `base`: the base that was exported, with its fingerprint; `draft_vocab`: its size D, or
     None for the whole vocabulary; `cache_sizes`: [key heads, head size] of the cache of every layer, then of every head, where
-    they are not all those of `dims`; `format_version`: of READABLE."""
+    they are not all those of `dims`; `tensors`: name -> [type, shape, first byte in weights.bin], in folders for CUDA;
+    `format_version`: of READABLE."""
 
     layout: str
     precision: str
@@ -43,12 +45,15 @@ class Manifest:
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None
     cache_sizes: list[list[int]] | None = None
+    tensors: dict[str, list[Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     @property
-    def any_drafts(self) -> bool:
-        """A round may verify any number of drafts, of any origin (graphs/decoder.py)."""
-        return self.layout == "fused" and self.format_version >= ANY_DRAFTS and PROVIDERS[self.activations] == "cpu"
+    def any_drafts(self) -> str | None:
+        """The provider on which a round may verify any number of drafts, of any origin: "cpu" (graphs/decoder.py) or "cuda"
+        (graphs/device_rounds.py). None: all rounds have the same number."""
+        provider = PROVIDERS[self.activations]
+        return provider if self.layout == "fused" and self.format_version >= ANY_DRAFTS[provider] else None
 
     @property
     def graphs(self) -> tuple[str, ...]:

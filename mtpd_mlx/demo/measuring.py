@@ -58,14 +58,13 @@ def exact_folder(folders: dict[str, Path]) -> Path:
 def measure_speed(
     model: DemoModel, base: Base, heads: MTPHeads, folders: dict[str, Path], prompts: list[EncodedPrompt]
 ) -> dict[str, Any]:
-    """Tokens per second, medians over interleaved repeats. Each arm decodes the same prompts, to the same length. MLX
-    chooses its rounds as mtpd generate does, onnxruntime verifies the drafts of all heads in each; `chosen`: what they
-    verified."""
+    """Tokens per second, medians over interleaved repeats. Each arm decodes the same prompts, to the same length. Both
+    runtimes choose their rounds as mtpd generate and mtpd-onnx generate do; `chosen`: what they verified."""
     from mtpd_onnx.manifest import read_manifest
     from mtpd_onnx.runtime.open import open_folder
 
     plan, tokens = model.plan, [p.tokens for p in prompts[: model.plan.speed_prompts]]
-    onnx = {name: open_folder(folder, provider="cpu") for name, folder in folders.items()}
+    onnx = {name: open_folder(folder, provider="cpu", choose=True) for name, folder in folders.items()}
     trial = {name: backend_arm(name, backend) for name, backend in onnx.items()}
     interleave(list(trial.values()), tokens, plan.speed_tokens, repeats=1)
     by_folder = {name: arm.tokens_per_second for name, arm in trial.items()}

@@ -106,6 +106,7 @@ class Chooser:
         self.acceptance = DepthAcceptance(max((k.num_drafts for k in self._heads), default=0), self.prior)
         self._current = PLAIN  # what heads' rounds and plain steps go on with
         self._trial: Kind | None = None  # the kind that was chosen to explore, until its round is over
+        self._waited = 0  # rounds that were observed since it was chosen: the one before it may be, and then it is forgotten
         self._since = 0  # rounds since one that explored
         self._times: dict[Kind, int] = {}  # how many times of rounds were observed
 
@@ -128,9 +129,10 @@ class Chooser:
             v = (1 + sum(chain[: kind.num_drafts])) / self.costs.cost(kind) if kind.num_drafts <= len(chain) else 0.0
             if v > value * (margin if best.source != "lookup" else 1 + STAY):
                 best, value = kind, v
-        self._trial = self._worth_a_try(best, value, values) if best == self._current else None
-        if self._trial is not None:
-            return self._trial
+        if self._trial is None and best == self._current:
+            self._trial, self._waited = self._worth_a_try(best, value, values), 0
+            if self._trial is not None:
+                return self._trial
         if self._allowed(best):
             return best
         return max((k for k in values if self._allowed(k)), key=lambda kind: values[kind])
@@ -196,7 +198,10 @@ class Chooser:
             value = max(1.0, tokens_of(rates, self._current.num_drafts) / self.costs.cost(self._current))
             self.credit -= max(0.0, cost - tokens_of(rates, kind.num_drafts) / value)
             self._since = 0
-        self._trial = None
+            self._trial = None
+        elif self._waited:
+            self._trial = None
+        self._waited += 1
 
     def new_text(self) -> None:
         """Another text begins."""

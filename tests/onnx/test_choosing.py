@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.decode import decoded
 from helpers.schedules import Scheduled
+from helpers.standard_heads import drafts_of_standard_heads
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import read_manifest
@@ -17,8 +18,6 @@ from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.measured_costs import guessed, kinds_of, measure
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
-from mtpd_onnx.runtime.split import SplitModel
-from mtpd_onnx.runtime.split import named as inputs_named
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.options.export import ExportOptions
@@ -103,15 +102,6 @@ def test_heads_draft_as_if_they_had_never_been_left_behind(folder: Path) -> None
         assert (ours.emitted, ours.accepted, ours.proposed) == (theirs.emitted, theirs.accepted, count)
         seen.add(ours.accepted)
     assert len(seen) > 1
-
-
-def drafts_of_standard_heads(model: SplitModel, first: int, token: int) -> list[int]:
-    """Of positions `first`.. of its text, at their places, with nothing cached."""
-    rows, words = np.arange(first, model.length), [*model._tokens[first + 1 :], token]
-    mask = np.where(np.arange(rows.size)[None] > np.arange(rows.size)[:, None], -1e9, 0).astype(np.float32)
-    empty = inputs_named([array[:, :0] for array in model._head_cache])
-    inputs = {"tokens": np.array(words), "positions": rows, "mask": mask, "hidden": model._states[first:]}
-    return model._heads.run(None, inputs | empty)[0].tolist()
 
 
 def test_behind_a_long_text_heads_read_its_end_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

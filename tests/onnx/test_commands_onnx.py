@@ -273,7 +273,11 @@ def test_batches_check_the_files_and_refuse_bf16(folder: Path, tmp_path: Path, c
     arguments = ["generate", str(changed), "-p", "x", "-m", "4", "--batch-size", "2", "--no-cuda-graph"]
     assert main(arguments) == 0 and capsys.readouterr()
     assert main([*arguments, "--verify"]) == 1 and "sha256" in capsys.readouterr().err
-    manifest = json.loads((changed / "manifest.json").read_text()) | {"precision": "bf16", "activations": "bf16"}
+    manifest = json.loads((changed / "manifest.json").read_text()) | {
+        "precision": "bf16",
+        "activations": "bf16",
+        "format_version": 6,
+    }
     (changed / "manifest.json").write_text(json.dumps(manifest))
     assert main(arguments) == 1
     assert "--batch-size: bf16 texts are decoded one at a time; export with --precision fp16" in capsys.readouterr().err

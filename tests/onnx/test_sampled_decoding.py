@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.decode import decoded
+from helpers.evidence import PROMPTS, evidence, sample
 from helpers.schedules import Scheduled
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.fused import FusedBackend
@@ -14,13 +15,8 @@ from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
 from tiny import VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Backend
-from mtpd_mlx.speculative.sampling import Sampling, probabilities
-from mtpd_mlx.speculative.significance import Evidence
+from mtpd_mlx.speculative.sampling import Sampling
 
-PROMPTS = [list(range(5, 20)), list(range(40, 60)), [9, 9, 9, 9, 4], list(range(90, 60, -1))]
-LENGTH, REPEATS = 60, 8
 OPTIONS = [
     Sampling(temp=1.0),
     Sampling(temp=0.7, top_p=0.9),
@@ -36,27 +32,6 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     drafts = np.arange(0, VOCAB, 2) if getattr(request, "param", "whole") == "drafts" else None
     export_checkpoint(write_checkpoint(folder / "heads", base, 3, noise=0.02, draft_tokens=drafts), folder / "onnx")
     return folder / "onnx"
-
-
-def sample(backend: Backend, prompt: list[int], length: int = LENGTH) -> tuple[list[int], int]:
-    """(text, accepted drafts)."""
-    backend.rewind_to(0)
-    chunks = list(generate(backend, prompt, max_tokens=length))
-    return [t for c in chunks for t in c.tokens], sum(c.num_drafted for c in chunks)
-
-
-def evidence(backend: Backend, reference: PlainBackend, options: Sampling) -> tuple[Evidence, int]:
-    """What the texts of `backend` say about its distribution, given the plain model's logits."""
-    collected, accepted = Evidence(), 0
-    for prompt in PROMPTS * REPEATS:
-        text, drafted = sample(backend, prompt)
-        accepted += drafted
-        reference.rewind_to(0)
-        whole = prompt + text
-        logits = reference.logits(whole[:-1])[len(prompt) - 1 :]
-        contexts = [([whole[0]] * 20 + whole[: len(prompt) + i])[-20:] for i in range(len(text))]
-        collected.add(probabilities(logits, options, np.array(contexts)), np.array(text))
-    return collected, accepted
 
 
 @pytest.mark.parametrize(

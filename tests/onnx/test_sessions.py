@@ -50,7 +50,7 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Simple
             preload_dlls=preload,
             loads=loads,
             set_default_logger_severity=lambda level: None,
-            SessionOptions=SimpleNamespace,
+            SessionOptions=lambda: SimpleNamespace(add_session_config_entry=lambda *_: None),
             InferenceSession=session,
             __file__=str(tmp_path / "onnxruntime" / "__init__.py"),
         )

@@ -191,3 +191,18 @@ def test_acceptance_follows_the_text_and_tells_depths_that_were_not_drafted():
 def test_tokens_of_a_round():
     assert tokens_of([0.5, 0.5, 0.5], 2) == 1 + 0.5 + 0.25
     assert tokens_of([], 0) == 1
+
+
+def test_a_trial_is_charged_though_the_next_round_was_chosen_before_it_was_over() -> None:
+    """As where a device starts rounds ahead: one more choice is made before the trial's round is observed."""
+    costs = RoundCosts({PLAIN: 1.0, heads(1): 1.5, heads(2): 2.0}, measured=True)
+    chooser, trials, pending = Chooser(costs, [1, 2], prior=[0.2, 0.2]), 0, [PLAIN]
+    for _ in range(400):
+        pending.append(chooser.choose())
+        before = chooser.credit
+        kind = pending.pop(0)
+        chooser.observe(kind, 0, kind.num_drafts)
+        if kind != PLAIN:
+            trials += 1
+            assert chooser.credit < before and pending[0] == PLAIN
+    assert trials

@@ -31,9 +31,10 @@ from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batched import build_batched_round
 from mtpd_onnx.graphs.builder import Spec, build_plain, geometries
 from mtpd_onnx.graphs.decoder import build_decoder
+from mtpd_onnx.graphs.device_rounds import device_builders
 from mtpd_onnx.graphs.round import build_round
 from mtpd_onnx.graphs.split import build_heads, build_main
-from mtpd_onnx.layouts import BATCHED, DECODER, FUSED, HEADS, MAIN, graphs_of
+from mtpd_onnx.layouts import BATCHED, DECODER, FUSED, HEADS, MAIN, device_round, draft_counts, graphs_of
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
 from mtpd_onnx.manifest import Manifest, describe_files
 from mtpd_onnx.precision import PROVIDERS, WEIGHT_BITS, choose_activations
@@ -116,8 +117,9 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     with locked(out, beside=True), replacing_folder(out) as folder:
         check_target(out, options.overwrite)  # again: another export may have ended in between
         parameters = Parameters(spec, policy, base, heads)
-        names = graphs_of(options.layout, num_heads, PROVIDERS[activations] == "cpu")
-        graphs = write_graphs(folder, spec, {name: BUILDERS[options.layout][name] for name in names}, parameters)
+        names = graphs_of(options.layout, num_heads, PROVIDERS[activations])
+        builders = BUILDERS[options.layout] | device_builders(draft_counts(num_heads), device_round)
+        graphs = write_graphs(folder, spec, {name: builders[name] for name in names}, parameters)
         copy_tokenizer(base_folder, folder)
         shutil.copyfile(base_folder / CONFIG_FILE, folder / CONFIG_FILE)
         kinds = {"layout": options.layout, "precision": options.precision, "activations": activations}
@@ -211,8 +213,8 @@ def check_fit(checkpoint: Path, config: CheckpointConfig, base_folder: Path, dim
 
 def write_graphs(
     folder: Path, spec: Spec, builders: Mapping[str, Build], parameters: Parameters
-) -> tuple[dict[str, Any], dict[str, int]]:
-    """Writes the graphs, by file name, and the weights they share; returns the manifest's io and weights_read."""
+) -> tuple[dict[str, Any], dict[str, int], dict[str, list[Any]]]:
+    """Writes the graphs, by file name, and the weights they share; returns the manifest's io, weights_read and tensors."""
     weights = WeightsFile(folder)
     io: dict[str, Any] = {}
     weights_read: dict[str, int] = {}
@@ -224,7 +226,7 @@ def write_graphs(
             "inputs": [str(v.name) for v in graph.graph.inputs],
             "outputs": [str(v.name) for v in graph.graph.outputs],
         }
-    return io, weights_read
+    return io, weights_read, weights.table()
 
 
 def describe_folder(
@@ -233,10 +235,10 @@ def describe_folder(
     *,
     kinds: dict[str, str],
     config: CheckpointConfig,
-    graphs: tuple[dict[str, Any], dict[str, int]],
+    graphs: tuple[dict[str, Any], dict[str, int], dict[str, list[Any]]],
     weights: dict[str, Any],
 ) -> Manifest:
-    """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: io, weights_read."""
+    """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: what write_graphs gave."""
     names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
     sizes_of_caches = [[own.num_kv_heads, own.head_dim] for own in geometries(spec)]
     manifest = Manifest(
@@ -255,6 +257,7 @@ def describe_folder(
         record={"eval": config.record.get("eval", {}), "weights": weights},
         draft_vocab=config.draft_vocab,
         cache_sizes=None if all(layer.geometry is None for layer in spec.dims.layers) else sizes_of_caches,
+        tensors=graphs[2] if PROVIDERS[kinds["activations"]] == "cuda" else {},
     )
     manifest.write(folder)
     return manifest

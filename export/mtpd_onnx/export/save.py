@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -42,6 +43,13 @@ class WeightsFile:
                 base_dir=self.folder,
             )
         return self._places[value.name]
+
+    def table(self) -> dict[str, list[Any]]:
+        """name -> [type, as ONNX names it; shape; first byte]."""
+        return {
+            name: [place.dtype.name, [int(n) for n in place.shape], place.offset]  # type: ignore[arg-type]
+            for name, place in self._places.items()
+        }
 
 
 def save_graph(model: ir.Model, file: Path, weights: WeightsFile, load: Callable[[str, tuple[int, ...]], np.ndarray]) -> int:

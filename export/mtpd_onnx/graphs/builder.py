@@ -16,6 +16,7 @@ from onnxscript.nn import Module, Parameter
 from mtpd_mlx.families.dims import Geometry
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
+from mtpd_onnx.graphs.cuda_modules import best_of_blocks, transpose_modules
 from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Positions, Spare, widened
 from mtpd_onnx.graphs.folding import folding_of
@@ -80,6 +81,7 @@ class Graph:
     def parameters(self, module: Module) -> None:
         """Names the parameters after their path in the module tree and makes them initializers."""
         pack_modules(module, self.spec.layouts)
+        transpose_modules(module)
         for name, parameter in module.named_parameters():
             keep_name(parameter, name)
             self.ir.initializers[name] = parameter
@@ -168,15 +170,16 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     logits = op.Squeeze(widened(op, base.logits(op, op.Gather(hidden, checked, axis=1))), [0])
     last = op.Slice(logits, [-1], [END], [0])  # [1, V]
     if sampler is None:
-        following = argmax(op, last)
+        following, largest = best_of(graph, last)
     else:
+        largest = None
         end = op.Slice(checked, [-1], [END])
         recent = next_recent(op, sampler, tokens, end)
         position = op.Cast(op.Add(seqlens, [1]), to=I64)
         p = sampler.distribution(op, last, op.Unsqueeze(recent, [0]))
         following = sampler.draw(op, p, sampler.uniform(op, position, REPLACE))
         graph.output(recent, "next_recent", I64, [CONTEXT])
-    graph.output(marked(op, following, last), "next_tokens", I64, [1])
+    graph.output(marked(op, following, last, largest), "next_tokens", I64, [1])
     made = op.Cast(op.GreaterOrEqual(following, [0]), to=I32)  # 1, when all readers of seqlens, which it replaces, are done
     graph.output(op.Add(seqlens, made), "next_main_seqlens", I32, [1])
     if sampler is None:
@@ -221,6 +224,13 @@ def argmax(op: OpBuilder, logits: ir.Value) -> ir.Value:
     return op.ArgMax(widened(op, logits), axis=-1, keepdims=0, select_last_index=0)
 
 
+def best_of(graph: Graph, logits: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """As argmax, and the largest values [..] where they are known then."""
+    if graph.spec.dtype in CUDA_TYPES:
+        return best_of_blocks(graph.op, logits)
+    return argmax(graph.op, logits), None
+
+
 def draft_chain(
     graph: Graph,
     base: Base,
@@ -256,7 +266,7 @@ def draft_logits(op: OpBuilder, base: Base, heads: MTPHeads, normed: ir.Value) -
 
 def best_draft(graph: Graph, logits: ir.Value) -> ir.Value:
     """The ids of the best drafts."""
-    ids, best = draft_ids(graph), argmax(graph.op, logits)
+    ids, (best, _) = draft_ids(graph), best_of(graph, logits)
     return best if ids is None else graph.op.Gather(ids, best)
 
 

@@ -7,13 +7,15 @@ from mtpd_mlx.speculative.finite import NO_TOKEN
 from mtpd_onnx.graphs.flavours import widened
 
 
-def marked(op: OpBuilder, tokens: ir.Value, logits: ir.Value) -> ir.Value:
-    """tokens int64 [..], chosen from logits [.., V] -> the same, NO_TOKEN where the row's maximum is not finite.
+def marked(op: OpBuilder, tokens: ir.Value, logits: ir.Value, largest: ir.Value | None = None) -> ir.Value:
+    """tokens int64 [..], chosen from logits [.., V] -> the same, NO_TOKEN where the row's maximum (`largest` [..], where it is
+    known) is not finite.
 
     onnxruntime's ReduceMax and ArgMax may pass over NaN, ReduceSum does not. With maximum m and sum s of a row, s - m is NaN
     where anything is NaN, where m is infinite (inf - inf), and where all is -inf; nowhere else: -inf beside a finite m gives
     -inf. An embedding takes NO_TOKEN for its last row, so that a run started ahead does no harm.
     """
     logits = widened(op, logits)
-    apart = op.Sub(op.ReduceSum(logits, [-1], keepdims=0), op.ReduceMax(logits, [-1], keepdims=0))
+    largest = op.ReduceMax(logits, [-1], keepdims=0) if largest is None else largest
+    apart = op.Sub(op.ReduceSum(logits, [-1], keepdims=0), largest)
     return op.Where(op.Equal(apart, apart), tokens, [NO_TOKEN])

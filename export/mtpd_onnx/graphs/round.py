@@ -10,7 +10,7 @@ from mtpd_onnx.graphs.builder import (
     I64,
     Graph,
     Spec,
-    argmax,
+    best_of,
     cache_outputs,
     draft_chain,
     draft_ids,
@@ -68,7 +68,7 @@ def build_round(spec: Spec, sampled: bool = False) -> ir.Model:
 
     tail = op.Add(accepted, list(range(1, k + 1)))  # rows of positions t-K+1..t
     first = op.Sub(accepted, op.Slice(checked, [0], [1]))  # accepted drafts
-    graph.output(op.Concat(first, marked(op, emitted, logits), axis=0), "result", I64, ["R + 1"])
+    graph.output(op.Concat(first, marked(op, emitted, logits, rule.largest), axis=0), "result", I64, ["R + 1"])
     graph.output(op.Concat(following, op.Squeeze(drafts, [0]), axis=0), "next_tokens", I64, [k + 1])
     graph.output(op.Add(positions.last, [1]), "next_past_length", I32, [1])
     graph.output(op.Add(positions.last, [k + 1]), "next_main_seqlens", I32, [1])
@@ -88,14 +88,15 @@ class GreedyRule:
     """A draft is accepted where it is the main head's best token; drafts are the heads' best tokens."""
 
     guess = None
+    largest: ir.Value | None = None  # of each row's logits, where accepting makes it known
 
     def __init__(self, graph: Graph, tokens: ir.Value, checked: ir.Value):
-        self.op, self.tokens, self.checked = graph.op, tokens, checked
+        self.graph, self.op, self.tokens, self.checked = graph, graph.op, tokens, checked
 
     def accept(self, logits: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Row S-1 is always the first wrong one where no other is: no token follows it."""
         op = self.op
-        predicted = argmax(op, logits)  # [R]
+        predicted, self.largest = best_of(self.graph, logits)  # [R]
         wrong = op.Where(op.Equal(predicted, tokens_after(op, self.tokens, self.checked)), END, self.checked)
         accepted = op.ReduceMin(wrong, keepdims=1)
         following = op.Gather(predicted, op.Sub(accepted, op.Slice(self.checked, [0], [1])))
@@ -107,6 +108,8 @@ class GreedyRule:
 
 class SampledRule:
     """Rejection sampling (sampling.accept_sampled); draft_probs float32 [K, V] is what the drafts were drawn from."""
+
+    largest = None
 
     def __init__(self, graph: Graph, tokens: ir.Value, checked: ir.Value, past_length: ir.Value):
         self.graph, self.op, self.tokens, self.checked = graph, graph.op, tokens, checked

@@ -62,6 +62,7 @@ class FusedBackend:
         self._clear()
         if captured:
             self.runner.capture({"past_length": np.array([k], np.int32), "main_seqlens": np.array([2 * k], np.int32)})
+            self.runner.clear()
 
     @property
     def length(self) -> int:

@@ -15,9 +15,12 @@ SECONDS, REPEATS = 0.6, 3
 HEAD_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 LOOKUP_COUNTS = (3, 7, 15)  # with the token before them 4, 8 and 16 rows
 
-# In plain steps, for a model of 135M parameters on two cores: a second row, each row more, a head; by (integer weights,
-# activations).
-GUESSES = {(False, "fp32"): (0.18, 0.1, 0.23), (True, "fp32"): (1.1, 0.2, 0.49), (True, "int8"): (0.25, 0.24, 0.34)}
+# In plain steps, for a model of 135M parameters on two cores or on a GPU: a second row, each row more, a head; by (integer
+# weights, activations).
+ON_A_GPU = (0.04, 0.01, 0.16)
+GUESSES = {(False, "fp32"): (0.18, 0.1, 0.23), (True, "fp32"): (1.1, 0.2, 0.49), (True, "int8"): (0.25, 0.24, 0.34)} | {
+    (integers, kind): ON_A_GPU for integers in (False, True) for kind in ("fp16", "bf16")
+}
 
 
 def kinds_of(num_heads: int, room: int, with_lookup: bool = True) -> list[Kind]:

@@ -4,25 +4,25 @@ from contextlib import suppress
 from pathlib import Path
 
 from mtpd_mlx.options.runtime import RuntimeOptions
-from mtpd_mlx.speculative.choice import Chooser
-from mtpd_mlx.speculative.drafting import ChosenDrafting, FixedDrafting
+from mtpd_mlx.speculative.drafting import FixedDrafting
 from mtpd_mlx.speculative.finite import NotFiniteError
-from mtpd_mlx.speculative.lookup import Lookup
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.round_costs import RoundCosts
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.errors import say_once
-from mtpd_onnx.layouts import BATCHED, DECODER, HEADS, MAIN
+from mtpd_onnx.layouts import BATCHED, DECODER, HEADS, MAIN, draft_counts
 from mtpd_onnx.manifest import MARKED, Manifest, graph_name, read_manifest
 from mtpd_onnx.precision import export_options
 from mtpd_onnx.runtime.batched import BatchedDecoder, check_batches
 from mtpd_onnx.runtime.choosing import ChoosingBackend
+from mtpd_onnx.runtime.chosen import chosen as chosen_drafting
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.decoder_session import DecoderSession
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.measured_costs import guessed, kinds_of
 from mtpd_onnx.runtime.memory import check_memory
+from mtpd_onnx.runtime.open_device import open_device
 from mtpd_onnx.runtime.plain import PlainBackend
 from mtpd_onnx.runtime.sampling_state import SamplingState
 from mtpd_onnx.runtime.sessions import choose_provider, import_onnxruntime, open_session
@@ -65,10 +65,21 @@ def open_folder(
             raise ValueError("sampling: the split layout decodes greedily; export with --layout fused")
         main, heads = (open_session(folder / n, chosen, num_threads) for n in (MAIN, HEADS))
         return StepBackend(SplitModel(main, heads, manifest), 0 if plain else num_draft_tokens)
+    captured = captured and chosen == "cuda" and can_capture(manifest)
     if manifest.any_drafts and not plain and not fixed_rounds:
         fixed = manifest.num_heads if num_draft_tokens is None and not choose else num_draft_tokens
-        return open_choosing(folder, manifest, num_threads, fixed, sampling, lookup)
-    captured = captured and chosen == "cuda" and can_capture(manifest)
+        if manifest.any_drafts == "cpu":
+            return open_choosing(folder, manifest, num_threads, fixed, sampling, lookup)
+        return open_device(
+            folder,
+            manifest,
+            chosen,
+            num_threads,
+            num_draft_tokens=fixed,
+            sampling=sampling,
+            lookup=lookup,
+            captured=captured,
+        )
     name = graph_name(plain, sampling is not None)
     stream = Stream.new() if captured else None
     session = open_session(folder / name, chosen, num_threads, captured, stream)
@@ -99,8 +110,7 @@ def open_choosing(
     if timed:
         with suppress(NotFiniteError):  # decoding says so, and where
             costs = RoundCosts(backend.seconds_of(kinds), measured=True)
-    counts = [kind.num_drafts for kind in kinds if kind.source == "heads"]
-    backend.drafting = ChosenDrafting(Chooser(costs, counts), Lookup() if lookup else None, timed)
+    backend.drafting = chosen_drafting(costs, manifest, lookup, timed)
     return backend
 
 
@@ -151,7 +161,9 @@ def open_batched(
 def check_drafts(manifest: Manifest, wanted: int, fixed_rounds: bool = False) -> None:
     if not 1 <= wanted <= manifest.num_heads:
         raise ValueError(f"--num-draft-tokens: got {wanted}, expected 0..{manifest.num_heads}")
-    any_drafts = manifest.any_drafts and not fixed_rounds
+    any_drafts = None if fixed_rounds else manifest.any_drafts
+    if any_drafts == "cuda" and wanted not in (counts := draft_counts(manifest.num_heads)):
+        raise ValueError(f"--num-draft-tokens: got {wanted}, expected one of 0, {', '.join(map(str, counts))} on CUDA")
     if manifest.layout == "fused" and wanted != manifest.num_heads and not any_drafts:
         raise ValueError(
             f"--num-draft-tokens: the fused graph drafts {manifest.num_heads}; for {wanted}, export again with "

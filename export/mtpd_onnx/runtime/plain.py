@@ -50,6 +50,7 @@ class PlainBackend:
         self.ahead = stream is not None
         if captured:
             self.runner.capture({})
+            self.runner.clear()
 
     @property
     def length(self) -> int:

@@ -16,7 +16,7 @@ from mtpd_onnx.runtime.cuda_stream import Landing, Stream
 from mtpd_onnx.runtime.sessions import import_onnxruntime
 
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16; numpy has no such type
-EAGER, CAPTURED = "-1", "1"  # CUDA graph annotations
+EAGER = "-1"  # the annotation of runs that are no CUDA graph
 NUMPY_TYPES: dict[str, type] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -33,7 +33,8 @@ class Runner:
     constants: inputs of the fixed run that no output renews.
     results: output name -> an array of its shape and type, what the host reads after a run. Where the output renews a state,
         the state's own value is read.
-    captured: replay the fixed run as a CUDA graph (see `capture`).
+    captured: replay the fixed run as a CUDA graph (see `capture`), the session's number `graph`.
+    shared: constants that others hold, too.
     stream: the CUDA stream the session runs on, where runs are not to be waited for; None: `start` waits.
 
     ValueError in one line where shapes do not fit the graph, and from any method where onnxruntime or the device fails.
@@ -48,16 +49,19 @@ class Runner:
         constants: Mapping[str, np.ndarray],
         results: Mapping[str, np.ndarray],
         captured: bool,
+        graph: int = 1,
+        shared: Mapping[str, Any] | None = None,
         stream: Stream | None = None,
     ):
         self._session, self._provider = session, provider
         self._state = dict(state)
         self._constants = {name: device_array(value, provider) for name, value in constants.items()}
+        self._constants |= dict(shared or {})
         values = {name: value for name, (_, value) in self._state.items()} | self._constants
         check_inputs(session, {name: (value.data_type(), value.shape()) for name, value in values.items()})
         renewed = dict(self._state.values())
         self._results = {name: renewed.get(name) or device_array(value, provider) for name, value in results.items()}
-        self._options = run_options(CAPTURED if captured else EAGER, wait=stream is None)
+        self._options = run_options(str(graph) if captured else EAGER, wait=stream is None)
         self._eager = run_options(EAGER)
         self._stream, self._landings = stream, deque[Landing]()
         self._started: deque[Landing | list[np.ndarray]] = deque()
@@ -124,12 +128,15 @@ class Runner:
             return [value.numpy() for value in binding.get_outputs()[: len(outputs)]]
 
     def capture(self, scratch: Mapping[str, np.ndarray]) -> None:
-        """The first fixed run, which captures the CUDA graph and for that executes it several times, from zeros and `scratch`;
-        then all state is zero again. At load, before anything is decoded."""
+        """The first fixed run, which captures the CUDA graph and for that executes it several times, from what the state holds
+        and `scratch`. At load, before anything is decoded; then all state must be zeroed (`clear`)."""
         for name, array in scratch.items():
             self.set(name, array)
         with one_line("capturing a CUDA graph (--no-cuda-graph decodes without)"):
             self.fixed()
+
+    def clear(self) -> None:
+        """Zeros all state."""
         for name, (_, value) in self._state.items():
             self.set(name, np.zeros(value.shape(), NUMPY_TYPES[value.data_type()]))
 

@@ -5,6 +5,7 @@ import ctypes
 import io
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mtpd_onnx.runtime.threads import set_threads
 logger = logging.getLogger(__name__)
 INSTALL_CUDA = 'install it with: pip install -e ".[onnx-gpu]"'
 MOST_THREADS = 64  # where there are fewer CPUs: each one more slows the others down
+CUDA_SETTINGS = {"ep.cuda.enable_gemm_auto_tune": "1"}  # of products of few rows the quickest kernel, timed at the first run
 ERROR, FATAL = 3, 4  # severities of onnxruntime's own log
 
 
@@ -83,12 +85,18 @@ def missing_library() -> str | None:
 
 
 def open_session(
-    file: Path, provider: str, num_threads: int | None, captured: bool = False, stream: Stream | None = None
+    file: Path,
+    provider: str,
+    num_threads: int | None,
+    captured: bool = False,
+    stream: Stream | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> Any:
     """A session on exactly the wanted provider; ValueError in one line when it cannot be had.
 
     captured: runs of fixed shapes become CUDA graphs, which is refused where a node of the graph has no CUDA kernel.
-    stream: what it runs on (None: one of its own).
+    stream: what it runs on (None: one of its own). weights: initializers on the device, in place of those of the file, by name;
+    whoever passes them keeps them.
     """
     ort = import_onnxruntime()
     most = max(os.cpu_count() or 1, MOST_THREADS)
@@ -96,10 +104,15 @@ def open_session(
         raise ValueError(f"--num-threads: got {num_threads}, expected 1..{most}")
     options = ort.SessionOptions()
     options.log_severity_level = FATAL  # errors are raised
+    if provider == "cuda":
+        for name, setting in CUDA_SETTINGS.items():
+            options.add_session_config_entry(name, setting)
     if provider == "cpu":
         set_threads(options, num_threads)
     elif num_threads is not None:
         options.intra_op_num_threads = num_threads
+    for name, value in (weights or {}).items():
+        options.add_initializer(name, value)
     names: list[Any] = ["CPUExecutionProvider"]
     if provider == "cuda":
         settings = {"enable_cuda_graph": "1" if captured else "0"}

@@ -59,6 +59,8 @@ class Parameters:
             self._account(stem).note(rounding(array, self._dtype), name)
         elif layout is not None and part in PACKED_PARTS:
             array = self._packed_value(stem, part, layout, shape[0])
+        elif part == "weight_t":
+            array = self._float_value(stem, "weight", shape[::-1]).T
         else:
             array = self._float_value(stem, part, shape)
         if array.shape != shape:
