@@ -50,6 +50,7 @@ class MLXBatch:
         if sampling.seed is not None and not sampling.greedy:
             length = 0
         held.decoder.rewind_to(length)
+        mx.clear_cache()
         if not same_text(held.sampling, sampling):
             decoder = self._open(sampling)
             if length:
