@@ -9,6 +9,7 @@ import pytest
 from helpers.decode import text
 from helpers.precision import TEXT, plain_logits
 from mtpd_onnx.export.export import export_checkpoint
+from mtpd_onnx.runtime.device_rounds import DeviceBackend
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
 from mtpd_onnx.runtime.plain import PlainBackend
@@ -65,7 +66,19 @@ def test_cuda_computes_what_the_cpu_does(family: str, precision: str, tmp_path: 
 def test_capturing_leaves_no_trace_and_changes_no_text(plain: bool, tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", scale=2.0), 3, noise=0.05)
     export_checkpoint(checkpoint, tmp_path / "half", ExportOptions(precision="fp16"))
-    captured, eager = (open_folder(tmp_path / "half", provider="cuda", plain=plain, captured=c) for c in (True, False))
+    how = {"provider": "cuda", "plain": plain, "fixed_rounds": True}
+    captured, eager = (open_folder(tmp_path / "half", captured=c, **how) for c in (True, False))  # type: ignore[arg-type]
     assert isinstance(captured, FusedBackend | PlainBackend) and captured.ahead
     assert not any(captured.runner.get(name).any() for name in captured.runner._state)
     assert text(captured, TEXT) == text(eager, TEXT)
+
+
+def test_rounds_of_any_number_of_drafts_are_captured_and_change_no_text(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", scale=2.0), 3, noise=0.05)
+    export_checkpoint(checkpoint, tmp_path / "half", ExportOptions(precision="fp16"))
+    captured, eager = (open_folder(tmp_path / "half", provider="cuda", choose=True, captured=c) for c in (True, False))
+    assert isinstance(captured, DeviceBackend) and captured.ahead
+    plain = open_folder(tmp_path / "half", provider="cuda", plain=True)
+    for drafts in (1, 2, 3):
+        assert text(open_folder(tmp_path / "half", provider="cuda", num_draft_tokens=drafts), TEXT) == text(plain, TEXT)
+    assert text(captured, TEXT) == text(eager, TEXT) == text(plain, TEXT)
