@@ -53,6 +53,8 @@ GRANITE4 = {"num_local_experts": 0, "num_experts_per_tok": 0, "shared_intermedia
 GRANITE4 |= {"mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 2, "tie_word_embeddings": True}
 GRANITE4 |= {"embedding_multiplier": 3.0, "attention_multiplier": 0.11, "residual_multiplier": 0.6, "logits_scaling": 0.7}
 
+NEMOTRON = {"head_dim": 16, "ssm_state_size": 16, "mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2}
+
 # name: (what people call it, configuration class of transformers, options)
 REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama2": ("Llama 2", "LlamaConfig", {}),
@@ -203,6 +205,11 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "GraniteMoeHybridConfig",
         GRANITE4 | {"layer_types": ["attention"] * 4, "position_embedding_type": "rope"},
     ),
+    "nemotron-h": (
+        "Nemotron-H (dense)",
+        "NemotronHConfig",
+        NEMOTRON | {"layers_block_type": ["linear_attention", "mlp", "full_attention", "mlp", "linear_attention"]},
+    ),
     "lfm2": (
         "LFM2, LFM2.5",
         "Lfm2Config",
@@ -324,7 +331,10 @@ def make(name: str, out: Path) -> float:
     from tests.families.family_weights import write_weights
 
     title, kind, options = REFERENCES[name]
-    config = getattr(transformers, kind)(**(({} if "text_config" in options else TINY) | without_written(options)))
+    given = ({} if "text_config" in options else TINY) | without_written(options)
+    if "layers_block_type" in given:
+        del given["num_hidden_layers"]
+    config = getattr(transformers, kind)(**given)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         shapes = save_shapes(config, folder)

@@ -48,6 +48,8 @@ NOT_COVERED = {
     "gpt_oss": "float16, --kv-bits",
     "glm4_moe": "GLM-4.7-Flash (latent attention)",
     "qwen3_5_text": "images",
+    "granitemoehybrid": "mixtures of experts (H tiny and small)",
+    "nemotron_h": "mixtures of experts (Nemotron 3), its own heads, `--plan fixed`",
     "lfm2": "LFM2-VL",
 }
 HEAD = """# Model families
@@ -107,13 +109,20 @@ def cell(column: str, results: dict[str, str], record: dict) -> str:
     """What a refused family's tests find is that it is refused."""
     found = {results.get(test, "not run") for test in COLUMNS[column]}
     refused = column in (CPU, CUDA) and objection(read_dims(text_config(record["config"]))) is not None
-    refused |= column == OUTWARDS and text_config(record["config"]) is not record["config"]
+    refused |= column == OUTWARDS and why_not_outwards(record["config"]) is not None
     if column == CUDA:
         return "refused" if refused else "not run"
     if column == IN and (layout := layout_of(record)) is None:
         return "-"
     yes = "refused" if refused else f"yes, `{layout}`" if column == IN else "yes"
     return yes if found == {"passed"} else "**no**" if "failed" in found else "not run"
+
+
+def why_not_outwards(config: dict) -> str | None:
+    """Words of the message with which heads are not written for other programs; None where they are."""
+    if "text_config" in config:
+        return "multimodal"
+    return "blocks are of one branch" if read_dims(text_config(config)).paired else None
 
 
 def layout_of(record: dict) -> str | None:
@@ -141,7 +150,7 @@ def notes(config: dict) -> str:
     if dims.sinks:
         parts.append("attention sinks")
     if dims.recurrent is not None:
-        recurrent = dims.num_layers - dims.attention_layers
+        recurrent = dims.recurrent_layers
         parts.append(f"recurrent state in {recurrent} of {dims.num_layers} layers; heads are attention blocks")
     if dims.experts is not None:
         parts.append("heads have experts too")

@@ -161,6 +161,8 @@ class Decoder:
 
 def needs_growing(model: Model) -> str | None:
     """What of this model cannot be had with fixed caches."""
+    if model.base.dims.paired:
+        return f"a base of {model.base.dims.model_type}"
     if model.exact:
         return "--exact"
     if model.kv.bits is not None:

@@ -14,6 +14,7 @@ from mtpd_mlx.decoding.text_state import read_token
 from mtpd_mlx.families.dims import Geometry
 from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.recurrent.cache import RecurrentCache
+from mtpd_mlx.model.recurrent.pairs import Stateless
 from mtpd_mlx.model.runtime import mx
 
 PARTS = ("state", "inputs")
@@ -28,8 +29,10 @@ def save_cache(decoder: Decoder | PlainDecoder, file: Path) -> None:
     host.reach_back()
     arrays = {TOKENS: mx.array(host.tokens, mx.uint32), FINGERPRINT: fingerprint_of(decoder)}
     for kind, caches in (("base", host.caches), ("heads", host.head_caches)):
-        check_fixable([cache for cache in caches if not isinstance(cache, RecurrentCache)])
+        check_fixable([cache for cache in caches if not isinstance(cache, RecurrentCache | Stateless)])
         for i, cache in enumerate(caches):
+            if isinstance(cache, Stateless):
+                continue
             if isinstance(cache, RecurrentCache):
                 arrays |= _journal(f"{kind}.{i}", cache)
                 continue
@@ -60,6 +63,8 @@ def load_cache(decoder: Decoder | PlainDecoder, file: Path) -> list[int]:
     groups: list[list[Any]] = [list(host.caches), list(host.head_caches)]
     for kind, own in zip(("base", "heads"), groups, strict=True):
         for i, cache in enumerate(own):
+            if isinstance(cache, Stateless):
+                continue
             recurrent = isinstance(cache, RecurrentCache)
             names = [f"{kind}.{i}.{part}" for part in (("offset",) if recurrent else ("keys", "values"))]
             for name in names:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mtpd_mlx.families.dims import HELD, MARKS
 from mtpd_mlx.model.recurrent.cache import Arrays, RecurrentCache
+from mtpd_mlx.model.recurrent.pairs import Stateless
 
 APART = 64  # positions
 
@@ -106,7 +107,7 @@ class Marks:
         read again."""
         self._held = [mark for mark in self._held if mark.length <= length]
         recurrent = [cache for cache in caches if isinstance(cache, RecurrentCache)]
-        at = min([length, *(cache.offset for cache in caches)])
+        at = min([length, *(cache.offset for cache in caches if not isinstance(cache, Stateless))])
         if reach_of(caches) > at:
             held = [(mark.length, mark.states) for mark in self._held if mark.length <= at]
             at, states = held[-1] if held else (0, [()] * len(recurrent))

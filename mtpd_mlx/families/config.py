@@ -147,7 +147,8 @@ def _head_layer(layers: tuple[Layer, ...], experts: bool) -> Layer:
         None,
         "none" if all(layer.rope == "none" for layer in layers) else "global",
         experts and last.experts,
-        geometry=last.geometry,
+        "pair" if any(layer.mixer == "mlp" for layer in layers) else ATTENTION,
+        last.geometry,
     )
 
 

@@ -19,7 +19,8 @@ class Geometry:
 @dataclass(frozen=True)
 class Layer:
     """One decoder block. window: positions it may look back at, itself included (None: all). rope: "global", "local" or
-    "none". experts: its MLP is a mixture. mixer: "attention", or the kind of Dims.recurrent. geometry: None where it is that of
+    "none". experts: its MLP is a mixture. mixer: "attention", the kind of Dims.recurrent,
+    "mlp" where a block is no more than that, "pair" for a head of such a family. geometry: None where it is that of
     Dims."""
 
     window: int | None = None
@@ -53,6 +54,7 @@ class Recurrent:
     bias: bool = False
     conv_bias: bool = False
     step_limit: tuple[float, float] = (0.0, math.inf)
+    place: str = "mamba"  # what a block calls a Mamba-2 layer
 
     @property
     def state_numbers(self) -> int:
@@ -139,6 +141,15 @@ class Dims:
     @property
     def attention_layers(self) -> int:
         return sum(layer.mixer == "attention" for layer in self.layers)
+
+    @property
+    def recurrent_layers(self) -> int:
+        return sum(layer.mixer not in ("attention", "mlp") for layer in self.layers)
+
+    @property
+    def paired(self) -> bool:
+        """Blocks hold one branch each, attention, a recurrence or an MLP; a head is two of them."""
+        return any(layer.mixer == "mlp" for layer in self.layers)
 
     @property
     def last_attention(self) -> int:

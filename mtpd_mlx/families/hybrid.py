@@ -35,7 +35,7 @@ def read_recurrent(config: dict[str, Any]) -> Recurrent | None:
     """What the layers without attention are. `config`: spelt out."""
     read = RECURRENCES.get(config["model_type"])
     names = NAMES_OF.get(config["model_type"], {})
-    if read is None or all(names.get(kind) == ATTENTION for kind in config["layer_types"]):
+    if read is None or all(names.get(kind) in (ATTENTION, "mlp") for kind in config["layer_types"]):
         return None
     return read(config)
 
@@ -66,6 +66,14 @@ def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
         values |= {"mamba_d_head": recurrent.value, "mamba_d_state": recurrent.key, "mamba_n_groups": recurrent.groups}
         values |= {"mamba_d_conv": recurrent.kernel, "mamba_proj_bias": recurrent.bias, "mamba_conv_bias": recurrent.conv_bias}
         values |= {"time_step_limit": recurrent.step_limit, "position_embedding_type": "nope", "rope_parameters": None}
+    if config["model_type"] == "nemotron_h":
+        recurrent = _nemotron_mamba(config)
+        signs = {kind: sign for sign, kind in PATTERN.items()}
+        values = {"hybrid_override_pattern": [signs[kind] for kind in config["layer_types"]], "layer_types": None}
+        values |= {"layers_block_type": None, "mamba_num_heads": recurrent.heads, "mamba_head_dim": recurrent.value}
+        values |= {"ssm_state_size": recurrent.key, "n_groups": recurrent.groups, "conv_kernel": recurrent.kernel}
+        values |= {"mamba_proj_bias": recurrent.bias, "use_conv_bias": recurrent.conv_bias, "use_bias": False}
+        values |= {"time_step_limit": recurrent.step_limit, "layer_norm_epsilon": config["rms_norm_eps"]}
     if config["model_type"].startswith("qwen3"):
         values |= {"full_attention_interval": _interval(config["layer_types"]), "partial_rotary_factor": 0.25}
         values |= {"rope_parameters": {"type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}  # the adapter's
@@ -162,6 +170,39 @@ def _step_limit(config: dict[str, Any]) -> tuple[float, float]:
     return float(ends[0]), float(ends[1])
 
 
+PATTERN = {"M": "mamba", "*": ATTENTION, "-": "mlp", "E": "moe"}
+
+
+def block_list(config: dict[str, Any]) -> list[str]:
+    """Nemotron-H's blocks by what they hold, from a pattern as "M-M*" or a list of either time's names."""
+    told = config.get("layers_block_type") or config.get("layer_types") or config.get("hybrid_override_pattern")
+    if not isinstance(told, list | str) or not told:
+        raise ValueError(f"layers_block_type: got {str(told)[:40]!r}, expected a list")
+    names = PATTERN | {"linear_attention": "mamba", FULL: ATTENTION, "conv": "mamba"}
+    return [names.get(kind, kind) for kind in told]
+
+
+def _nemotron(config: dict[str, Any]) -> dict[str, Any]:
+    kinds = block_list(config)
+    if "moe" in kinds:
+        raise ValueError("layers_block_type: mixtures of experts are not supported in nemotron_h")
+    if config.get("use_bias"):
+        raise ValueError("use_bias is not supported in nemotron_h")
+    eps = config.get("layer_norm_epsilon", config.get("norm_eps", 1e-5))
+    told = {"rms_norm_eps": eps, "hidden_act": config.get("mlp_hidden_act", "relu2"), "layer_types": kinds}
+    return config | told | {"num_hidden_layers": len(kinds), "head_dim": config.get("head_dim", 128)}
+
+
+def _nemotron_mamba(config: dict[str, Any]) -> Recurrent:
+    names = {"mamba_num_heads": 128, "mamba_head_dim": 64, "ssm_state_size": 128, "n_groups": 8, "conv_kernel": 4}
+    heads, value, key, groups, kernel = (size_of(config, name, default) for name, default in names.items())
+    if heads % groups:
+        raise ValueError(f"mamba_num_heads: got {heads}, expected a multiple of {groups}, n_groups")
+    bias, conv = bool(config.get("mamba_proj_bias", False)), bool(config.get("use_conv_bias", True))
+    channels = heads * value + 2 * groups * key
+    return Recurrent("mamba", kernel, channels, heads, value, key, groups, bias, conv, _step_limit(config), "mixer")
+
+
 SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "lfm2": _lfm2,
     "lfm2_moe": _lfm2,
@@ -169,6 +210,7 @@ SPELLINGS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "qwen3_5_moe_text": _qwen,
     "qwen3_next": _qwen,
     "granitemoehybrid": _granite,
+    "nemotron_h": _nemotron,
 }
 RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {
     "lfm2": _convolution,
@@ -177,6 +219,7 @@ RECURRENCES: dict[str, Callable[[dict[str, Any]], Recurrent]] = {
     "qwen3_5_moe_text": _delta_net,
     "qwen3_next": _delta_net,
     "granitemoehybrid": _granite_mamba,
+    "nemotron_h": _nemotron_mamba,
 }
 NAMES_OF: dict[str, dict[str, str]] = {
     "lfm2": {"conv": "conv", FULL: ATTENTION},
@@ -185,4 +228,5 @@ NAMES_OF: dict[str, dict[str, str]] = {
     "qwen3_5_moe_text": {"linear_attention": "delta", FULL: ATTENTION},
     "qwen3_next": {"linear_attention": "joined_delta", FULL: ATTENTION},
     "granitemoehybrid": {"mamba": "mamba", ATTENTION: ATTENTION},
+    "nemotron_h": {"mamba": "mamba", ATTENTION: ATTENTION, "mlp": "mlp"},
 }

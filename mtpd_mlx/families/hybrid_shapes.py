@@ -49,7 +49,7 @@ def _delta_net(prefix: str, d: int, kind: Recurrent, table: Mapping[str, Any]) -
 
 
 def _mamba(prefix: str, d: int, kind: Recurrent, table: Mapping[str, Any]) -> Named:
-    name, inner = f"{prefix}mamba.", kind.heads * kind.value
+    name, inner = f"{prefix}{kind.place}.", kind.heads * kind.value
     yield from _projection(f"{name}in_proj", inner + kind.channels + kind.heads, d, kind.bias)
     yield from _convolution(f"{name}conv1d", kind, table)
     for part in ("A_log", "D", "dt_bias"):

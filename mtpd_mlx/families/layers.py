@@ -28,6 +28,8 @@ def read_layers(config: dict[str, Any], family: Family, count: int, local: bool)
 
 def _rotated(config: dict[str, Any], count: int) -> list[bool]:
     """SmolLM3 leaves some layers without rotation (NoPE), Granite 4 all of them unless it says "rope"."""
+    if config["model_type"] == "nemotron_h":
+        return [False] * count
     if config["model_type"] == "granitemoehybrid":
         return [config.get("position_embedding_type") == "rope"] * count
     if config["model_type"] != "smollm3":

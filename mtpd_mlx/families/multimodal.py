@@ -18,6 +18,9 @@ def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The language model's own config; of a plain model the config itself. What lies at the top goes in where it is missing
     inside: token ids, quantization (with the tensors' plain names)."""
     inner = config.get("text_config")
+    if config.get("model_type") == "nemotron_h":  # transformers counts the list and leaves the number out
+        blocks = config.get("layers_block_type") or config.get("hybrid_override_pattern") or ()
+        return config | ({"num_hidden_layers": len(blocks)} if isinstance(blocks, list | str) and blocks else {})
     if config.get("model_type") not in WRAPPERS or not isinstance(inner, dict):
         return config
     kept = ("eos_token_id", "bos_token_id", "quantization", "quantization_config", "dtype", "torch_dtype")

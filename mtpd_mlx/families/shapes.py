@@ -65,6 +65,9 @@ def expected(dims: Dims, table: Mapping[str, Any]) -> Named:
 def block(dims: Dims, layer: Layer, prefix: str = "", table: Mapping[str, Any] | None = None) -> Named:
     """name, shape of every tensor of one block."""
     names, table = names_of(dims), {} if table is None else table
+    if dims.paired:
+        yield from _branch(dims, layer, prefix, table)
+        return
     for norm in names.norms or NORMS[dims.norms]:
         yield f"{prefix}{norm}.weight", [dims.hidden_size]
     if layer.mixer != "attention":
@@ -87,6 +90,24 @@ def block(dims: Dims, layer: Layer, prefix: str = "", table: Mapping[str, Any] |
         stacked = f"{prefix}{names.mlp}.gate_proj.weight" in table  # as mlx-lm names them
         for name, shape in _mlp(dims, replace(names, gate="gate_proj", up="up_proj", down="down_proj") if stacked else names):
             yield f"{prefix}{names.mlp}.{name}", shape
+
+
+def _branch(dims: Dims, layer: Layer, prefix: str, table: Mapping[str, Any]) -> Named:
+    """A block of one branch: a norm and attention, a recurrence or an MLP of two matrices. A head's block is two of them."""
+    if layer.mixer == "pair":
+        yield from _branch(dims, replace(layer, mixer="attention"), f"{prefix}attention.", table)
+        yield from _branch(dims, replace(layer, mixer="mlp"), f"{prefix}mlp.", table)
+        return
+    yield f"{prefix}norm.weight", [dims.hidden_size]
+    if layer.mixer == "mlp":
+        for name, shape in _mlp(dims, names_of(dims)):
+            if not name.startswith("gate_proj"):
+                yield f"{prefix}mixer.{name}", shape
+    elif layer.mixer == "attention":
+        for name, shape in _attention(dims, layer):
+            yield f"{prefix}mixer.{name}", shape
+    else:
+        yield from recurrence(prefix, dims, table)
 
 
 def names_of(dims: Dims) -> Names:

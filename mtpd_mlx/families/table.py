@@ -11,6 +11,7 @@ class Names:
     embedding: str = "embed_tokens"
     norm: str = "norm"
     norms: tuple[str, ...] | None = None
+    attention: str = "self_attn"
     output: str = "o_proj"
     query_norm: str = "q_norm"
     key_norm: str = "k_norm"
@@ -78,6 +79,7 @@ GEMMA4 = Family(
     value_norm=True,
     layer_scale=True,
 )
+NEMOTRON = Names(inner="backbone", embedding="embeddings", norm="norm_f", norms=("norm",), attention="mixer", mlp="mixer")
 GRANITE = Names(joined_mlp=("shared_mlp", "input_linear", "output_linear"))
 FAMILIES: dict[str, Family] = {
     "llama": Family("llama", biases=("attention_bias", "mlp_bias")),
@@ -139,11 +141,14 @@ FAMILIES: dict[str, Family] = {
     "qwen3_5_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),
     "qwen3_5_moe_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),
     "qwen3_next": Family("qwen3_next", qk_norm="head", gated=True, onnx=False),
+    "nemotron_h": Family(
+        "nemotron_h", eps=1e-5, biases=("attention_bias", "mlp_bias"), names=NEMOTRON, activation="relu2", onnx=False
+    ),
     "granitemoehybrid": Family("granitemoehybrid", biases=("attention_bias",), head_dim=False, names=GRANITE, onnx=False),
     "lfm2_moe": Family("lfm2_moe", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
     "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
 }
-ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",)}  # names in config.json
+ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",), "relu2": ("relu2",)}  # names in config.json
 
 
 def check_float16(model_type: str, asked: str, instead: str) -> None:

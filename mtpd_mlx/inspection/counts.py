@@ -69,7 +69,7 @@ def state_bytes(dims: Dims, item: int) -> int:
     recurrent = dims.recurrent
     if recurrent is None:
         return 0
-    return (dims.num_layers - dims.attention_layers) * (4 * recurrent.state_numbers + item * recurrent.window_numbers)
+    return (dims.recurrent_layers) * (4 * recurrent.state_numbers + item * recurrent.window_numbers)
 
 
 def rewind_bytes(dims: Dims, item: int) -> int:
@@ -78,5 +78,5 @@ def rewind_bytes(dims: Dims, item: int) -> int:
     recurrent = dims.recurrent
     if recurrent is None:
         return 0
-    inputs = 2 * HELD * (dims.num_layers - dims.attention_layers) * recurrent.channels * item
+    inputs = 2 * HELD * (dims.recurrent_layers) * recurrent.channels * item
     return (3 + MARKS) * state_bytes(dims, item) + inputs

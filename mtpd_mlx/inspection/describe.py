@@ -151,7 +151,7 @@ def _caches(dims: Dims, item: int) -> dict[str, Any]:
         "bytes_per_position": cache_bytes(dims, 1, 0, item),
         "sliding_layers": len(windows),
         "window": windows[0] if windows else None,
-        "recurrent_layers": dims.num_layers - dims.attention_layers,
+        "recurrent_layers": dims.recurrent_layers,
         "state_bytes": state_bytes(dims, item),
         "rewinds": True,
     }

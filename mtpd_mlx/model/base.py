@@ -23,7 +23,8 @@ from mtpd_mlx.model.adapters import apply_adapter
 from mtpd_mlx.model.blocks import adapt_block, attention_block, call_block, make_mask, needs_arrays, recomputed
 from mtpd_mlx.model.compute import cast, dtype_of
 from mtpd_mlx.model.fused_experts import as_mlx_lm_expects
-from mtpd_mlx.model.recurrent.mixers import adopt, mixer_of, new_batch_cache, new_cache
+from mtpd_mlx.model.recurrent.mixers import adopt, is_stateless, mixer_of, new_batch_cache, new_cache
+from mtpd_mlx.model.recurrent.pairs import Stateless
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
 from mtpd_mlx.options.base import AUTO
 
@@ -180,21 +181,28 @@ class Base:
 
         if blocks is not None:
             return [KVCache() for _ in range(blocks)]
-        mixers = [mixer_of(block) for block in self.layers]
-        return [KVCache() if mixer is None else new_cache(mixer) for mixer in mixers]
+        return [_cache_of(block, KVCache, new_cache) for block in self.layers]
 
     def make_batch_cache(self, padding: list[int]) -> list[Any]:
         """The caches of a batch whose rows are padded on the left by so many positions each."""
         from mlx_lm.models.cache import BatchKVCache
 
-        mixers = [mixer_of(block) for block in self.layers]
-        return [BatchKVCache(padding) if mixer is None else new_batch_cache(mixer, padding) for mixer in mixers]
+        def recurrent(mixer: Any) -> Any:
+            return new_batch_cache(mixer, padding)
+
+        return [_cache_of(block, lambda: BatchKVCache(padding), recurrent) for block in self.layers]
 
     def new_block(self) -> nn.Module:
         """A decoder block of the base's own type, unquantised, freshly initialised, attending to all positions."""
         block = attention_block(self.block_type, self.model.args, self.dims.last_attention)
         adapt_block(block, self.dims, self.dims.head_layer)
         return block
+
+
+def _cache_of(block: nn.Module, attending: Callable[[], Any], recurrent: Callable[[Any], Any]) -> Any:
+    if (mixer := mixer_of(block)) is not None:
+        return recurrent(mixer)
+    return Stateless() if is_stateless(block) else attending()
 
 
 def _packed(rows: dict[str, mx.array]) -> tuple[mx.array, mx.array, mx.array | None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from mtpd_mlx.families.dims import Dims, Layer
 from mtpd_mlx.families.rotary import longrope_magnitude, rope_type, yarn_periods
+from mtpd_mlx.model.recurrent.pairs import PairedBlock
 from mtpd_mlx.model.runtime import mx, nn
 
 
@@ -27,6 +28,8 @@ def adapt_block(block: nn.Module, dims: Dims, layer: Layer) -> None:
 def attention_block(block_type: Any, arguments: Any, index: int) -> nn.Module:
     """A new block of the kind that layer `index` is, which attends."""
     asked = inspect.signature(block_type.__init__).parameters
+    if "block_type" in asked:  # Nemotron-H
+        return PairedBlock(block_type(arguments, "*"), block_type(arguments, "-"))
     if "layer_type" in asked:  # Granite 4
         return block_type(arguments, "attention")
     return block_type(arguments, layer_idx=index) if "layer_idx" in asked else block_type(arguments)

@@ -40,6 +40,10 @@ def opened(model: tuple, way: str, **options: Any) -> Decoder | PlainDecoder:
     base, heads = model
     if way == "chosen":
         return open_choosing(base, heads, DecodingConfig(), **options)
+    if base.dims.paired and way.startswith("fixed"):
+        with pytest.raises(ValueError, match="a base of nemotron_h needs the plan growing"):
+            open_decoder(base, heads, DecodingConfig(plan=way))
+        way = "rounds"
     how = DecodingConfig(exact=way == "exact", plan=way if way.startswith("fixed") else "auto")
     return open_decoder(base, None if way == "plain" else heads, how, **options)
 
@@ -57,7 +61,7 @@ def test_text_is_that_of_plain_decoding(model: tuple, way: str) -> None:
         accepted += [c.round.accepted for c in chunks if c.round and c.round.proposed]
     assert len(said) > 10
     if way in ("rounds", "fixed"):
-        assert len(set(accepted)) > 2
+        assert len(set(accepted)) > 1
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -10,8 +10,8 @@ from tiny import write_checkpoint
 
 from mtpd_mlx.checkpoints.shipped.read import import_heads
 from mtpd_mlx.checkpoints.shipped.write import export_heads
-from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.files.safetensors import RawTensors
+from tools.family_table import why_not_outwards
 
 
 def same_tensors(one: Path, other: Path) -> bool:
@@ -20,9 +20,9 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 
 def test_heads_out_and_in(reference: Reference, checkpoint: Path, tmp_path: Path) -> None:
-    """Of a checkpoint that is more than a language model: refused."""
-    if text_config(reference.config) is not reference.config:
-        with pytest.raises(ValueError, match="multimodal"):
+    """Of a checkpoint that is more than a language model, and of blocks of one branch: refused."""
+    if (words := why_not_outwards(reference.config)) is not None:
+        with pytest.raises(ValueError, match=words):
             export_heads(checkpoint, reference.folder, tmp_path / "out")
         return
     export_heads(checkpoint, reference.folder, tmp_path / "out")

@@ -36,6 +36,20 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 32,
         "tie_word_embeddings": True,
     },
+    "pairs": ENDS
+    | HEADS
+    | {
+        "model_type": "nemotron_h",
+        "layers_block_type": ["mamba", "mlp", "attention", "mlp", "mamba"],
+        "num_hidden_layers": 5,
+        "head_dim": 16,
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 32,
+        "ssm_state_size": 16,
+        "n_groups": 2,
+        "conv_kernel": 4,
+        "tie_word_embeddings": False,
+    },
     "mamba": ENDS
     | HEADS
     | {

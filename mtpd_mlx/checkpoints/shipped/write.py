@@ -74,6 +74,8 @@ def export_heads(
     stored, shape = read_base(base), LAYOUTS[NAMES_OF_VLLM if layout == VLLM else layout]
     stored.say_remarks()
     dims = stored.dims
+    if dims.paired:
+        raise ValueError(f"{base}: no layout holds heads of {dims.model_type}, whose blocks are of one branch each")
     _check(checkpoint, config, base, shape, allow_mismatch)
     stacked = layout != VLLM and holds_stacked(source.table, dims)  # as the base, which is in mlx-lm's form
     tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source, stacked)

@@ -43,6 +43,11 @@ def mixer_of(block: nn.Module) -> Any | None:
     return next((block[place] for place in PLACES if place in block and isinstance(block[place], ours)), None)
 
 
+def is_stateless(block: nn.Module) -> bool:
+    """Whether a block is an MLP alone."""
+    return type(block).__name__ == "NemotronHBlock" and block.block_type not in ("M", "*")
+
+
 def new_cache(mixer: Any) -> RecurrentCache:
     return RecurrentCache(mixer.advance)
 
