@@ -109,7 +109,7 @@ def cell(column: str, results: dict[str, str], record: dict) -> str:
     """What a refused family's tests find is that it is refused."""
     found = {results.get(test, "not run") for test in COLUMNS[column]}
     refused = column in (CPU, CUDA) and objection(read_dims(text_config(record["config"]))) is not None
-    refused |= column == OUTWARDS and why_not_outwards(record["config"]) is not None
+    refused |= column == OUTWARDS and stay_inside(record["config"])
     if column == CUDA:
         return "refused" if refused else "not run"
     if column == IN and (layout := layout_of(record)) is None:
@@ -118,11 +118,9 @@ def cell(column: str, results: dict[str, str], record: dict) -> str:
     return yes if found == {"passed"} else "**no**" if "failed" in found else "not run"
 
 
-def why_not_outwards(config: dict) -> str | None:
-    """Words of the message with which heads are not written for other programs; None where they are."""
-    if "text_config" in config:
-        return "multimodal"
-    return "blocks are of one branch" if read_dims(text_config(config)).paired else None
+def stay_inside(config: dict) -> bool:
+    """Whether no layout holds the heads: of a multimodal checkpoint, and of blocks of one branch."""
+    return "text_config" in config or read_dims(text_config(config)).paired
 
 
 def layout_of(record: dict) -> str | None:

@@ -13,7 +13,7 @@ from mtpd_mlx.model.recurrent.cache import RecurrentCache
 from mtpd_mlx.model.recurrent.pairs import Stateless
 from mtpd_mlx.model.runtime import mx
 
-CLOSE = 2e-4  # of logits around 10: passes of other widths round otherwise
+CLOSE = 5e-4  # of logits around 10: passes of other widths round otherwise, without rewinds too
 
 
 @pytest.fixture(scope="module", params=sorted(HYBRIDS))
