@@ -38,6 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Any:
     p.sound = write_checkpoint(folder / "other-heads", in_half(write_base(folder / "other", LLAMA, seed=1)), 2)
     p.prompts, p.data = folder / "prompts.jsonl", folder / "data"
     p.prompts.write_text("".join(json.dumps({"id": f"p{i}", "prompt": "abcdefgh"[: 5 + i]}) + "\n" for i in range(2)))
+    (folder / "schema.json").write_text('{"type": "string"}')
     p.data.mkdir()
     for name in ("train", "valid"):
         (p.data / f"{name}.jsonl").write_text((json.dumps({"text": "abcdefgh ijklm nopq " * 3}) + "\n") * 8)
