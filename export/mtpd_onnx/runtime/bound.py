@@ -43,7 +43,7 @@ class BoundFolder:
         drafting: Drafting = FixedDrafting(0)
         if num_draft_tokens is None:
             kinds = kinds_of(0, manifest.capacity - 1, lookup)
-            known = manifest.any_drafts  # on CUDA nothing is known of costs
+            known = manifest.any_drafts  # of older folders for CUDA nothing is known
             precision, activations = (manifest.precision, manifest.activations) if known else ("fp32", "fp32")
             repeatable = sampling is not None and not sampling.greedy and sampling.seed is not None
             chooser = Chooser(RoundCosts(guessed(kinds, precision, activations)), [])
