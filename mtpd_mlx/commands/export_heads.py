@@ -35,6 +35,8 @@ def run(export: ExportHeadsOptions) -> int:
     if export.format == VLLM:
         speculative = json.dumps({"method": "mtp", "model": str(export.out), "num_speculative_tokens": written.heads})
         print(f"vllm serve {shlex.quote(named)} --speculative-config {shlex.quote(speculative)}")
+    if written.bits is not None:
+        print(f"the heads' {written.bits}-bit integers are written in floating point: these layouts have no names for them")
     if written.draft_vocab is not None:
         print(f"the heads' draft vocabulary of {written.draft_vocab} tokens has no place in this layout: it is left out")
     return 0

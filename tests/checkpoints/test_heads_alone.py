@@ -101,3 +101,39 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     refused("--with-base", str(checkpoint), "--format", "vllm", "--with-base")
     refused("--copy-ends", str(checkpoint), "--format", "vllm", "--copy-ends")
     assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(("layout", "bits"), [("nextn", 8), ("vllm", 4), ("nextn", 6)])
+def test_quantised_heads_are_written_in_floating_point(layout: str, bits: int, tmp_path: Path, capsys: Any) -> None:
+    """As MLX unpacks them, rounded to float16 once; norms bit for bit."""
+    from mtpd_mlx.model.load_save import load_checkpoint, save_heads
+    from mtpd_mlx.model.runtime import mx
+
+    base = write_base(tmp_path / "base", LLAMA | {"hidden_size": 64, "intermediate_size": 128, "head_dim": 16})
+    _, heads, config = load_checkpoint(write_checkpoint(tmp_path / "plain", base, 2, noise=0.3))
+    save_heads(tmp_path / "heads", heads, config, bits=bits)
+    assert main(["export-heads", str(tmp_path / "heads"), "--format", layout, "--out", str(tmp_path / "out")]) == 0
+    assert f"{bits}-bit integers are written in floating point" in capsys.readouterr().out
+    assert main(["import-heads", str(tmp_path / "out"), "--out", str(tmp_path / "back")]) == 0
+    packed, back = (RawTensors([tmp_path / name / "heads.safetensors"]) for name in ("heads", "back"))
+    assert not any(name.endswith((".scales", ".biases")) for name in back)
+    for name in back:
+        if (stem := name.removesuffix(".weight")) + ".scales" not in packed:
+            assert np.array_equal(back[name].bits, packed[name].bits)
+            continue
+        scales, biases = (mx.array(packed[f"{stem}.{part}"].floats()) for part in ("scales", "biases"))
+        expected = np.array(mx.dequantize(mx.array(packed[name].bits), scales, biases, 64, bits))
+        assert back[name].dtype == "F16"
+        np.testing.assert_allclose(back[name].floats(), expected, rtol=2**-11, atol=2**-24)
+
+
+def test_integers_that_do_not_fit_their_groups_are_refused() -> None:
+    from mtpd_mlx.checkpoints.quantised import dequantise
+    from mtpd_mlx.files.safetensors import Raw
+
+    scales = Raw.of_floats(np.full((3, 2), 1e5, np.float32))
+    packed = {"a.scales": scales, "a.biases": scales}
+    with pytest.raises(ValueError, match=r"a.weight: got \(3, 64\) for \(3, 2\) scales, expected groups of 64"):
+        dequantise(packed | {"a.weight": Raw("U32", np.zeros((3, 16), np.uint32))}, 64, 8)
+    wide = dequantise(packed | {"a.weight": Raw("U32", np.zeros((3, 32), np.uint32))}, 64, 8)
+    assert wide.keys() == {"a.weight"} and wide["a.weight"].dtype == "F32" and (wide["a.weight"].floats() == 1e5).all()

@@ -8,6 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from mtpd_mlx.checkpoints.quantised import unpack_bits
 from mtpd_mlx.families.multimodal import text_name
 from mtpd_mlx.families.shapes import BLOCKS, SCALES
 from mtpd_mlx.files.safetensors import RawTensors
@@ -131,17 +132,3 @@ def check_finite(name: str, array: np.ndarray) -> None:
     if not (math.isfinite(lowest) and math.isfinite(highest)):
         bad = int(np.count_nonzero(~np.isfinite(array)))
         raise ValueError(f"weights: {name}: {bad} of {array.size} numbers are NaN or infinite, expected finite ones")
-
-
-def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
-    """uint32 [..., n * bits / 32] -> uint8 [..., n]: a little-endian stream of `bits`-wide integers."""
-    if not 2 <= bits <= 8:
-        raise ValueError(f"quantization: got {bits} bits, expected 2..8")
-    data = packed.view(np.uint8)
-    if bits == 8:
-        return data
-    if bits == 4:
-        return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
-    stream = np.unpackbits(data, axis=-1, bitorder="little")
-    values = stream.reshape(*stream.shape[:-1], -1, bits)
-    return (values << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.fingerprint import fingerprint_base
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, named_from, read_config
+from mtpd_mlx.checkpoints.quantised import dequantise
 from mtpd_mlx.checkpoints.shipped import joined_mlp, left_out
 from mtpd_mlx.checkpoints.shipped.convert import holds_stacked, stored_to_plain, write_head
 from mtpd_mlx.checkpoints.shipped.detect import shipped_heads
@@ -39,12 +40,13 @@ from mtpd_mlx.files.safetensors import Raw, RawTensors, copy_tensors, read_heade
 @dataclass(frozen=True)
 class Exported:
     """heads: how many; bytes: of them; replaced: heads that the base shipped and the folder no longer holds; draft_vocab: the
-    draft vocabulary that no layout has a place for."""
+    draft vocabulary that no layout has a place for; bits: of the heads' integers, written in floating point."""
 
     heads: int
     bytes: int
     replaced: int
     draft_vocab: int | None
+    bits: int | None
 
 
 def export_heads(
@@ -63,6 +65,8 @@ def export_heads(
 
     `with_base`: instead a copy of the base's files (hard links with `link`) without heads that it ships, and ours in a file of
     their own that the index names. `named`: how the folder names the base (None: by its folder).
+
+    Quantised heads are written in floating point, because no layout has names for integers.
 
     `copy_ends` repeats embedding and output head per head, as DeepSeek-V3's checkpoints do. ValueError in one line where the
     layout has no place for these heads.
@@ -98,7 +102,8 @@ def export_heads(
         write_json(folder / "config.json", announcing)
     gone = shipped_heads(model_config, source.table) if with_base else None
     size = (out / heads_file).stat().st_size
-    return Exported(config.num_heads, size, gone["heads"] if gone else 0, config.draft_vocab)
+    bits = config.quantization["bits"] if config.quantization else None
+    return Exported(config.num_heads, size, gone["heads"] if gone else 0, config.draft_vocab, bits)
 
 
 def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layout, allow: bool) -> None:
@@ -114,8 +119,6 @@ def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layou
         )
     if config.hidden_source != "postnorm":
         raise ValueError(f"{checkpoint}: hidden_source {config.hidden_source}: servers pass the state after the final norm")
-    if config.quantization is not None:
-        raise ValueError(f"{checkpoint}: quantised heads have no names in this layout; export the unquantised ones")
     most = layout.writes or layout.most
     if most is not None and config.num_heads > most:
         raise ValueError(f"{checkpoint}: got {config.num_heads} heads, expected at most {most}: {layout.because}")
@@ -150,6 +153,8 @@ def _tensors(
     for k in range(config.num_heads):
         prefix = f"heads.{k}."
         head = {name.removeprefix(prefix): heads[name] for name in heads.table if name.startswith(prefix)}
+        if config.quantization is not None:
+            head = dequantise(head, config.quantization["group_size"], config.quantization["bits"])
         if not config.post_norms:
             head["post_norm.weight"] = stored_to_plain(base[final_norm(dims)], dims.norm_offset + missing)
         tensors = write_head(head, layout, k, dims, stacked, missing)
