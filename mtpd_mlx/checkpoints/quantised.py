@@ -20,7 +20,8 @@ def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
         return np.stack([data & 15, data >> 4], axis=-1).reshape(*data.shape[:-1], -1)
     stream = np.unpackbits(data, axis=-1, bitorder="little")
     values = stream.reshape(*stream.shape[:-1], -1, bits)
-    return (values << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+    summed: np.ndarray = (values << np.arange(bits, dtype=np.uint8)).sum(axis=-1, dtype=np.uint8)
+    return summed
 
 
 def dequantise(tensors: Mapping[str, Raw], group_size: int, bits: int) -> dict[str, Raw]:
