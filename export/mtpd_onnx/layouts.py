@@ -1,6 +1,6 @@
 """The graphs of an exported folder, by its layout. Export writes them, runtime/open.py opens them."""
 
-BATCHED = "batched_round.onnx"
+BATCH = "batch.onnx"
 FUSED = {  # by (sampled, plain)
     (False, False): "round.onnx",
     (False, True): "plain.onnx",
@@ -9,7 +9,7 @@ FUSED = {  # by (sampled, plain)
 }
 DECODER = {False: "decoder.onnx", True: "sampled_decoder.onnx"}  # by sampled; of folders for CPUs
 MAIN, HEADS = "main.onnx", "mtp_heads.onnx"
-LAYOUTS = {"fused": (*FUSED.values(), BATCHED), "split": (MAIN, HEADS)}
+LAYOUTS = {"fused": (*FUSED.values(), BATCH), "split": (MAIN, HEADS)}
 DRAFT_COUNTS = (1, 2, 4, 8, 16)  # numbers of heads that rounds on a device can have, beside all of them
 
 
@@ -23,13 +23,13 @@ def device_round(count: int, sampled: bool) -> str:
     return f"{'sampled_' * sampled}{f'heads_{count}' if count else 'given'}.onnx"
 
 
-def graphs_of(layout: str, num_heads: int, rounds: str | None) -> tuple[str, ...]:
+def graphs_of(layout: str, num_heads: int, rounds: str | None, batches: bool = True) -> tuple[str, ...]:
     """The graphs of a folder. `rounds`: the provider ("cpu", "cuda") for which it has rounds of any number of drafts; None:
-    neither. Without heads there are no rounds of fixed size."""
-    names = list(LAYOUTS[layout])
+    neither. `batches`: of texts side by side. Without heads there are no rounds of fixed size."""
+    names = [name for name in LAYOUTS[layout] if batches or name != BATCH]
     if layout == "fused" and rounds == "cpu":
         names += DECODER.values()
     if layout == "fused" and rounds == "cuda":
         names += [device_round(count, sampled) for count in (0, *draft_counts(num_heads)) for sampled in (False, True)]
-    left_out = set() if num_heads else {FUSED[False, False], FUSED[True, False], BATCHED, HEADS}
+    left_out = set() if num_heads else {FUSED[False, False], FUSED[True, False], HEADS}
     return tuple(name for name in names if name not in left_out)

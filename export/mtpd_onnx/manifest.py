@@ -14,10 +14,11 @@ from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS, graphs_of
 from mtpd_onnx.precision import PROVIDERS, check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 7
-READABLE = (4, 5, 6, FORMAT_VERSION)
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 8
+READABLE = (4, 5, 6, 7, FORMAT_VERSION)
 MARKED = 5  # the version from which on graphs mark tokens of logits that are not finite
 ANY_DRAFTS = {"cpu": 6, "cuda": 7}  # by provider, the version from which on rounds have any number of drafts
+BATCHES = 8  # the version from which on texts can be decoded side by side
 WEIGHTS_NAME = "weights.bin"
 
 
@@ -56,9 +57,14 @@ class Manifest:
         return provider if self.layout == "fused" and self.format_version >= ANY_DRAFTS[provider] else None
 
     @property
+    def batches(self) -> bool:
+        """Texts can be decoded side by side (graphs/batch.py)."""
+        return self.layout == "fused" and self.format_version >= BATCHES
+
+    @property
     def graphs(self) -> tuple[str, ...]:
         """The names of its graphs."""
-        return graphs_of(self.layout, self.num_heads, self.any_drafts)
+        return graphs_of(self.layout, self.num_heads, self.any_drafts, self.batches)
 
     def cache_size(self, block: int) -> tuple[int, int]:
         """Key heads and head size of a block's cache: of the base's layers, then of the heads."""

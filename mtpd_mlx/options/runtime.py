@@ -28,7 +28,7 @@ class RuntimeOptions(FolderOptions):
             raise ValueError("--no-cuda-graph: not with --provider cpu, which has none")
 
     def of_batches(self) -> dict[str, Any]:
-        """Keywords of open_batched: batches are never replayed."""
+        """Keywords of open_rows: texts side by side are never replayed."""
         return {"provider": self.provider, "num_threads": self.num_threads, "verify": self.verify}
 
     def of_folder(self) -> dict[str, Any]:

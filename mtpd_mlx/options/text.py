@@ -6,7 +6,6 @@ from pathlib import Path
 from mtpd_mlx.files.places import check_place
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, option, same, switch
-from mtpd_mlx.speculative.sampling import Sampling
 
 ESCAPES = "\\n and \\t are line break and tab"  # of texts given by flags: `unescaped`
 PROMPTS_HELP = (
@@ -90,7 +89,7 @@ class GraphDraftOptions(LookupOptions):
 class BatchedGenerateOptions(GraphDraftOptions, BoundOptions, GenerateOptions):
     batch_size: int = option(
         1,
-        "decode B of --prompts at once (greedy, without CUDA graphs; needs onnxruntime 1.32 or later)",
+        "decode B of --prompts at once, as many as memory holds (without CUDA graphs; needs onnxruntime 1.32 or later)",
         takes=POSITIVE,
         metavar="B",
     )
@@ -128,10 +127,8 @@ def check_plain(plain: bool, num_draft_tokens: int | None, exact: bool = False, 
             raise ValueError(f"{name}: not with {how}, which drafts nothing")
 
 
-def check_batches(generate: BatchedGenerateOptions, sampling: Sampling) -> None:
+def check_batches(generate: BatchedGenerateOptions) -> None:
     """ValueError where batches are asked for with what they cannot do."""
-    if generate.batch_size != 1 and (generate.plain or generate.num_draft_tokens is not None or not sampling.greedy):
-        raise ValueError("--batch-size: batches are decoded greedily with all heads, without --plain or --num-draft-tokens")
     if generate.batch_size != 1 and generate.json_schema is not None:
         raise ValueError("--json-schema: not with --batch-size; such texts are decoded one at a time")
 

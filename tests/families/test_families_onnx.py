@@ -11,6 +11,7 @@ from helpers.decode import decoded
 from mtpd_onnx.dims import objection
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.open_rows import open_rows
 from mtpd_onnx.runtime.plain import PlainBackend
 from mtpd_onnx.runtime.split import SplitModel
 
@@ -19,8 +20,10 @@ from mtpd_mlx.families.multimodal import text_config
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.options.export import ExportOptions
+from mtpd_mlx.speculative.batch import Turn
 from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.rounds import StepBackend
+from mtpd_mlx.speculative.sampling import Sampling
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +76,23 @@ def test_onnx_rounds_are_plain_decoding(reference: Reference, exported: Path | N
         seen |= set(accepted)
         said |= set(tokens)
     assert len(seen) > 1 and len(said) > 1
+
+
+def test_onnx_texts_side_by_side(reference: Reference, exported: Path | None) -> None:
+    """Of different lengths, behind windows too: greedy texts of plain decoding, one beside that is sampled."""
+    if exported is None:
+        return
+    batch = open_rows(exported / "fused", 4, provider="cpu", num_threads=1, measure=False)
+    plain, some = opened(exported / "fused", plain=True), [*prompts(reference), [5, 6, 7]]
+    rows = [(batch.join(Sampling()), prompt) for prompt in some]
+    said = {row: [batch.prefill(row, prompt)] for row, prompt in rows}
+    beside = batch.join(Sampling(temp=0.8, top_p=0.9))
+    said[beside] = [batch.prefill(beside, some[0])]
+    for i in range(8):
+        for row, result in zip(said, batch.round([Turn(row, said[row][-1], i % 3) for row in said]), strict=True):
+            said[row] += result.emitted
+    for row, prompt in rows:
+        plain.rewind_to(0)
+        expected, *_ = decoded(plain, prompt, 9)
+        assert said[row][:9] == expected
+    batch.check()

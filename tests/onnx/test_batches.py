@@ -1,13 +1,16 @@
 """Texts decoded together are what they are alone: ragged prompts, short ones, full caches, early ends, every family."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from mtpd_onnx.export.export import export_checkpoint
+from mtpd_onnx.manifest import read_manifest
 from mtpd_onnx.runtime import limits
-from mtpd_onnx.runtime.batched import check_batches
-from mtpd_onnx.runtime.open import open_batched, open_folder
+from mtpd_onnx.runtime.batched import BatchedDecoder
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.open_rows import open_rows, why_not
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.options.export import ExportOptions
@@ -22,22 +25,25 @@ def export(folder: Path, family: str = "llama-tied", **options: object) -> Path:
 
 
 def alone(folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int] = frozenset()) -> list[tuple]:
-    backend, found = open_folder(folder, provider="cpu", num_threads=1, fixed_rounds=True), []
+    backend, found = open_folder(folder, provider="cpu", num_threads=1), []
     for prompt in prompts:
         backend.rewind_to(0)
         chunks = list(generate(backend, prompt, max_tokens=count, eos_token_ids=eos))
-        accepted = [c.round.accepted for c in chunks if c.round is not None and c.round.proposed]
-        short = sum(c.round is not None and not c.round.proposed for c in chunks)
-        steps = sum(c.round is None for c in chunks[1:])
-        found.append(([t for c in chunks for t in c.tokens], accepted, (short, steps), chunks[-1].finish_reason))
+        accepted = [(c.round.accepted, c.round.proposed) for c in chunks if c.round is not None]
+        found.append(([t for c in chunks for t in c.tokens], accepted, chunks[-1].finish_reason))
     return found
 
 
 def together(
-    folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int] = frozenset(), size: int = 0
+    folder: Path, prompts: list[list[int]], count: int, eos: frozenset[int] = frozenset(), size: int = 0, drafts: int | None = 3
 ) -> list[tuple]:
-    texts = open_batched(folder, size or len(prompts), provider="cpu", num_threads=1).generate(prompts, count, eos)
-    return [(t.tokens, t.accepted, (t.short_rounds, t.plain_steps), t.finish_reason) for t in texts]
+    rows = open_rows(folder, size or len(prompts), provider="cpu", num_threads=1, num_draft_tokens=drafts)
+    texts = BatchedDecoder(rows, drafts).generate(prompts, count, eos)
+    rows.check()
+    return [
+        (t.tokens, [(c.round.accepted, c.round.proposed) for c, _ in t.chunks if c.round is not None], t.finish_reason)
+        for t in texts
+    ]
 
 
 PROMPTS = [list(range(5, 25)), [9], [7, 8], list(range(90, 40, -1)), [1, 2, 3, 4], list(range(10, 80))]
@@ -60,9 +66,17 @@ def test_ragged_prompts_until_the_caches_are_full(folder: Path) -> None:
     assert together(folder, PROMPTS, 200) == expected
 
 
+@pytest.mark.parametrize("drafts", [0, 1, 2, None])
+def test_any_number_of_drafts_is_the_same_text(drafts: int | None, folder: Path) -> None:
+    """None: chosen by how many texts there are; texts that end leave fewer."""
+    expected = [(text, reason) for text, _, reason in alone(folder, PROMPTS, 60)]
+    got = together(folder, PROMPTS, 60, drafts=drafts)
+    assert [(text, reason) for text, _, reason in got] == expected
+    assert drafts is None or max(proposed for _, rounds, _ in got for _, proposed in rounds) == drafts
+
+
 @pytest.mark.parametrize("longest", [126, 127])
-def test_prompts_that_leave_no_room_beside_texts_that_rest(longest: int, folder: Path) -> None:
-    """A text that rests is padded as far as the longest prompt, in the heads' caches too."""
+def test_prompts_that_leave_no_room_for_the_lines_of_others(longest: int, folder: Path) -> None:
     prompts = [[5] * longest, [7, 8, 9]]
     assert together(folder, prompts, 30, size=4) == alone(folder, prompts, 30)
 
@@ -84,7 +98,7 @@ def test_texts_that_end_early_rest_while_others_go_on(folder: Path) -> None:
 
 
 def test_fewer_prompts_than_places_and_a_second_batch(folder: Path) -> None:
-    decoder = open_batched(folder, 4, provider="cpu", num_threads=1)
+    decoder = BatchedDecoder(open_rows(folder, 4, provider="cpu", num_threads=1))
     for prompts in (PROMPTS[:2], PROMPTS[2:5]):
         assert [t.tokens for t in decoder.generate(prompts, 20)] == [text for text, *_ in alone(folder, prompts, 20)]
 
@@ -95,23 +109,40 @@ def test_prompts_in_chunks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert together(folder, PROMPTS, 20) == expected
 
 
+def test_a_base_without_heads(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", FAMILIES["llama-tied"], scale=2.0)
+    export_checkpoint(base, tmp_path / "onnx", ExportOptions(capacity=64))
+    backend, expected = open_folder(tmp_path / "onnx", provider="cpu", num_threads=1), []
+    for prompt in PROMPTS[:3]:
+        backend.rewind_to(0)
+        expected.append([t for c in generate(backend, prompt, max_tokens=30) for t in c.tokens])
+    assert [text for text, *_ in together(tmp_path / "onnx", PROMPTS[:3], 30, drafts=None)] == expected
+
+
 def test_draft_vocabulary_and_prenorm(tmp_path: Path) -> None:
     ids = np.arange(0, VOCAB, 2)
     folder = export(tmp_path, hidden_source="prenorm", draft_tokens=ids)
     assert together(folder, PROMPTS[:3], 30) == alone(folder, PROMPTS[:3], 30)
 
 
-def test_an_older_onnxruntime_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"onnxruntime 1\.31\.1 cannot decode texts of different lengths together, 1\.32 and"):
-        check_batches("1.31.1")
-    check_batches("1.32.0")
+def test_what_cannot_be_decoded_side_by_side_is_said(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    assert why_not(manifest, "1.32.0") is None and why_not(manifest, "2.0.1") is None
+    assert "onnxruntime 1.31.1 cannot decode texts of different lengths together, 1.32 and" in str(why_not(manifest, "1.31.1"))
+    for change, said in (
+        ({"format_version": 7}, "an earlier version"),
+        ({"layout": "split"}, "--layout fused"),
+        ({"precision": "bf16", "activations": "bf16"}, "--precision fp16"),
+    ):
+        assert said in str(why_not(replace(manifest, **change), "1.32.0"))  # type: ignore[arg-type]
 
 
 def test_wrong_sizes_are_said(folder: Path) -> None:
-    with pytest.raises(ValueError, match="--batch-size: got 0"):
-        open_batched(folder, 0)
-    decoder = open_batched(folder, 1, provider="cpu")
+    rows = open_rows(folder, 1, provider="cpu")
+    decoder = BatchedDecoder(rows)
     with pytest.raises(ValueError, match=r"got 2 prompts, expected 1\.\.1"):
         decoder.generate(PROMPTS[:2], 5)
     with pytest.raises(ValueError, match=r"prompt: got 128 tokens, expected 1\.\.127"):
         decoder.generate([[1] * 128], 5)
+    with pytest.raises(ValueError, match=r"--num-draft-tokens: got 4, expected 0\.\.3"):
+        open_rows(folder, 1, provider="cpu", num_draft_tokens=4)

@@ -12,8 +12,9 @@ from mtpd_onnx import manifest
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime import memory
-from mtpd_onnx.runtime.batched import BatchedDecoder
+from mtpd_onnx.runtime.batch_session import BatchSession
 from mtpd_onnx.runtime.choosing import ChoosingBackend
+from mtpd_onnx.runtime.decoder_session import Verified
 from mtpd_onnx.runtime.fused import FusedBackend
 from mtpd_onnx.runtime.open import open_folder
 from tiny import write_base, write_checkpoint
@@ -228,31 +229,35 @@ def test_batches_write_what_single_texts_are(folder: Path, prompts: Path, capsys
     texts = []
     for size in ("1", "2"):
         arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--stop", "q"]
-        how = ["--num-draft-tokens", "3"] if size == "1" else ["--batch-size", size]
+        how = ["--num-draft-tokens", "3", "--batch-size", size]
         assert main([*arguments, "--json", *how]) == 0
         rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         counts = [[row["stats"][k] for k in ("rounds", "short_rounds", "plain_steps", "tokens_per_pass")] for row in rows]
         texts.append(([(row["id"], row["text"], row["tokens"], row["finish_reason"]) for row in rows], counts))
     assert texts[0] == texts[1]
-    assert main(["generate", str(folder), "--prompts", str(prompts), "--batch-size", "2", "--temp", "1"]) == 1
-    assert "batches are decoded greedily" in capsys.readouterr().err
+    sampled = ["generate", str(folder), "--prompts", str(prompts), "-m", "20", "--temp", "1", "--seed", "3", "--json"]
+    for _ in range(2):
+        assert main([*sampled, "--batch-size", "2"]) == 0
+        texts.append([json.loads(line)["tokens"] for line in capsys.readouterr().out.splitlines()])
+    assert texts[2] == texts[3] != [row[2] for row in texts[0][0]]
 
 
 def test_interrupted_batches_show_what_there_is(
     folder: Path, prompts: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["generate", str(folder), "--provider", "cpu", "--prompts", str(prompts), "-m", "30", "--batch-size", "2"]
+    arguments += ["--num-draft-tokens", "3"]
     assert main([*arguments, "--json"]) == 0
     whole = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    right, runs = BatchedDecoder._run, []
+    right, runs = BatchSession.run, []
 
-    def run(self: BatchedDecoder, *args: Any) -> list[list[int]]:
-        runs.append(args)
+    def run(self: BatchSession, parts: Any) -> list[Verified]:
+        runs.append(parts)
         if len(runs) == stop:
             raise KeyboardInterrupt
-        return right(self, *args)
+        return right(self, parts)
 
-    monkeypatch.setattr(BatchedDecoder, "_run", run)
+    monkeypatch.setattr(BatchSession, "run", run)
     for stop in (1, 4):
         runs.clear()
         assert main([*arguments, "--json"]) == 130

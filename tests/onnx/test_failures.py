@@ -14,6 +14,7 @@ from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.manifest import Manifest, graph_name, read_manifest
 from mtpd_onnx.runtime import open as opening
 from mtpd_onnx.runtime.fused import FusedBackend
+from mtpd_onnx.runtime.open_rows import open_rows
 from mtpd_onnx.runtime.plain import PlainBackend
 from mtpd_onnx.runtime.runner import NUMPY_TYPES, device_zeros
 from mtpd_onnx.runtime.sampling_state import SamplingState
@@ -235,8 +236,9 @@ def test_an_interrupted_verification_is_forgotten(folders: dict[str, Path], monk
 
 
 def test_onnxruntime_does_not_say_it_as_well(folders: dict[str, Path], capfd: pytest.CaptureFixture[str]) -> None:
-    decoder = opening.open_batched(folders["fused"], 2, provider="cpu", num_threads=1)
-    decoder.capacity = 1000
+    rows = open_rows(folders["fused"], 2, provider="cpu", num_threads=1, num_draft_tokens=0)
+    row = rows.join(Sampling())
+    rows.alone(row).capacity = 1000
     with pytest.raises(ValueError, match=r"^onnxruntime: [^\n]*$"):
-        decoder.generate([[1] * 300, [1]], 5)
+        rows.prefill(row, [1] * 300)
     assert capfd.readouterr().err == ""

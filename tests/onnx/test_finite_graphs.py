@@ -12,7 +12,9 @@ from helpers.finite import ROWS
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.manifest import read_manifest
-from mtpd_onnx.runtime.open import open_batched, open_folder
+from mtpd_onnx.runtime.batched import BatchedDecoder
+from mtpd_onnx.runtime.open import open_folder
+from mtpd_onnx.runtime.open_rows import open_rows
 from mtpd_onnx.weights import parameters, tensors
 from onnxscript import GraphBuilder
 from tiny import LLAMA, write_base, write_checkpoint
@@ -85,7 +87,7 @@ def test_the_tokens_before_it_are_those_of_the_sound_model(
     backend.rewind_to(0)
     assert 0 <= backend.prefill([t for t in range(20, 90) if t != token][:4]) < 97
     if layout == "fused" and not plain and sampling is None:
-        batched = open_batched(tmp_path / "out", 2, provider="cpu")
+        batched = BatchedDecoder(open_rows(tmp_path / "out", 2, provider="cpu"))
         stops = [lambda token: True, lambda token: False]  # the first text has ended by then
         with pytest.raises(NotFiniteError, match=f"after {len(PROMPT) + at + 1} tokens") as error:
             batched.generate([PROMPT, PROMPT], LENGTH, stops=stops)
@@ -97,7 +99,7 @@ def test_a_folder_of_the_version_before_is_read_and_named(
 ) -> None:
     manifest = place / "sound" / "manifest.json"
     values = json.loads(manifest.read_text())
-    assert values["format_version"] == 7
+    assert values["format_version"] == 8
     sound = text_of(open_folder(place / "sound", provider="cpu"), [])
     try:
         manifest.write_text(json.dumps(values | {"format_version": 4}))

@@ -66,7 +66,7 @@ def test_damaged_manifest(folder: Path, capsys: pytest.CaptureFixture) -> None:
     good = (folder / "manifest.json").read_text()
     for values, word in (
         ({"format": "x"}, "mtpd-onnx"),
-        ({"format_version": 8}, "8"),
+        ({"format_version": 9}, "9"),
         ({"num_heads": 9}, "the graph has 3"),
         ({"precision": "fp64"}, "fp64"),
         ({"layout": "odd"}, "odd"),
@@ -150,7 +150,7 @@ def test_out_is_a_folder_of_its_own(exported: Path, tiny_checkpoint: Path, tmp_p
 def test_the_page_names_every_file_command_input_and_output(exported: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
     words = {name for names in LAYOUTS.values() for name in names} | COMMANDS.keys()
-    for graph in ("round.onnx", "plain.onnx", "sampled_round.onnx", "decoder.onnx"):
+    for graph in ("round.onnx", "plain.onnx", "sampled_round.onnx", "decoder.onnx", "batch.onnx"):
         io = read_manifest(exported).io[graph]
         words |= {n for n in io["inputs"] + io["outputs"] if "." not in n and n.removeprefix("next_") not in io["inputs"]}
         words |= {n for n in io["outputs"] if graph == "round.onnx" and n.startswith("next_")}

@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 from mtpd_onnx.dims import read_dims
 from mtpd_onnx.graphs.builder import Graph, Spec, sampler_inputs
+from mtpd_onnx.graphs.sampled_rows import RowSampler
 from mtpd_onnx.graphs.sampling import CONTEXT, F32, I64, running_sum
 from mtpd_onnx.runtime.sampling_state import settings
 from tiny import LLAMA, write_base
@@ -38,7 +39,7 @@ def session_of(vocab: int, folder: Path) -> ort.InferenceSession:
     sampler.vocab = vocab
     first = op.Slice(positions, [0], [1])
     p0, q0 = op.Slice(p, [0], [1]), op.Slice(q, [0], [1])
-    graph.output(sampler.distribution(op, logits, contexts), "distribution", F32, ["n", vocab])
+    graph.output(sampler.of(op, logits, contexts), "distribution", F32, ["n", vocab])
     graph.output(running_sum(op, p, vocab), "sums", F32, ["n", vocab])
     graph.output(sampler.draft(op, q0, first), "draft", I64, [1])
     graph.output(sampler.replace(op, p0, q0, first), "replaced", I64, [1])
@@ -88,3 +89,43 @@ def test_no_token_of_weight_zero_is_drawn_at_the_ends_of_the_random_numbers(tmp_
             "recent": np.zeros(CONTEXT, np.int64),
         }
         assert session.run(["draft"], inputs)[0].tolist() == [token]
+
+
+MIXED = [
+    *OPTIONS,
+    Sampling(temp=0.8),
+    Sampling(temp=1.5, top_p=0.97),
+    Sampling(temp=0.7, top_k=2000),
+    Sampling(temp=1.0, top_p=0.5),
+]
+
+
+@pytest.mark.parametrize("vocab", [97, 3000])
+def test_rows_of_different_settings(vocab: int, tmp_path: Path) -> None:
+    """3000: what is kept is found among the likeliest tokens, is all of them, or (flat logits) takes an order of all."""
+    dims = read_dims(write_base(tmp_path / "base", LLAMA | {"vocab_size": vocab}))
+    graph = Graph(Spec(dims, 0, "postnorm", ir.DataType.FLOAT, 16), "rows")
+    op, rule = graph.op, RowSampler(graph, vocab)
+    logits, contexts = graph.input("logits", F32, ["n", vocab]), graph.input("contexts", I64, ["n", CONTEXT])
+    settings_in, u = graph.input("settings", F32, ["n", 5]), graph.input("u", F32, ["n"])
+    p = rule.of(op, logits, contexts, settings_in)
+    graph.output(p, "p", F32, ["n", vocab])
+    graph.output(rule.draw(op, p, u), "drawn", I64, ["n"])
+    ir.save(graph.model(), tmp_path / "rows.onnx")
+    session = ort.InferenceSession(str(tmp_path / "rows.onnx"), providers=["CPUExecutionProvider"])
+    rng, n = np.random.default_rng(vocab), len(MIXED)
+    for spread in (0.05, 1.0, 4.0):
+        rows = (rng.normal(size=(n, vocab)) * spread).astype(np.float32)
+        before = rng.integers(0, vocab, (n, CONTEXT))
+        uniform = uniforms(n, rng)[:, 0]
+        table = np.stack([settings(options, vocab) for options in MIXED])
+        got, drawn = session.run(None, {"logits": rows, "contexts": before, "settings": table, "u": uniform})
+        for i, options in enumerate(MIXED):
+            expected = probabilities(rows[i : i + 1], options, before[i : i + 1])[0]
+            kept = int((expected > 0).sum())
+            assert abs(int((got[i] > 0).sum()) - kept) <= (0 if kept < 1000 or kept == vocab else 2)  # sums in another order
+            np.testing.assert_allclose(got[i], expected, atol=2e-4 if kept > 1000 else 1e-6)
+            running = np.cumsum(got[i], dtype=np.float64)
+            place = uniform[i] * running[-1]
+            assert running[drawn[i]] >= place - 1e-5 and (drawn[i] == 0 or running[drawn[i] - 1] <= place + 1e-5)
+            assert got[i][drawn[i]] > 0

@@ -10,7 +10,7 @@ EXAMPLES = ('mtpd-onnx generate onnx --prompt "Write a haiku about rain."',)
 
 def check(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: GraphSampling) -> None:
     check_plain(options.plain, options.num_draft_tokens)
-    check_batches(options, sampling)
+    check_batches(options)
     if options.json_schema is not None and options.num_draft_tokens:
         raise ValueError("--num-draft-tokens: not with --json-schema, whose texts the grammar and lookup draft, no heads")
 
@@ -23,7 +23,7 @@ def run(runtime: RuntimeOptions, options: BatchedGenerateOptions, sampling: Grap
     if options.batch_size != 1:
         from mtpd_onnx.runtime.batched_generate import run_batches
 
-        return run_batches(runtime.folder, options.batch_size, options, runtime.of_batches())
+        return run_batches(runtime.folder, options.batch_size, options, sampling, options.lookup, runtime.of_batches())
     if options.json_schema is not None:
         return run_bound(runtime, options, sampling)
     backend = open_folder(

@@ -28,13 +28,13 @@ from mtpd_onnx.dims import Dims, check_expressible
 from mtpd_onnx.export.base_alone import check_base_alone, config_of_base, is_base
 from mtpd_onnx.export.draft_vocabulary import choose_draft_tokens
 from mtpd_onnx.export.save import WeightsFile, save_graph
-from mtpd_onnx.graphs.batched import build_batched_round
+from mtpd_onnx.graphs.batch import build_batch
 from mtpd_onnx.graphs.builder import Spec, build_plain, geometries
 from mtpd_onnx.graphs.decoder import build_decoder
 from mtpd_onnx.graphs.device_rounds import device_builders
 from mtpd_onnx.graphs.round import build_round
 from mtpd_onnx.graphs.split import build_heads, build_main
-from mtpd_onnx.layouts import BATCHED, DECODER, FUSED, HEADS, MAIN, device_round, draft_counts, graphs_of
+from mtpd_onnx.layouts import BATCH, DECODER, FUSED, HEADS, MAIN, device_round, draft_counts, graphs_of
 from mtpd_onnx.manifest import NAME as MANIFEST_NAME
 from mtpd_onnx.manifest import Manifest, describe_files
 from mtpd_onnx.precision import PROVIDERS, WEIGHT_BITS, choose_activations
@@ -56,7 +56,7 @@ BUILDERS: dict[str, dict[str, Build]] = {  # by layout and file name
     "fused": {
         FUSED[sampled, plain]: partial(build_plain if plain else build_round, sampled=sampled) for sampled, plain in FUSED
     }
-    | {BATCHED: build_batched_round}
+    | {BATCH: build_batch}
     | DECODERS,
     "split": {MAIN: build_main, HEADS: build_heads},
 }

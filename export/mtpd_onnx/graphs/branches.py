@@ -28,7 +28,8 @@ def branches(
         for value in [each for node in branch for each in node.outputs if each.name and each not in branch.outputs]:
             value.name = f"{name}.{which}/{value.name}"  # the graph around it may use the same names
         graphs[f"{which}_branch"] = branch
-    outputs: Sequence[ir.Value] = op.If(wanted, **graphs, _outputs=len(kinds))
+    found = op.If(wanted, **graphs, _outputs=len(kinds))
+    outputs: Sequence[ir.Value] = [found] if isinstance(found, ir.Value) else found
     for value, (kind, shape) in zip(outputs, kinds, strict=True):
         value.dtype, value.shape = kind, ir.Shape(shape)
     return outputs

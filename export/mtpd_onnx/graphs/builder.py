@@ -1,6 +1,7 @@
 """Parts that every exported graph is made of, and the graph of plain decoding.
 
-Called by export/export.py; round.py, batched.py and split.py build the other graphs of it. docs/onnx.md explains every input.
+Called by export/export.py; round.py, decoder.py, batch.py and split.py build the other graphs of it. docs/onnx.md explains
+every input.
 Shapes: S new positions, P cached ones, R rows asked for, V vocabulary, D draft vocabulary, d hidden size, K heads.
 """
 
@@ -176,7 +177,7 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
         end = op.Slice(checked, [-1], [END])
         recent = next_recent(op, sampler, tokens, end)
         position = op.Cast(op.Add(seqlens, [1]), to=I64)
-        p = sampler.distribution(op, last, op.Unsqueeze(recent, [0]))
+        p = sampler.of(op, last, op.Unsqueeze(recent, [0]))
         following = sampler.draw(op, p, sampler.uniform(op, position, REPLACE))
         graph.output(recent, "next_recent", I64, [CONTEXT])
     graph.output(marked(op, following, last, largest), "next_tokens", I64, [1])
@@ -193,7 +194,7 @@ def sampler_inputs(graph: Graph) -> Sampler:
     """The inputs that sampling needs: settings, uniforms [U, kinds of draws] and the last CONTEXT tokens."""
     settings = graph.input("settings", ir.DataType.FLOAT, [len(SETTINGS)])
     uniforms = graph.input("uniforms", ir.DataType.FLOAT, ["U", KINDS])
-    return Sampler(settings, uniforms, graph.input("recent", I64, [CONTEXT]), graph.spec.dims.vocab_size)
+    return Sampler(settings, graph.spec.dims.vocab_size, uniforms, graph.input("recent", I64, [CONTEXT]))
 
 
 def next_recent(op: OpBuilder, sampler: Sampler, tokens: ir.Value, row: ir.Value) -> ir.Value:

@@ -48,6 +48,19 @@ class Spare:
 
 
 @dataclass
+class Ragged:
+    """Rows of several texts, one text behind the other [T, n], and where they lie where each text has a line of its own.
+
+    rows int64 [B, S]: which of the T rows are those of text b, then any others; places int64 [T, 2]: (b, s) of every row.
+    folding: for runs of a single text.
+    """
+
+    rows: ir.Value
+    places: ir.Value
+    folding: Folding | None = None
+
+
+@dataclass
 class Positions:
     """Which positions the rows of a call are.
 
@@ -55,7 +68,7 @@ class Positions:
     `total` int32 [] the capacity, `lengths` int32 [B] how many rows of each text are real (None: all). Standard: cos and
     sin are the rows' own [S, rotary_dim / 2], `mask` float [S, cached] is 0 where a row may look and a large negative number
     elsewhere, `rows` int64 [S] are the positions. `local`: cos and sin of sliding layers that have their own. `spare`: None
-    where the sums of a single row may end in other bits.
+    where the sums of a single row may end in other bits. `ragged`: activations are [T, n], the rows of B texts.
     """
 
     cos: ir.Value
@@ -67,6 +80,7 @@ class Positions:
     rows: ir.Value | None = None
     local: tuple[ir.Value, ir.Value] | None = None
     spare: Spare | None = None
+    ragged: Ragged | None = None
 
     def tables(self, layer: Layer) -> tuple[ir.Value, ir.Value] | None:
         """cos and sin of one kind of layer; None where it does not rotate."""
@@ -203,30 +217,57 @@ class Fused:
         positions: Positions,
         sinks: ir.Value | None = None,
     ) -> ir.Value:
-        spare = positions.spare
-        if spare is None or spare.folding is None or not foldable(dims, layer):
-            return self._attention(op, dims, layer, packed, norms, cache, positions, sinks)
-        folding, past = spare.folding, (cache.past_key, cache.past_value)
+        ragged, spare = positions.ragged, positions.spare
+        folding = ragged.folding if ragged is not None else None if spare is None else spare.folding
+        past, tables = (cache.past_key, cache.past_value), positions.tables(layer)
 
         def folded(op: OpBuilder) -> list[ir.Value]:
-            assert positions.total is not None
-            q, k, v = op.Split(packed, list(_sizes(dims)), axis=-1, _outputs=3)
+            assert positions.total is not None and folding is not None
+            rows = packed if ragged is None else op.Unsqueeze(packed, [0])
+            q, k, v = op.Split(rows, list(_sizes(dims)), axis=-1, _outputs=3)
             if norms is not None:
                 q, k = self._qk_norm(op, q, norms.q, dims), self._qk_norm(op, k, norms.k, dims)
-            return folded_attention(op, dims, (q, k, v), past, positions.tables(layer), positions.total, folding)
+            out, *caches = folded_attention(op, dims, (q, k, v), past, tables, positions.total, folding)
+            return [out if ragged is None else op.Squeeze(out, [0]), *caches]
 
         def as_it_is(op: OpBuilder) -> list[ir.Value]:
             inner = Cache(*past)
-            out = self._attention(op, dims, layer, packed, norms, inner, positions)
+            each = self._attention if ragged is None else self._ragged
+            out = each(op, dims, layer, packed, norms, inner, positions, sinks)
             assert inner.key is not None and inner.value is not None
             return [out, inner.key, inner.value]
 
+        if folding is None or not foldable(dims, layer):
+            out, cache.key, cache.value = as_it_is(op)
+            return out
         assert packed.dtype is not None
-        shapes: list[Any] = [[1, "S", _sizes(dims)[0]], *(each.shape for each in past)]
+        width = _sizes(dims)[0]
+        shapes: list[Any] = [[1, "S", width] if ragged is None else ["T", width], *(each.shape for each in past)]
         kinds: list[Kind] = [(packed.dtype, shape) for shape in shapes]
         name = f"attention.{cache.past_key.name}"
         out, cache.key, cache.value = branches(op, folding.wanted, name, kinds, folded, as_it_is)
         return out
+
+    def _ragged(
+        self,
+        op: OpBuilder,
+        dims: Dims,
+        layer: Layer,
+        packed: ir.Value,
+        norms: QKNorms | None,
+        cache: Cache,
+        positions: Positions,
+        sinks: ir.Value | None,
+    ) -> ir.Value:
+        """Of packed rows [T, n]: each text's on a line of its own for attention, which knows how many of them are real."""
+        ragged = positions.ragged
+        assert ragged is not None
+        lines = op.Gather(packed, ragged.rows)  # [B, S, n]
+        lines.dtype, lines.shape = packed.dtype, ir.Shape(["B", "S", sum(_sizes(dims))])
+        out = self._attention(op, dims, layer, lines, norms, cache, replace(positions, ragged=None), sinks)
+        rows = op.GatherND(out, ragged.places)
+        rows.dtype, rows.shape = out.dtype, ir.Shape(["T", _sizes(dims)[0]])
+        return rows
 
     def _attention(
         self,
@@ -297,8 +338,9 @@ class Fused:
         return op.Add(before, op.CumSum(ones, 1, exclusive=1))
 
     def value_norm(self, op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
-        heads = op.Reshape(x, [0, 0, -1, dims.head_dim])  # [B, S, heads, head_dim]
-        return op.Reshape(self.rms_norm(op, heads, _ones(op, x, dims), dims.rms_norm_eps), [0, 0, -1])
+        before = [0] * (2 if x.shape is None else len(x.shape) - 1)
+        heads = op.Reshape(x, [*before, -1, dims.head_dim])  # [.., heads, head_dim]
+        return op.Reshape(self.rms_norm(op, heads, _ones(op, x, dims), dims.rms_norm_eps), [*before, -1])
 
     def _qk_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, dims: Dims) -> ir.Value:
         if dims.qk_norm == "all":

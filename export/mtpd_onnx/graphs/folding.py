@@ -37,9 +37,10 @@ class Folding:
     bias: ir.Value
 
 
-def folding_of(graph: Any, rows: ir.Value, last: ir.Value) -> Folding | None:
+def folding_of(graph: Any, rows: ir.Value, last: ir.Value, alone: ir.Value | None = None) -> Folding | None:
     """For calls of `rows` int64 [1] rows, the last one at position `last` int32 [1]. None where the capacity is below LONG
-    or no layer of the model folds. `graph`: builder.Graph."""
+    or no layer of the model folds. `graph`: builder.Graph; `alone` bool [1]: false where the rows are of several texts, which
+    are not folded."""
     op, dims, capacity = graph.op, graph.spec.dims, graph.spec.capacity
     if capacity < LONG or not any(foldable(dims, layer) for layer in dims.layers):
         return None
@@ -48,6 +49,7 @@ def folding_of(graph: Any, rows: ir.Value, last: ir.Value) -> Folding | None:
     end = op.Add(past, op.Mul(rows, [group]))
     far = op.GreaterOrEqual(past, op.Where(op.Equal(rows, [1]), [ALONE_FROM], [FROM]))
     wanted = op.And(op.LessOrEqual(end, [capacity]), op.And(far, op.LessOrEqual(rows, [MOST_ROWS])))
+    wanted = wanted if alone is None else op.And(wanted, alone)
     count = op.Mul(op.Where(wanted, rows, [1]), [group])
     seen = op.Add(past, op.Div(op.Range(0, op.Squeeze(count, [0]), 1), [group]))  # [G S]: P + s
     columns = graph.constant("columns", np.arange(capacity, dtype=np.int64))

@@ -69,7 +69,8 @@ class PackedLinear(Module):
         self._describe(x, y)
         if self.residual is None:
             return y
-        sums = op.ReduceSum(op.Reshape(x, [0, 0, self.groups, self.layout.group_size]), [-1], keepdims=0)
+        kept = [0, 0] if x.shape is None else [0] * (len(x.shape) - 1)
+        sums = op.ReduceSum(op.Reshape(x, [*kept, self.groups, self.layout.group_size]), [-1], keepdims=0)
         correction = op.FusedMatMul(sums, self.residual, transB=1, _domain=MICROSOFT, _version=1)
         self._describe(x, correction)
         return op.Add(y, correction)
@@ -122,7 +123,7 @@ class PackedEmbedding(PackedLinear):
         )
         assert x.shape is not None
         rows.dtype, rows.shape = self.dtype, ir.Shape([*x.shape, self.groups, self.layout.group_size])
-        return scaled(op, op.Reshape(op.Add(rows, op.Gather(self.offset, x)), [0, 0, self.inputs]), self.scale)
+        return scaled(op, op.Reshape(op.Add(rows, op.Gather(self.offset, x)), [*[0] * len(x.shape), self.inputs]), self.scale)
 
 
 def pack_modules(root: Module, layouts: Mapping[str, Packed]) -> None:

@@ -133,7 +133,7 @@ class SampledRule:
         op, sampler, checked = self.op, self.sampler, self.checked
         known = op.Concat(sampler.recent, self.tokens, axis=0)
         span = self.graph.constant("context.rows", np.arange(1, CONTEXT + 1, dtype=np.int64)[None])
-        p = sampler.distribution(op, logits, op.Gather(known, op.Add(op.Unsqueeze(checked, [1]), span)))  # [R, V]
+        p = sampler.of(op, logits, op.Gather(known, op.Add(op.Unsqueeze(checked, [1]), span)))  # [R, V]
         drafted, last = op.Slice(checked, [0], [-1]), op.Slice(checked, [-1], [END])  # rows before a draft; row S-1
         after = tokens_after(op, self.tokens, checked)  # [R]
         q = self.probs_of(drafted)  # [R - 1, V]
@@ -166,7 +166,7 @@ class SampledRule:
         logits = op.Squeeze(logits, [0])
         if ids is not None:
             logits = op.ScatterElements(self.not_drafted, op.Unsqueeze(ids, [0]), op.Cast(logits, to=F32), axis=1)
-        q = self.sampler.distribution(op, logits, op.Unsqueeze(context, [0]))
+        q = self.sampler.of(op, logits, op.Unsqueeze(context, [0]))
         return self.sampler.draft(op, q, position), q
 
     def outputs(self) -> None:

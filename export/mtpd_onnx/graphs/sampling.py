@@ -20,40 +20,39 @@ END = (1 << 63) - 1
 
 
 @dataclass
-class Sampler:
-    """Inputs of a sampled graph: settings float32 [5] (SETTINGS; top_p 2 and kept V where off), uniforms float32 [U, 3] by
-    position of the text, recent int64 [N]: the tokens at positions P-N..P-1 (the prompt's first one where there are none)."""
+class Distribution:
+    """What tokens are drawn from. settings float32 [5] (SETTINGS; top_p 2 and kept V where off), or [n, 5]: of each row."""
 
     settings: ir.Value
-    uniforms: ir.Value
-    recent: ir.Value
     vocab: int
 
     def setting(self, op: OpBuilder, name: str) -> ir.Value:
         i = SETTINGS.index(name)
-        return op.Slice(self.settings, [i], [i + 1], [0])
+        return op.Slice(self.settings, [i], [i + 1], [-1])
 
-    def uniform(self, op: OpBuilder, positions: ir.Value, kind: int) -> ir.Value:
-        """positions int64 [n] -> float32 [n]."""
-        assert kind < KINDS
-        return op.Squeeze(op.Slice(op.Gather(self.uniforms, positions), [kind], [kind + 1], [1]), [1])
-
-    def distribution(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
-        """What a token is drawn from: logits [n, V], contexts int64 [n, N] -> float32 [n, V]."""
+    def of(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
+        """logits [n, V], contexts int64 [n, N] -> float32 [n, V]."""
         logits = self._penalise(op, op.Cast(logits, to=F32), contexts)
         plain = op.Softmax(logits, axis=-1)
-        ordered, _ = op.TopK(plain, [self.vocab], axis=-1, _outputs=2)
+        scaled = op.Mul(op.Sub(logits, op.ReduceMax(logits, [-1], keepdims=1)), self.setting(op, "inverse_temperature"))
+        return op.Softmax(op.Where(op.GreaterOrEqual(plain, self._least(op, plain)), scaled, [-np.inf]), axis=-1)
+
+    def _least(self, op: OpBuilder, plain: ir.Value) -> ir.Value:
+        """The probability of the last token that is kept, of plain [n, V]: [n, 1]."""
+        return self._cut(op, plain, self.vocab)[0]
+
+    def _cut(self, op: OpBuilder, plain: ir.Value, most: int) -> tuple[ir.Value, ir.Value]:
+        """That among the `most` likeliest tokens, and how many are kept of these, float32; both [n, 1]."""
+        ordered, _ = op.TopK(plain, [most], axis=-1, _outputs=2)
         ordered.dtype = F32
-        above = op.Sub(running_sum(op, ordered, self.vocab), ordered)
+        above = op.Sub(running_sum(op, ordered, most, block_size(self.vocab)), ordered)
         count = op.Min(
             self._count(op, op.Less(above, self.setting(op, "top_p"))),
             self._count(op, op.GreaterOrEqual(ordered, op.Mul(op.Slice(ordered, [0], [1], [1]), self.setting(op, "min_p")))),
             self.setting(op, "kept"),
         )
         last = op.Cast(op.Sub(op.Max(count, [1.0]), [1.0]), to=I64)
-        threshold = op.GatherElements(ordered, last, axis=-1)  # [n, 1]
-        scaled = op.Mul(op.Sub(logits, op.ReduceMax(logits, [-1], keepdims=1)), self.setting(op, "inverse_temperature"))
-        return op.Softmax(op.Where(op.GreaterOrEqual(plain, threshold), scaled, [-np.inf]), axis=-1)
+        return op.GatherElements(ordered, last, axis=-1), count
 
     def _penalise(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
         penalty, seen = self.setting(op, "repetition_penalty"), op.GatherElements(logits, contexts, axis=-1)
@@ -65,9 +64,24 @@ class Sampler:
         """bool [n, V] -> float32 [n, 1]; whole numbers below 2^24 are exact."""
         return op.ReduceSum(op.Cast(which, to=F32), [-1], keepdims=1)
 
+
+@dataclass
+class Sampler(Distribution):
+    """The rule of one text, with the inputs of its graph: uniforms float32 [U, 3] by position of the text, recent int64 [N]:
+    the tokens at positions P-N..P-1 (the prompt's first one where there are none)."""
+
+    uniforms: ir.Value
+    recent: ir.Value
+
+    def uniform(self, op: OpBuilder, positions: ir.Value, kind: int) -> ir.Value:
+        """positions int64 [n] -> float32 [n]."""
+        assert kind < KINDS
+        return op.Squeeze(op.Slice(op.Gather(self.uniforms, positions), [kind], [kind + 1], [1]), [1])
+
     def draw(self, op: OpBuilder, weights: ir.Value, u: ir.Value) -> ir.Value:
         """The first token at which the running sum of weights [1, V] exceeds u [1] times its end, int64 [1]."""
-        blocks, size = in_blocks(op, weights, self.vocab)
+        size = block_size(self.vocab)
+        blocks, _ = in_blocks(op, weights, self.vocab, size)
         blocks = op.Squeeze(blocks, [0])  # [A, B]
         ends = op.CumSum(op.ReduceSum(blocks, [1], keepdims=0), 0)  # [A]
         target = op.Mul(u, op.Slice(ends, [-1], [END]))
@@ -98,19 +112,24 @@ class Sampler:
         return self.draw(op, q, self.uniform(op, position, DRAFT))
 
 
-def in_blocks(op: OpBuilder, x: ir.Value, size: int) -> tuple[ir.Value, int]:
-    """[n, size] -> ([n, A, B], B), zeros at the end; B is about the root of size."""
-    inner = math.isqrt(size - 1) + 1
+def block_size(size: int) -> int:
+    """About the root of size."""
+    return math.isqrt(size - 1) + 1
+
+
+def in_blocks(op: OpBuilder, x: ir.Value, size: int, inner: int) -> tuple[ir.Value, int]:
+    """[n, size] -> ([n, A, inner], A), zeros at the end."""
     outer = -(-size // inner)
     if outer * inner > size:
         x = op.Pad(x, [0, 0, 0, outer * inner - size])
-    return op.Reshape(x, [-1, outer, inner]), inner
+    return op.Reshape(x, [-1, outer, inner]), outer
 
 
-def running_sum(op: OpBuilder, x: ir.Value, size: int) -> ir.Value:
-    """Inclusive running sum along the last axis of [n, size]."""
-    blocks, inner = in_blocks(op, x, size)
+def running_sum(op: OpBuilder, x: ir.Value, size: int, inner: int | None = None) -> ir.Value:
+    """Inclusive running sum along the last axis of [n, size], in blocks of `inner`."""
+    inner = inner or block_size(size)
+    blocks, outer = in_blocks(op, x, size, inner)
     within = op.CumSum(blocks, 2)
     ends = op.Slice(within, [-1], [END], [2])  # [n, A, 1]
-    sums = op.Reshape(op.Add(within, op.CumSum(ends, 1, exclusive=1)), [-1, inner * -(-size // inner)])
-    return op.Slice(sums, [0], [size], [1])
+    sums = op.Reshape(op.Add(within, op.CumSum(ends, 1, exclusive=1)), [-1, inner * outer])
+    return sums if inner * outer == size else op.Slice(sums, [0], [size], [1])

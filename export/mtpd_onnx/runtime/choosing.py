@@ -15,7 +15,7 @@ from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.round_costs import Kind
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
-from mtpd_onnx.runtime.decoder_session import DecoderSession, Drafting
+from mtpd_onnx.runtime.decoder_session import Drafting, Runs, Verified
 from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
 from mtpd_onnx.runtime.measured_costs import measure
 from mtpd_onnx.runtime.sampling_state import SamplingState
@@ -40,7 +40,7 @@ class ChoosingBackend:
 
     def __init__(
         self,
-        session: DecoderSession,
+        session: Runs,
         manifest: Manifest,
         drafting: Choice,
         *,
@@ -60,6 +60,19 @@ class ChoosingBackend:
     def length(self) -> int:
         return len(self._tokens)
 
+    @property
+    def tokens(self) -> Sequence[int]:
+        """What is cached."""
+        return self._tokens
+
+    def go_on(self, token: int) -> None:
+        """Before a round or step: the text goes on with `token`, whatever was said before."""
+        need_room(self, 1)
+        if token != self._next:
+            self._forget(self.length)
+            self._next = token
+        self._begin()
+
     def prefill(self, tokens: Sequence[int]) -> int:
         need_tokens(self, tokens)
         self._begin()
@@ -69,17 +82,13 @@ class ChoosingBackend:
         return self._next
 
     def step(self, token: int) -> int:
-        need_room(self, 1)
-        self._name(token)
-        self._begin()
+        self.go_on(token)
         self._force([token])
         return self._next
 
     def round(self, token: int) -> Round:
         """Proposes nothing where drafting says so, and in an empty context."""
-        need_room(self, 1)
-        self._name(token)
-        self._begin()
+        self.go_on(token)
         self.drafting.align(self._tokens, token)
         began = time.perf_counter()
         proposal = self.drafting.propose(self.capacity - self.length - 1)
@@ -134,6 +143,12 @@ class ChoosingBackend:
         self._tokens, self._next = list(saved.tokens[:length]), -1
         self._origin, self._done = 0, [0] * self.num_heads
 
+    def take_over(self, other: "ChoosingBackend", length: int) -> None:
+        """Goes on with the first `length` positions of another text of the same caches, which is given up."""
+        self._tokens, self._hidden = other._tokens[:length], other._hidden
+        self._origin, self._done, self._next = other._origin, other._done, -1
+        self._forget(length)
+
     def _clear(self) -> None:
         self._tokens.clear()
         self._next = -1
@@ -141,20 +156,27 @@ class ChoosingBackend:
 
     def _verify(self, token: int, proposal: Proposal) -> tuple[Round, bool]:
         """The round, and whether it took as long as such rounds take: heads had no more to see than since the round before."""
-        past, drafting, count = self.length, None, 0 if proposal.drafts else proposal.count
-        if count and past:
-            drafting = self._drafting(count, token)
-        run = self._session.run([token, *proposal.drafts], past, 0, self._recent(), drafting)
-        emitted = run.emitted[: run.accepted + 1]
-        check_tokens(emitted, past + 1, self._computed_in)
+        drafting = self.asked(token, proposal)
+        run = self._session.run([token, *proposal.drafts], self.length, 0, self.recent(), drafting)
+        check_tokens(run.emitted[: run.accepted + 1], self.length + 1, self._computed_in)
+        usual = drafting is None or len(drafting.tokens) <= 2 * self.num_heads + 1
+        return self.took(token, proposal, drafting, run), usual
+
+    def asked(self, token: int, proposal: Proposal) -> Drafting | None:
+        """What the heads do in a round that verifies `proposal` behind `token`."""
+        count = 0 if proposal.drafts else proposal.count
+        return self._drafting(count, token) if count and self.length else None
+
+    def took(self, token: int, proposal: Proposal, drafting: Drafting | None, run: Verified) -> Round:
+        """That round is over: `run` is what came of it."""
+        past, emitted = self.length, run.emitted[: run.accepted + 1]
         self._hidden[past : past + len(run.hidden)] = run.hidden
         self._tokens += [token, *emitted[:-1]]
         self._next = emitted[-1]
         if drafting is not None:
             for k in range(run.proposed):
                 self._done[k] = max(self._origin, min(past, past + run.accepted - k))
-        usual = drafting is None or len(drafting.tokens) <= 2 * self.num_heads + 1
-        return Round(emitted, run.accepted, run.proposed, source=proposal.kind.source), usual
+        return Round(emitted, run.accepted, run.proposed, source=proposal.kind.source)
 
     def _drafting(self, count: int, token: int) -> Drafting:
         """Heads 1..count over what the deepest of them has not seen: no head is behind a deeper one."""
@@ -170,7 +192,7 @@ class ChoosingBackend:
     def _force(self, tokens: Sequence[int]) -> None:
         """Runs tokens that are all known, whatever the model thinks of them."""
         past, size = self.length, len(tokens)
-        run = self._session.run(tokens, past, size - 1, self._recent(int(tokens[0])))
+        run = self._session.run(tokens, past, size - 1, self.recent(int(tokens[0])))
         self._hidden[past : past + len(run.hidden)] = run.hidden
         self._tokens += [int(t) for t in tokens]
         check_tokens(run.emitted, self.length, self._computed_in)
@@ -181,15 +203,9 @@ class ChoosingBackend:
         if not self._tokens:
             self._session.begin()
 
-    def _name(self, token: int) -> None:
-        """The caller goes on with `token`, whatever was said before."""
-        if token != self._next:
-            self._forget(self.length)
-            self._next = token
-
     def _forget(self, length: int) -> None:
         """Only the first `length` tokens are certain."""
         self._done = [max(0, min(done, length - 1 - k)) for k, done in enumerate(self._done)]
 
-    def _recent(self, first: int = 0) -> np.ndarray | None:
+    def recent(self, first: int = 0) -> np.ndarray | None:
         return None if self._sampling is None else self._sampling.inputs(self._tokens, first)["recent"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,28 @@ class Verified:
     hidden: np.ndarray
 
 
+class Runs(Protocol):
+    """What a backend of one text asks of a session. width: the hidden size."""
+
+    width: int
+
+    @property
+    def base_caches(self) -> Mapping[str, Any]:
+        """Keys and values of the base's layers, by input name: OrtValues, or arrays."""
+        ...
+
+    def begin(self) -> None:
+        """Another text begins: sampling draws other random numbers."""
+        ...
+
+    def run(
+        self, known: Sequence[int], past: int, first: int, recent: np.ndarray | None, drafting: Drafting | None = None
+    ) -> Verified:
+        """Appends `known` (N of them) at position `past`, and the heads' drafts behind them; asks the main head after the rows
+        from `first` on. Sampled: `recent` are the tokens before them."""
+        ...
+
+
 class DecoderSession:
     """One session and its caches, on a CPU. Every run names all it needs: nothing but the caches outlives it.
 
@@ -57,7 +79,7 @@ class DecoderSession:
         if self.num_heads:
             shapes["window_hidden"] = ("tensor(float)", [1, self.width])
         check_inputs(session, shapes)
-        self.base_caches = {name: value for name, (_, value) in caches.items() if name.startswith("past_key_values.")}
+        self._base_caches = {name: value for name, (_, value) in caches.items() if name.startswith("past_key_values.")}
         self._binding = session.io_binding()
         for name, (output, value) in caches.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -68,15 +90,12 @@ class DecoderSession:
         self.begin()
 
     def begin(self) -> None:
-        """Another text begins: sampling draws other random numbers."""
         if self._sampling is not None:
             self._bind(self._sampling.constants())
 
     def run(
         self, known: Sequence[int], past: int, first: int, recent: np.ndarray | None, drafting: Drafting | None = None
     ) -> Verified:
-        """Appends `known` (N of them) at position `past`, and the heads' drafts behind them; asks the main head after the rows
-        from `first` on. Sampled: `recent` are the tokens before them."""
         inputs: dict[str, np.ndarray] = {
             "known": np.asarray(known, np.int64),
             "first": np.array([first], np.int64),
@@ -93,6 +112,10 @@ class DecoderSession:
         accepted, proposed, *emitted = result.tolist()
         rows = hidden[0][: len(known) + proposed] if hidden else np.zeros((0, self.width), self._float)
         return Verified(accepted, proposed + len(known) - 1 - first, emitted[: len(known) - first + proposed], rows)
+
+    @property
+    def base_caches(self) -> Mapping[str, Any]:
+        return self._base_caches
 
     def _of_heads(self, drafting: Drafting | None) -> dict[str, np.ndarray]:
         """Nothing where no head runs now and none ran before: the same is bound already."""

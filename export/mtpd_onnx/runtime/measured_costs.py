@@ -47,6 +47,12 @@ def measure(kinds: Sequence[Kind], run: Callable[[Kind], None]) -> dict[Kind, fl
     return best
 
 
+def row_and_head(precision: str, activations: str) -> tuple[float, float]:
+    """What every further row of a pass costs, and a head, in plain steps of one row: a guess."""
+    _, further, head = GUESSES[precision in WEIGHT_BITS, activations]
+    return further, head
+
+
 def guessed(kinds: Sequence[Kind], precision: str, activations: str) -> dict[Kind, float]:
     """Plain steps of a round of every kind, the same on every machine."""
     second, further, head = GUESSES[precision in WEIGHT_BITS, activations]

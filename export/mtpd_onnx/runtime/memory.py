@@ -52,3 +52,12 @@ def check_memory(folder: Path, manifest: Manifest, provider: str, *, plain: bool
             f"{folder}: about {needed / 1e9:.1f} GB of memory are needed, {free / 1e9:.1f} GB are free on {provider}; export "
             "with a smaller --capacity or --precision"
         )
+
+
+def rows_that_fit(folder: Path, manifest: Manifest, provider: str, wanted: int) -> int:
+    """How many texts' caches there are, 1..wanted: all of them may take half of the memory that the model leaves free."""
+    free = available_bytes(provider)
+    if free is None:
+        return wanted
+    one, two = (needed_bytes(folder, manifest, provider, plain=False, sampled=True, batch_size=n) for n in (1, 2))
+    return max(1, min(wanted, 1 + int(max(0, free - one) / 2) // (two - one)))

@@ -11,10 +11,8 @@ from mtpd_mlx.speculative.round_costs import RoundCosts
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.errors import say_once
-from mtpd_onnx.layouts import BATCHED, DECODER, HEADS, MAIN, draft_counts
+from mtpd_onnx.layouts import DECODER, HEADS, MAIN, draft_counts
 from mtpd_onnx.manifest import MARKED, Manifest, graph_name, read_manifest
-from mtpd_onnx.precision import export_options
-from mtpd_onnx.runtime.batched import BatchedDecoder, check_batches
 from mtpd_onnx.runtime.choosing import ChoosingBackend
 from mtpd_onnx.runtime.chosen import chosen as chosen_drafting
 from mtpd_onnx.runtime.cuda_stream import Stream
@@ -25,7 +23,7 @@ from mtpd_onnx.runtime.memory import check_memory
 from mtpd_onnx.runtime.open_device import open_device
 from mtpd_onnx.runtime.plain import PlainBackend
 from mtpd_onnx.runtime.sampling_state import SamplingState
-from mtpd_onnx.runtime.sessions import choose_provider, import_onnxruntime, open_session
+from mtpd_onnx.runtime.sessions import choose_provider, open_session
 from mtpd_onnx.runtime.split import SplitModel
 
 CAPTURE_RUNS = 8  # capturing runs the graph a few times, and each run may advance by a whole round
@@ -128,34 +126,6 @@ def can_capture(manifest: Manifest) -> bool:
             "export with a larger --capacity"
         )
     return manifest.capacity >= needed
-
-
-def open_batched(
-    folder: Path,
-    batch_size: int,
-    *,
-    provider: str = RuntimeOptions.provider,
-    num_threads: int | None = None,
-    verify: bool = False,
-) -> BatchedDecoder:
-    """Several texts at once, greedily and never as CUDA graphs (a run has as many rows as it needs). ValueError where this
-    onnxruntime or this folder cannot."""
-    manifest = read_manifest(folder, verify)
-    if not manifest.num_heads:
-        raise ValueError("--batch-size: the folder has no heads, and batches are decoded with all of them")
-    if batch_size < 1:
-        raise ValueError(f"--batch-size: got {batch_size}, expected at least 1")
-    if manifest.layout != "fused":
-        raise ValueError("--batch-size: the split layout decodes one text at a time; export with --layout fused")
-    if manifest.activations == "bf16":  # its tails pass through numpy, which has no such type
-        other = export_options(manifest.precision, "cuda")
-        raise ValueError(f"--batch-size: bf16 texts are decoded one at a time; export with {other}")
-    check_batches(import_onnxruntime().__version__)
-    chosen = choose_provider(provider, manifest.precision, manifest.activations)
-    check_memory(folder, manifest, chosen, plain=False, sampled=False, batch_size=batch_size)
-    say_what_is_old(folder, manifest)
-    session = open_session(folder / BATCHED, chosen, num_threads)
-    return BatchedDecoder(session, manifest, chosen, batch_size)
 
 
 def check_drafts(manifest: Manifest, wanted: int, fixed_rounds: bool = False) -> None:

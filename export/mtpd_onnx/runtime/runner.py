@@ -211,15 +211,20 @@ def float_type(manifest: Manifest) -> type:
     return np.float16 if manifest.activations == "fp16" else np.float32
 
 
-def cache_state(manifest: Manifest, provider: str, num_heads: int, batch_size: int = 1) -> dict[str, tuple[str, Any]]:
-    """The caches of the base's layers and of `num_heads` heads, zeroed, as Runner takes them: keys and values
+def cache_shapes(manifest: Manifest, num_heads: int, batch_size: int = 1) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Input name -> output name and shape of the caches of the base's layers and of `num_heads` heads: keys and values
     [batch_size, kv heads, capacity, head_dim]."""
     stems = [(f"past_key_values.{i}", f"present.{i}") for i in range(manifest.dims["num_layers"])]
     stems += [(f"past_mtp.{k}", f"present_mtp.{k}") for k in range(num_heads)]
-    state = {}
+    found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for i, (past, present) in enumerate(stems):
         key_heads, size = manifest.cache_size(i)
         for part in ("key", "value"):
-            zeros = device_zeros((batch_size, key_heads, manifest.capacity, size), manifest, provider)
-            state[f"{past}.{part}"] = (f"{present}.{part}", zeros)
-    return state
+            found[f"{past}.{part}"] = f"{present}.{part}", (batch_size, key_heads, manifest.capacity, size)
+    return found
+
+
+def cache_state(manifest: Manifest, provider: str, num_heads: int) -> dict[str, tuple[str, Any]]:
+    """Caches of one text, zeroed, as Runner takes them."""
+    shapes = cache_shapes(manifest, num_heads).items()
+    return {name: (output, device_zeros(shape, manifest, provider)) for name, (output, shape) in shapes}

@@ -34,13 +34,18 @@ class SamplingState:
         vocab = manifest.dims["vocab_size"]
         if options.kept > vocab:
             raise ValueError(f"--top-k: got {options.top_k}, expected at most {vocab} (the vocabulary)")
-        self._settings = settings(options, vocab)
+        self.settings = settings(options, vocab)
+        self.table = np.zeros((0, 0), np.float32)  # of the text under way, where its backend begins it by `renew`
 
     def constants(self) -> dict[str, np.ndarray]:
-        return {"settings": self._settings, "uniforms": uniforms(self._positions, self._rng)}
+        return {"settings": self.settings, "uniforms": uniforms(self._positions, self._rng)}
 
     def begin(self, runner: Runner) -> None:
         runner.set("uniforms", uniforms(self._positions, self._rng))
+
+    def renew(self) -> None:
+        """Another text begins, whose backend reads `table`."""
+        self.table = uniforms(self._positions, self._rng)
 
     def inputs(self, tokens: Sequence[int], first: int) -> dict[str, np.ndarray]:
         """`recent`: the last tokens, and before the text the first one (`first` where there is none yet)."""

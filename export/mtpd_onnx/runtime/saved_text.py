@@ -30,13 +30,17 @@ def kind_of(with_hidden: bool) -> str:
 
 
 def read_rows(caches: Mapping[str, Any], length: int) -> dict[str, np.ndarray]:
-    """A copy of the first `length` positions of OrtValues on the CPU, by name."""
-    return {name: np.array(value.numpy()[:, :, :length]) for name, value in caches.items()}
+    """A copy of the first `length` positions of arrays, or of OrtValues on the CPU, by name."""
+    arrays = {name: value if isinstance(value, np.ndarray) else value.numpy() for name, value in caches.items()}
+    return {name: np.array(array[:, :, :length]) for name, array in arrays.items()}
 
 
 def write_rows(caches: Mapping[str, Any], rows: Mapping[str, np.ndarray], length: int) -> None:
     """The inverse."""
     for name, value in caches.items():
+        if isinstance(value, np.ndarray):
+            value[:, :, :length] = rows[name][:, :, :length]
+            continue
         whole = np.array(value.numpy())
         whole[:, :, :length] = rows[name][:, :, :length]
         value.update_inplace(whole)
