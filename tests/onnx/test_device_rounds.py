@@ -241,3 +241,14 @@ def test_capturing_leaves_no_trace(folder: Path, monkeypatch: pytest.MonkeyPatch
     for runner in backend._runs.runners:
         assert not any(runner.get(name).any() for name in runner._state)
     assert decoded(backend, PROMPTS[3], 60)[0] == plain_texts(folder)[tuple(PROMPTS[3])]
+
+
+def test_a_base_without_heads_drafts_by_lookup(tmp_path: Path) -> None:
+    export_checkpoint(write_base(tmp_path / "base", FAMILIES["llama-tied"], scale=2.0), tmp_path / "onnx", ExportOptions())
+    backend, expected = opened(tmp_path / "onnx", ahead=True), plain_texts(tmp_path / "onnx")
+    assert set(read_manifest(tmp_path / "onnx").graphs) >= {"given.onnx", "sampled_given.onnx"}
+    drafting = backend.drafting
+    for prompt in PROMPTS:
+        assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
+    backend.drafting = Kinds(3, 0)
+    assert decoded(backend, PROMPTS[3], 60)[0] == expected[tuple(PROMPTS[3])] and drafting.lookup is not None  # type: ignore[attr-defined]
