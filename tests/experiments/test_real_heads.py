@@ -66,3 +66,15 @@ def test_tables_say_which_aims_are_met(tmp_path: Path) -> None:
 def test_the_same_arm_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"arms: got \['plain'\] more than once"):
         real_heads.collect(spec(tmp_path, twice=True), tmp_path)
+
+
+def test_an_arm_of_means_has_no_figures_by_set(tmp_path: Path) -> None:
+    content = spec(tmp_path)
+    means = {"greedy": {"tau": 3.1, "novel": 2.9, "car": [0.7, 0.5]}, "sampled": {"tau": 2.5, "novel": 2.4}}
+    content["groups"][0]["arms"].append({"key": "lost", "label": "lost", "seed": 0, "steps": 9, "means": means})
+    content["best"]["four"] = "lost"
+    (tmp_path / "spec.json").write_text(json.dumps(content))
+    real_heads.main([str(tmp_path / "spec.json"), str(tmp_path / "toy.json")])
+    text = real_heads.section(tmp_path / "toy.json")
+    assert "| lost | 0 | 9 | **3.100** |  |  | 2.900 | 2.500 | 2.400 | .700 .500 |" in text
+    assert "| K = 4, greedy: mean tau of the sets at least 3 | 3.100 | yes |" in text

@@ -1,6 +1,7 @@
 """tools/real_model: what is held out, and the whole recipe at its smallest on a tiny base, stopped and taken up."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -146,7 +147,7 @@ def test_the_whole_recipe_stopped_and_taken_up(tiny_base: Path, tmp_path: Path) 
     command += ["--prompts", str(prompts), "--eval", str(tmp_path / "sets.jsonl"), "--out", str(out)]
     stops = ("own-greedy", "train-first", "extend")
     for stop in stops:  # SIGTERM as that stage begins
-        process = subprocess.Popen(command, cwd=ROOT, env=python_path(), stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=os.environ | python_path(), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         while (line := process.stdout.readline()) and line.strip() != f"{stop} ...":
             pass
@@ -154,8 +155,19 @@ def test_the_whole_recipe_stopped_and_taken_up(tiny_base: Path, tmp_path: Path) 
         process.send_signal(signal.SIGTERM)
         assert process.wait() in (143, -signal.SIGTERM) and stop not in finished(out)
     before = finished(out)
-    done = subprocess.run(command, cwd=ROOT, env=python_path(), capture_output=True, text=True, check=True)
-    stages = ["prompts", "own-greedy", "own-t07", "train-first", "train", "quantise", "extend", "measure", "measure-8"]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | python_path(), capture_output=True, text=True, check=True)
+    stages = [
+        "prompts",
+        "own-greedy",
+        "own-t07",
+        "train-first",
+        "train-second",
+        "train",
+        "quantise",
+        "extend",
+        "measure",
+        "measure-8",
+    ]
     assert list(finished(out)) == stages and f"heads: {out}" in done.stdout
     assert {name: finished(out)[name] for name in before} == before
     assert [read_config(out / name).num_heads for name in ("heads", "heads-8bit", "heads-8")] == [4, 4, 8]

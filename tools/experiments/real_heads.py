@@ -5,8 +5,9 @@
 
 SPEC (JSON) holds the conditions, `groups` ({title, note, arms: [{key, label, file, ..}]}), `pairs` ({said, of, against}: keys)
 and `story`. `file` names the measurement of an arm: {greedy, sampled: {all, sets: {name: figures}}}, alone or under one key;
-figures: tau, car, rounds, novel, distinct4, as measure/evaluate.py gives them. report.py calls `section`. On the disk a set is
-a row of results_file.pack_group, so every share is exact.
+figures: tau, car, rounds, novel, distinct4, as measure/evaluate.py gives them. An arm of which only a log is left has `means`
+in place of a file: {greedy, sampled: {tau, novel, car}}, means over the sets. report.py calls `section`. On the disk a set is a
+row of results_file.pack_group, so every share is exact.
 """
 
 import argparse
@@ -37,6 +38,8 @@ def collect(spec: Figures, folder: Path) -> Figures:
 
 
 def with_figures(arm: Figures, folder: Path) -> Figures:
+    if "means" in arm:
+        return arm
     measured = json.loads((folder / arm["file"]).read_text())
     if "greedy" not in measured:
         (measured,) = measured.values()
@@ -60,6 +63,9 @@ def taus(arm: Figures, kind: str = "greedy") -> dict[str, float]:
 
 def mean_of_sets(arm: Figures, kind: str, *names: str) -> float | None:
     """The mean over the prompt sets of a figure, `names` its path; None where not measured."""
+    if kind in arm.get("means", {}):
+        means: Figures = arm["means"][kind]
+        return float(means[names[0]])  # "tau", or "novel" of ("novel", "tau")
     if kind not in arm:
         return None
     values = []
@@ -71,6 +77,8 @@ def mean_of_sets(arm: Figures, kind: str, *names: str) -> float | None:
 
 
 def car(arm: Figures) -> list[float]:
+    if "means" in arm:
+        return [float(v) for v in arm["means"]["greedy"]["car"]]
     return [float(v) for v in np.mean([figures["car"] for figures in arm["greedy"]["sets"].values()], axis=0)]
 
 
@@ -92,7 +100,7 @@ def arms_table(arms: list[Figures]) -> str:
     headers = ["heads", "seed", "steps", "tau", *sets, "new 4-grams", "tau, T = 0.7", "new 4-grams, T = 0.7", "CAR"]
     rows = []
     for arm in arms:
-        of_sets = [f"{tau:.2f}" for tau in taus(arm).values()]
+        of_sets = [f"{tau:.2f}" for tau in taus(arm).values()] or [""] * len(sets)
         tau, novel = mean_of_sets(arm, "greedy", "tau"), mean_of_sets(arm, "greedy", "novel", "tau")
         warm, warm_novel = mean_of_sets(arm, "sampled", "tau"), mean_of_sets(arm, "sampled", "novel", "tau")
         start = [arm["label"], str(arm["seed"]), str(arm["steps"]), f"**{said(tau)}**"]

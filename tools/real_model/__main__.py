@@ -36,14 +36,16 @@ def stages_of(args: argparse.Namespace, size: Size) -> list[Stage]:
         given |= {"valid-share": size.valid_share}
         batch = ("--batch-size", str(args.own_batch)) if args.own_batch else ()
         stages.append(product("own-" + part.name, "distill-data", folder, {"model": model} | given, how=batch))
-    first, heads, packed, longer = (out / name for name in ("heads-first", "heads", "heads-8bit", "heads-8"))
-    data = {"data": own, "mask-prompt": True, "loss": "kl", "optimizer": "muon"}
+    first, second, heads = (out / name for name in ("heads-first", "heads-second", "heads"))
+    packed, longer = out / "heads-8bit", out / "heads-8"
+    data = {"data": own, "mask-prompt": True, "optimizer": "muon"}
     shape = {"batch-size": size.rows, "max-seq-length": size.row_tokens, "save-every": size.save_every}
     common = data | shape | {"steps-per-eval": size.steps_per_eval, "keep": size.keep}
     trained, named = {"model": model} | common, () if args.model else ("--named", NAME)
     stages += [
         product("train-first", "train", first, trained | steps(size.first)),
-        product("train", "train", heads, trained | steps(size.second) | {"init-heads": first}),
+        product("train-second", "train", second, trained | steps(size.second) | {"init-heads": first}),
+        product("train", "train", heads, trained | steps(size.third) | {"init-heads": second}),
         Stage("quantise", (*QUANTISE, str(heads), "--model", str(model), *named, "--out", str(packed))),
         product("extend", "extend", longer, {"model": model} | common | steps(size.longer) | {"to": 8}, str(heads)),
     ]
@@ -72,7 +74,14 @@ def product(
 
 
 def steps(training: Training) -> dict[str, Any]:
-    return {"iters": training.iters, "learning-rate": training.rate, "seed": training.seed}
+    given: dict[str, Any] = {
+        "iters": training.iters,
+        "learning-rate": training.rate,
+        "seed": training.seed,
+        "loss": training.loss,
+    }
+    further = {"warmup": training.warmup, "min-lr-ratio": training.min_lr_ratio, "data-weights": list(training.shares) or None}
+    return given | {name: value for name, value in further.items() if value is not None}
 
 
 def make_model(folder: Path) -> None:

@@ -15,18 +15,23 @@ class Own:
 
 @dataclass(frozen=True)
 class Training:
-    """`iters` optimiser steps at a peak `rate`."""
+    """`iters` optimiser steps at a peak `rate`. warmup, min_lr_ratio: None for the defaults of mtpd train. shares: of the parts
+    of the own text, in their order (empty: by size)."""
 
     iters: int
     rate: float
     seed: int
+    loss: str = "kl"
+    warmup: int | None = None
+    min_lr_ratio: float | None = None
+    shares: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Size:
     """own: what is written, each part from a random share of the prompts, at most `prompts` of at most prompt_tokens. first,
-    second: the heads' two trainings; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of every set. keep: of
-    mtpd train."""
+    second, third: the heads' trainings, one after the other; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of
+    every set. keep: of mtpd train."""
 
     own: tuple[Own, ...]
     prompts: int | None
@@ -36,6 +41,7 @@ class Size:
     row_tokens: int
     first: Training
     second: Training
+    third: Training
     longer: Training
     steps_per_eval: int
     save_every: int
@@ -60,6 +66,7 @@ SIZES = {
         row_tokens=1024,
         first=Training(2000, 5.333e-3, 0),
         second=Training(7100, 4e-3, 1),
+        third=Training(10_600, 4e-3, 3, "mtpd", 100, 0.0, (0.61, 0.11, 0.11, 0.12, 0.05)),
         longer=Training(1700, 1.778e-3, 0),
         steps_per_eval=500,
         save_every=200,
@@ -75,6 +82,7 @@ SIZES = {
         row_tokens=512,
         first=Training(200, 5.333e-3, 0),
         second=Training(700, 4e-3, 1),
+        third=Training(1000, 4e-3, 3, "mtpd", 50, 0.0, (0.6, 0.4)),
         longer=Training(200, 1.778e-3, 0),
         steps_per_eval=100,
         save_every=50,
@@ -90,6 +98,7 @@ SIZES = {
         row_tokens=64,
         first=Training(4, 1e-3, 0),
         second=Training(4, 1e-3, 1),
+        third=Training(4, 1e-3, 3, "mtpd", 1, 0.0, (0.6, 0.4)),
         longer=Training(2, 5e-4, 0),
         steps_per_eval=2,
         save_every=2,
