@@ -4,6 +4,7 @@ import copy
 from dataclasses import asdict
 from typing import Any
 
+from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.model.base import Base, check_supported
 
 
@@ -13,6 +14,8 @@ def wrapped_base(model: Any) -> Base:
         raise ValueError(f"model: got {type(model).__name__}, expected what mlx_lm.load gives")
     config = asdict(model.args) | {"model_type": model.model_type}
     check_supported(config)
+    if read_dims(config).recurrent is not None:
+        raise ValueError(f"model: stock mlx_lm cannot take back the recurrent state of {model.model_type}; mtpd generate can")
     return Base(_own_modules(model), config, None)
 
 

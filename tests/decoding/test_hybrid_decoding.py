@@ -12,6 +12,7 @@ from tiny import VOCAB, write_checkpoint
 
 from mtpd_mlx.decoding import text_state
 from mtpd_mlx.decoding.decoder import Decoder
+from mtpd_mlx.decoding.mlx_lm_base import wrapped_base
 from mtpd_mlx.decoding.open import open_choosing, open_decoder
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.prompt_cache import load_cache, save_cache
@@ -172,3 +173,9 @@ def test_decays_keep_their_type(model: tuple) -> None:
     assert kinds["weight"] == mx.bfloat16 and kinds.get("A_log", mx.float32) == mx.float32
     if base.dims.experts is None:  # MLX has no mixtures in half precision on CPUs
         assert len(text(open_decoder(base, None), PROMPTS[2], 8)) == 8
+
+
+def test_stock_mlx_lm_is_refused(model: tuple) -> None:
+    """Its caches of recurrent layers cannot go back, and it would not say so."""
+    with pytest.raises(ValueError, match="model"):
+        wrapped_base(model[0].model)
