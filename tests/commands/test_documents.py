@@ -55,6 +55,12 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
+def test_the_log_lists_its_entries() -> None:
+    listed = re.findall(r"\]\(log/(.+?)\)", (ROOT / "docs" / "log.md").read_text(encoding="utf-8"))
+    assert sorted(listed) == sorted(entry.name for entry in (ROOT / "docs" / "log").iterdir())
+    assert [name[:10] for name in listed] == sorted((name[:10] for name in listed), reverse=True)
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
