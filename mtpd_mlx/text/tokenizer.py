@@ -68,6 +68,11 @@ class Tokenizer:
         return self._vocab_size if self._limit is None else self._limit
 
     @property
+    def longest_token(self) -> int:
+        """Characters of the longest token as the vocabulary writes it, which no text that it stands for exceeds."""
+        return max(map(len, self._backend.get_vocab()))
+
+    @property
     def has_chat_template(self) -> bool:
         return self._template is not None
 

@@ -143,6 +143,12 @@ def test_refusals_name_the_parameter(asked: Any, body: dict[str, Any], status: i
     assert error["message"] and "\n" not in error["message"] and error["type"]
 
 
+@pytest.mark.parametrize("body", [{"messages": user("x" * 300_000)}, {"prompt": "x" * 300_000}], ids=["chat", "completions"])
+def test_a_prompt_that_cannot_fit_is_refused_before_it_is_encoded(asked: Any, body: dict[str, Any]) -> None:
+    error = asked.post(CHAT if "messages" in body else "/v1/completions", json=body).json()["error"]
+    assert error["code"] == "context_length_exceeded" and re.search(r"has \d{6} characters", error["message"])
+
+
 def test_refusals_in_the_forms_of_other_apis(asked: Any) -> None:
     for body, word in (
         ({"messages": user("x")}, "max_tokens"),

@@ -35,6 +35,17 @@ class Served:
     def grammars(self) -> Grammars:
         return Grammars(self.tokenizer, self.vocabulary or self.tokenizer.vocab_size)
 
+    @cached_property
+    def longest_text(self) -> int:
+        """Characters that a prompt may have at most, if each of its tokens is the longest one."""
+        return self.capacity * self.tokenizer.longest_token
+
+    def encode(self, text: str, param: str, add_special_tokens: bool = True) -> list[int]:
+        """The tokens. What is too long however it is cut is refused before that takes memory."""
+        if len(text) > self.longest_text:
+            raise too_long(self, param, f"{len(text)} characters")
+        return self.tokenizer.encode(text, add_special_tokens)
+
 
 class Reply(Protocol):
     """An answer under way in one form. The iterators are server-sent events, in the order of the methods."""
@@ -107,7 +118,7 @@ def encode_chat(
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tools=tools)
         kinds = Kinds.of(tokenizer.template(tools), text)
-        return tokenizer.encode(text, add_special_tokens=False), replace(kinds, calls=kinds.calls and tools is not None)
+        return served.encode(text, param, add_special_tokens=False), replace(kinds, calls=kinds.calls and tools is not None)
     except ValueError as error:
         raise ApiError(400, f"{param}: {error}", param=param, code="invalid_value") from error
 
@@ -139,10 +150,10 @@ def made(fields: Fields, served: Served, prompt: list[int], param: str, request:
     if not prompt:
         raise invalid(param, "", "at least one token of text")
     if len(prompt) >= served.capacity:
-        raise ApiError(
-            400,
-            f"This model's maximum context length is {served.capacity} tokens, and your {param} has {len(prompt)}.",
-            param=param,
-            code="context_length_exceeded",
-        )
+        raise too_long(served, param, str(len(prompt)))
     return request
+
+
+def too_long(served: Served, param: str, has: str) -> ApiError:
+    message = f"This model's maximum context length is {served.capacity} tokens, and your {param} has {has}."
+    return ApiError(400, message, param=param, code="context_length_exceeded")

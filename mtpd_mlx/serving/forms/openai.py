@@ -72,7 +72,7 @@ def completion(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]
         prompt = value
     elif isinstance(value, str):
         try:
-            prompt = served.tokenizer.encode(value)
+            prompt = served.encode(value, "prompt")
         except ValueError as error:
             raise ApiError(400, f"prompt: {error}", param="prompt", code="invalid_value") from error
     else:
