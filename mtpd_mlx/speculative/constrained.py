@@ -10,7 +10,7 @@ Called by the servers and `generate` of both runtimes; text/grammar.py makes the
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -50,6 +50,23 @@ class Constraint(Protocol):
         ...
 
 
+@runtime_checkable
+class Weighs(Protocol):
+    """A Constraint that also moves logits (weighed.py)."""
+
+    def weights(self) -> np.ndarray:
+        """float32 [V]: what is added to the logits of the next token."""
+        ...
+
+
+def mask_of(constraint: Constraint) -> np.ndarray:
+    """For MaskedRule: bool [V], or float32 [V] to add, -inf where a token may not come."""
+    allowed = constraint.allowed()
+    if not isinstance(constraint, Weighs):
+        return allowed
+    return np.where(allowed, constraint.weights(), np.float32(-np.inf))
+
+
 class LogitModel(Protocol):
     """Base and heads whose logits the host sees. num_draft_tokens: heads."""
 
@@ -83,7 +100,7 @@ class LogitModel(Protocol):
 
 @dataclass
 class _Window:
-    """What a round verifies. masks [m+1] of bool [V]; probs [m]: what each draft was drawn from, None in greedy text."""
+    """What a round verifies. masks [m+1]: of mask_of; probs [m]: what each draft was drawn from, None in greedy text."""
 
     masks: list[np.ndarray]
     proposal: Proposal | None = None
@@ -132,7 +149,7 @@ class ConstrainedBackend:
             self._start, self._refused = len(self._tokens), False
         check_logits(logits, self.length)
         self._rule.begin()
-        token = self._rule.first(logits[0], constraint.allowed(), self._tokens)
+        token = self._rule.first(logits[0], mask_of(constraint), self._tokens)
         self.drafting.begin(self._tokens, token)
         return token
 
@@ -194,7 +211,7 @@ class ConstrainedBackend:
     def _window(self, token: int, most: int) -> _Window:
         """The drafts behind `token`, which the constraint takes, and the masks of the rows from `token` on."""
         constraint = self._bound()
-        window = _Window([constraint.allowed()])
+        window = _Window([mask_of(constraint)])
         if most == 0:
             return window
         if not self._refused and (forced := constraint.forced()):
@@ -229,7 +246,7 @@ class ConstrainedBackend:
         self._taken += 1
         window.drafts.append(token)
         window.probs.append(probs)
-        window.masks.append(constraint.allowed())
+        window.masks.append(mask_of(constraint))
         return True
 
     def _bound(self) -> Constraint:

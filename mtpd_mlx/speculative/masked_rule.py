@@ -1,6 +1,7 @@
 """`MaskedRule`: the rules of sampling.py under a mask for every row, in numpy. constrained.py calls it.
 
-Masks come first: the repetition penalty, top-p, min-p, XTC, top-k and temperature then work on the allowed tokens alone.
+A mask is bool [V], or float32 [V] that is added to the logits (-inf: may not come). Masks come first: the repetition penalty,
+top-p, min-p, XTC, top-k and temperature then work on the allowed tokens alone.
 """
 
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ class MaskedRule:
 
     def draft(self, logits: np.ndarray, mask: np.ndarray, before: Sequence[int]) -> tuple[int, np.ndarray | None] | None:
         """A head's logits [V] -> (draft, what it was drawn from [V]); None where the head knows no allowed token."""
-        if not (np.where(mask, logits, -np.inf).max() > LEAST):
+        if not (masked(logits, mask).max() > LEAST):
             return None
         if self.greedy:
             return best(logits, mask), None
@@ -90,20 +91,25 @@ class MaskedRule:
         options = self.options
         if options.repetition_penalty != 1:
             logits = penalise(logits[None], context[None], options.repetition_penalty)[0]
-        masked = np.where(mask, logits, np.float32(-np.inf))
-        ids = np.flatnonzero(masked >= masked.max() - REACH * max(1.0, options.temp))
+        row = masked(logits, mask)
+        ids = np.flatnonzero(row >= row.max() - REACH * max(1.0, options.temp))
         excluded, special = None, list[int]()
         if options.xtc_probability:
             excluded = self._table[position : position + 1, EXCLUDE] < options.xtc_probability
             special = np.flatnonzero(np.isin(ids, list(self._special))).tolist()
         out: np.ndarray = np.zeros(logits.shape, np.float32)
-        out[ids] = probabilities(masked[None, ids], options, None, excluded, special)[0]
+        out[ids] = probabilities(row[None, ids], options, None, excluded, special)[0]
         return out
 
 
 def best(logits: np.ndarray, mask: np.ndarray) -> int:
     """The first of the allowed tokens with the largest logit."""
-    return int(np.where(mask, logits, -np.inf).argmax())
+    return int(masked(logits, mask).argmax())
+
+
+def masked(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """float32 [V]."""
+    return np.where(mask, logits, np.float32(-np.inf)) if mask.dtype == bool else logits + mask
 
 
 def one_hot(token: int, size: int) -> np.ndarray:

@@ -2,13 +2,18 @@
 
 import zlib
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import numpy as np
 
 from mtpd_mlx.speculative.bound_rows import BoundRows
 from mtpd_mlx.speculative.constrained import ConstrainedBackend
-from mtpd_mlx.speculative.drafting import FixedDrafting
+from mtpd_mlx.speculative.drafting import FixedDrafting, Proposal
+from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
 from mtpd_mlx.speculative.sampling import Sampling, marginal
+
+VOCAB, PROMPT = 12, [1, 2, 3]
 
 
 def _rng(tokens: Sequence[int], *salt: int) -> np.random.Generator:
@@ -133,3 +138,29 @@ def hashed_rows(most: int, capacity: int = 128, vocab: int = 97, drafts: int = 3
         return ConstrainedBackend(HashedLogits(vocab, capacity=capacity), FixedDrafting(drafts), sampling)
 
     return BoundRows(opened, most, capacity)
+
+
+class Shuffled(FixedDrafting):
+    """Rounds of every kind in turn; lookup's drafts are random, so seldom legal to their end."""
+
+    def __init__(self, seed: int = 0):
+        super().__init__(0)
+        self._rng = np.random.default_rng(seed)
+
+    def propose(self, most: int) -> Proposal:
+        kind = [PLAIN, heads(1), heads(3), lookup(4), heads(2)][self._rng.integers(5)]
+        if kind.num_drafts > most:
+            return Proposal(PLAIN)
+        drafts = self._rng.integers(1, VOCAB, kind.num_drafts) if kind.source == "lookup" else ()
+        return Proposal(kind, tuple(int(t) for t in drafts))
+
+
+def opened(drafting: Any, constraint: Paths, sampling: Sampling | None = None, **options: Any) -> ConstrainedBackend:
+    backend = ConstrainedBackend(HashedLogits(VOCAB, **options), drafting, sampling)
+    backend.bind(constraint)
+    return backend
+
+
+def written(backend: ConstrainedBackend, count: int, prompt: Sequence[int] = PROMPT, **options: Any) -> list[int]:
+    chunks = generate(backend, prompt, max_tokens=count, eos_token_ids={0}, **options)
+    return [t for chunk in chunks for t in chunk.tokens]

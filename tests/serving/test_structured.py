@@ -185,3 +185,18 @@ def answered(asked: tuple[Any, Any], path: str, body: dict[str, Any]) -> dict[st
     answer = asked[0].post(path, json=body)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
+
+
+@pytest.mark.parametrize("path", [CHAT, COMPLETE])
+def test_biases_and_penalties(asked: tuple[Any, Any], path: str) -> None:
+    """With drafts and without the same text; a banned token does not come, and with penalties fewer come twice."""
+    body = ({"messages": user("go")} if path == CHAT else {"prompt": "go"}) | {"max_tokens": 24}
+    free = asked[0].post(path, json=body).json()["choices"][0]
+    text = free["message"]["content"] if path == CHAT else free["text"]
+    most = max(set(text), key=text.count)
+    token = str(ord(most) - 32 + 2)  # tiny.write_tokenizer's ids
+    banned = answers(asked, path, body | {"logit_bias": {token: -100}})
+    assert most not in (banned["message"]["content"] if path == CHAT else banned["text"])
+    varied = answers(asked, path, body | {"presence_penalty": 2, "frequency_penalty": 2})
+    said = varied["message"]["content"] if path == CHAT else varied["text"]
+    assert len(set(said)) / len(said) > len(set(text)) / len(text) or len(set(text)) == len(text)

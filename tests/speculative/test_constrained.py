@@ -1,47 +1,17 @@
 """Bound texts over a scripted model of random logits: whatever is drafted, the text is that of plain decoding under the same
 masks; the constraint is always where the text is."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.bound import HashedLogits, Paths, plain_bound
+from helpers.bound import PROMPT, VOCAB, HashedLogits, Paths, Shuffled, opened, plain_bound, written
 
 from mtpd_mlx.speculative.constrained import ConstrainedBackend
-from mtpd_mlx.speculative.drafting import FixedDrafting, Proposal
+from mtpd_mlx.speculative.drafting import FixedDrafting
 from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.significance import Evidence
-
-VOCAB, PROMPT = 12, [1, 2, 3]
-
-
-class Shuffled(FixedDrafting):
-    """Rounds of every kind in turn; lookup's drafts are random, so seldom legal to their end."""
-
-    def __init__(self, seed: int = 0):
-        super().__init__(0)
-        self._rng = np.random.default_rng(seed)
-
-    def propose(self, most: int) -> Proposal:
-        kind = [PLAIN, heads(1), heads(3), lookup(4), heads(2)][self._rng.integers(5)]
-        if kind.num_drafts > most:
-            return Proposal(PLAIN)
-        drafts = self._rng.integers(1, VOCAB, kind.num_drafts) if kind.source == "lookup" else ()
-        return Proposal(kind, tuple(int(t) for t in drafts))
-
-
-def opened(drafting: Any, constraint: Paths, sampling: Sampling | None = None, **options: Any) -> ConstrainedBackend:
-    backend = ConstrainedBackend(HashedLogits(VOCAB, **options), drafting, sampling)
-    backend.bind(constraint)
-    return backend
-
-
-def written(backend: ConstrainedBackend, count: int, prompt: Sequence[int] = PROMPT, **options: Any) -> list[int]:
-    chunks = generate(backend, prompt, max_tokens=count, eos_token_ids={0}, **options)
-    return [t for chunk in chunks for t in chunk.tokens]
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -31,9 +31,14 @@ class Served:
     max_tokens: int
     vocabulary: int | None = None
 
+    @property
+    def logits(self) -> int:
+        """How many the model gives."""
+        return self.vocabulary or self.tokenizer.vocab_size
+
     @cached_property
     def grammars(self) -> Grammars:
-        return Grammars(self.tokenizer, self.vocabulary or self.tokenizer.vocab_size)
+        return Grammars(self.tokenizer, self.logits)
 
     @cached_property
     def longest_text(self) -> int:

@@ -22,15 +22,13 @@ from mtpd_mlx.serving.forms.common import (
 )
 from mtpd_mlx.serving.forms.structured import constraint_of, read_structure
 from mtpd_mlx.serving.forms.tools import NO_TOOLS, Tools, read_tools, read_turn
+from mtpd_mlx.serving.forms.weights import read_weights
 from mtpd_mlx.serving.parts import NOTHING_APART, Kinds, Part, Splitter, tool_call
 from mtpd_mlx.text.answer import Piece
 
 # What both kinds of requests may say without asking for anything.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "service_tier": ("auto", "default"),
 }
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
@@ -103,7 +101,8 @@ def _request(
     fields.neutral(NEUTRAL)
     for name in LABELS:
         fields.raw(name)
-    constraint = constraint_of(read_structure(fields), tools, served, kinds)
+    weights, structure = read_weights(fields, served), read_structure(fields)
+    constraint = weights.over(constraint_of(structure, tools, served, kinds), served)
     request = Request(prompt, sampling, longest or limit or served.max_tokens, stop, stream, constraint)
     reply = ChatReply(served.names[0], param == "messages", usage, show_drafts, kinds)
     return made(fields, served, prompt, param, request), reply
