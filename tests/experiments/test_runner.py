@@ -138,7 +138,9 @@ def test_report_of_the_results(results: Path, tmp_path: Path) -> None:
     (folder / "shared.json").write_text(json.dumps(shared))
     assert tool("report", str(folder)).wait(60) == 0
     page, summary = (tmp_path / "results.md").read_text(), json.loads((folder / "summary.json").read_text())
-    assert "joint4-mtpd-loop8" in page and "not measured" in page and (folder / "toy-loops.svg").exists()
+    own = (folder / "toy.md").read_text()
+    assert "not measured" in page and "results/toy.md" in page
+    assert "joint4-mtpd-loop8" in own and "](toy-loops.svg)" in own and (folder / "toy-loops.svg").exists()
     assert len(summary["toy"]["car"]["joint4-mtpd.s0"]) == 8 and summary["toy"]["costs"]["base.s0"]["step_ms"] > 0
     assert summary["shared"]["costs"]["base.s0"]["seconds"] is None
     before = page
