@@ -1,10 +1,9 @@
 """How the modules' operations are spelt: with onnxruntime's fused operators, or with standard ONNX operators only.
 
 Both flavours compute the same equations. `Fused`: activations [1, S, n], caches of fixed capacity updated in place by
-GroupQueryAttention (com.microsoft). `Standard`: activations [S, n], caches that grow by concatenation.
+GroupQueryAttention (com.microsoft). `Standard` (standard.py): activations [S, n], caches that grow by concatenation.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -150,7 +149,7 @@ def widened(op: OpBuilder, x: ir.Value) -> ir.Value:
     return op.Cast(x, to=ir.DataType.FLOAT) if x.dtype == ir.DataType.BFLOAT16 else x
 
 
-def _sizes(dims: Dims) -> tuple[int, int, int]:
+def packed_sizes(dims: Dims) -> tuple[int, int, int]:
     kv = dims.num_kv_heads * dims.head_dim
     return dims.num_heads * dims.head_dim, kv, kv
 
@@ -224,7 +223,7 @@ class Fused:
         def folded(op: OpBuilder) -> list[ir.Value]:
             assert positions.total is not None and folding is not None
             rows = packed if ragged is None else op.Unsqueeze(packed, [0])
-            q, k, v = op.Split(rows, list(_sizes(dims)), axis=-1, _outputs=3)
+            q, k, v = op.Split(rows, list(packed_sizes(dims)), axis=-1, _outputs=3)
             if norms is not None:
                 q, k = self._qk_norm(op, q, norms.q, dims), self._qk_norm(op, k, norms.k, dims)
             out, *caches = folded_attention(op, dims, (q, k, v), past, tables, positions.total, folding)
@@ -241,7 +240,7 @@ class Fused:
             out, cache.key, cache.value = as_it_is(op)
             return out
         assert packed.dtype is not None
-        width = _sizes(dims)[0]
+        width = packed_sizes(dims)[0]
         shapes: list[Any] = [[1, "S", width] if ragged is None else ["T", width], *(each.shape for each in past)]
         kinds: list[Kind] = [(packed.dtype, shape) for shape in shapes]
         name = f"attention.{cache.past_key.name}"
@@ -263,10 +262,10 @@ class Fused:
         ragged = positions.ragged
         assert ragged is not None
         lines = op.Gather(packed, ragged.rows)  # [B, S, n]
-        lines.dtype, lines.shape = packed.dtype, ir.Shape(["B", "S", sum(_sizes(dims))])
+        lines.dtype, lines.shape = packed.dtype, ir.Shape(["B", "S", sum(packed_sizes(dims))])
         out = self._attention(op, dims, layer, lines, norms, cache, replace(positions, ragged=None), sinks)
         rows = op.GatherND(out, ragged.places)
-        rows.dtype, rows.shape = out.dtype, ir.Shape(["T", _sizes(dims)[0]])
+        rows.dtype, rows.shape = out.dtype, ir.Shape(["T", packed_sizes(dims)[0]])
         return rows
 
     def _attention(
@@ -280,7 +279,7 @@ class Fused:
         positions: Positions,
         sinks: ir.Value | None = None,
     ) -> ir.Value:
-        sizes, tables = _sizes(dims), positions.tables(layer)
+        sizes, tables = packed_sizes(dims), positions.tables(layer)
         if (spare := positions.spare) is not None:
             packed, positions = _padded(op, packed, spare), replace(positions, last=spare.last)
         q, k, v = packed, None, None  # GroupQueryAttention takes them packed
@@ -293,7 +292,7 @@ class Fused:
         if dims.query_growth is not None:
             if k is None:
                 q, k, v = op.Split(packed, list(sizes), axis=-1, _outputs=3)
-            growth = _growth(op, self._rows(op, packed, positions), dims.query_growth)
+            growth = query_growth(op, self._rows(op, packed, positions), dims.query_growth)
             q = op.Mul(q, op.CastLike(op.Unsqueeze(growth, [2]), q))
         optional: list[ir.Value | None] = [None, None, sinks, *[None] * 4, positions.lengths]  # inputs 9..16
         if norms is not None and inside:
@@ -340,7 +339,7 @@ class Fused:
     def value_norm(self, op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
         before = [0] * (2 if x.shape is None else len(x.shape) - 1)
         heads = op.Reshape(x, [*before, -1, dims.head_dim])  # [.., heads, head_dim]
-        return op.Reshape(self.rms_norm(op, heads, _ones(op, x, dims), dims.rms_norm_eps), [*before, -1])
+        return op.Reshape(self.rms_norm(op, heads, ones(op, x, dims), dims.rms_norm_eps), [*before, -1])
 
     def _qk_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, dims: Dims) -> ir.Value:
         if dims.qk_norm == "all":
@@ -349,104 +348,7 @@ class Fused:
         return op.Reshape(self.rms_norm(op, heads, weight, dims.rms_norm_eps), [0, 0, -1])
 
 
-class Standard:
-    """ONNX operators of opset 18 only; cos and sin of `positions` are the rows' own. Norms are computed in float32."""
-
-    def linear(self, op: OpBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
-        return op.Gemm(x, weight, *([] if bias is None else [bias]), transB=1)
-
-    def rms_norm(self, op: OpBuilder, x: ir.Value, weight: ir.Value, eps: float) -> ir.Value:
-        wide = op.Cast(x, to=ir.DataType.FLOAT)
-        mean = op.ReduceMean(op.Mul(wide, wide), [-1], keepdims=1)
-        normed = op.Div(wide, op.Sqrt(op.Add(mean, eps)))
-        return op.Mul(op.Cast(normed, to=weight.dtype), weight)
-
-    def add_norm(self, op: OpBuilder, x: ir.Value, y: ir.Value, weight: ir.Value, eps: float) -> tuple[ir.Value, ir.Value]:
-        total = op.Add(x, y)
-        return total, self.rms_norm(op, total, weight, eps)
-
-    def silu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return op.Mul(x, op.Sigmoid(x))
-
-    def gelu(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        inner = op.Mul(op.Add(x, op.Mul(op.Mul(op.Mul(x, x), x), 0.044715)), math.sqrt(2.0 / math.pi))
-        return op.Mul(op.Mul(x, 0.5), op.Add(op.Tanh(inner), 1.0))
-
-    def experts(self, op: OpBuilder, experts: Experts, x: ir.Value, scores: ir.Value, w: "ExpertWeights") -> ir.Value:
-        """Every expert works on every row; those not chosen have weight 0."""
-        best, which = op.TopK(op.Softmax(scores, axis=-1), [experts.chosen], axis=-1, _outputs=2)  # [S, k]
-        if experts.normalized:
-            best = op.Div(best, op.ReduceSum(best, [-1], keepdims=1))
-        share = op.ScatterElements(op.Mul(scores, 0.0), which, best, axis=-1)  # [S, E]
-        both = op.MatMul(x, op.Transpose(w.gate_up, perm=[0, 2, 1]))  # [E, S, 2 size]: gate, up, gate, up ...
-        if w.gate_up_bias is not None:
-            both = op.Add(both, op.Unsqueeze(w.gate_up_bias, [1]))
-        pairs = op.Reshape(both, [experts.count, -1, experts.size, 2])
-        gate, up = (op.Squeeze(p, [3]) for p in op.Split(pairs, [1, 1], axis=3, _outputs=2))
-        y = op.MatMul(self._gated(op, experts, gate, up), op.Transpose(w.down, perm=[0, 2, 1]))  # [E, S, d]
-        if w.down_bias is not None:
-            y = op.Add(y, op.Unsqueeze(w.down_bias, [1]))
-        return op.ReduceSum(op.Mul(y, op.Unsqueeze(op.Transpose(share, perm=[1, 0]), [2])), [0], keepdims=0)
-
-    def value_norm(self, op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
-        heads = op.Reshape(x, [0, -1, dims.head_dim])  # [S, heads, head_dim]
-        return op.Reshape(self.rms_norm(op, heads, _ones(op, x, dims), dims.rms_norm_eps), [0, -1])
-
-    def attention(
-        self,
-        op: OpBuilder,
-        dims: Dims,
-        layer: Layer,
-        packed: ir.Value,
-        norms: QKNorms | None,
-        cache: Cache,
-        positions: Positions,
-        sinks: ir.Value | None = None,
-    ) -> ir.Value:
-        q, k, v = op.Split(packed, list(_sizes(dims)), axis=-1, _outputs=3)
-        if norms is not None and dims.qk_norm == "all":
-            q = self.rms_norm(op, q, norms.q, dims.rms_norm_eps)
-            k = self.rms_norm(op, k, norms.k, dims.rms_norm_eps)
-        q, k, v = (op.Reshape(p, [0, -1, dims.head_dim]) for p in (q, k, v))  # [S, heads, head_dim]
-        if norms is not None and dims.qk_norm == "head":
-            q = self.rms_norm(op, q, norms.q, dims.rms_norm_eps)
-            k = self.rms_norm(op, k, norms.k, dims.rms_norm_eps)
-        q, k, v = (op.Transpose(p, perm=[1, 0, 2]) for p in (q, k, v))  # [heads, S, head_dim]
-        if (tables := positions.tables(layer)) is not None:
-            q, k = _rotate(op, q, tables, dims), _rotate(op, k, tables, dims)
-        if dims.query_growth is not None:
-            growth = _growth(op, op.Cast(positions.rows, to=ir.DataType.FLOAT), dims.query_growth)
-            q = op.Mul(q, op.CastLike(op.Unsqueeze(growth, [1]), q))
-        cache.key = op.Concat(cache.past_key, k, axis=1)
-        cache.value = op.Concat(cache.past_value, v, axis=1)
-        q = op.Reshape(q, [dims.num_kv_heads, -1, dims.head_dim])  # query heads of one key head lie together
-        scores = op.Mul(op.MatMul(q, op.Transpose(cache.key, perm=[0, 2, 1])), dims.attention_scale)
-        if dims.attention_softcap is not None:
-            scores = op.Mul(op.Tanh(op.Div(scores, dims.attention_softcap)), dims.attention_softcap)
-        mask = op.Tile(_windowed(op, positions, layer), [dims.num_heads // dims.num_kv_heads, 1])  # [group * S, cached]
-        scores = op.Add(scores, mask)
-        shares = op.Softmax(scores, axis=-1) if sinks is None else self._with_sinks(op, scores, sinks, dims)
-        out = op.MatMul(shares, cache.value)
-        out = op.Transpose(op.Reshape(out, [dims.num_heads, -1, dims.head_dim]), perm=[1, 0, 2])
-        return op.Reshape(out, [0, -1])  # [S, heads * head_dim]
-
-    def _with_sinks(self, op: OpBuilder, scores: ir.Value, sinks: ir.Value, dims: Dims) -> ir.Value:
-        """Softmax of scores [kv heads, group * S, cached] beside one more score per head [heads], whose share is left out."""
-        size = op.Concat([dims.num_heads, -1], op.Shape(scores, start=2, end=3), axis=0)
-        heads = op.Reshape(scores, size)  # [heads, S, cached]
-        column = op.Expand(op.Unsqueeze(sinks, [1, 2]), op.Concat(op.Shape(heads, start=0, end=2), [1], axis=0))
-        shares = op.Softmax(op.Concat(heads, column, axis=-1), axis=-1)
-        return op.Reshape(op.Slice(shares, [0], [-1], [2]), op.Shape(scores))
-
-    def _gated(self, op: OpBuilder, experts: Experts, gate: ir.Value, up: ir.Value) -> ir.Value:
-        if experts.clip is None:
-            return op.Mul(self.silu(op, gate), up)
-        alpha, limit = experts.clip
-        gate, up = op.Min(gate, op.CastLike(limit, gate)), op.Clip(up, op.CastLike(-limit, up), op.CastLike(limit, up))
-        return op.Mul(op.Add(up, 1.0), op.Mul(gate, op.Sigmoid(op.Mul(gate, alpha))))
-
-
-def _ones(op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
+def ones(op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
     """[head_dim], of x's type."""
     ones = op.CastLike([1.0] * dims.head_dim, x)
     ones.dtype, ones.shape = x.dtype, ir.Shape([dims.head_dim])
@@ -460,30 +362,10 @@ def _padded(op: OpBuilder, x: ir.Value, spare: Spare) -> ir.Value:
     return y
 
 
-def _growth(op: OpBuilder, rows: ir.Value, growth: tuple[float, int]) -> ir.Value:
+def query_growth(op: OpBuilder, rows: ir.Value, growth: tuple[float, int]) -> ir.Value:
     """1 + beta log(1 + floor(position / n)), float32, of `rows` (whole numbers in float32)."""
     beta, n = growth
     return op.Add(op.Mul(op.Log(op.Add(op.Floor(op.Div(rows, float(n))), 1.0)), beta), 1.0)
-
-
-def _windowed(op: OpBuilder, positions: Positions, layer: Layer) -> ir.Value:
-    """The mask [S, cached], closed before the window of a sliding layer."""
-    assert positions.mask is not None
-    if layer.window is None:
-        return positions.mask
-    cached = op.Squeeze(op.Shape(positions.mask, start=1, end=2), [0])
-    columns = op.Unsqueeze(op.Range(0, cached, 1), [0])
-    oldest = op.Unsqueeze(op.Sub(positions.rows, [layer.window - 1]), [1])
-    low = -1e4 if positions.mask.dtype == ir.DataType.FLOAT16 else -1e9
-    return op.Where(op.Less(columns, oldest), op.CastLike([low], positions.mask), positions.mask)
-
-
-def _rotate(op: OpBuilder, x: ir.Value, tables: tuple[ir.Value, ir.Value], dims: Dims) -> ir.Value:
-    """Rotary embedding of x [heads, S, head_dim]: the two halves of its first rotary_dim are rotated against each other."""
-    (cos, sin), half, rest = tables, dims.rotary_dim // 2, dims.head_dim - dims.rotary_dim
-    a, b, *kept = op.Split(x, [half, half] + [rest] * (rest > 0), axis=-1, _outputs=2 + (rest > 0))
-    rotated = [op.Sub(op.Mul(a, cos), op.Mul(b, sin)), op.Add(op.Mul(b, cos), op.Mul(a, sin))]
-    return op.Concat(*rotated, *kept, axis=-1)
 
 
 def _replace_last(x: ir.Value, size: int | ir.SymbolicDim) -> ir.Shape | None:

@@ -8,8 +8,9 @@ import onnx_ir as ir
 from mtpd_mlx.families.dims import Geometry
 from mtpd_onnx.graphs.builder import Graph, Spec, argmax, draft_chain, geometries
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import Cache, Positions, Standard
+from mtpd_onnx.graphs.flavours import Cache, Positions
 from mtpd_onnx.graphs.modules import Base
+from mtpd_onnx.graphs.standard import Standard
 
 STANDARD = {"": 18}  # old enough for any runtime
 
