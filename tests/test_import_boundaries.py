@@ -14,7 +14,7 @@ ONNX = {"onnx", "onnx_ir", "onnxscript", "onnxruntime"}
 # Packages and modules, lowest first: each imports from earlier layers alone. `onnx.` stands for mtpd_onnx.
 LAYERS = """
 files speculative onnx.errors onnx.layouts onnx.precision | families | checkpoints onnx.dims | options | inspection text
-| hub onnx.manifest serving | model onnx.graphs onnx.runtime | data decoding onnx.weights onnx.peer
+| hub onnx.manifest serving | model onnx.graphs onnx.runtime | ranks | data decoding onnx.weights onnx.peer
 | losses teacher_cache measure onnx.export | train | demo onnx.commands | onnx.cli | commands | api cli
 """
 # What runs without MLX: a GPU box with mtpd-onnx has none. Modules of other packages that are light one by one.

@@ -10,8 +10,8 @@ EXAMPLES = ("mtpd train --model Qwen/Qwen3-0.6B --data my_data --out heads --ite
 
 
 def run(given: Given) -> int:
+    from mtpd_mlx.ranks.world import World
     from mtpd_mlx.train.folder import resumed_options
-    from mtpd_mlx.train.ranks import World
     from mtpd_mlx.train.run import check_places, train
     from mtpd_mlx.train.setup import gather, teacher_line
 
@@ -29,7 +29,7 @@ def run(given: Given) -> int:
 
 def report_outcome(out: str, train: Any, options: Any, ingredients: Any) -> int:
     """Trains behind a progress bar and says what was kept."""
-    from mtpd_mlx.train.ranks import World
+    from mtpd_mlx.ranks.world import World
     from mtpd_mlx.train.screen import ProgressBar
 
     leads = World.launched().leads

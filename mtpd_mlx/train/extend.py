@@ -18,8 +18,8 @@ from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.resume import ON_RESUME
 from mtpd_mlx.options.schema import flag, read_values
 from mtpd_mlx.options.train import COPIES_SHARE, TrainOptions, with_rate
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.train.folder import check_free, read_run, taken_up
-from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.resume_point import Progress, latest_resume_point
 from mtpd_mlx.train.run import Outcome, digest_of, train
 from mtpd_mlx.train.setup import Ingredients, adapter_of, check_cache, resolve_tokenizer, rows_as_cached

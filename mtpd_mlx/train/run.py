@@ -22,6 +22,8 @@ from mtpd_mlx.model.load_save import reference_base, save_heads, versions, write
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import TrainOptions, with_rate
+from mtpd_mlx.ranks.watch import LOST, stop_clearly
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.train.folder import (
     BASE_NAME,
@@ -34,8 +36,6 @@ from mtpd_mlx.train.folder import (
     take_up,
 )
 from mtpd_mlx.train.loop import Run
-from mtpd_mlx.train.rank_watch import LOST, stop_clearly
-from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.reporting import reporter
 from mtpd_mlx.train.resume_point import Progress
 from mtpd_mlx.train.setup import Ingredients, choose_draft_tokens, load_data, rows_as_cached, stored_teacher_size

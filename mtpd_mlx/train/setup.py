@@ -19,10 +19,10 @@ from mtpd_mlx.model.load_save import load_heads
 from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.schema import flag
 from mtpd_mlx.options.train import ModelConfig, TrainOptions
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.teacher_cache.format import CacheIndex
 from mtpd_mlx.teacher_cache.reader import CachedDataset, open_cache
 from mtpd_mlx.text.tokenizer import Tokenizer
-from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.step import compute_dtype
 
 

@@ -10,11 +10,11 @@ from mtpd_mlx.losses.objective import Model, Tree, objective
 from mtpd_mlx.model.compute import dtype_of
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig, OptimConfig
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.teacher_cache.arrays import to_mlx
 from mtpd_mlx.teacher_cache.reader import CachedBatch
 from mtpd_mlx.train import ema
 from mtpd_mlx.train.optimizer import make_optimizer
-from mtpd_mlx.train.ranks import World
 
 RISE = 0.1  # of all steps: how long the distillation term takes to rise where it does not begin at once
 

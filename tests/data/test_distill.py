@@ -3,9 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,7 @@ from helpers.runs import error_line, one_line
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset, own_text
-from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, sides_of
+from mtpd_mlx.data.own_folder import CONFIG_NAME, PART_NAME, parts_in, sides_of
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.generate import batches_of, generate_greedy
 from mtpd_mlx.model.runtime import mx
@@ -173,7 +176,7 @@ def test_bad_input_is_one_line(tiny_base: Path, tmp_path: Path, capsys: pytest.C
 
 def begun(base: Path, prompts: Path, out: Path) -> Path:
     """A run that was killed when two rows were made."""
-    assert main(arguments(base, prompts, out)) == 0
+    assert main(arguments(base, prompts, out, "--overwrite")) == 0
     rows = [json.loads(line) for line in (out / "train.jsonl").read_text().splitlines()]
     numbers = [i for i, side in enumerate(sides_in(base, prompts)) if side == "train.jsonl"]
     part = [{"row": number} | row for number, row in zip(numbers, rows, strict=True)][:2]
@@ -244,3 +247,52 @@ def test_of_few_prompts_one_is_for_validation() -> None:
     assert sides_of([[1, 2], [1, 2]], 1e-9) == 2 * ["train.jsonl"]  # all that there is
     alone, among = sides_of(prompts[:4], 0.4), sides_of(prompts, 0.4)
     assert "valid.jsonl" in alone and among[:4] == alone  # the side of a prompt does not depend on the others
+
+
+@contextmanager
+def two_ranks(folder: Path, command: list[str]) -> Iterator[list[subprocess.Popen]]:
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        hosts = [[f"127.0.0.1:{s.getsockname()[1]}"] for s in held]
+    file = folder / "hosts.json"
+    file.write_text(json.dumps(hosts))
+    env = dict(os.environ) | {"MLX_HOSTFILE": str(file), "PYTHONPATH": str(Path(__file__).parents[2])}
+    program = [sys.executable, "-m", "mtpd_mlx.cli", *command]
+    pipe = subprocess.PIPE
+    ranks = [subprocess.Popen(program, env=env | {"MLX_RANK": str(r)}, stdout=pipe, stderr=pipe, text=True) for r in range(2)]
+    try:
+        yield ranks
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+
+
+def test_two_ranks_write_what_one_writes(tiny_base: Path, tmp_path: Path) -> None:
+    extra = ("--temp", "1.3")
+    prompts, whole, out = prompts_file(tmp_path, 13), tmp_path / "whole", tmp_path / "shared"
+    assert main(arguments(tiny_base, prompts, whole, *extra)) == 0
+    with two_ranks(tmp_path, arguments(tiny_base, prompts, out, *extra)) as ranks:
+        said = [rank.communicate(timeout=120)[0] for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0]
+    assert content(out) == content(whole) and parts_in(out) == []
+    assert "train.jsonl" in said[0] and said[1] == ""
+
+
+def test_what_two_ranks_had_done_counts(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    prompts, out = prompts_file(tmp_path), tmp_path / "own"
+    assert main(arguments(tiny_base, prompts, out)) == 0
+    before = content(out)
+    begun(tiny_base, prompts, out)
+    rows = (out / PART_NAME).read_text().splitlines(keepends=True)
+    (out / PART_NAME).write_text(rows[0])
+    (out / "part-1.jsonl").write_text(rows[1] + '{"row": 3, "prom')  # a half line, as a killed process may leave
+    assert main(arguments(tiny_base, prompts, out)) == 1
+    assert "holds train.jsonl already" in error_line(capsys)
+    made: list[int] = []
+    texts = own_text._texts
+    monkeypatch.setattr(own_text, "_texts", lambda work, missing: made.extend(missing) or texts(work, missing))
+    assert main(["distill-data", "--resume", "--out", str(out)]) == 0
+    assert len(made) == 7 and content(out) == before and parts_in(out) == []

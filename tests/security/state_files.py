@@ -8,7 +8,8 @@ from typing import Any
 
 def make_state(root: Path, base: Path) -> dict[str, Path]:
     """An interrupted run of `mtpd train`, a cache and an interrupted `mtpd distill-data`, in folders of `root`."""
-    from mtpd_mlx.data.own_text import CONFIG_NAME, PART_NAME, load_work
+    from mtpd_mlx.data.own_folder import CONFIG_NAME, PART_NAME
+    from mtpd_mlx.data.own_text import load_work
     from mtpd_mlx.model.load_save import versions
     from mtpd_mlx.options.distill import DistillConfig
     from mtpd_mlx.options.schema import as_dict
@@ -82,7 +83,8 @@ def cache(out: Path, base: Path, data: Path) -> None:
 
 def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable[[Path], Any]]]:
     """name -> (folder to damage, file in it, loader of the folder)."""
-    from mtpd_mlx.data.own_text import PART_NAME, _finished, encode, resumed_config
+    from mtpd_mlx.data.own_folder import PART_NAME, finished, resumed_config
+    from mtpd_mlx.data.own_text import encode
     from mtpd_mlx.options.distill import DistillConfig
     from mtpd_mlx.teacher_cache.reader import CachedDataset
     from mtpd_mlx.teacher_cache.writer import resumed_options as resumed_cache
@@ -112,5 +114,5 @@ def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable
         "cache, read": (state["cache"], "cache.json", rows),
         "cache, resumed": (state["cache"], "cache.json", lambda folder: resumed_cache({}, {"out": str(folder)})),
         "distilled, options": (state["own"], "distill_config.json", lambda folder: resumed_config({}, {"out": str(folder)})),
-        "distilled, rows": (state["own"], PART_NAME, lambda folder: list(_finished(folder / PART_NAME, prompts))),
+        "distilled, rows": (state["own"], PART_NAME, lambda folder: list(finished(folder / PART_NAME, prompts))),
     }

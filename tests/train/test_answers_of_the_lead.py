@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mtpd_mlx.train.ranks import World
+from mtpd_mlx.ranks.world import World
 
 
 class Exchange:

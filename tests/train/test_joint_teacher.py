@@ -20,8 +20,8 @@ from mtpd_mlx.model.heads import init_heads, shift_left
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LoraConfig, LossConfig, OptimConfig, TrainOptions
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.train import ema
-from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.resume_point import Progress, ResumePoint, load_resume_point, save_resume_point
 from mtpd_mlx.train.step import Stepper
 

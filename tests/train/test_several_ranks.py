@@ -18,16 +18,16 @@ from helpers.tools import tool
 from mtpd_mlx.model.load_save import save_arrays
 from mtpd_mlx.model.runtime import kernel_cache, mx
 from mtpd_mlx.options.train import TrainOptions
-from mtpd_mlx.train import ranks as distributed
-from mtpd_mlx.train.ranks import World
+from mtpd_mlx.ranks import world as distributed
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.train.run import train
 from mtpd_mlx.train.setup import gather
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import os, signal, sys, time
-import mtpd_mlx.train.rank_watch as watch
-from mtpd_mlx.train.ranks import World
+import mtpd_mlx.ranks.watch as watch
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.text.messages import messages_on_stderr
 

@@ -26,8 +26,8 @@ from mtpd_mlx.options.train import (
     TrainOptions,
     with_rate,
 )
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.train.loop import LOG_NAME
-from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.screen import depths
 from mtpd_mlx.train.step import Stepper, compute_dtype
 

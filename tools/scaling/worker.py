@@ -24,10 +24,10 @@ from mtpd_mlx.model.base import Base, new_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.runtime import bound_queue, mx, on_cpu
 from mtpd_mlx.options.train import LossConfig, OptimConfig, RunConfig
+from mtpd_mlx.ranks.watch import stop_clearly
+from mtpd_mlx.ranks.world import World
 from mtpd_mlx.text.messages import messages_on_stderr
 from mtpd_mlx.train.loop import Run
-from mtpd_mlx.train.rank_watch import stop_clearly
-from mtpd_mlx.train.ranks import World
 from mtpd_mlx.train.resume_point import latest_resume_point
 from mtpd_mlx.train.step import Stepper, compute_dtype
 from tools.bench_train import text

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from mtpd_mlx.options import signals
-from mtpd_mlx.train.ranks import World
+from mtpd_mlx.ranks.world import World
 
 LOST = "another rank was lost"
 FINISHED, ENDED = b"f", b"e"  # what a rank says when it leaves: its work is done; it ends early, as all others do

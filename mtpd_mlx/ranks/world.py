@@ -78,6 +78,10 @@ class World:
         self.from_lead(keep)
         return made
 
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.from_lead(lambda: None)
+
     @contextmanager
     def locked(self, out: Path) -> Iterator[None]:
         """`out` is held (files/lock.py) while this is open: by rank 0, and where it is refused, all ranks hear of it."""
