@@ -85,6 +85,16 @@ def preload_blas() -> BlasReport:
     return BlasReport(True, None)
 
 
+def library_for_others() -> str | None:
+    """The library to preload (LD_PRELOAD) into another program that computes with MLX, so that it has the BLAS that we have;
+    None where it needs none, or none is there."""
+    if not _needed():
+        return None
+    choice = os.environ.get(ENVIRONMENT, "")
+    names = [] if choice == "off" else [choice] if choice else _candidates()
+    return next((name for name in names if _load(name)), None)
+
+
 @cache
 def compiler_warning() -> None:
     """MLX compiles fused CPU kernels with `g++` at run time and runs without them, slower and silently, where it is missing."""

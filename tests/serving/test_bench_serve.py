@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -29,9 +30,11 @@ from mtpd_mlx.text.tokenizer import Tokenizer
 from tools.bench_serve.faults import Target, faults
 from tools.bench_serve.idle import busy, come_to_rest, grown
 from tools.bench_serve.load import Asked, Load, load, streamed
+from tools.bench_serve.processes import cpu_seconds
 from tools.bench_serve.report import describe, figures, quantile, summary
 from tools.bench_serve.servers import Server as Asked_Server
-from tools.bench_serve.servers import free_port, of_words
+from tools.bench_serve.servers import Wanted, end, free_port, of_mlx_lm, of_words, started, with_environments, with_models
+from tools.bench_serve.wire import get
 
 PROMPTS = ["hello", "what is it?", "count to ten", "a, b, c"]
 
@@ -125,6 +128,11 @@ def test_figures() -> None:
     assert figures(theirs, theirs)["errors"] == 1
     said = describe(summary({"ours": {2: mine}, "theirs": {2: theirs}}, "theirs"))
     assert "theirs, 2 clients: status 500" in said and "2.00" in said
+    assert found["tokens_per_cpu_second"] is None and found["cpu_ratio"] is None
+    for each, cpu in zip([*mine, *theirs], (4.0, 2.0, 5.0, 0.0), strict=True):
+        each.cpu = cpu
+    found = figures(mine, theirs)
+    assert found["tokens_per_cpu_second"] == 10 and found["cpu_ratio"] == 2.5  # 20 and 30 in 4 and 2 s; 10 in 5 s, none in 0
     assert quantile([3.0, 1.0, 2.0], 0.95) == 3.0 and quantile([], 0.5) is None
 
 
@@ -134,6 +142,58 @@ def test_servers_by_name() -> None:
     for wrong in ("http://x", "a=x serve", "=x {port}"):
         with pytest.raises(ValueError, match="expected"):
             of_words(wrong)
+
+
+def test_environments_and_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = [of_words("a=x {port}"), of_words("b=http://x:1")]
+    a, b = with_models(with_environments(asked, [("a", "A=1"), ("a", "B=c=d")]), [("b", "m")])
+    assert a.environment == {"A": "1", "B": "c=d"} and a.model is None
+    assert b.environment == {} and b.model == "m"
+    for pair, said in ((("c", "A=1"), "expected one of: a, b"), (("a", "A"), "VARIABLE=VALUE"), (("b", "A=1"), "started here")):
+        with pytest.raises(ValueError, match=said):
+            with_environments([a, b], [pair])
+    with pytest.raises(ValueError, match="--model: got 'c'"):
+        with_models([a, b], [("c", "m")])
+    monkeypatch.setattr("tools.bench_serve.servers.library_for_others", lambda: "libfast.so")
+    peer = of_mlx_lm("org/model")
+    assert peer.environment == {"LD_PRELOAD": "libfast.so"} and peer.model == "default_model"
+    assert with_environments([peer], [(peer.name, "LD_PRELOAD=")])[0].environment == {"LD_PRELOAD": ""}
+
+
+WORKS = """
+import os, sys, http.server, time
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        said = os.environ["SAID"].encode()
+        self.send_response(200); self.send_header("content-length", str(len(said))); self.end_headers(); self.wfile.write(said)
+        until = time.process_time() + 0.3
+        while time.process_time() < until: pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_the_system_knows_what_a_server_takes(tmp_path: Path) -> None:
+    script = tmp_path / "works.py"
+    script.write_text(WORKS)
+    wanted = Wanted("a", command=(sys.executable, str(script), "{port}"), model="m", environment={"SAID": "hello"})
+
+    async def run() -> None:
+        async with started([wanted], tmp_path) as servers:
+            before = servers[0].cpu_seconds()
+            assert await get(servers[0].url, "/anything") == b"hello"
+            assert servers[0].blas() == "its own"
+        after = servers[0].cpu_seconds()
+        assert before is not None and after is None  # it has ended
+
+        process = subprocess.Popen([sys.executable, "-c", "import time\nwhile time.process_time() < 0.7: pass\ninput()"],
+                                   stdin=subprocess.PIPE, start_new_session=True)  # fmt: skip
+        while (cpu_seconds(process.pid) or 0) < 0.5:
+            await asyncio.sleep(0.05)
+        end(process)
+        assert cpu_seconds(process.pid) is None
+
+    asyncio.run(run())
 
 
 def test_memory_and_rest() -> None:

@@ -6,8 +6,12 @@
 
 The servers take turns: for every repeat and number of clients each gets the same prompts, which are new ones as long as there
 are any. They are asked as OpenAI's clients ask, streamed; tokens are counted by the server. OUT/load.json holds figures and
-conditions, OUT/*.log what servers said. With --faults the same prompts are asked among requests that are wrong (faults.py), of
-each server in turn; the exit status is 1 where one did not stand it. Run it from the repository root.
+conditions, OUT/*.log what servers said. On Linux CPUs mlx_lm.server is given the BLAS that mtpd loads: the one in its wheel is
+fifty times slower (`--env NAME LD_PRELOAD=` leaves it that one). Where other programs want the processors, too, tokens for a
+second of the server's processor time say more than tokens per second.
+
+With --faults the same prompts are asked among requests that are wrong (faults.py), of each server in turn; the exit status is 1
+where one did not stand it. Run it from the repository root.
 """
 
 import argparse
@@ -23,7 +27,17 @@ from mtpd_mlx.text.prompts import read_prompts
 from tools.bench_serve.endurance import endure
 from tools.bench_serve.load import Load, ask, load, streamed
 from tools.bench_serve.report import Loads, describe, summary
-from tools.bench_serve.servers import Server, Wanted, of_mlx, of_mlx_lm, of_onnx, of_words, started
+from tools.bench_serve.servers import (
+    Server,
+    Wanted,
+    of_mlx,
+    of_mlx_lm,
+    of_onnx,
+    of_words,
+    started,
+    with_environments,
+    with_models,
+)
 from tools.benchmark.conditions import conditions
 
 RESULT, FAULTS = "load.json", "faults.json"
@@ -39,6 +53,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--onnx", type=Path, nargs="+", default=[], metavar="FOLDER", help="folders for mtpd-onnx serve")
     add("--mlx", nargs="+", default=[], metavar="CHECKPOINT", help="for mtpd serve")
     add("--mlx-lm", nargs="+", default=[], metavar="MODEL", help="for mlx_lm.server")
+    add("--env", nargs=2, action="append", default=[], metavar=("NAME", "VARIABLE=VALUE"), help="starts that server with it")
+    add("--model", nargs=2, action="append", default=[], metavar=("NAME", "MODEL"), help="what requests to that server name")
     add("--prompts", type=Path, nargs="+", required=True, metavar="FILE", help="prompt sets, mixed")
     add("--completions", action="store_true", help="ask /v1/completions: for models without a chat template")
     add("--clients", type=int, nargs="+", default=[1, 4, 16], metavar="N", help="at once (default: 1 4 16)")
@@ -74,7 +90,7 @@ def wanted_of(args: argparse.Namespace) -> list[Wanted]:
         raise ValueError(f"two servers are called {twice[0]!r}: name them with --server")
     if args.reference is not None and args.reference not in names:
         raise ValueError(f"--reference: got {args.reference!r}, expected one of: {', '.join(names)}")
-    return found
+    return with_models(with_environments(found, args.env), args.model)
 
 
 def asked_of(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -104,7 +120,10 @@ async def measure(servers: list[Server], prompts: list[dict[str, Any]], args: ar
             place += count
             for server in servers:
                 bodies = [streamed(each, options | {"model": server.model}) for each in chosen]
+                before = server.cpu_seconds()
                 result = await load(server.url, clients, bodies)
+                if before is not None and (after := server.cpu_seconds()) is not None:
+                    result.cpu = after - before
                 found[server.name][clients].append(result)
                 tokens = sum(each.tokens for each in result.asked)
                 said = f"{tokens} tokens, {tokens / result.seconds:.1f}/s"
@@ -124,6 +143,7 @@ async def run(args: argparse.Namespace) -> int:
             return int(any(each["failed"] for each in told))
         before = conditions()
         found = summary(await measure(servers, prompts, args), args.reference or servers[-1].name)
+        found["blas"] = {server.name: server.blas() for server in servers}
     settings = {name: value for name, value in vars(args).items() if name not in ("out", "faults", "seed")}
     write_json(args.out / RESULT, found | {"settings": words_of(settings), "conditions": before})
     print(describe(found))

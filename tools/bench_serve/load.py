@@ -32,11 +32,13 @@ class Asked:
 
 @dataclass
 class Load:
-    """What so many clients got. seconds: from the first request to the last answer."""
+    """What so many clients got. seconds: from the first request to the last answer; cpu: the processor time that the server
+    took meanwhile, None where that is not known."""
 
     clients: int
     seconds: float
     asked: list[Asked]
+    cpu: float | None = None
 
 
 def streamed(said: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -22,12 +22,26 @@ def rate(load: Load) -> float:
     return sum(each.tokens for each in load.asked) / load.seconds
 
 
+def per_cpu_second(load: Load) -> float | None:
+    """Tokens of all clients for a second of the server's processor time."""
+    return sum(each.tokens for each in load.asked) / load.cpu if load.cpu else None
+
+
+def ratio_of(mine: Sequence[float | None], theirs: Sequence[float | None]) -> float | None:
+    """The median of mine over theirs, repeat by repeat."""
+    found = [a / b for a, b in zip(mine, theirs, strict=True) if a is not None and b]
+    return statistics.median(found) if found else None
+
+
 def figures(loads: Sequence[Load], reference: Sequence[Load]) -> Figures:
-    """Of the repeats of one cell. ratio: the median of tokens/s over the reference's in the same repeat."""
+    """Of the repeats of one cell. ratio: the median of tokens/s over the reference's in the same repeat; cpu_ratio: the same of
+    tokens for a second of the server's processor time, which other programs' load disturbs less."""
     asked = [each for load in loads for each in load.asked]
     right = [each for each in asked if each.error is None]
     ratios = [rate(mine) / rate(theirs) for mine, theirs in zip(loads, reference, strict=True) if rate(theirs)]
     spoke = [each for each in right if each.text]
+    per_cpu = [per_cpu_second(load) for load in loads]
+    known = [each for each in per_cpu if each is not None]
     return {
         "requests": len(asked),
         "errors": len(asked) - len(right),
@@ -36,6 +50,8 @@ def figures(loads: Sequence[Load], reference: Sequence[Load]) -> Figures:
         "tokens_per_second": statistics.median(rate(load) for load in loads),
         "ratio": statistics.median(ratios) if ratios else None,
         "ratios": ratios,
+        "tokens_per_cpu_second": statistics.median(known) if known else None,
+        "cpu_ratio": ratio_of(per_cpu, [per_cpu_second(load) for load in reference]),
         "first_p50": quantile([each.first for each in spoke], 0.5),
         "first_p95": quantile([each.first for each in spoke], 0.95),
         "between_p50": quantile([each.between for each in right if each.between is not None], 0.5),
@@ -59,6 +75,8 @@ def describe(found: Figures) -> str:
         "clients",
         "tokens/s",
         "ratio",
+        "per CPU s",
+        "ratio",
         "first p50",
         "first p95",
         "ms/token p50",
@@ -77,6 +95,7 @@ def describe(found: Figures) -> str:
         for error in cell["first_errors"]
     ]
     notes = [f"ratio: over {found['reference']} in the same repeat, median. first: seconds to the first text.", *wrong]
+    notes += [f"{name}: matrix products by {blas}" for name, blas in found.get("blas", {}).items() if blas]
     return "\n".join([format_table(rows, headers), "", *notes])
 
 
@@ -87,6 +106,8 @@ def _row(cell: Figures) -> list[str]:
     return [
         shown("tokens_per_second", ".1f"),
         shown("ratio", ".2f"),
+        shown("tokens_per_cpu_second", ".1f"),
+        shown("cpu_ratio", ".2f"),
         shown("first_p50", ".2f"),
         shown("first_p95", ".2f"),
         shown("between_p50", ".1f", 1000),

@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mtpd_mlx.model.blas import library_for_others
+from tools.bench_serve.processes import blas_of, cpu_seconds
 from tools.bench_serve.wire import get
 from tools.paths import python_path
 
@@ -22,12 +24,13 @@ READY, END = 300.0, 15.0  # seconds until a server answers, and until one that i
 @dataclass(frozen=True)
 class Wanted:
     """A server by its name: `url` of one that runs, or the `command` that starts one, in which {port} stands for its port.
-    model: what requests name; None: what /v1/models says first."""
+    model: what requests name; None: what /v1/models says first. environment: variables it is started with."""
 
     name: str
     url: str | None = None
     command: tuple[str, ...] = ()
     model: str | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,6 +48,14 @@ class Server:
             return None
         return pages * os.sysconf("SC_PAGE_SIZE")
 
+    def cpu_seconds(self) -> float | None:
+        """Processor time that it and what it started have taken so far; None as above."""
+        return None if self.pid is None else cpu_seconds(self.pid)
+
+    def blas(self) -> str | None:
+        """The library that its matrix products come from (processes.py); None as above."""
+        return None if self.pid is None else blas_of(self.pid)
+
 
 def of_onnx(folder: Path) -> Wanted:
     return Wanted(f"onnx {folder.name}", command=(sys.executable, "-m", "mtpd_onnx", "serve", str(folder), "--port", "{port}"))
@@ -56,9 +67,12 @@ def of_mlx(checkpoint: str) -> Wanted:
 
 
 def of_mlx_lm(model: str) -> Wanted:
-    """Its `default_model` is the one it was started with; /v1/models lists what the hub's cache has."""
+    """On the BLAS that `mtpd` loads, which its own wheel has not. `default_model` is the model that it was started with;
+    /v1/models lists what the hub's cache has."""
     command = (sys.executable, "-m", "mlx_lm", "server", "--model", model, "--port", "{port}", "--host", "127.0.0.1")
-    return Wanted(f"mlx_lm.server {Path(model).name}", command=command, model="default_model")
+    library = library_for_others()
+    environment = {} if library is None else {"LD_PRELOAD": library}
+    return Wanted(f"mlx_lm.server {Path(model).name}", command=command, model="default_model", environment=environment)
 
 
 def of_words(words: str) -> Wanted:
@@ -71,6 +85,35 @@ def of_words(words: str) -> Wanted:
     if "{port}" not in rest:
         raise ValueError(f"{name}: got {rest!r}, expected an http:// address, or a command with {{port}} in it")
     return Wanted(name, command=tuple(shlex.split(rest)))
+
+
+def named(wanted: Sequence[Wanted], pairs: Sequence[tuple[str, str]], option: str) -> list[list[str]]:
+    """The values that `option` (pairs of NAME VALUE) gives each server. ValueError where nobody has that name."""
+    names = [each.name for each in wanted]
+    for name, _ in pairs:
+        if name not in names:
+            raise ValueError(f"{option}: got {name!r}, expected one of: {', '.join(names)}")
+    return [[value for name, value in pairs if name == each.name] for each in wanted]
+
+
+def with_environments(wanted: Sequence[Wanted], pairs: Sequence[tuple[str, str]]) -> list[Wanted]:
+    """`pairs`: NAME VARIABLE=VALUE."""
+    found = []
+    for each, said in zip(wanted, named(wanted, pairs, "--env"), strict=True):
+        own = dict(each.environment)
+        for word in said:
+            variable, sign, value = word.partition("=")
+            if not variable or not sign or not each.command:
+                raise ValueError(f"--env: got {word!r} for {each.name}, expected VARIABLE=VALUE for a server started here")
+            own[variable] = value
+        found.append(replace(each, environment=own))
+    return found
+
+
+def with_models(wanted: Sequence[Wanted], pairs: Sequence[tuple[str, str]]) -> list[Wanted]:
+    """`pairs`: NAME MODEL, the last one holds."""
+    models = named(wanted, pairs, "--model")
+    return [replace(each, model=said[-1]) if said else each for each, said in zip(wanted, models, strict=True)]
 
 
 @contextlib.asynccontextmanager
@@ -102,7 +145,8 @@ async def _start(wanted: Wanted, logs: Path, processes: list[subprocess.Popen[by
     command = [word.replace("{port}", str(port)) for word in wanted.command]
     log = logs / f"{''.join(c if c.isalnum() or c in '-.' else '_' for c in wanted.name)}.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | python_path(), start_new_session=True)
+        environment = os.environ | python_path() | dict(wanted.environment)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
     processes.append(process)
     url = f"http://127.0.0.1:{port}"
     with contextlib.suppress(TimeoutError):
@@ -112,7 +156,8 @@ async def _start(wanted: Wanted, logs: Path, processes: list[subprocess.Popen[by
                     return Server(wanted.name, url, await name_of(wanted, url), process.pid)
                 await asyncio.sleep(0.2)
     said = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
-    raise ValueError(f"{wanted.name}: does not come up; it said last: {said[0]} ({log})")
+    hint = "" if process.poll() is not None or wanted.model else "; where it has no /v1/models, name its model with --model"
+    raise ValueError(f"{wanted.name}: does not come up; it said last: {said[0]} ({log}){hint}")
 
 
 async def name_of(wanted: Wanted, url: str) -> str:
