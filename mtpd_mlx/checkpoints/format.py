@@ -1,4 +1,4 @@
-"""What a heads checkpoint is on disk (docs/architecture.md), for every runtime: no mlx here."""
+"""What a heads checkpoint is on disk (docs/internals/formats.md), for every runtime: no mlx here."""
 
 import json
 import os

@@ -1,1 +1,1 @@
-"""The offline distillation cache: hidden states and top-N teacher logits of a frozen base (docs/architecture.md)."""
+"""The offline distillation cache: hidden states and top-N teacher logits of a frozen base (docs/internals/formats.md)."""

@@ -1,4 +1,4 @@
-"""One graph for texts decoded side by side, any number of them, each at its own length (docs/onnx.md explains the inputs).
+"""One graph for texts decoded side by side, any number of them, each at its own length (docs/internals/onnx.md explains the inputs).
 
 Called by export/export.py. Rows of all texts lie one behind the other [T, ..], so that products cost what their rows cost; only
 attention puts each text on a line of its own. The host says where everything lies (runtime/packing.py): how many tokens and

@@ -1,6 +1,6 @@
 """Parts that every exported graph is made of, and the graph of plain decoding.
 
-Called by export/export.py; round.py, decoder.py, batch.py and split.py build the other graphs of it. docs/onnx.md explains
+Called by export/export.py; round.py, decoder.py, batch.py and split.py build the other graphs of it. docs/internals/onnx.md explains
 every input.
 Shapes: S new positions, P cached ones, R rows asked for, V vocabulary, D draft vocabulary, d hidden size, K heads.
 """

@@ -3,7 +3,7 @@
 Called by export/export.py for folders that run on CUDA; runtime/device_rounds.py drives them. Shapes are fixed by the kind of
 round, and nothing branches, so every kind can be a CUDA graph. All that a round needs of the text lies on the device (`text`,
 `hidden`, the caches), so a round of any kind can follow one of any other, before its results are read. One file for each number
-of heads; their sessions share the weights (runtime/shared_weights.py). docs/onnx.md explains every input.
+of heads; their sessions share the weights (runtime/shared_weights.py). docs/internals/onnx.md explains every input.
 """
 
 from collections.abc import Callable

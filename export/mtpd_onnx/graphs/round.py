@@ -1,4 +1,4 @@
-"""One decoding round as a graph: verify, accept and draft in one run (docs/onnx.md explains every input)."""
+"""One decoding round as a graph: verify, accept and draft in one run (docs/internals/onnx.md explains every input)."""
 
 import numpy as np
 import onnx_ir as ir
