@@ -1,1 +1,1 @@
-"""Decoding with MLX: plain and speculative rounds as lazy graphs (docs/decoding.md)."""
+"""Decoding with MLX: plain and speculative rounds as lazy graphs (docs/internals/decoding.md)."""

@@ -1,4 +1,4 @@
-"""What a distillation cache is on disk (docs/internals/formats.md): the index and the layout of a shard. numpy and json only."""
+"""The distillation cache on disk: its index and the layout of a shard (docs/internals/formats.md). numpy and json only."""
 
 import hashlib
 import math

@@ -19,7 +19,8 @@ from mtpd_mlx.options.command_line import add_arguments, file_options_of, option
 from mtpd_mlx.options.schema import build
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(p for p in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs/internals").glob("*.md")] if p.name not in ("log.md", "results.md"))
+FOLDERS = (ROOT, ROOT / "docs", ROOT / "docs" / "internals")
+PAGES = sorted(p for folder in FOLDERS for p in folder.glob("*.md") if p.name not in ("log.md", "results.md"))
 PROGRAMS = {"mtpd": "mtpd_mlx", "mtpd-onnx": "mtpd_onnx"}
 MODEL = "Qwen/Qwen3-0.6B"  # what the documents train heads for
 

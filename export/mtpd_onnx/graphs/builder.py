@@ -1,7 +1,7 @@
 """Parts that every exported graph is made of, and the graph of plain decoding.
 
-Called by export/export.py; round.py, decoder.py, batch.py and split.py build the other graphs of it. docs/internals/onnx.md explains
-every input.
+Called by export/export.py; round.py, decoder.py, batch.py and split.py build the other graphs of it. Every input:
+docs/internals/onnx.md.
 Shapes: S new positions, P cached ones, R rows asked for, V vocabulary, D draft vocabulary, d hidden size, K heads.
 """
 
