@@ -1,6 +1,7 @@
 """The graph for any number of texts decoded side by side, each at its own length.
 
-Called by export/export.py; docs/internals/onnx.md explains the inputs. Rows of all texts lie one behind the other [T, ..], so that products cost what their rows cost; only
+Called by export/export.py; docs/internals/onnx.md explains the inputs.
+Rows of all texts lie one behind the other [T, ..], so that products cost what their rows cost; only
 attention puts each text on a line of its own. The host says where everything lies (runtime/packing.py): how many tokens and
 drafts each text has, which rows are asked, which are sampled. Heads that nobody wants are not run. onnxruntime needs
 GroupQueryAttention's input `query_seqlens`, new in 1.32: how many rows of each line are real, 0 for a text that rests.

@@ -1,6 +1,7 @@
 """The decoder graph for CPUs: it drafts with as many heads as it is told, then verifies.
 
-Called by export/export.py; docs/internals/onnx.md explains the inputs. Heads that are not wanted are not run: each is a branch of an If, which CUDA graphs cannot hold. So
+Called by export/export.py; docs/internals/onnx.md explains the inputs.
+Heads that are not wanted are not run: each is a branch of an If, which CUDA graphs cannot hold. So
 plain steps, rounds of any number of drafts of any origin and prefill share one copy of the weights.
 """
 
