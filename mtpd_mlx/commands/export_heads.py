@@ -3,6 +3,7 @@
 import json
 import shlex
 
+from mtpd_mlx.checkpoints.shipped.layouts import HEADS_FOLDER
 from mtpd_mlx.checkpoints.shipped.vllm import VLLM
 from mtpd_mlx.options.export import ExportHeadsOptions
 
@@ -33,8 +34,10 @@ def run(export: ExportHeadsOptions) -> int:
     what = "model with MTP heads" if export.with_base else "MTP heads"
     print(f"{export.out}: {what} ({export.format}), {written.bytes / 1e6:.1f} MB of them{replaced}")
     if export.format == VLLM:
-        speculative = json.dumps({"method": "mtp", "model": str(export.out), "num_speculative_tokens": written.heads})
-        print(f"vllm serve {shlex.quote(named)} --speculative-config {shlex.quote(speculative)}")
+        heads = export.out / HEADS_FOLDER if export.with_base else export.out
+        speculative = json.dumps({"method": "mtp", "model": str(heads), "num_speculative_tokens": written.heads})
+        served = str(export.out) if export.with_base else named
+        print(f"vllm serve {shlex.quote(served)} --speculative-config {shlex.quote(speculative)}")
     if written.bits is not None:
         print(f"the heads' {written.bits}-bit integers are written in floating point: these layouts have no names for them")
     if written.draft_vocab is not None:

@@ -113,7 +113,7 @@ class ExportHeadsOptions(PlaceOptions):
         "names of the tensors; vllm: for the plug-in mtpd_vllm, which runs any number of heads",
         (*HEAD_LAYOUTS, VLLM),
     )
-    with_base: bool = switch("write one model folder, base and heads (not every program loads it), instead of the heads alone")
+    with_base: bool = switch("write one folder of base and heads (not all programs load it; with --format vllm they do)")
     link: bool = switch("with --with-base: hard-link the base's weights instead of copying them")
     copy_ends: bool = switch("repeat the base's ends per head, as DeepSeek-V3 does")
     allow_base_mismatch: bool = same(CheckpointOptions, "allow_base_mismatch")
@@ -121,7 +121,5 @@ class ExportHeadsOptions(PlaceOptions):
     def __post_init__(self) -> None:
         if self.link and not self.with_base:
             raise ValueError("--link: expected --with-base (nothing of the base is copied without it)")
-        if self.format == VLLM and self.with_base:
-            raise ValueError("--with-base: the plug-in of --format vllm reads the heads from a folder of their own")
         if self.format == VLLM and self.copy_ends:
             raise ValueError("--copy-ends: the plug-in of --format vllm shares the base's own embedding and output head")

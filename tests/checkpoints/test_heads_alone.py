@@ -37,6 +37,30 @@ def test_they_come_back_bit_for_bit(layout: str, config: dict[str, Any], count: 
     assert Path(reference.locate(back)) == base.resolve()
 
 
+@pytest.mark.parametrize("link", [False, True])
+def test_for_vllm_in_the_folder_of_their_base(link: bool, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One folder: the base byte for byte, which every engine loads, and the heads in a folder inside."""
+    base = write_base(tmp_path / "base", QWEN3)
+    (base / "left-over.safetensors").write_bytes(b"read by nobody")
+    checkpoint = write_checkpoint(tmp_path / "heads", base, 2, noise=0.3)
+    out, alone = tmp_path / "out", tmp_path / "alone"
+    how = ["--format", "vllm", "--with-base", *(["--link"] if link else [])]
+    assert main(["export-heads", str(checkpoint), *how, "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert f"vllm serve {out} " in said and f'"model": "{out / "heads"}"' in said
+    assert main(["export-heads", str(checkpoint), "--format", "vllm", "--out", str(alone)]) == 0
+    whole, inside = snapshot(out), snapshot(out / "heads")
+    assert {n: b for n, b in whole.items() if not n.startswith("heads/")} == {
+        n: b for n, b in snapshot(base).items() if n != "left-over.safetensors"
+    }
+    assert inside["model.safetensors"] == snapshot(alone)["model.safetensors"]
+    assert (out / "model.safetensors").samefile(base / "model.safetensors") == link
+    out.rename(tmp_path / "moved")  # base and heads move together
+    assert main(["import-heads", str(tmp_path / "moved" / "heads"), "--out", str(tmp_path / "back")]) == 0
+    assert Path(read_config(tmp_path / "back").base.locate(tmp_path / "back")) == (tmp_path / "moved").resolve()
+    assert read_config(tmp_path / "back").base.fingerprint == read_config(checkpoint).base.fingerprint
+
+
 def test_config_json_has_what_engines_ask_for(tmp_path: Path) -> None:
     checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", QWEN3), 2)
     for layout in ("nextn", "vllm"):
@@ -98,7 +122,6 @@ def test_what_cannot_be(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     refused("got 2 heads, expected at most 1: of more, vLLM stops", str(checkpoint), "--format", "mimo")
     refused("got a base of the family gemma2, expected one of llama", str(of_gemma), "--format", "vllm")
     refused("--link: expected --with-base", str(checkpoint), "--link")
-    refused("--with-base", str(checkpoint), "--format", "vllm", "--with-base")
     refused("--copy-ends", str(checkpoint), "--format", "vllm", "--copy-ends")
     assert not (tmp_path / "never").exists()
 

@@ -78,6 +78,7 @@ TRANSFORMERS, LAYER_TYPES = "num_mtp_layers", "mtp_layer_types"  # what transfor
 BASE = "mtpd_base"  # key of config.json, where a folder holds the heads alone: the base that they belong to
 COPIES = ("embed_tokens.weight", "shared_head.head.weight")  # of the base's ends, which nextn checkpoints repeat per head
 HEADS_FILE = "mtp-heads.safetensors"  # beside the weights; who follows the index (transformers, vLLM, SGLang) finds it
+HEADS_FOLDER, THE_FOLDER_ABOVE = "heads", "../"  # of --format vllm --with-base: in the base's folder, and how it names that one
 LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 

@@ -17,8 +17,10 @@ from mtpd_mlx.checkpoints.shipped.layouts import (
     COPIES,
     DEFAULT_LAYOUT,
     HEADS_FILE,
+    HEADS_FOLDER,
     LAYER_TYPES,
     LAYOUTS,
+    THE_FOLDER_ABOVE,
     TRANSFORMERS,
     Layout,
     is_shipped,
@@ -64,7 +66,8 @@ def export_heads(
     """Writes `out`: the heads and a config.json that announces them, the base untouched.
 
     `with_base`: instead a copy of the base's files (hard links with `link`) without heads that it ships, and ours in a file of
-    their own that the index names. `named`: how the folder names the base (None: by its folder).
+    their own that the index names; with the layout vllm a copy of the base as it is, and the heads in its folder `heads`.
+    `named`: how the folder names the base (None: by its folder).
 
     Quantised heads are written in floating point, because no layout has names for integers.
 
@@ -88,19 +91,25 @@ def export_heads(
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
     announcing = _announcing(stored.config, shape, config.num_heads)
-    if not with_base:
-        announcing = _alone(announcing, replace(config.base, id=named_from(named or str(base), out)))
+    inside = with_base and layout == VLLM  # a folder of heads in that of the base
+    if inside or not with_base:
+        where = THE_FOLDER_ABOVE if inside else named_from(named or str(base), out)
+        announcing = _alone(announcing, replace(config.base, id=where))
     if layout == VLLM:
         announcing |= for_vllm(dims, config.num_heads)
-    heads_file = HEADS_FILE if with_base else SINGLE
+    joined = with_base and not inside
+    heads_file = HEADS_FILE if joined else f"{HEADS_FOLDER}/{SINGLE}" if inside else SINGLE
     _check_empty(out)
     with locked(out), replacing_folder(out) as folder:
         _check_empty(out)  # again: another run may have ended in between
+        if inside:
+            _copy_whole(base, folder, link)
+            (folder / HEADS_FOLDER).mkdir()
         write_raw(folder / heads_file, tensors)
-        if with_base:
+        if joined:
             _write_index(folder, [*_copy_base(base, folder, link, dims.num_layers), HEADS_FILE])
-        write_json(folder / "config.json", announcing)
-    gone = shipped_heads(model_config, source.table) if with_base else None
+        write_json(folder / (HEADS_FOLDER if inside else "") / "config.json", announcing)
+    gone = shipped_heads(model_config, source.table) if joined else None
     size = (out / heads_file).stat().st_size
     bits = config.quantization["bits"] if config.quantization else None
     return Exported(config.num_heads, size, gone["heads"] if gone else 0, config.draft_vocab, bits)
@@ -186,6 +195,17 @@ def _copy_base(base: Path, out: Path, link: bool, num_layers: int) -> list[str]:
         else:
             shutil.copyfile(file, out / name)
     return weights
+
+
+def _copy_whole(base: Path, out: Path, link: bool) -> None:
+    """The base as it is: all that is read of its weights, and every other file."""
+    for file in sorted(base.iterdir()):
+        if not file.is_file() or file.name == LOCK or (file.suffix == ".safetensors" and file.name not in chosen(base).weights):
+            continue
+        if link and file.suffix == ".safetensors":
+            os.link(file.resolve(), out / file.name)
+        else:
+            shutil.copyfile(file, out / file.name)
 
 
 def _write_index(out: Path, files: list[str]) -> None:
