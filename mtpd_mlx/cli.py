@@ -1,4 +1,5 @@
-"""`mtpd`: the command line of the MLX side. Each subcommand is a module of mtpd_mlx.commands, imported when it is used."""
+"""`main`: the command line of `mtpd`. Each subcommand is a module of mtpd_mlx.commands, imported on use.
+Called by the console script `mtpd`."""
 
 import sys
 from collections.abc import Sequence

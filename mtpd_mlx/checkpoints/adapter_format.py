@@ -1,4 +1,5 @@
-"""mlx-lm adapter folders (adapter_config.json, adapters.safetensors) as files, for every runtime."""
+"""`read_adapter`, `fingerprint_model`: mlx-lm adapter folders (adapter_config.json, adapters.safetensors) as files.
+Called by model/adapters.py, the exporter and inspection."""
 
 import hashlib
 import json

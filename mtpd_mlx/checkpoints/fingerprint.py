@@ -1,4 +1,5 @@
-"""The identity of a base: heads are trained for one base and refuse another."""
+"""`fingerprint_base`: the identity of a base. Heads are trained for one base and refuse another.
+Called by whoever writes heads (checkpoints, model/load_save.py, tools) and checks them."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What a heads checkpoint is on disk (docs/internals/formats.md), for every runtime: no mlx here."""
+"""`CheckpointConfig`, `read_config`: a heads checkpoint on disk (docs/internals/formats.md). No mlx here.
+Called by everything that opens heads, on either runtime."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""MLX's affine integers (packed weight, scales, biases per group) without MLX."""
+"""`unpack_bits`, `dequantise`: MLX's affine integers (packed weight, scales, biases per group) without MLX.
+Called by the exporter and by shipped/write.py."""
 
 from collections.abc import Mapping
 

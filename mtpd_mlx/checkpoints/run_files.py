@@ -1,4 +1,5 @@
-"""What a training run keeps in its folder beside heads: names, and `forget_run`, which every writer of other heads calls.
+"""`forget_run` and the names of what a training run keeps beside its heads.
+Called by every writer of other heads into the folder.
 
 Without it a later --resume would go on with the earlier run, and put its heads in the place of the new ones.
 """

@@ -1,1 +1,2 @@
-"""Subcommands of `mtpd`: each module has add_arguments(parser) and run(args) -> exit status."""
+"""The subcommands of `mtpd`, one module each (its protocol: options/command_line.py).
+Called by mtpd_mlx/cli.py."""

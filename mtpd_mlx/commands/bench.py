@@ -1,4 +1,5 @@
-"""mtpd bench."""
+"""`mtpd bench`: stock mlx_lm and our decoders, timed on the same prompts.
+Called by mtpd_mlx/cli.py; `mtpd doctor` measures with it."""
 
 import json
 import sys

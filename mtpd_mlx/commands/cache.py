@@ -1,4 +1,5 @@
-"""mtpd cache."""
+"""`mtpd cache`: hidden states and top logits of a frozen base over a data set, written to disk.
+Called by mtpd_mlx/cli.py."""
 
 from shlex import quote
 

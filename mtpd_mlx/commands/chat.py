@@ -1,4 +1,5 @@
-"""mtpd chat."""
+"""`mtpd chat`: a conversation in the terminal.
+Called by mtpd_mlx/cli.py."""
 
 from mtpd_mlx.commands.loading import open_from
 from mtpd_mlx.options.base import RunnableOptions

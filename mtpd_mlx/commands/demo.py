@@ -1,4 +1,5 @@
-"""mtpd demo."""
+"""`mtpd demo`: train, extend, export, decode, and a report.
+Called by mtpd_mlx/cli.py and `make demo`."""
 
 import importlib.util
 import time

@@ -1,4 +1,5 @@
-"""mtpd distill-data."""
+"""`mtpd distill-data`: the base's own answers to prompts, as training data.
+Called by mtpd_mlx/cli.py."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,5 @@
-"""mtpd doctor."""
+"""`mtpd doctor`: device, versions, BLAS, compiler and memory, and what to fix.
+Called by mtpd_mlx/cli.py."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""mtpd eval."""
+"""`mtpd eval`: CAR, AR and tau of a checkpoint on prompts.
+Called by mtpd_mlx/cli.py."""
 
 import json
 import math

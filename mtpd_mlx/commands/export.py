@@ -1,4 +1,5 @@
-"""mtpd export: the same as `mtpd-onnx export` (neither needs MLX)."""
+"""`mtpd export`: the same command as `mtpd-onnx export`. Neither needs MLX.
+Called by mtpd_mlx/cli.py."""
 
 from mtpd_onnx.commands.export import OPTIONS, run
 

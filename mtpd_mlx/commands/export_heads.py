@@ -1,4 +1,5 @@
-"""mtpd export-heads: needs no MLX."""
+"""`mtpd export-heads`: heads in a layout that servers read. Needs no MLX.
+Called by mtpd_mlx/cli.py."""
 
 import json
 import shlex

@@ -1,4 +1,5 @@
-"""mtpd extend."""
+"""`mtpd extend`: more heads by looping.
+Called by mtpd_mlx/cli.py."""
 
 from pathlib import Path
 from shlex import quote

@@ -1,4 +1,5 @@
-"""mtpd generate."""
+"""`mtpd generate`: texts of prompts.
+Called by mtpd_mlx/cli.py."""
 
 from mtpd_mlx.commands.loading import open_from
 from mtpd_mlx.options.base import RunnableOptions

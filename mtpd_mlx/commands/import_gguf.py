@@ -1,4 +1,5 @@
-"""mtpd import-gguf: needs no MLX."""
+"""`mtpd import-gguf`: a model folder made of a GGUF file. Needs no MLX.
+Called by mtpd_mlx/cli.py."""
 
 from mtpd_mlx.options.hub import ImportGgufOptions
 

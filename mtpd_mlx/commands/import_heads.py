@@ -1,4 +1,5 @@
-"""mtpd import-heads: needs no MLX."""
+"""`mtpd import-heads`: a heads checkpoint made of a model that ships heads. Needs no MLX.
+Called by mtpd_mlx/cli.py."""
 
 from mtpd_mlx.options.hub import ImportHeadsOptions
 

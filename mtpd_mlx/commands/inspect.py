@@ -1,4 +1,5 @@
-"""mtpd inspect: needs no MLX and reads no weights."""
+"""`mtpd inspect`: kind, size and needs of a folder or hub id. Needs no MLX and reads no weights.
+Called by mtpd_mlx/cli.py and commands/info.py."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Base and heads as options name them, and the decoder of them. What MLX commands call to load and to open."""
+"""`load_model`, `open_from`: base, heads and decoder as options name them.
+Called by the commands that decode with MLX, and by api.py."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""mtpd parity."""
+"""`mtpd parity`: MLX and ONNX decoding compared token by token.
+Called by mtpd_mlx/cli.py."""
 
 import json
 from pathlib import Path

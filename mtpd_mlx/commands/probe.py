@@ -1,4 +1,5 @@
-"""mtpd probe."""
+"""`mtpd probe`: the cost of rounds on this machine, and the acceptance that pays for it.
+Called by mtpd_mlx/cli.py."""
 
 import json
 import logging

@@ -1,4 +1,5 @@
-"""mtpd pull: needs no MLX."""
+"""`mtpd pull`: a hub repository as a local folder. Needs no MLX.
+Called by mtpd_mlx/cli.py."""
 
 from mtpd_mlx.options.hub import PullOptions
 

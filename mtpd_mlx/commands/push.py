@@ -1,4 +1,5 @@
-"""mtpd push: needs no MLX."""
+"""`mtpd push`: heads or an exported folder on the hub, with a model card. Needs no MLX.
+Called by mtpd_mlx/cli.py."""
 
 from mtpd_mlx.options.hub import PushOptions
 

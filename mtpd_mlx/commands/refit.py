@@ -1,4 +1,5 @@
-"""mtpd refit."""
+"""`mtpd refit`: heads adapted to a changed base.
+Called by mtpd_mlx/cli.py."""
 
 from shlex import quote
 from typing import Any

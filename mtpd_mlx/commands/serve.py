@@ -1,4 +1,5 @@
-"""mtpd serve."""
+"""`mtpd serve`: the HTTP server over MLX.
+Called by mtpd_mlx/cli.py."""
 
 from pathlib import Path
 from typing import Any

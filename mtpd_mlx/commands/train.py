@@ -1,4 +1,5 @@
-"""mtpd train."""
+"""`mtpd train`: MTP heads for a model, or model and heads together.
+Called by mtpd_mlx/cli.py."""
 
 from typing import Any
 

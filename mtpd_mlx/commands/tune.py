@@ -1,4 +1,5 @@
-"""mtpd tune."""
+"""`mtpd tune`: costs of rounds and the fastest number of drafts, stored in the checkpoint.
+Called by mtpd_mlx/cli.py."""
 
 import json
 import os

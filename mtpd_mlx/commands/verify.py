@@ -1,4 +1,5 @@
-"""mtpd verify."""
+"""`mtpd verify`: speculative text compared with plain text, and the sampling test.
+Called by mtpd_mlx/cli.py."""
 
 import json
 import sys

@@ -1,4 +1,5 @@
-"""What a data set holds, as figures and as the line that is said before training; one without targets is refused."""
+"""`count`, `describe`, `check`: rows, tokens and targets of a data set; one without targets is refused.
+Called by data/dataset.py, train/setup.py and teacher_cache."""
 
 import logging
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,5 @@
-"""Data sets whose batches are a pure function of (seed, step): a resumed run sees what an uninterrupted one would."""
+"""Data sets whose batches are a pure function of (seed, step): a resumed run sees the same batches.
+Called by train/setup.py and teacher_cache."""
 
 import hashlib
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""Reading mlx-lm's data files: train/valid/test.jsonl with {"text"}, {"prompt","completion"} or {"messages"}, or a .txt."""
+"""`read_rows`, `tokenize`: documents from mlx-lm's data files (train/valid/test.jsonl, or a .txt).
+Called by data/dataset.py, data/own_folder.py and the exporter's draft vocabulary."""
 
 import logging
 from collections.abc import Iterable, Sequence

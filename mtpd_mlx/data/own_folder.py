@@ -1,4 +1,5 @@
-"""The folder of a run of distill-data: what it was begun with, the rows that are done, the files they become.
+"""The folder of a distill-data run: its settings, finished rows, and the files that they become.
+Called by data/own_text.py and `mtpd distill-data`.
 
 A row is appended to the part file of its rank when its text has ended. A killed run leaves at most half a line at the end of
 each; --resume goes on from the whole ones, with any number of ranks.

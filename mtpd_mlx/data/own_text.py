@@ -1,4 +1,5 @@
-"""Training data from the model itself: the base's own continuations of prompts, many at a time, resumable.
+"""`distill`: the base's own continuations of prompts as training data, many at a time, resumable.
+Called by `mtpd distill-data`.
 
 Heads draft for the base, so what they meet when decoding is the base's own text; deep heads gain most from training on it.
 Rows hold the exact token ids beside the text: decoding and encoding again need not give the same tokens.

@@ -1,4 +1,5 @@
-"""Documents -> rows of equal length, and the order of rows in an epoch (in memory and on disk alike)."""
+"""Documents packed into rows of equal length, and the order of rows in an epoch (in memory and on disk alike).
+Called by data/dataset.py and teacher_cache."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""The Batch of MLX (speculative/batch.py): every row is a decoder with caches of its own; rounds of several are one pass."""
+"""`MLXBatch`: the Batch of MLX (speculative/batch.py). Each row is a decoder; rounds of several are one pass.
+Called by decoding/open_rows.py."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
-"""The heads' drafts behind several texts at once: draft_chain.py with one window a text, each as long as its heads lag.
-
-Called by batch_rounds.py, inside RowsAttention.
-"""
+"""`draft_together`: the heads' drafts behind several texts at once, each window as long as its heads lag.
+Called by batch_rounds.py, inside RowsAttention."""
 
 from collections.abc import Callable, Sequence
 

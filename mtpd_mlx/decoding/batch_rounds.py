@@ -1,4 +1,5 @@
-"""A round of several texts: drafts, one pass of the base over all of them, acceptance by each text's own rule.
+"""`round_together`: one round of several texts (drafts, one pass of the base, acceptance by each text's own rule).
+Called by decoding/batch.py.
 
 Between rounds every text is a ChoosingState (choosing_rounds.py), as it is when it is decoded alone; the round below is that
 file's round with one more dimension. Shapes: B texts, L tokens of each in a pass (1 + the most drafts that any of them has; the

@@ -1,4 +1,5 @@
-"""The Backend of MLX that chooses the drafts of every round. Over mlx-lm's own caches."""
+"""`ChoosingDecoder`: the MLX Backend that chooses the drafts of every round. Over mlx-lm's own caches.
+Called by decoding/open.py and the batch."""
 
 from collections.abc import Sequence
 

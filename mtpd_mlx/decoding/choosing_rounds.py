@@ -1,4 +1,5 @@
-"""Rounds over mlx-lm's own caches whose drafts are chosen one by one: heads', as many as pay, prompt lookup's, or none.
+"""`ChoosingRounds`: rounds over mlx-lm's own caches with drafts of the heads, of prompt lookup, or none.
+Called by decoding/choosing.py and batch_rounds.py.
 
 A plain step needs no number that the host would have to read: where the next round is one too, it is enqueued before this one's
 token is read, as mlx_lm.generate does. Everything else is chosen, built and enqueued once the round before has been read, and

@@ -1,4 +1,5 @@
-"""The Backend of MLX: prefill and steps on mlx-lm's caches, rounds as the plan says."""
+"""`Decoder`: the MLX Backend with one number of drafts. Prefill and steps on mlx-lm's caches, rounds by the plan.
+Called by decoding/open.py."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

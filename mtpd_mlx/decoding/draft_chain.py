@@ -1,4 +1,5 @@
-"""The chain of heads over a window of positions, for every way of decoding (docs/architecture.md, "A decoding round")."""
+"""`draft_chain`: the heads over a window of positions (docs/architecture.md, "A decoding round").
+Called by every way of decoding."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

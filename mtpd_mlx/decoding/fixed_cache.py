@@ -1,6 +1,5 @@
-"""KV caches of fixed capacity, whose length is an array of the graph, and the way to and from mlx-lm's growing ones.
-
-Called by fixed_rounds.py.
+"""`FixedCache`: KV caches of fixed capacity whose length is an array, and conversion from and to growing ones.
+Called by fixed_rounds.py and fixed_buffers.py.
 
 On MLX CUDA a cache that grows makes a new attention plan for every length (about 50 ms for 2..17 tokens), and a host that must
 know the length has to wait for it. A fixed buffer has neither fault; rows from `offset` on hold leftovers that the mask hides.

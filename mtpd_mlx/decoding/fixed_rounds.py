@@ -1,4 +1,5 @@
-"""Rounds as one lazy graph over fixed buffers: verify, accept, gather, draft chain and cache update with every length an array.
+"""`FixedRounds`: rounds as one lazy graph over fixed buffers, with every length an array.
+Called by decoding/decoder.py.
 
 Nothing in a round depends on a number that the host would have to read, so the next round is enqueued before the tokens of
 this one are read, and all shapes repeat: a round can be compiled.

@@ -1,4 +1,5 @@
-"""`HostedModel`: base and heads of MLX as a LogitModel: the host reads the logits of every row, head by head.
+"""`HostedModel`: base and heads of MLX as a LogitModel. The host reads the logits of every row, head by head.
+Called by decoding/open.py; speculative/constrained.py decodes bound texts with it.
 
 Over mlx-lm's growing caches. speculative/constrained.py decodes bound texts with it; decoding/open.py opens it.
 """

@@ -1,4 +1,5 @@
-"""A Base of a model that mlx_lm has loaded."""
+"""`wrapped_base`: a Base made of a model that mlx_lm has loaded.
+Called by decoding/mlx_lm_draft.py."""
 
 import copy
 from dataclasses import asdict

@@ -1,7 +1,5 @@
-"""The prompt cache of our draft model in stock mlx_lm: tokens, the heads' KV caches and the last hidden states.
-
-Used by mlx_lm_draft.py. It is trimmed, saved and loaded by mlx_lm.models.cache like any other.
-"""
+"""`MTPDraftCache`: the prompt cache of our draft model in stock mlx_lm (tokens, the heads' KV caches, last states).
+Called by decoding/mlx_lm_draft.py; mlx_lm.models.cache trims, saves and loads it like any other."""
 
 from collections.abc import Sequence
 from typing import Any

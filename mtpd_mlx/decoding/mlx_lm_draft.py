@@ -1,4 +1,5 @@
-"""Our heads as a draft model of stock mlx_lm: scripts built on stream_generate and speculative_generate_step work unchanged.
+"""`with_heads`: our heads as a draft model of stock mlx_lm (stream_generate, speculative_generate_step).
+Called by scripts of users (docs/decoding.md, "Stock mlx_lm").
 
     model, tokenizer = mlx_lm.load("base")
     model = with_heads(model, "heads")

@@ -1,4 +1,5 @@
-"""From a model and options to a Backend."""
+"""`open_decoder`: a Backend from a model and options.
+Called by the commands that decode, and by api.py."""
 
 from collections.abc import Mapping, Sequence
 

@@ -1,4 +1,5 @@
-"""From a model and options to a Batch: texts side by side where the model and the options can, else one by one."""
+"""`open_batch`: a Batch from a model and options: side by side if they allow it, else one by one.
+Called by `mtpd serve`."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,5 @@
-"""Plain decoding over mlx-lm's own caches, pipelined as in mlx_lm.generate: a pass is enqueued before a token is read."""
+"""`PlainDecoder`: plain decoding over mlx-lm's own caches. A pass is enqueued before the last token is read.
+Called by decoding/open.py."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

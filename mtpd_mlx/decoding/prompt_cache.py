@@ -1,5 +1,5 @@
-"""The cache of a text in a file, so that a long prompt need not be read again. Tokens, and the KV rows of base and heads, or
-recurrent state."""
+"""`save_cache`, `load_cache`: a text's tokens and KV rows (or recurrent state) of base and heads in a file.
+Called by `mtpd chat`."""
 
 import json
 from pathlib import Path

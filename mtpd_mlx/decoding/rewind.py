@@ -1,7 +1,8 @@
-"""Taking positions back from the caches of a base: keys and values are cut, recurrent state is computed again.
+"""`trim_to`, `Transaction`, `Marks`: positions taken back from a base's caches, recurrent state included.
+Called by every way of decoding.
 
 `trim_to` goes back a few positions, as rounds do: as far as `reach_of` says. `Transaction` is the same for one pass. `Marks`
-goes back to any length, with a few positions to read again behind it. Called by every way of decoding.
+goes back to any length, with a few positions to read again behind it.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""The base's pass over a few tokens: at once, or row by row with the kernels and shapes of a single-token pass.
+"""`whole_pass`, `row_by_row`: the base's pass over a few tokens, at once or as plain decoding would run them.
+Called by decoding/text_state.py.
 
 Kernels for 1 row and for K+1 rows round differently, and in bf16, fp16 or 4-bit a near-tie may then fall the other way. Row by
 row each block runs once per token with exactly the calls that plain decoding makes, so its bits are those of plain decoding;

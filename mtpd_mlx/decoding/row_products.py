@@ -1,4 +1,5 @@
-"""How a round multiplies its few rows by a matrix: all at once, or row by row inside one kernel.
+"""`by_rows`: a round's few rows times a matrix, row by row inside one kernel (`+rows`).
+Called by fixed_rounds.py and tuning/.
 
 MLX CUDA hands products of several rows to cuBLAS: each asks for an algorithm and becomes a captured subgraph, which takes the
 host longer than the kernel takes on a small model. One row has a light kernel of its own, and so has a batch of single rows. It

@@ -1,4 +1,5 @@
-"""Lossless speculative sampling in the graph: the rule of mtpd_mlx.speculative.sampling, its oracle, in MLX operations.
+"""`Sampled`: lossless speculative sampling in MLX operations. Its oracle: mtpd_mlx.speculative.sampling.
+Called by decoding/open.py.
 
 Nothing is read: random numbers lie in a table by position of the text, and positions may be arrays.
 """

@@ -1,4 +1,5 @@
-"""A text's caches, copied out of its decoder and put into another one (speculative/saved.py)."""
+"""`save_text`: a text's caches, copied out of its decoder and put into another one (speculative/saved.py).
+Called by the decoders, for a server's prefix cache."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,5 @@
-"""The state of one text in mlx-lm's own caches: prefill, steps, and the drafts of the next round.
+"""`HostState`: the state of one text in mlx-lm's own caches (prefill, steps, drafts of the next round).
+Called by every way of decoding.
 
 Used by every way of decoding: rounds over growing caches go on with it, rounds over fixed buffers start from it and return
 to it. Here the host knows all lengths. Shapes: d hidden size, V vocabulary, D draft vocabulary, K drafts per round, N tokens

@@ -1,4 +1,5 @@
-"""What becomes of logits: the greedy rule, and the interface that the sampled one (sampler.py) shares with it.
+"""`Greedy` and the interface `Rule`: from logits to tokens and acceptance (sampled: sampler.py).
+Called by every way of decoding.
 
 Everything is lazy: positions may be numbers or arrays, and nothing is read.
 """

@@ -1,4 +1,5 @@
-"""`model_config(source)`: config.json of the model in a GGUF file, but for how its weights are quantised."""
+"""`model_config(source)`: config.json of the model in a GGUF file, without how its weights are quantised.
+Called by gguf/write.py."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Rotary embedding of a GGUF file, as config.json says it: `rope_scaling`."""
+"""`rope_scaling`, `llama3_factors`: the rotary embedding of a GGUF file as config.json names it.
+Called by gguf/config.py and gguf/tensors.py."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""`plan(source, dims, ...)`: which tensors a model's safetensors file gets from a GGUF file, and how each is made.
+"""`plan(source, dims, ...)`: the tensors that a safetensors file gets from a GGUF file, and how each is made.
+Called by gguf/write.py.
 
 Contents are read and converted one tensor at a time, when the file is written.
 """

@@ -1,4 +1,5 @@
-"""`tokenizer_files(source, architecture)`: tokenizer.json and the files beside it, from a GGUF file's vocabulary."""
+"""`tokenizer_files(source, architecture)`: tokenizer.json and the files beside it, from a GGUF file's vocabulary.
+Called by gguf/write.py."""
 
 import json
 from dataclasses import dataclass

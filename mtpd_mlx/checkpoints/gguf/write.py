@@ -1,4 +1,5 @@
-"""`import_gguf(file, out)`: the model folder in Hugging Face layout that a GGUF file becomes."""
+"""`import_gguf(file, out)`: the model folder in Hugging Face layout that a GGUF file becomes.
+Called by `mtpd import-gguf`, the demo and tools/real_model."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""One head's tensors between a layout and ours: names, the order of the projection's input, the offset of norms, experts."""
+"""`read_head`, `write_head`: one head's tensors between a layout and ours (names, order, norm offset, experts).
+Called by shipped/read.py, write.py and detect.py."""
 
 from collections.abc import Iterable, Mapping
 

@@ -1,4 +1,5 @@
-"""Which heads a checkpoint ships: by its tensors. What config.json announces is only repeated."""
+"""`shipped_heads`: the heads that a checkpoint ships, found by its tensors; config.json is only repeated.
+Called by shipped/read.py, write.py and inspection."""
 
 from collections.abc import Mapping
 from typing import Any

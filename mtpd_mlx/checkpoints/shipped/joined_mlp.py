@@ -1,5 +1,5 @@
-"""The feed-forward layer of Granite 4 between its published names, gate and up in one matrix, and mlx-lm's. Called by read.py,
-write.py and detect.py."""
+"""`is_joined`, `part`, `join`: Granite 4's feed-forward layer, gate and up in one matrix, to mlx-lm's names and back.
+Called by shipped/convert.py and write.py."""
 
 from collections.abc import Iterable, Mapping
 

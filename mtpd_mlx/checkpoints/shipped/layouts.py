@@ -1,4 +1,5 @@
-"""The layouts of shipped heads. All take the base's state after its final norm and share its embedding and output head.
+"""`Layout`: names, order and norms of each layout of shipped heads.
+Called by all of shipped/, and by checkpoints/fingerprint.py.
 
 Engines do not agree on what a second head takes from the first. transformers passes the state after the head's own final norm,
 and so do we; vLLM's class of GLM-4.5 passes the one before it. vLLM's classes of DeepSeek, GLM and MiMo also set the embedding

@@ -1,4 +1,5 @@
-"""From a model that ships heads to a heads checkpoint."""
+"""`import_heads`: a heads checkpoint made of a model that ships heads.
+Called by `mtpd import-heads`."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""What the vLLM plug-in (export/mtpd_vllm) asks of a folder of heads: `for_vllm`, called by write.py."""
+"""`for_vllm`: the config.json that the vLLM plug-in (export/mtpd_vllm) reads.
+Called by shipped/write.py, `mtpd export-heads` and inspection."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""From a heads checkpoint to a folder in a layout that other engines read: the heads alone, or base and heads."""
+"""`export_heads`: a folder in a layout that other engines read, heads alone or with the base.
+Called by `mtpd export-heads`."""
 
 import os
 import shutil

@@ -1,1 +1,2 @@
-"""Timing plain, speculative and stock decoding side by side."""
+"""Timing of plain, speculative and stock decoding side by side.
+Called by `mtpd bench`."""

@@ -1,4 +1,5 @@
-"""What `mtpd bench` compares: stock mlx_lm, plain and with a draft model, and our decoders. Wall-clock times, all alike."""
+"""`our_arm`, `stock_arm`: the ways to decode that `mtpd bench` compares, all timed alike by wall clock.
+Called by `mtpd bench`, `mtpd tune`, the demo and tools/benchmark."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

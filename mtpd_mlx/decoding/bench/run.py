@@ -1,4 +1,5 @@
-"""The measurement behind `mtpd bench`: arms over prompt sets, and what is said about them."""
+"""`measure`, `summary`, `describe`: arms over prompt sets, and their figures.
+Called by `mtpd bench`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

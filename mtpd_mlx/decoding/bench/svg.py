@@ -1,4 +1,5 @@
-"""The figures of `mtpd bench` as one SVG file (`--svg`)."""
+"""`draw`: the figures of `mtpd bench` as one SVG file (`--svg`).
+Called by `mtpd bench`."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Which plan is fastest here? Each candidate decodes a few rounds, in turn."""
+"""`time_plans`, `choose`: the fastest plan on this machine. Each candidate decodes a few rounds, in turn.
+Called by decoding/open.py."""
 
 import logging
 import math

@@ -1,4 +1,5 @@
-"""What MLX rounds choose among, and what they are taken to cost before any has been timed.
+"""`kinds`, `guessed`: the rounds that MLX chooses among, and a first guess of their costs.
+Called by decoding/open.py and the batch.
 
 The guess need not be good: rounds correct it (speculative/round_costs.py). It counts bytes: a pass over one token reads every
 weight once; a further row costs a share of that (ROW); a head reads its own weights and the output head's once.

@@ -1,4 +1,5 @@
-"""Which machine this is: what was measured on one is worth nothing on another."""
+"""`machine_key`: the key of stored tuning results, which are valid for the same device, MLX version and dtype only.
+Called by `mtpd tune`, `bench`, `probe`, `doctor` and whoever reads tuned entries."""
 
 import os
 import platform

@@ -1,4 +1,5 @@
-"""How rounds are run on this machine: a choice of caches and compilation, made by measurement."""
+"""`Plan`: how rounds run on this machine (caches, compilation).
+Called by decoding/open.py and the decoders."""
 
 from dataclasses import dataclass
 from itertools import product

@@ -1,4 +1,5 @@
-"""What measured costs say about speed, before anything is trained. Arithmetic only.
+"""`speedup`, `break_even`, `best`: speed predicted from measured costs. Arithmetic only.
+Called by `mtpd probe`.
 
 With K drafts a round costs R(K) seconds and brings tau = 1 + sum CAR_k tokens; plain decoding takes T(1) a token:
 

@@ -1,4 +1,5 @@
-"""What `mtpd tune` found, in the checkpoint's mtp_config.json under "tuned", by machine."""
+"""`read_tuned`, `write_tuned`: results of `mtpd tune` in mtp_config.json under "tuned", by machine.
+Called by `mtpd tune` and commands/loading.py."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
