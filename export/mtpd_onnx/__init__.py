@@ -1,4 +1,5 @@
-"""The ONNX side: graphs, export, onnxruntime backends and the portable decoder CLI. Never imports MLX."""
+"""The ONNX side: graphs, export, onnxruntime backends and `mtpd-onnx`. Never imports MLX.
+Called by `mtpd export`, `mtpd parity` and the demo."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""python -m mtpd_onnx"""
+"""`python -m mtpd_onnx`: the same as `mtpd-onnx`."""
 
 import sys
 

@@ -1,4 +1,5 @@
-"""`mtpd-onnx`: export, inspect and decode on onnxruntime. MLX is never needed. One module of mtpd_onnx.commands each."""
+"""`main`: the command line of `mtpd-onnx`, one module of mtpd_onnx.commands per subcommand. MLX is never needed.
+Called by the console script `mtpd-onnx`."""
 
 import sys
 from collections.abc import Sequence

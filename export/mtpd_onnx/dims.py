@@ -1,4 +1,5 @@
-"""What the graphs need to know of a base, read from its Hugging Face folder as the MLX side reads it."""
+"""`read_dims`, `check_expressible`: a base's Dims, read as MLX reads them, and whether graphs can express it.
+Called by export/, graphs/ and weights/."""
 
 from pathlib import Path
 

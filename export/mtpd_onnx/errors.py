@@ -1,4 +1,5 @@
-"""onnxruntime's errors, which share no base but Exception, in one line; messages that are logged once."""
+"""`one_line`, `say_once`: onnxruntime's errors (which share no base but Exception) in one line; messages logged once.
+Called by mtpd_onnx/cli.py, runtime/ and peer/."""
 
 import logging
 import re

@@ -1,4 +1,5 @@
-"""The graphs of an exported folder, by its layout. Export writes them, runtime/open.py opens them."""
+"""`graphs_of`: the graphs of an exported folder, by its layout.
+Called by export/export.py, which writes them, and runtime/, which opens them."""
 
 BATCH = "batch.onnx"
 FUSED = {  # by (sampled, plain)

@@ -1,4 +1,5 @@
-"""manifest.json: what an exported folder is, and the checks that its parts fit together."""
+"""`Manifest`, `read_manifest`: manifest.json, and the checks that a folder's parts fit together.
+Called by everything that writes or opens a folder."""
 
 import hashlib
 from dataclasses import asdict, dataclass, field

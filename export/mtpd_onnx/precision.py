@@ -1,4 +1,5 @@
-"""The precisions of an exported folder: what weights are stored in, what is computed in, and which provider can run that."""
+"""`check_precision`, `choose_activations`: types of weights and activations, and the provider that runs them.
+Called by export, commands and runtime/."""
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int4", "int8")
 # What each kind of activations runs on. int8: float32, but rounded to 8 bits inside every product with integer weights.

@@ -1,5 +1,5 @@
-"""A plug-in that lets vLLM draft with our heads; vLLM calls `register` in each of its processes (entry point
-vllm.general_plugins). The folder of heads comes from `mtpd export-heads --format vllm`."""
+"""`register`: a plug-in that lets vLLM draft with our heads (`mtpd export-heads --format vllm`).
+Called by vLLM in each of its processes (entry point vllm.general_plugins)."""
 
 
 def register() -> None:

@@ -1,4 +1,5 @@
-"""vLLM's decoder blocks by the family of the base: `block_of` makes one, for heads.py."""
+"""`block_of`: vLLM's decoder block for the family of the base.
+Called by mtpd_vllm/heads.py."""
 
 import copy
 from collections.abc import Callable

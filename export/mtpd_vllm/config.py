@@ -1,4 +1,5 @@
-"""config.json of a folder of heads, as a configuration that vLLM can build the base's blocks from."""
+"""config.json of a folder of heads, as a configuration that vLLM can build the base's blocks from.
+Called by vLLM through `register`."""
 
 from typing import Any
 

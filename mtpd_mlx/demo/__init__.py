@@ -1,1 +1,2 @@
-"""`mtpd demo`: train, extend, export and decode the bundled small model, and a report of it."""
+"""`mtpd demo`: the real model and the bundled one, trained, extended, exported, decoded and reported.
+Called by `mtpd demo` and `make demo`."""

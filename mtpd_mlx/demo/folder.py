@@ -1,4 +1,5 @@
-"""The folder of `mtpd demo`: `demo_folder` makes it anew, or takes up an interrupted demo, and holds it while the demo runs."""
+"""`demo_folder`: the folder of a demo, new or taken up after an interruption, held while the demo runs.
+Called by `mtpd demo`."""
 
 import hashlib
 import logging

@@ -1,4 +1,5 @@
-"""What the demo measures: acceptance by set, exports, parity of the runtimes, speed, and texts marked by who wrote them."""
+"""The demo's measurements: acceptance by set, exports, parity, speed, and texts marked by who wrote them.
+Called by demo/run.py."""
 
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
-"""What the demo runs on: `BUNDLED`, the small model of the repository, and `SMOLLM2`, a real one that is fetched first.
-
-Called by demo/run.py. A `Plan` says how much is done with each, so that both together take under six minutes on two CPU cores.
-"""
+"""`BUNDLED` and `SMOLLM2`, the demo's two models, and the `Plan` of what is done with each.
+Called by demo/run.py. Both together take under six minutes on two CPU cores."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,5 @@
-"""`Parts`: what an interrupted demo had finished, so that the next run of it goes on there. Called by demo/run.py."""
+"""`Parts`: finished parts of an interrupted demo, so that the next run goes on there.
+Called by demo/run.py."""
 
 from collections.abc import Callable
 from pathlib import Path

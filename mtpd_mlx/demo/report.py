@@ -1,6 +1,7 @@
-"""report.json and a self-contained report.html of a demo run, from demo/report.html.jinja and report.css.
+"""`write_report`: report.json and a self-contained report.html, from demo/report.html.jinja and report.css.
+Called by `mtpd demo`.
 
-Called by `mtpd demo`. The page leads with the real model where there is one; then the bundled small one gets a short section.
+The page leads with the real model where there is one; then the bundled small one gets a short section.
 Everything that the page shows as text is escaped by the template; only plots and style are not.
 """
 

@@ -1,6 +1,7 @@
-"""`run_demo`: the whole path on each model (train, extend, measure, export, decode on two runtimes), and the report of it.
+"""`run_demo`: the whole path on each model (train, extend, measure, export, decode on two runtimes).
+Called by `mtpd demo`.
 
-Called by `mtpd demo`. The real model comes first and is what the report leads with. Where it cannot be had, the bundled small
+The real model comes first and is what the report leads with. Where it cannot be had, the bundled small
 one stands alone, and the reason is said.
 """
 

@@ -1,4 +1,5 @@
-"""What the demo trains: heads from scratch by CE and by MTP-D, side by side, and the extension of the shipped heads to 8."""
+"""The demo's trainings: heads from scratch by CE and by MTP-D side by side, and the shipped heads extended to 8.
+Called by demo/run.py."""
 
 from collections.abc import Callable
 from contextlib import suppress

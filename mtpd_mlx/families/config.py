@@ -1,4 +1,5 @@
-"""From config.json to Dims, and to the arguments that mlx-lm builds the same model from."""
+"""`read_dims`, `mlx_arguments`: from config.json to Dims, and to the arguments that mlx-lm builds the model from.
+Called by model/base.py, the exporter, inspection and checkpoints."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""The numbers and switches that a decoder and its heads are built from, on MLX and in ONNX graphs alike."""
+"""`Dims`: the numbers and switches that a decoder and its heads are built from, on MLX and in ONNX graphs alike.
+Called by everything that builds or checks a model."""
 
 import math
 from dataclasses import dataclass, replace

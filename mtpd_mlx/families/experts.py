@@ -1,4 +1,5 @@
-"""The mixtures of a config.json: sizes, names in checkpoints, and which layers have them. Called by config.py and layers.py."""
+"""`read_experts`: mixtures in a config.json (sizes, names in checkpoints, which layers have them).
+Called by families/config.py and layers.py."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,5 @@
-"""What config.json says of Gemma 4 alone: wider heads in its global layers, and what of it is not supported."""
+"""`check_gemma4`, `global_geometry`: Gemma 4's wider heads in global layers, and its unsupported parts.
+Called by families/config.py, experts.py and layers.py."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Hybrid families: attention in some layers, a recurrence in the others. What their config.json calls it, and what it means."""
+"""`read_mixers`, `read_recurrent`: families with attention in some layers and a recurrence in the others.
+Called by families/config.py, experts.py and layers.py."""
 
 import math
 from collections.abc import Callable

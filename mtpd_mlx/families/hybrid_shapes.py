@@ -1,4 +1,5 @@
-"""Names and shapes of the tensors of recurrent layers. Called by shapes.py."""
+"""`recurrence`: names and shapes of the tensors of recurrent layers.
+Called by families/shapes.py."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

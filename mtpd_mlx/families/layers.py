@@ -1,4 +1,5 @@
-"""Windows and rotation of each layer, by the rules that transformers applies."""
+"""`read_layers`: windows and rotation of each layer, by the rules that transformers applies.
+Called by families/config.py, GGUF import and `mtpd export-heads`."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Language models inside multimodal checkpoints (Gemma 3 and 4, Mistral Small 3, Qwen3.5): config and tensors as if alone."""
+"""`text_config`, `text_name`: the language model inside a multimodal checkpoint, as if it were alone.
+Called by families/config.py, checkpoints and the exporter."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Which rotary embedding a config.json asks for: rope_theta and rope_scaling (transformers 4) or rope_parameters (5)."""
+"""`read_rotary`: the rotary embedding of a config.json (rope_theta and rope_scaling, or rope_parameters).
+Called by families/config.py, model/blocks.py and the exporter."""
 
 import math
 from dataclasses import dataclass

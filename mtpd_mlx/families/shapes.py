@@ -1,4 +1,5 @@
-"""The tensors that config.json speaks of, against those that the weights hold: by names and shapes, nothing is read."""
+"""`expected`, `contradiction`: tensors that config.json announces, against those that the weights hold. Nothing is read.
+Called by families/stored.py, the exporter and checkpoints."""
 
 import re
 from collections.abc import Mapping

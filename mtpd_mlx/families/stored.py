@@ -1,6 +1,7 @@
-"""What a base's tensors say, in place of what config.json says where the two differ: `settle`, and `read_base` of a folder.
+"""`settle`, `read_base`: a base by its tensors, if config.json says otherwise.
+Called by loading, export and inspection, so that they agree.
 
-Loading, export and inspection take it from here, so that they agree. Flags that describe the weights (quantization, tied ends)
+Flags that describe the weights (quantization, tied ends)
 are often left over from another copy of the model; the tensors cannot be.
 """
 

@@ -1,1 +1,2 @@
-"""The disk: files that are replaced whole, groups of files that change together, safetensors, hub ids. numpy alone."""
+"""The disk: atomic replacement of files and groups of files, safetensors, JSON, locks, hub ids. numpy alone.
+Called by everything that reads or writes a folder."""

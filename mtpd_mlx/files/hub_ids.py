@@ -1,4 +1,5 @@
-"""What a hub id is: owner/name, with @revision where one is meant."""
+"""`is_hub_id`, `split_revision`: owner/name, with @revision if one is meant.
+Called by the hub, checkpoints/format.py and options."""
 
 
 def is_hub_id(name: str) -> bool:

@@ -1,6 +1,7 @@
-"""Which files of a folder hold a model's tensors: `chosen`, and `choose`, which needs names alone (a repository on the hub).
+"""`chosen`, `choose`: the files of a folder that hold a model's tensors (`choose` needs names alone).
+Called by every reader of a model's weights, mostly through RawTensors.of_model.
 
-Every reader of a model's weights comes here, most by RawTensors.of_model. What model.safetensors.index.json names is read;
+What model.safetensors.index.json names is read;
 without an index model.safetensors alone, as transformers does; without that one all model*.safetensors. Nothing is taken from
 two places: a tensor that two of these files hold is a ValueError, and so is an index that names what is not there.
 """

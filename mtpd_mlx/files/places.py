@@ -1,4 +1,5 @@
-"""`check_place`: whether a file can be written, before the work whose result it is to hold."""
+"""`check_place`: whether a file can be written, asked before the work whose result it will hold.
+Called by options/measure.py and options/text.py."""
 
 import tempfile
 from pathlib import Path

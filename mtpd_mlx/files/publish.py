@@ -1,4 +1,5 @@
-"""Files and folders that change together: all are written and synced under staged names, then renamed one after the other.
+"""`publish`: files and folders that change together, written and synced under staged names, then renamed.
+Called by model/load_save.py, checkpoints and the exporter.
 
 What fails before the renames changes nothing. A process killed among them leaves a list of them, and `finish` does the rest.
 """

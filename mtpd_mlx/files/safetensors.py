@@ -1,6 +1,7 @@
-"""Safetensors files, bit for bit: `RawTensors` reads, `write_raw` and `copy_tensors` write, `lay_out` plans a file.
+"""`RawTensors`, `write_raw`, `copy_tensors`, `lay_out`: safetensors files, bit for bit.
+Called by every reader and writer that does not leave it to MLX.
 
-Every reader and writer that does not leave it to MLX comes here. No type is converted; bfloat16, which numpy lacks, stays bits.
+No type is converted; bfloat16, which numpy lacks, stays bits.
 Damage is a ValueError of one line.
 """
 

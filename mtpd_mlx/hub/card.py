@@ -1,4 +1,5 @@
-"""The model card of heads or of an exported folder: from a description and nothing else, so that no path or token gets in."""
+"""`card`: the model card of heads or of an exported folder. It uses a description alone, so no path or token gets in.
+Called by hub/push.py."""
 
 from typing import Any
 

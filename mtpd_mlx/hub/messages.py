@@ -1,4 +1,5 @@
-"""What went wrong on the hub, in one line that says what to do. Tokens never appear in it."""
+"""`HubError`, `explain`: a fault of the hub in one line that says what to do. Tokens never appear in it.
+Called by all of hub/."""
 
 import os
 import re

@@ -1,4 +1,5 @@
-"""`address_of`: where a package index has a file (PEP 503 and PEP 691). Called by packages.py."""
+"""`address_of`: where a package index has a file (PEP 503 and PEP 691).
+Called by hub/packages.py."""
 
 import base64
 import json

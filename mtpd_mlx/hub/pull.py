@@ -1,4 +1,5 @@
-"""From the name of a model, checkpoint or exported folder to a local folder."""
+"""`pull`, `resolve_model`: a local folder from the name of a model, checkpoint or exported folder.
+Called by every command that takes a hub id."""
 
 import logging
 import shlex

@@ -1,4 +1,5 @@
-"""Uploading heads or an exported folder with a generated model card."""
+"""`push`: heads or an exported folder uploaded with a generated model card.
+Called by `mtpd push`."""
 
 import json
 import re

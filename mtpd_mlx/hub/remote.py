@@ -1,4 +1,5 @@
-"""A hub repository as inspection sees it: small files are fetched, of weights the headers alone."""
+"""`look`: a hub repository as inspection sees it. Small files are fetched; of weights, only headers.
+Called by `mtpd inspect`."""
 
 from pathlib import Path
 from typing import Any

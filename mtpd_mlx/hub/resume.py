@@ -1,4 +1,5 @@
-"""Large files of a repository, resumed across runs: the hub client itself begins a file again that was cut short.
+"""`fetch_large`: large files of a repository, resumed across runs; huggingface_hub itself begins them again.
+Called by hub/pull.py.
 
 A file is fetched into a partial one that outlives the process, checked by its sha256, and put where the client looks for
 finished files; processes that want the same one (the ranks of a run) wait for each other. Files that the client fetches through

@@ -1,1 +1,2 @@
-"""What a model, a checkpoint or a folder is, from small files and safetensors headers alone: no weights are read."""
+"""Reports about a model, checkpoint or folder, from small files and tensor headers. No weights are read.
+Called by `mtpd inspect`, `pull`, `push` and `probe`."""

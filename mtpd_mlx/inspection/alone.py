@@ -1,4 +1,5 @@
-"""`speaks_of`: the tensors that a config.json speaks of, where no weights lie beside it. Called by describe.py."""
+"""`speaks_of`: the tensors that a config.json announces if no weights lie beside it.
+Called by inspection/describe.py."""
 
 import math
 from collections.abc import Iterator

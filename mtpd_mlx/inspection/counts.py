@@ -1,4 +1,5 @@
-"""Parameters and bytes of tensor tables."""
+"""`count`: parameters and bytes of tensor tables.
+Called by inspection/describe.py, memory.py and data/own_text.py."""
 
 import math
 from collections import Counter

@@ -1,4 +1,5 @@
-"""From a view of a folder to what is known of it, as one dictionary."""
+"""`describe`: everything known of a folder, as one dictionary.
+Called by `mtpd inspect`, `pull`, `push` and `probe`."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""A folder as inspection sees it: names, small JSON files, tensor tables. On disk here; on the hub in hub/remote.py."""
+"""`View`, `LocalView`: a folder as inspection sees it (names, small JSON files, tensor tables).
+Called by inspection/describe.py; hub/remote.py has the one of the hub."""
 
 from pathlib import Path
 from typing import Any, Protocol

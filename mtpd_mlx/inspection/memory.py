@@ -1,5 +1,5 @@
-"""What training heads and decoding need. Of training an estimate from above: no less than was measured on CUDA and on CPUs, and
-at most half more (docs/log.md, tests/inspection/test_memory.py). Metal was never measured."""
+"""`train_bytes`, `decode_bytes`: memory that training heads and decoding need.
+Called by inspection/describe.py. Training is estimated from above (tests/inspection/test_memory.py); Metal is unmeasured."""
 
 from dataclasses import dataclass
 

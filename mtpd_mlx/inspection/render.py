@@ -1,4 +1,5 @@
-"""A description as lines for people."""
+"""`render`: a description as lines for people.
+Called by `mtpd inspect` and `mtpd pull`."""
 
 from typing import Any
 

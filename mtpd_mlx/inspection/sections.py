@@ -1,5 +1,5 @@
-"""What belongs to a model without being one: caches and adapters, as dictionaries. This only repeats what files say; commands
-that use them check them."""
+"""`describe_cache`, `describe_adapter`: caches and adapters as dictionaries. Nothing is checked here.
+Called by inspection/describe.py."""
 
 from typing import Any
 

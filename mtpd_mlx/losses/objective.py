@@ -1,4 +1,5 @@
-"""From tokens to what a step minimises and reports: states of base and heads, aligned by target, through the fused loss."""
+"""`objective`: from tokens to the loss of a step and its report (states of base and heads, aligned by target).
+Called by train/step.py, train/loop.py and tools."""
 
 from dataclasses import dataclass, replace
 from typing import Any

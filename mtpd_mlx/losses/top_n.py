@@ -1,4 +1,5 @@
-"""The N-th largest value of every row, without sorting: the threshold of a top-N set.
+"""`nth_largest`: the N-th largest value of every row without sorting, which is the threshold of a top-N set.
+Called by losses/row_losses.py.
 
 A top-N set is {v : z_v >= threshold}: values equal to the N-th largest all belong to it, so the set does not depend on the
 order in which a sort would have met them.

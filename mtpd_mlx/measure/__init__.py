@@ -1,1 +1,2 @@
-"""What heads are worth: acceptance over the base's own text, and whether two runtimes agree."""
+"""Acceptance of heads on the base's own text, and agreement of the two runtimes.
+Called by `mtpd eval`, `parity`, `verify`, `probe`, `bench` and the demo."""

@@ -1,4 +1,5 @@
-"""Acceptance without decoding: one teacher-forced pass over the base's own greedy text gives what the decoder would accept.
+"""`teacher_force`: acceptance without decoding, by one teacher-forced pass over the base's own greedy text.
+Called by measure/evaluate.py, the demo and tools/experiments.
 
 Conditional on drafts 1..k-1 being accepted, the decoder feeds head k exactly the tokens that teacher forcing feeds it, so the
 leading run of matches at every position is the decoder's own (tests/measure/test_acceptance.py compares the two).

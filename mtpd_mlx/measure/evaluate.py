@@ -1,4 +1,5 @@
-"""CAR, AR and tau of a checkpoint on prompts, as the decoder would meet them, and how repetitive the text was."""
+"""`measure`: CAR, AR and tau of a checkpoint on prompts, and how repetitive the text was.
+Called by `mtpd eval`, `mtpd probe`, the demo and tools/experiments."""
 
 from dataclasses import dataclass
 from typing import Any

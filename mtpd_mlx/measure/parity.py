@@ -1,6 +1,7 @@
-"""The same prompts on both runtimes: are the tokens the same, and how far apart are the logits?
+"""`compare`: the same prompts on both runtimes, token by token, and the largest difference of logits.
+Called by `mtpd parity` and the demo.
 
-Called by `mtpd parity` and the demo. MLX decodes as `mtpd generate` does.
+MLX decodes as `mtpd generate` does.
 """
 
 from collections.abc import Callable

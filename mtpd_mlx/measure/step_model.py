@@ -1,4 +1,5 @@
-"""The MLX backend: base and heads behind the StepModel protocol (docs/architecture.md, "A decoding round")."""
+"""`MLXModel`: base and heads behind the StepModel protocol, step by step. The oracle of decoding/.
+Called by `mtpd bench`, `mtpd verify` and measure/parity.py."""
 
 from collections.abc import Sequence
 

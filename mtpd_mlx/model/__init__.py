@@ -1,1 +1,2 @@
-"""The base, the heads and their files on MLX."""
+"""The base, the heads and their files on MLX.
+Called by training, decoding and measuring."""

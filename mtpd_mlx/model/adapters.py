@@ -1,4 +1,5 @@
-"""mlx-lm adapters of a base: folded into its weights (LoRA, DoRA, full), or as new LoRA layers that train."""
+"""`apply_adapter`, `add_lora`: mlx-lm adapters folded into a base (LoRA, DoRA, full), or new LoRA layers that train.
+Called by model/base.py and train/."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,5 @@
-"""The base adapter: the one place that knows how mlx-lm lays out a model.
+"""`Base`, `load_base`: the one place that knows how mlx-lm lays out a model.
+Called by everything that runs a model on MLX.
 
 Everything else sees a `Base`: embedding, trunk (hidden state before the final norm), final norm, output head, caches and
 the decoder-block type. A family is added in families/table.py, once tests/families covers it.

@@ -1,4 +1,5 @@
-"""An optimised BLAS for MLX on Linux CPUs, and a word about the compiler.
+"""`preload_blas`: an optimised BLAS for MLX on Linux CPUs, and a warning if the compiler is missing.
+Called by model/runtime.py and `mtpd doctor`.
 
 MLX's Linux CPU wheel carries the reference BLAS, some fifty times slower. A BLAS library loaded with RTLD_GLOBAL before
 `import mlx.core` takes its place in the process; no environment variable has to be set.

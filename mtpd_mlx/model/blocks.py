@@ -1,4 +1,5 @@
-"""Decoder blocks of mlx-lm, called alike whatever their family: rotary embedding, masks, and the few that differ.
+"""`call_block`, `make_rope`, `make_mask`: mlx-lm's decoder blocks, called alike whatever their family.
+Called by model/base.py, model/heads.py and decoding/rows_cache.py.
 
 Rotation and windows come from Dims, so that MLX and ONNX graphs cannot disagree about a config.json. Caches of sliding layers
 are whole caches behind a mask: mlx-lm's rotating ones cannot rewind.

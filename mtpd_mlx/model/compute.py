@@ -1,4 +1,5 @@
-"""In which floating-point type a base computes: the one place that decides. Every MLX command calls it for the base it loads.
+"""`dtype_of`, `compute_in`: the one place that decides in which floating-point type a base computes.
+Called by every MLX command for the base that it loads.
 
 MLX computes in the type that weights have; of a quantised base, in that of its scales and biases. On a CPU half precision takes
 6 to 20 times as long as float32 (docs/log.md, 2026-11-28), so there `auto` is float32. Elsewhere `auto` is the stored type to

@@ -1,4 +1,5 @@
-"""The mark of tokens chosen from logits that are not finite, in the graph that chooses them (speculative/finite.py)."""
+"""`marked`: the mark of tokens chosen from logits that are not finite, in the graph that chooses them.
+Called by every way of decoding; whoever reads tokens checks with speculative/finite.py."""
 
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.finite import NO_TOKEN

@@ -1,4 +1,5 @@
-"""`as_mlx_lm_expects`: experts that a checkpoint holds fused, in the one form that mlx-lm reads. Called by base.py."""
+"""`as_mlx_lm_expects`: experts that a checkpoint holds fused, in the one form that mlx-lm reads.
+Called by model/base.py."""
 
 import re
 

@@ -1,4 +1,5 @@
-"""Batched generation by the base alone, one token per pass: greedy texts to measure acceptance on, and data to train on."""
+"""`generate_greedy`, `generate_batch`: batched texts by the base alone, one token per pass.
+Called by measuring, `mtpd eval` and data/own_text.py."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""K cascaded MTP heads in the form of DeepSeek-V3 (arXiv 2412.19437, eq. 21-23), as MTP-D (arXiv 2603.23911) uses them.
+"""`MTPHeads`: K cascaded heads as in DeepSeek-V3 (arXiv 2412.19437, eq. 21-23) and MTP-D (arXiv 2603.23911).
+Called by training, decoding and measuring.
 
 Offsets and names are drawn in docs/architecture.md.
 """

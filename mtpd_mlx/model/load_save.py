@@ -1,4 +1,5 @@
-"""Reading and writing heads (and, in joint training, the base) with MLX. The format itself: checkpoints/format.py."""
+"""`load_checkpoint`, `save_heads`: heads (and in joint training the base) read and written with MLX.
+Called by commands, training and tools. The format: checkpoints/format.py."""
 
 from collections.abc import Sequence
 from dataclasses import replace

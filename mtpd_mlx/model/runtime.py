@@ -1,4 +1,5 @@
-"""MLX: the one place from which the project imports it.
+"""`mx`, `nn`: MLX, imported here and nowhere else, behind an optimised BLAS.
+Called by every module that uses MLX.
 
 Importing this loads an optimised BLAS first (model/blas.py), logs where MLX will be slow, and gives every rank of a CUDA run a
 kernel cache of its own. None of these can be had later.

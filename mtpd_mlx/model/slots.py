@@ -1,6 +1,7 @@
-"""`write_texts`: texts of the base for many prompts, so many at a time, a new one begun wherever one has ended.
+"""`write_texts`: texts of the base for many prompts, a fixed number at a time; a new one begins when one ends.
+Called by data/own_text.py.
 
-Called by data/own_text.py. The oracle is generate_batch (model/generate.py) on one prompt after the other: the same texts. A
+The oracle is generate_batch (model/generate.py) on one prompt after the other: the same texts. A
 pass is launched before the tokens of the last one are read, so that a device waits for the host only when texts are begun.
 """
 

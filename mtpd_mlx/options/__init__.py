@@ -1,1 +1,2 @@
-"""Every option of every command: one frozen dataclass a concern holds its default, its range and its help. Nothing heavy."""
+"""Every option of every command: one frozen dataclass per concern with default, range and help. Nothing heavy.
+Called by the commands, and by whatever reads an option."""

@@ -1,4 +1,5 @@
-"""The options that name heads and the base they run on. Commands that load both take them."""
+"""Options that name heads and the base they run on.
+Called by every command that loads both."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""The options of `mtpd cache`, besides those of the data."""
+"""Options of `mtpd cache`, without those of the data.
+Called by commands/cache.py and teacher_cache/writer.py."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""The command line of a program whose commands say their options by dataclasses: parsing, building, errors, exit status.
+"""`main`: parsing, building, errors and exit status for commands whose options are dataclasses.
+Called by mtpd_mlx/cli.py and mtpd_onnx/cli.py.
 
 mtpd_mlx/cli.py and mtpd_onnx/cli.py call `main`. A command is a module with
 

@@ -1,4 +1,5 @@
-"""The options of MLX decoding; every default is here."""
+"""Options of decoding with MLX, with every default.
+Called by the commands that decode, and by api.py."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,5 @@
-"""The options of `mtpd demo`."""
+"""Options of `mtpd demo`.
+Called by commands/demo.py."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The options of `mtpd distill-data`, one by one and checked together."""
+"""Options of `mtpd distill-data`, one by one and checked together.
+Called by commands/distill_data.py and data/."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""The options of `mtpd export` and `mtpd-onnx export`, and of `mtpd export-heads`."""
+"""Options of `mtpd export`, `mtpd-onnx export` and `mtpd export-heads`.
+Called by these commands and the exporter."""
 
 from dataclasses import dataclass
 from pathlib import Path

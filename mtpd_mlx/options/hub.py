@@ -1,4 +1,5 @@
-"""The options of commands on folders and hub ids: import-heads, import-gguf, inspect, info, pull, push."""
+"""Options of commands on folders and hub ids: import-heads, import-gguf, inspect, info, pull, push.
+Called by these commands."""
 
 from dataclasses import dataclass
 from pathlib import Path

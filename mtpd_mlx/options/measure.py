@@ -1,4 +1,5 @@
-"""The options of commands that measure on prompts: bench, eval, parity, probe, tune, verify."""
+"""Options of commands that measure on prompts: bench, eval, parity, probe, tune, verify.
+Called by these commands, on both runtimes."""
 
 from dataclasses import dataclass, fields
 from pathlib import Path

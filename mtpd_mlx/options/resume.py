@@ -1,7 +1,5 @@
-"""`resumed`: the options that an interrupted run was begun with, given ones that say otherwise refused.
-
-`mtpd train`, `extend`, `refit`, `cache` and `distill-data` take up a run with --resume through it.
-"""
+"""`resumed`: the options of an interrupted run. Given options that differ are refused.
+Called by `mtpd train`, `extend`, `refit`, `cache` and `distill-data` for --resume."""
 
 from collections.abc import Collection
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The options of commands on an exported folder: which one, and what it runs on."""
+"""Options of commands on an exported folder: the folder, provider and threads.
+Called by the commands of `mtpd-onnx`."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The options of sampling: flags for the fields of Sampling, where their defaults live. Instances are samplings."""
+"""Options of sampling: flags for the fields of Sampling, which holds their defaults. Instances are samplings.
+Called by the commands that decode, on both runtimes."""
 
 from dataclasses import dataclass
 

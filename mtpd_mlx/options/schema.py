@@ -1,6 +1,7 @@
-"""Fields of option dataclasses, and instances of these built from a YAML file and from flags.
+"""`option`, `switch`, `same`, `build`: fields of option dataclasses, and instances from a YAML file and flags.
+Called by every module of options/, and by command_line.py, which makes flags of the fields.
 
-The dataclasses of mtpd_mlx.options are made of these fields; command_line.py makes flags of them. A frozen dataclass per
+A frozen dataclass per
 concern is the only place where a default lives: `learning_rate` is `--learning-rate` and `learning_rate:`.
 Precedence: default < YAML file < flag. YAML files are flat, as mlx-lm's are.
 """

@@ -1,4 +1,5 @@
-"""The options of `mtpd serve` and `mtpd-onnx serve`."""
+"""Options of `mtpd serve` and `mtpd-onnx serve`.
+Called by these commands and serving/run.py."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""SIGTERM and SIGHUP as Ctrl-C: `stoppable` makes a KeyboardInterrupt of each, `status_of` the exit status that belongs to it.
+"""`stoppable`: SIGTERM and SIGHUP as Ctrl-C. `status_of`: the exit status of each.
+Called by options/command_line.py around every command, and by train/interrupt.py.
 
 options/command_line.py opens it around every command, so that whatever cleans up after Ctrl-C does after these, too. A second
 signal is raised wherever the first one is being handled, as a second Ctrl-C is.

@@ -1,7 +1,5 @@
-"""Standard input and output of a program, whatever it was started with: UTF-8, never a missing descriptor, faults in one line.
-
-`prepare` comes before anything is opened, `flush` before the exit status is decided. options/command_line.py calls both.
-"""
+"""`prepare`, `flush`: standard input and output in UTF-8 whatever the program was started with, faults in one line.
+Called by options/command_line.py: `prepare` before anything is opened, `flush` before the exit status."""
 
 import io
 import os

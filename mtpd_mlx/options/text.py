@@ -1,4 +1,5 @@
-"""The options of commands that write texts (generate, chat): prompts, length, drafts, what is printed."""
+"""Options of commands that write texts (generate, chat): prompts, length, drafts, output.
+Called by these commands, on both runtimes."""
 
 from dataclasses import dataclass
 from pathlib import Path

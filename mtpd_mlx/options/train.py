@@ -1,4 +1,5 @@
-"""The options of training (`mtpd train`, `extend`, `refit`), one by one and as one object, checked together."""
+"""Options of training (`mtpd train`, `extend`, `refit`), one by one and as one object, checked together.
+Called by these commands and train/."""
 
 from dataclasses import dataclass, replace
 from typing import Any

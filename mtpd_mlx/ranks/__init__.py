@@ -1,1 +1,2 @@
-"""The ranks of one run, as mlx.launch starts them: what they share, and how they stop together."""
+"""The ranks of one run, as mlx.launch starts them: sums, one writer, stopping together.
+Called by training and `mtpd distill-data`."""

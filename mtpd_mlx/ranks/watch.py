@@ -1,4 +1,5 @@
-"""Ranks that stop together: when one is lost the others say so and end, also from inside a collective that never will.
+"""`stop_clearly`: ranks that stop together. If one is lost, the others say so and end, also inside a collective.
+Called by train/run.py and `mtpd distill-data`.
 
 NCCL waits for a lost rank for ever. Two things end such a wait, both in threads of their own and whichever comes first:
 SIGTERM, which mlx.launch sends, and a connection from every rank to rank 0, which breaks when a process is gone. Rank 0 stops

@@ -1,4 +1,5 @@
-"""Data parallelism through mx.distributed: `mlx.launch -n 2 mtpd train ...` (ring on CPUs and Macs, NCCL on CUDA)."""
+"""`World`: data parallelism through mx.distributed (ring on CPUs and Macs, NCCL on CUDA).
+Called by train/, data/own_text.py and `mtpd distill-data`."""
 
 import json
 import os

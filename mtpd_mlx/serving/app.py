@@ -1,4 +1,5 @@
-"""The routes: `make_app` gives an ASGI application over an engine."""
+"""`make_app`: the routes, as an ASGI application over an engine.
+Called by serving/run.py."""
 
 import asyncio
 import logging

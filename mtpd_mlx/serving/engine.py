@@ -1,4 +1,5 @@
-"""`Engine`: one thread that decodes requests over a batch of either runtime, as its scheduler (scheduler.py) says.
+"""`Engine`: one thread that decodes requests over a batch of either runtime, as its scheduler says.
+Called by serving/app.py and the forms.
 
 The model is opened in that thread, and nothing else touches it.
 """

@@ -1,4 +1,5 @@
-"""`ApiError`: what a client did wrong, or the server cannot do, as OpenAI's API says it."""
+"""`ApiError`: a client's mistake or a limit of the server, in the form of OpenAI's API.
+Called by all of serving/."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Server-sent events."""
+"""`event`: one server-sent event.
+Called by the forms' streamed answers."""
 
 import json
 from typing import Any

@@ -1,4 +1,5 @@
-"""The fields of a JSON request, each read once with its type and range; what nobody reads is refused by name."""
+"""`Fields`: the fields of a JSON request, each read once with type and range; unread ones are refused by name.
+Called by serving/app.py and the forms."""
 
 import json
 import math

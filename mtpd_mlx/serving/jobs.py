@@ -1,4 +1,5 @@
-"""What goes into the engine and what comes out of it: Request, Job, and the events that a job is told."""
+"""`Request`, `Job` and the events of a job: what goes into the engine and what comes out.
+Called by serving/engine.py, scheduler.py and text.py."""
 
 import threading
 import time

@@ -1,4 +1,5 @@
-"""What /metrics reports (Prometheus), and the line that is logged of each request."""
+"""`Metrics`: the figures of /metrics (Prometheus), and the log line of each request.
+Called by serving/app.py."""
 
 import logging
 from collections.abc import Callable

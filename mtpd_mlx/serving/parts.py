@@ -1,7 +1,8 @@
-"""`Splitter`: what a model says, taken apart as it comes: thoughts, text, calls of tools.
+"""`Splitter`: an answer split as it comes into thoughts, text and calls of tools.
+Called by the forms.
 
 Which tags a model uses is read from its chat template: <think> (reasoning models) and <tool_call> with a JSON object inside
-(Hermes, Qwen 2.5 and 3). Called by the forms that tell these parts from one another.
+(Hermes, Qwen 2.5 and 3).
 """
 
 import json

@@ -1,4 +1,5 @@
-"""`PrefixCache`: texts that have lost their rows, by their tokens; a request goes on with the one it begins like.
+"""`PrefixCache`: texts that have lost their rows, found by their tokens. A request goes on from the best match.
+Called by serving/scheduler.py, which fills it and asks it before a prefill.
 
 The scheduler puts a text here when its row is given to another, and looks here before it prefills. The least recently used go
 first where there are more bytes than the limit.

@@ -1,4 +1,5 @@
-"""`serve`: what `mtpd serve` and `mtpd-onnx serve` share, from an opened model to the end of the server."""
+"""`serve`: from an opened model to the end of the server.
+Called by `mtpd serve` and `mtpd-onnx serve`."""
 
 import logging
 import os

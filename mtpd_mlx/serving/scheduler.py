@@ -1,4 +1,5 @@
-"""`Scheduler`: which rows of a batch do what next. Requests join and leave between rounds; called by the engine's thread alone.
+"""`Scheduler`: the next action of each row of a batch. Requests join and leave between rounds.
+Called by the engine's thread alone.
 
 One `step` prefills a piece of one prompt (in turn, where several wait) and then decodes a round of every text that has begun. A
 text that is the only one is decoded as `generate` does it, with a choice of drafts of its own; beside others the number of

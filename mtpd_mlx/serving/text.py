@@ -1,4 +1,5 @@
-"""`Text`: one request while it is decoded. All of its state is here; the scheduler holds none of a text's own."""
+"""`Text`: one request while it is decoded, with all of its state.
+Called by serving/scheduler.py."""
 
 import time
 from collections.abc import Sequence

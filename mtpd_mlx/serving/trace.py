@@ -1,4 +1,5 @@
-"""`Trace`: what the engine did when, one JSON object a line (`serve --trace FILE`)."""
+"""`Trace`: the engine's actions with their times, one JSON object a line (`serve --trace FILE`).
+Called by serving/engine.py and scheduler.py."""
 
 import json
 import logging

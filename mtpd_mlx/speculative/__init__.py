@@ -1,1 +1,2 @@
-"""The speculative decoder: protocol, acceptance, loop, statistics and text front end. No MLX, no onnxruntime."""
+"""The speculative decoder: protocols, acceptance, loop, choice of drafts, statistics. No MLX, no onnxruntime.
+Called by both runtimes."""

@@ -1,4 +1,5 @@
-"""`Batch`: texts decoded side by side, each in a row of its own. What the scheduler of a server drives (serving/scheduler.py).
+"""`Batch`: the protocol of texts decoded side by side, each in a row of its own.
+Called by the server's scheduler; decoding/batch.py and mtpd_onnx/runtime/batch.py implement it.
 
     row = batch.join(sampling)
     token = batch.prefill(row, prompt)                    # in pieces, if need be, between other rows' rounds

@@ -1,4 +1,5 @@
-"""Interleaved timing of several ways to decode the same prompts: no arm is favoured by a warm cache or a hot machine."""
+"""`interleave`: several ways to decode the same prompts, timed in turn, so that a warm cache or a hot machine favours none.
+Called by `mtpd bench`, `tune`, `mtpd-onnx bench` and tools."""
 
 import statistics
 import time

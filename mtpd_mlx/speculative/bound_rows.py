@@ -1,6 +1,7 @@
-"""`BoundRows`: rows of texts that are bound by grammars, each decoded by itself (constrained.py), beside the rows of a Batch.
+"""`BoundRows`: rows of texts that are bound by grammars, each decoded by itself, beside the rows of a Batch.
+Called by the server's scheduler.
 
-The scheduler of a server drives them (serving/scheduler.py). A decoder is opened when the first text needs one.
+A decoder is opened when the first text needs one.
 """
 
 from collections.abc import Callable, Sequence

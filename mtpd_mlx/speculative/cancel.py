@@ -1,7 +1,5 @@
-"""Work that somebody may call off: `with cancellable(asked): ...`, and `cancel_point()` where it can stop.
-
-Loops that may be long call cancel_point between their pieces; outside of `cancellable` it does nothing.
-"""
+"""`with cancellable(asked): ...` and `cancel_point()`: work that can be called off, and where.
+Called by the server's scheduler and by loops that may be long."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,4 +1,5 @@
-"""How many drafts the next round verifies, and whose: the one decision that every runtime asks for, round by round.
+"""`Chooser`: the number of drafts that the next round verifies, and their origin.
+Called by speculative/drafting.py, for both runtimes.
 
 A round of kind i takes cost_i plain steps (round_costs.py) and brings E_i = 1 + sum_j P(drafts 1..j are right) tokens. The kind
 with the largest E_i / cost_i is chosen; plain steps (E = cost = 1) where none is above 1. The probabilities are those of this

@@ -1,10 +1,9 @@
-"""`ConstrainedBackend`: a text bound by a grammar, decoded losslessly with drafts, on any runtime that hands out logits.
+"""`ConstrainedBackend`: a text bound by a grammar, decoded losslessly with drafts, on any runtime that gives logits.
+Called by the servers and `generate` of both runtimes; text/grammar.py makes the constraints.
 
 The main head's row behind x_P, d_1..d_j is masked by what the grammar allows there, and so is the head that guesses the token
 of that place. A window of drafts ends before the first token that the grammar refuses, and before one that ends the text. So p
 and q (sampling.py) are both distributions over the allowed tokens, and the text is that of plain decoding under the same masks.
-
-Called by the servers and `generate` of both runtimes; text/grammar.py makes the constraints.
 """
 
 import time

@@ -1,4 +1,5 @@
-"""Logits that are not finite: what stands in the place of a token chosen from them, and the one line that ends a command.
+"""`check_tokens`, `not_finite`: the token that stands for logits that are not finite, and the line that ends a command.
+Called by whoever reads tokens, on both runtimes.
 
 A row of logits is finite where its maximum is. -inf beside a finite maximum is legal: models mask tokens so. The runtimes put
 NO_TOKEN in the place of the token of any other row (model/finite.py, graphs/finite.py); whoever reads tokens checks them here.

@@ -1,4 +1,5 @@
-"""How many drafts of the heads every text of a round verifies, by how many texts there are: what the scheduler of a batch asks.
+"""`LoadChoice`: the number of drafts of every text in a round, by the number of texts.
+Called by both runtimes' batches, for the server's scheduler.
 
 The choice is that of choice.py, made once for each class of sizes (2, 3..4, 5..8, 9..16, ..): a round of B texts that verifies
 k drafts each costs so many plain rounds of B texts, and brings E_k tokens a text. The more texts, the dearer their drafts,

@@ -1,4 +1,5 @@
-"""The decoder loop: one for every runtime, speculative or plain."""
+"""`generate`: the decoder loop, one for every runtime, speculative or plain.
+Called by whatever writes a text with a Backend."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence

@@ -1,4 +1,5 @@
-"""`MaskedRule`: the rules of sampling.py under a mask for every row, in numpy. constrained.py calls it.
+"""`MaskedRule`: the rules of sampling.py under a mask for every row, in numpy.
+Called by speculative/constrained.py.
 
 A mask is bool [V], or float32 [V] that is added to the logits (-inf: may not come). Masks come first: the repetition penalty,
 top-p, min-p, XTC, top-k and temperature then work on the allowed tokens alone.

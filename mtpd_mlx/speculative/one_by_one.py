@@ -1,4 +1,5 @@
-"""`OneByOne`: a Batch (batch.py) of decoders that know nothing of each other, for models that cannot be decoded side by side.
+"""`OneByOne`: a Batch of decoders that know nothing of each other, for models that cannot be decoded side by side.
+Called by `mtpd serve` and `mtpd-onnx serve`.
 
 Rows that have a turn in a round run one after the other, so nothing is gained but fairness.
 """

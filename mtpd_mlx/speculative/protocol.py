@@ -1,4 +1,5 @@
-"""What the decoder loop drives. Offsets and the round itself: docs/architecture.md. Batch 1."""
+"""`Backend`, `Chooses`, `StepModel`: the protocols that the decoder loop drives, for one text.
+Called by both runtimes, which implement them. Offsets and the round: docs/architecture.md."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""What a round costs, in plain steps, for every kind of round: a table at first, corrected by the times that rounds take.
+"""`RoundCosts`: the cost of each kind of round in plain steps: a table, corrected by the times that rounds take.
+Called by speculative/choice.py and by both runtimes.
 
     log t_i = s + log table_i + c_i + noise
 

@@ -1,4 +1,5 @@
-"""The round in plain Python: draft, verify, accept, rewind. The fused ONNX graph does the same in one run."""
+"""`StepBackend`: the round in plain Python (draft, verify, accept, rewind), which the fused ONNX graph does in one run.
+Called by runtimes that offer a StepModel."""
 
 import time
 from collections.abc import Sequence

@@ -1,4 +1,5 @@
-"""Lossless speculative sampling in numpy: the rule that every runtime follows, and the oracle of their versions of it.
+"""`accept_sampled`: lossless speculative sampling in numpy, the rule and the oracle of every runtime's version.
+Called by both runtimes and their tests.
 
 The order is mlx-lm's: repetition penalty, then top-p, min-p, XTC and top-k on the untempered distribution, then temperature.
 Drafts are sampled from the heads' logits under the same options; a draft d at position s is kept where

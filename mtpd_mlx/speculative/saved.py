@@ -1,4 +1,5 @@
-"""Texts whose caches are kept outside of their rows: what a server's prefix cache stores (serving/prefix_cache.py)."""
+"""`Saved`, `Keeps`: texts whose caches are kept outside of their rows.
+Called by serving/prefix_cache.py; both runtimes implement them."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,4 +1,5 @@
-"""Is sampled text distributed as the main model says? A test that needs one plain pass over the text and no second sample.
+"""`Evidence`: whether sampled text has the main model's distribution, by one plain pass and no second sample.
+Called by speculative/verify.py.
 
 Given what came before, token x of a sound sampler has probability p(x). Two statistics over all tokens of all texts:
 - top: how often the most probable token came, against how often it should (a normal deviate). Drafts favour it, so a rule

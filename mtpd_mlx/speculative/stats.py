@@ -1,4 +1,5 @@
-"""Acceptance and repetition statistics (definitions of MTP-D, arXiv 2603.23911).
+"""`AcceptanceTable`, `DecodeStats`: statistics of acceptance and repetition (definitions of MTP-D, arXiv 2603.23911).
+Called by everything that reports CAR, AR or tau.
 
 Over the N rounds in which K drafts were verified, a_r of them accepted in round r:
 

@@ -1,4 +1,5 @@
-"""Losslessness that anyone can run: speculative text against plain decoding, and sampled text against its distribution."""
+"""`examine`, `judge`: speculative text against plain decoding, and sampled text against its distribution.
+Called by `mtpd verify`, `mtpd-onnx verify` and `mtpd bench`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

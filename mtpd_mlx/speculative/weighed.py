@@ -1,11 +1,12 @@
 """`Weighed`: a Constraint that moves logits: OpenAI's logit_bias, presence_penalty and frequency_penalty.
+Called by serving/forms/weights.py.
 
 What is added to the logit of token v behind the answer's tokens y_1..y_n, with c_v the number of v among them:
 
     bias_v - presence [c_v > 0] - frequency c_v
 
 The answer alone is counted, not the prompt. The main head's rows and the drafts get the same, each at its own place, so text
-with drafts is that without (constrained.py). The forms of the server make it.
+with drafts is that without (constrained.py).
 """
 
 from collections import Counter

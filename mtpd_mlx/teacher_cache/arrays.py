@@ -1,4 +1,5 @@
-"""MLX arrays <-> the numpy arrays of a cache: numpy has no bfloat16, whose bits are kept in uint16."""
+"""`to_numpy`, `to_mlx`: MLX arrays from and to a cache's numpy arrays; bfloat16 stays in uint16.
+Called by teacher_cache/teacher.py and train/step.py."""
 
 import numpy as np
 

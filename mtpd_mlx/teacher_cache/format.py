@@ -1,4 +1,5 @@
-"""The distillation cache on disk: its index and the layout of a shard (docs/internals/formats.md). numpy and json only."""
+"""`Layout`: the distillation cache on disk, index and shards (docs/internals/formats.md). numpy and json only.
+Called by teacher_cache/reader.py, writer.py, teacher.py and train/setup.py."""
 
 import hashlib
 import math

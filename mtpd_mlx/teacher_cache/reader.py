@@ -1,4 +1,5 @@
-"""Reading a distillation cache as a data set whose batches are those of PackedDataset, teacher included. numpy only."""
+"""`CachedDataset`: a distillation cache as a data set with PackedDataset's batches, teacher included. numpy only.
+Called by train/setup.py and train/step.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

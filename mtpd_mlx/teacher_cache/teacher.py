@@ -1,4 +1,5 @@
-"""What a cache keeps of the frozen base at every position, computed with MLX."""
+"""`teacher_rows`: the stored rows of the frozen base at every position, computed with MLX.
+Called by teacher_cache/writer.py."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,4 +1,5 @@
-"""Making a distillation cache: the frozen base runs once over the data, shard by shard; a killed run loses one shard.
+"""`write_cache`: the frozen base run once over the data, shard by shard. A killed run loses one shard.
+Called by `mtpd cache` and the demo.
 
 A shard is put in place whole (files/atomic.py), and then the index is replaced: it never names a shard that is not there.
 """

@@ -1,1 +1,2 @@
-"""Text for people and models: tokenizer, chat template, prompts, streaming, and the generate and chat front ends."""
+"""Text for people and models: tokenizer, chat template, prompts, streaming, and the generate and chat front ends.
+Called by commands, training data and the server."""

@@ -1,4 +1,5 @@
-"""`Answer`: the text of one request, piece by piece, from the chunks of the decoder."""
+"""`Answer`: the text of one request, piece by piece, from the chunks of the decoder.
+Called by serving/."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""A terminal chat. The cache is kept from turn to turn: only what is new of the conversation is prefilled."""
+"""`run_chat`: a terminal chat whose cache is kept from turn to turn.
+Called by `mtpd chat` and `mtpd-onnx chat`."""
 
 import sys
 import time

@@ -1,4 +1,5 @@
-"""Chat templates rendered as transformers renders them: sandboxed Jinja, the same filters, globals and tags.
+"""`render`: chat templates as transformers renders them (sandboxed Jinja, the same filters, globals and tags).
+Called by text/tokenizer.py, prompts.py, rows.py and chat.py.
 
 jinja2 is imported when a template is first rendered: raw prompts do not need it.
 """

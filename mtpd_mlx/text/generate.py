@@ -1,4 +1,5 @@
-"""What `mtpd generate` and `mtpd-onnx generate` share: prompts, streaming, statistics."""
+"""`run_generate`: prompts, streaming and statistics of a command that writes texts.
+Called by `mtpd generate` and `mtpd-onnx generate`."""
 
 import json
 import sys

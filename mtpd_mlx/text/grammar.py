@@ -1,7 +1,8 @@
-"""What a text may be: a JSON schema, any JSON object, a regular expression or a grammar, as masks over a model's vocabulary.
+"""`Grammar`, `Grammars`: JSON schemas, regular expressions and grammars as masks over a model's vocabulary.
+Called by the servers and `generate`.
 
 `Grammar` is what users ask for. `Grammars` makes a Constraint (speculative/constrained.py) of one, by llguidance, for one
-tokenizer. Called by the servers and `generate`.
+tokenizer.
 """
 
 import json

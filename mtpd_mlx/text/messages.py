@@ -1,4 +1,5 @@
-"""Log records as lines on standard error, for both programs: mtpd_mlx.cli and mtpd_onnx.cli run their commands inside.
+"""`messages_on_stderr`: log records as lines on standard error.
+Called by mtpd_mlx/cli.py and mtpd_onnx/cli.py around their commands.
 
 Library code logs with `logging.getLogger(__name__)` and configures nothing. From Python its messages are seen by who configures
 logging.

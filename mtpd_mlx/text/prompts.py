@@ -1,4 +1,5 @@
-"""Prompt files, as rows and as token lists: what generate, eval, bench, verify, parity and distill-data read."""
+"""`read_prompts`, `encode_prompts`: prompt files as rows and as token lists.
+Called by generate, eval, bench, verify, parity, distill-data and the tools."""
 
 import logging
 from collections import Counter

@@ -1,7 +1,5 @@
-"""Rows of a .jsonl or .txt file: the one reader of prompt files and training data. Every fault is told with FILE:LINE.
-
-`text/prompts.py` makes prompts of rows, `data/formats.py` documents.
-"""
+"""`read_rows`: rows of a .jsonl or .txt file. Every fault is reported as FILE:LINE.
+Called by text/prompts.py (prompts) and data/formats.py (documents)."""
 
 import json
 import stat

@@ -1,4 +1,5 @@
-"""Token ids -> text, piece by piece."""
+"""`StreamDecoder`, `StopMatcher`: token ids to text, piece by piece, up to a stop text.
+Called by text/generate.py, text/answer.py and api.py."""
 
 from collections.abc import Collection, Sequence
 

@@ -1,4 +1,5 @@
-"""Plain-text tables."""
+"""`format_table`: plain-text tables.
+Called by the commands that print one."""
 
 from collections.abc import Sequence
 

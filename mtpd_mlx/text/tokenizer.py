@@ -1,4 +1,5 @@
-"""A Hugging Face tokenizer folder without transformers: tokenizer.json, special tokens and chat template."""
+"""`Tokenizer`: a Hugging Face tokenizer folder without transformers (tokenizer.json, special tokens, chat template).
+Called by everything that encodes or decodes text."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""The files of a tokenizer folder: their names, copying them, and what they say of tokens, templates and ends of text.
+"""`read_special_tokens`, `copy_tokenizer`: the files of a tokenizer folder, read as transformers reads them, or copied.
+Called by text/tokenizer.py, joint training and export.
 
 Tokenizer.from_folder reads through here; joint training and export copy through here. What transformers reads of the same
 files is read, in its order: tokens that only files beside tokenizer.json name are added to it.

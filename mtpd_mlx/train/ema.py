@@ -1,4 +1,5 @@
-"""The teacher of `--teacher ema`: an exponential moving average of what of the base trains. Used by train/step.py.
+"""`moved`, `decay`: the teacher of `--teacher ema`, an exponential moving average of the base's trained weights.
+Called by train/step.py.
 
 After step i = 0, 1, ... with the new weights w:  average = d average + (1 - d) w,  d = min(ema_decay, (1 + i) / (10 + i)).
 A step that is skipped leaves it as it was, and is not counted.

@@ -1,4 +1,5 @@
-"""Looped extension (MTP-D, arXiv 2603.23911): m trained heads initialise the next m; base and old heads stay frozen."""
+"""`extend_checkpoint`: looped extension (MTP-D, arXiv 2603.23911). Base and old heads stay frozen.
+Called by `mtpd extend`, api.py and the demo."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,5 @@
-"""The folder of a run: what may be begun in it, what goes and when, and what taking a run up again needs.
+"""The folder of a run: who may begin there, what is removed and when, and what --resume needs.
+Called by train/run.py, train/extend.py and the training commands.
 
 Heads that lie there stay until the run writes its own: one that fails, or ends no better than it began, leaves them alone.
 """

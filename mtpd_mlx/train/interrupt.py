@@ -1,4 +1,5 @@
-"""Ctrl-C, SIGTERM and SIGHUP while training: taken between two steps, so that what is saved is a state the run has been in."""
+"""`deferred`: Ctrl-C, SIGTERM and SIGHUP put off to the end of the step, so that the saved state is consistent.
+Called by train/loop.py and `mtpd extend`."""
 
 import signal
 from collections.abc import Callable, Iterator

@@ -1,4 +1,5 @@
-"""The training loop: steps, reports, validation, best-keeping, resume points."""
+"""`Run`: the training loop (steps, reports, validation, best-keeping, resume points).
+Called by train/run.py."""
 
 import json
 import time

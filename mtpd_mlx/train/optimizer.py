@@ -1,4 +1,5 @@
-"""The optimisers of training, and their learning rates: AdamW, or Muon for the matrices of blocks with AdamW for all else."""
+"""`make_optimizer`: AdamW, or Muon for the matrices of blocks with AdamW for all else, and their learning rates.
+Called by train/step.py."""
 
 from collections.abc import Callable
 from typing import Any

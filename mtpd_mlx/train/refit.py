@@ -1,4 +1,5 @@
-"""Heads taken over by another base: a fine-tune, a quantisation, base and adapter. Kept only where held-out text says so."""
+"""`refit`: heads adapted to another base. They are kept only if held-out text says that they are better.
+Called by `mtpd refit`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,4 +1,5 @@
-"""`--report-to`: mlx-lm's own reporting callbacks (Weights & Biases, SwanLab) get what the training log gets."""
+"""`reporter`: mlx-lm's own callbacks (Weights & Biases, SwanLab) get what the training log gets (`--report-to`).
+Called by train/run.py."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,5 @@
-"""Resume points: `resume-<iteration>/` folders beside the checkpoint, each replaced whole; the newest is kept."""
+"""`save_resume_point`, `load_resume_point`: `resume-<iteration>/` folders, each replaced whole; the newest is kept.
+Called by train/loop.py, run.py and extend.py."""
 
 import shutil
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""From options to a finished checkpoint: what `mtpd train` and each stage of `mtpd extend` do."""
+"""`train`: from options to a finished checkpoint.
+Called by `mtpd train`, `refit`, each stage of `extend`, api.py and the demo."""
 
 import hashlib
 from collections.abc import Callable

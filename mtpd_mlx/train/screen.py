@@ -1,4 +1,5 @@
-"""What a person sees while training: a bar, loss per head, simulated acceptance by depth; one line per validation."""
+"""`ProgressBar`: a bar, loss per head and simulated acceptance by depth; one line per validation.
+Called by the training commands and the demo."""
 
 import sys
 from collections.abc import Callable

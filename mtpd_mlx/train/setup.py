@@ -1,4 +1,5 @@
-"""What a training run is made of, as its options say: base and heads, data, draft vocabulary, stored teacher."""
+"""`gather`: the parts of a training run as its options name them (base, heads, data, draft vocabulary, teacher).
+Called by train/run.py and the training commands."""
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path

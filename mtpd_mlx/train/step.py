@@ -1,4 +1,5 @@
-"""The compiled training step: parameters and optimiser state are explicit trees, so nothing trains that is not in them."""
+"""`Stepper`: the compiled training step. Parameters and optimiser state are explicit trees: nothing else trains.
+Called by train/loop.py and tools."""
 
 from functools import partial
 from typing import Any

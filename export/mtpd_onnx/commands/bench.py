@@ -1,4 +1,5 @@
-"""mtpd-onnx bench."""
+"""`mtpd-onnx bench`: plain and speculative decoding, and onnxruntime-genai, timed on the same prompts.
+Called by mtpd_onnx/cli.py."""
 
 import json
 import sys

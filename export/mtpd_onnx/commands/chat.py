@@ -1,4 +1,5 @@
-"""mtpd-onnx chat."""
+"""`mtpd-onnx chat`: a conversation in the terminal.
+Called by mtpd_onnx/cli.py."""
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import GraphSampling

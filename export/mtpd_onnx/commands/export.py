@@ -1,4 +1,5 @@
-"""mtpd-onnx export, and mtpd export: from a checkpoint to a folder. Only running it needs onnx and onnxscript."""
+"""`mtpd-onnx export`: a checkpoint exported to a folder. Only a run of it needs onnx and onnxscript.
+Called by mtpd_onnx/cli.py and mtpd_mlx/commands/export.py."""
 
 from collections.abc import Iterator
 from typing import Any

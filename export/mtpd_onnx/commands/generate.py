@@ -1,4 +1,5 @@
-"""mtpd-onnx generate."""
+"""`mtpd-onnx generate`: texts of prompts.
+Called by mtpd_onnx/cli.py."""
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import GraphSampling

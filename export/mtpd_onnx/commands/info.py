@@ -1,4 +1,5 @@
-"""mtpd-onnx info."""
+"""`mtpd-onnx info`: the manifest of a folder, and whether its parts fit together.
+Called by mtpd_onnx/cli.py."""
 
 import json
 from typing import Any

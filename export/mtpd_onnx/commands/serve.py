@@ -1,4 +1,5 @@
-"""mtpd-onnx serve."""
+"""`mtpd-onnx serve`: the HTTP server over an exported folder.
+Called by mtpd_onnx/cli.py."""
 
 import logging
 from typing import Any

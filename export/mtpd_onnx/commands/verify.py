@@ -1,4 +1,5 @@
-"""mtpd-onnx verify."""
+"""`mtpd-onnx verify`: speculative text compared with plain text, and the sampling test.
+Called by mtpd_onnx/cli.py."""
 
 import json
 import sys

@@ -1,1 +1,2 @@
-"""`mtpd export`: from a checkpoint to a folder that mtpd-onnx decodes."""
+"""From a checkpoint to a folder that mtpd-onnx decodes.
+Called by `mtpd export` and `mtpd-onnx export`."""

@@ -1,4 +1,5 @@
-"""A base exported without heads: it decodes with the drafts of prompt lookup alone. Called by export/export.py."""
+"""`config_of_base`: a base exported without heads, which decodes with drafts of prompt lookup alone.
+Called by export/export.py."""
 
 from pathlib import Path
 

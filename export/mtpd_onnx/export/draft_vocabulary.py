@@ -1,6 +1,7 @@
-"""A draft vocabulary chosen at export: the tokens among which heads draft that were trained on all of them.
+"""`choose_draft_tokens`: a draft vocabulary chosen at export for heads that were trained on all tokens.
+Called by export/export.py.
 
-Called by export/export.py. Verification uses the whole vocabulary as ever, so the text does not depend on the choice.
+Verification uses the whole vocabulary as ever, so the text does not depend on the choice.
 """
 
 from collections.abc import Sequence

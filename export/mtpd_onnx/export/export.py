@@ -1,4 +1,5 @@
-"""From a heads checkpoint and its base to one self-contained folder for mtpd-onnx."""
+"""`export_checkpoint`: one self-contained folder from a heads checkpoint and its base.
+Called by commands/export.py and the demo."""
 
 import logging
 import shutil

@@ -1,4 +1,5 @@
-"""Graphs and weights to disk: one weights file for all graphs of a folder, written tensor by tensor."""
+"""`WeightsFile`, `save_graph`: one weights file for all graphs of a folder, written tensor by tensor.
+Called by export/export.py."""
 
 from collections.abc import Callable
 from pathlib import Path

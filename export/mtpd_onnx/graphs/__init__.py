@@ -1,1 +1,2 @@
-"""The exported graphs: modules, and the plain step, the fused round, texts side by side and the split layout made of them."""
+"""The exported graphs and the modules that they are made of (docs/internals/onnx.md).
+Called by export/export.py."""

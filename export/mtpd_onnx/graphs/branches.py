@@ -1,4 +1,5 @@
-"""If nodes whose branches are written like any other part of a graph. graphs/decoder.py and graphs/folding.py use them."""
+"""`branches`: If nodes whose branches are written like any other part of a graph.
+Called by graphs/decoder.py, batch.py, folding.py and sampled_rows.py."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""What graphs for CUDA do otherwise, because onnxruntime's kernels there are quicker so. graphs/builder.py calls it."""
+"""`transpose_modules`, `best_of_blocks`: operations spelt as onnxruntime's CUDA kernels are fastest.
+Called by graphs/builder.py."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""The mark of tokens chosen from logits that are not finite, inside a graph (mtpd_mlx/speculative/finite.py)."""
+"""`marked`: the mark of tokens chosen from logits that are not finite, inside a graph.
+Called by every graph that chooses tokens; see mtpd_mlx/speculative/finite.py."""
 
 import onnx_ir as ir
 from onnxscript import OpBuilder

@@ -1,4 +1,5 @@
-"""cos/sin tables of rotary embeddings (halves rotated), scaled as mlx_lm.models.rope_utils scales them."""
+"""`rope_tables`: cos/sin tables of rotary embeddings (halves rotated), scaled as mlx_lm.models.rope_utils scales them.
+Called by graphs/builder.py."""
 
 import math
 from typing import Any

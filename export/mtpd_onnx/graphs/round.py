@@ -1,4 +1,5 @@
-"""One decoding round as a graph: verify, accept and draft in one run (docs/internals/onnx.md explains every input)."""
+"""`build_round`: one decoding round as a graph (verify, accept and draft in one run).
+Called by export/export.py. Every input: docs/internals/onnx.md."""
 
 import numpy as np
 import onnx_ir as ir

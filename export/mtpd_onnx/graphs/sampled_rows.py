@@ -1,4 +1,5 @@
-"""Sampling of many rows at once, each by settings of its own and with the uniforms it is given. graphs/batch.py uses it.
+"""`RowSampler`: many rows sampled at once, each by its own settings and the uniforms that it is given.
+Called by graphs/batch.py.
 
 What is kept of a distribution is found among its likeliest tokens, or is all of it: only where that does not settle it are all
 tokens put in order.

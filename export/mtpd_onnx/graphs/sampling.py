@@ -1,4 +1,5 @@
-"""Sampling inside the graphs: mtpd_mlx.speculative.sampling in ONNX operators, with every random number fed.
+"""`Sampler`: mtpd_mlx.speculative.sampling in ONNX operators, with every random number fed.
+Called by the sampled graphs.
 
 CUDA's CumSum adds up one element after the other for each place, so running sums are made of two short ones.
 """

@@ -1,4 +1,5 @@
-"""--layout split: main.onnx and mtp_heads.onnx in standard ONNX operators, with ordinary growing caches.
+"""`build_main`, `build_heads`: layout split, in standard ONNX operators with ordinary growing caches.
+Called by export/export.py.
 
 For other runtimes, for people who want to look inside, and as the oracle of the fused graph.
 """

@@ -1,4 +1,5 @@
-"""`Standard`: the flavour of standard ONNX operators only, which the split layout is spelt in (split.py)."""
+"""`Standard`: the flavour of standard ONNX operators only.
+Called by graphs/split.py."""
 
 import math
 

@@ -1,1 +1,2 @@
-"""onnxruntime-genai timed beside us, in a process of its own."""
+"""onnxruntime-genai in a process of its own, timed beside us.
+Called by `mtpd-onnx bench` and tools/benchmark."""

@@ -1,4 +1,5 @@
-"""The peer, onnxruntime-genai, decoding greedily: what our decoder is timed against. The package is not a dependency.
+"""`GenaiPeer`: onnxruntime-genai decoding greedily, to time our decoder against. The package is not a dependency.
+Called by peer/process.py and tools.
 
 On CUDA take one process per runtime: both load onnxruntime's CUDA provider, which knows one host.
 """

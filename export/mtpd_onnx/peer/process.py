@@ -1,4 +1,5 @@
-"""A decoder in a process of its own, asked over pipes: one process cannot hold two runtimes on CUDA.
+"""`Child`: a decoder in a process of its own, asked over pipes, since one process cannot hold two runtimes on CUDA.
+Called by `mtpd-onnx bench` and tools/benchmark.
 
 `genai_arm` is onnxruntime-genai as an arm of `mtpd-onnx bench`; tools/benchmark starts a child for every arm.
 

@@ -1,4 +1,5 @@
-"""How fast memory is read: the floor under every pass over the weights."""
+"""`bandwidth`: the speed at which memory is read, the floor under every pass over the weights.
+Called by `mtpd-onnx bench`."""
 
 import time
 

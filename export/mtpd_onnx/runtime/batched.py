@@ -1,4 +1,5 @@
-"""`BatchedDecoder`: so many texts that begin and end together, over an OnnxBatch. runtime/batched_generate.py drives it."""
+"""`BatchedDecoder`: a fixed number of texts that begin and end together, over an OnnxBatch.
+Called by runtime/batched_generate.py."""
 
 import time
 from collections.abc import Callable, Collection, Sequence

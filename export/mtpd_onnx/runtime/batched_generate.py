@@ -1,4 +1,5 @@
-"""`mtpd-onnx generate --batch-size`: batches of prompts, their texts in the order of the file."""
+"""`run_batches`: batches of prompts (`generate --batch-size`), their texts in the order of the file.
+Called by `mtpd-onnx generate`."""
 
 import json
 from dataclasses import replace

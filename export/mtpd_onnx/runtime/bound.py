@@ -1,4 +1,5 @@
-"""Opening an exported folder for texts that are bound by a grammar (speculative/constrained.py)."""
+"""`BoundFolder`: an exported folder opened for texts that are bound by a grammar.
+Called by `mtpd-onnx generate` and `serve`."""
 
 from pathlib import Path
 

@@ -1,7 +1,5 @@
-"""Backend of the decoder graph (graphs/decoder.py): a round verifies what its Drafting says, of the heads or looked up.
-
-runtime/open.py makes it for folders that run on CPUs.
-"""
+"""`ChoosingBackend`: the Backend over graphs/decoder.py. A round verifies what its Drafting says.
+Called by runtime/open.py and batch.py, for folders that run on CPUs."""
 
 import time
 from collections.abc import Sequence

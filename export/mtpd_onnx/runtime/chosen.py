@@ -1,4 +1,5 @@
-"""The choice of drafts that an opened folder begins with. runtime/open.py and runtime/open_device.py call it."""
+"""`chosen`: the choice of drafts that an opened folder begins with.
+Called by runtime/open.py and open_device.py."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""The CUDA runtime library, for what onnxruntime does not tell: can CUDA start, free memory and the speed of memory."""
+"""`check_device`, `free_bytes`: the CUDA runtime library, for what onnxruntime does not tell.
+Called by runtime/sessions.py, memory.py, bandwidth.py and cuda_stream.py."""
 
 import ctypes
 import time

@@ -1,4 +1,5 @@
-"""A CUDA stream that a session runs on, and results that are copied to the host behind its work, without waiting for it."""
+"""`Stream`, `Landing`: a CUDA stream for a session, and results copied to the host behind its work without waiting.
+Called by the backends that run on CUDA."""
 
 import ctypes
 from typing import Any

@@ -1,4 +1,5 @@
-"""Runs of graphs/decoder.py: what goes in and comes out, the caches held in place. runtime/choosing.py drives it."""
+"""`DecoderSession`: runs of graphs/decoder.py, with the caches held in place.
+Called by runtime/choosing.py."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

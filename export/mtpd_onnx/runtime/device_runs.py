@@ -1,7 +1,5 @@
-"""The captured runs of graphs/device_rounds.py: one for every kind of round, over one state on the device.
-
-runtime/device_rounds.py starts them; runtime/open_device.py opens the sessions.
-"""
+"""`DeviceRuns`: the captured runs of graphs/device_rounds.py, one per kind of round, over one state on the device.
+Called by runtime/device_rounds.py; runtime/open_device.py opens the sessions."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,5 @@
-"""Backend of the fused layout: one run of the device per round."""
+"""`FusedBackend`: the Backend over round.onnx, one run of the device per round.
+Called by runtime/open.py."""
 
 from collections.abc import Sequence
 from typing import Any

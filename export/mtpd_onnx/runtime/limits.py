@@ -1,4 +1,5 @@
-"""What every backend checks before it runs anything."""
+"""`need_room`, `check_rewind`: what every backend checks before it runs anything.
+Called by the backends."""
 
 from collections.abc import Sequence
 from typing import Any

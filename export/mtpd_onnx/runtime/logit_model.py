@@ -1,7 +1,5 @@
-"""The graphs of a folder as a LogitModel (speculative/constrained.py): the host reads the logits of every row.
-
-runtime/open.py opens it for texts that are bound by a grammar.
-"""
+"""`PlainLogits`: the graphs of a folder as a LogitModel. The host reads the logits of every row.
+Called by runtime/bound.py."""
 
 from collections.abc import Callable, Sequence
 

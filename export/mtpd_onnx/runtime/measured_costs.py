@@ -1,7 +1,5 @@
-"""What rounds cost: timed here when a folder is opened, or taken from a table where the same choice has to be made again.
-
-runtime/open.py calls it.
-"""
+"""`measure`, `guessed`: costs of rounds, timed when a folder is opened or taken from a table that repeats.
+Called by runtime/open.py, open_device.py and the batch."""
 
 import math
 import time

@@ -1,4 +1,5 @@
-"""Does it fit? Computed and compared with what is free before anything is loaded."""
+"""`check_memory`: the memory of a folder, computed and compared with what is free before anything is loaded.
+Called by runtime/open.py, open_rows.py and bound.py."""
 
 import os
 from pathlib import Path

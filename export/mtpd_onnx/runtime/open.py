@@ -1,4 +1,5 @@
-"""Opening an exported folder: the right backend for its layout."""
+"""`open_folder`: a Backend for an exported folder, by its layout and provider.
+Called by the commands that decode, `mtpd parity` and tools."""
 
 from contextlib import suppress
 from pathlib import Path

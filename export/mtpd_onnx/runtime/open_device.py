@@ -1,4 +1,5 @@
-"""Opening a folder whose rounds are captured runs of a device (graphs/device_rounds.py). Called by runtime/open.py."""
+"""`open_device`: a folder whose rounds are captured runs of a device (graphs/device_rounds.py).
+Called by runtime/open.py."""
 
 from contextlib import suppress
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Opening an exported folder for texts side by side. commands/serve.py and runtime/batched_generate.py call `open_rows`."""
+"""`open_rows`: an exported folder opened for texts side by side.
+Called by `mtpd-onnx serve` and runtime/batched_generate.py."""
 
 import logging
 from contextlib import suppress

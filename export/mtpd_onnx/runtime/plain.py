@@ -1,4 +1,5 @@
-"""Backend of the main model alone: the baseline of every speed-up."""
+"""`PlainBackend`: the main model alone, the baseline of every speed-up.
+Called by runtime/open.py, bound.py and `mtpd parity`."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""Runs a graph whose state stays on the device: caches, tails and the next inputs are outputs bound onto inputs.
+"""`Runner`: runs of a graph whose state stays on the device; caches, tails and next inputs are bound onto inputs.
+Called by the backends and sessions of runtime/.
 
 A run of fixed shapes (a decoding round or step) is captured as a CUDA graph where the session allows it. It can be started
 before the results of the one before are read: the device then goes on while the host looks at them.

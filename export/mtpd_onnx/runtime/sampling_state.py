@@ -1,4 +1,5 @@
-"""The sampling inputs of a graph, kept up to date by its backend."""
+"""`SamplingState`: the sampling inputs of a graph, kept up to date.
+Called by the backends."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,5 @@
-"""A text's caches, copied to the host and put back (speculative/saved.py). For folders that run on CPUs."""
+"""`SavedText`: a text's caches, copied to the host and put back. For folders that run on CPUs.
+Called by runtime/choosing.py and logit_model.py, for a server's prefix cache."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

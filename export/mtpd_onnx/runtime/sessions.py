@@ -1,4 +1,5 @@
-"""onnxruntime sessions: which provider, which threads, and one clear line where something is missing."""
+"""`open_session`, `choose_provider`: onnxruntime sessions; if something is missing, one clear line.
+Called by whatever opens a graph."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,5 @@
-"""One copy of a folder's weights on a device, which several sessions read. runtime/open_device.py makes it."""
+"""`SharedWeights`: one copy of a folder's weights on a device, which several sessions read.
+Called by runtime/open_device.py."""
 
 import math
 from pathlib import Path

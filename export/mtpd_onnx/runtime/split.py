@@ -1,4 +1,5 @@
-"""Backend of the split layout: growing caches in numpy arrays, two graphs."""
+"""`SplitModel`: the StepModel of layout split: growing caches in numpy arrays, two graphs.
+Called by runtime/open.py."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,5 @@
-"""How many threads onnxruntime takes on CPUs, and what these do while they wait. Called by runtime/sessions.py."""
+"""`set_threads`: the number of threads that onnxruntime takes on CPUs, and whether they spin while they wait.
+Called by runtime/sessions.py."""
 
 import os
 from pathlib import Path

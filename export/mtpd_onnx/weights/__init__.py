@@ -1,1 +1,2 @@
-"""From the tensors of a base and heads to the initialisers of graphs, quantised or not."""
+"""The tensors of a base and heads as initialisers of graphs, quantised or not.
+Called by export/export.py."""

@@ -1,4 +1,5 @@
-"""The tensors of a base with an mlx-lm LoRA adapter folded in; matrices that it touches are no longer integers."""
+"""`AdaptedTensors`: a base's tensors with an mlx-lm LoRA adapter folded in. Adapted matrices are no longer integers.
+Called by export/export.py."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""Matrices and biases of a mixture's experts, stacked as onnxruntime's MoE wants them, from every layout of a checkpoint."""
+"""`expert_values`: matrices and biases of a mixture's experts, stacked as onnxruntime's MoE wants them.
+Called by weights/parameters.py."""
 
 import numpy as np
 

@@ -1,4 +1,5 @@
-"""The values of graph parameters, made of checkpoint tensors one at a time; and how far they are from them."""
+"""`Parameters`: values of graph parameters, made of checkpoint tensors one at a time, and their rounding errors.
+Called by export/export.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""Which matrices are stored in integers, and how: decided for every matrix before a graph is built."""
+"""`plan`: which matrices are stored in integers, and how, decided before a graph is built.
+Called by export/export.py and weights/parameters.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,5 @@
-"""Matrices of small integers with one scale and one integer zero point per group: MLX's own, or rounded here."""
+"""`round_to_nearest`, `from_mlx`: matrices of small integers, one scale and zero point per group, rounded here or MLX's.
+Called by weights/parameters.py and quantised_layouts.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

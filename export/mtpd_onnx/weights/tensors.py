@@ -1,4 +1,5 @@
-"""Tensors of a Hugging Face folder or a heads checkpoint as numpy arrays, one at a time; MLX-quantised ones unpacked or raw."""
+"""`Tensors`: tensors of a model folder or checkpoint as numpy arrays, one at a time; quantised ones unpacked or raw.
+Called by the rest of weights/ and by export/export.py."""
 
 import math
 from dataclasses import dataclass

@@ -1,1 +1,2 @@
-"""Recurrent layers whose state can be taken back: cache.py holds the state, mixers.py the layers that use it."""
+"""Recurrent layers whose state can be taken back: cache.py holds the state, mixers.py the layers that use it.
+Called by model/base.py and decoding/."""

@@ -1,4 +1,5 @@
-"""Causal depthwise convolutions of a few positions, whose window a cache carries from pass to pass."""
+"""`convolve`: causal depthwise convolutions of a few positions, whose window a cache carries from pass to pass.
+Called by delta_net.py, mamba.py and short_conv.py."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Gated delta nets (arXiv 2412.06464) of Qwen3-Next and Qwen3.5 over a RecurrentCache or a GraphState."""
+"""`DeltaNet`: gated delta nets (arXiv 2412.06464) of Qwen3-Next and Qwen3.5 over a RecurrentCache or a GraphState.
+Called by model/recurrent/mixers.py."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Mamba-2 layers (arXiv 2405.21060) of Granite 4 and Nemotron-H over a RecurrentCache or a GraphState."""
+"""`Mamba2`: Mamba-2 layers (arXiv 2405.21060) of Granite 4 and Nemotron-H over a RecurrentCache or a GraphState.
+Called by model/recurrent/mixers.py."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""Recurrent layers of mlx-lm's blocks, with a rewind of their own. Called by model/base.py.
+"""`adopt`: mlx-lm's recurrent layers with a rewind of their own.
+Called by model/base.py and decoding/fixed_buffers.py.
 
 Each of ours goes before mlx-lm's class: the parameters and their names stay. With a RecurrentCache it runs the recurrence
 through it; without, the layer is mlx-lm's (training, and batches with left padding).

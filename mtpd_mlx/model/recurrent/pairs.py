@@ -1,4 +1,5 @@
-"""Families whose blocks hold one branch each (Nemotron-H): their MTP heads are an attention block and an MLP block."""
+"""`PairedBlock`: MTP heads of families whose blocks hold one branch each (Nemotron-H), as attention and MLP blocks.
+Called by model/base.py, model/blocks.py and decoding."""
 
 from typing import Any
 

@@ -1,4 +1,5 @@
-"""LFM2's gated short convolution over a RecurrentCache or a GraphState."""
+"""`ShortConv`: LFM2's gated short convolution over a RecurrentCache or a GraphState.
+Called by model/recurrent/mixers.py."""
 
 from typing import Any
 

@@ -1,1 +1,2 @@
-"""The forms of requests and answers, one module an API. Each reads a body into a Request and the Reply that goes with it."""
+"""The forms of requests and answers, one module per API. Each reads a body into a Request and its Reply.
+Called by serving/app.py."""

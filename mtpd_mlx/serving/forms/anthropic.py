@@ -1,4 +1,5 @@
-"""Anthropic's /v1/messages and /v1/messages/count_tokens: reading requests."""
+"""`messages`, `count_tokens`: requests of Anthropic's /v1/messages.
+Called by serving/app.py."""
 
 from collections.abc import Mapping
 from typing import Any

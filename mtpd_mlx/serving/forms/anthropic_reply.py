@@ -1,4 +1,5 @@
-"""`MessagesReply`: the message and the events of one answer of /v1/messages. Read by anthropic.py."""
+"""`MessagesReply`: the message and the events of one answer of /v1/messages.
+Called by forms/anthropic.py."""
 
 import json
 import secrets

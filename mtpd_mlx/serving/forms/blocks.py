@@ -1,4 +1,5 @@
-"""`Blocks`: an answer as a run of blocks (text, thoughts, calls of tools), for the forms that tell them apart by place."""
+"""`Blocks`: an answer as a run of blocks (text, thoughts, calls of tools).
+Called by anthropic_reply.py and responses_reply.py."""
 
 import secrets
 from collections.abc import Iterator

@@ -1,4 +1,5 @@
-"""What requests of every form are read against, and what all of them come to: Request, and the readers that forms share."""
+"""`Served`, `Reply` and the readers that all forms share.
+Called by the forms and serving/app.py."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -1,4 +1,5 @@
-"""OpenAI's /v1/chat/completions and /v1/completions: reading requests, and the objects and chunks of answers."""
+"""`chat`, `completion`: requests of OpenAI's /v1/chat/completions and /v1/completions, and their answers.
+Called by serving/app.py."""
 
 import secrets
 import time

@@ -1,4 +1,5 @@
-"""OpenAI's /v1/responses: reading requests. Nothing is stored: every request brings its whole conversation."""
+"""`responses`: requests of OpenAI's /v1/responses. Nothing is stored: each brings its whole conversation.
+Called by serving/app.py."""
 
 from collections.abc import Mapping
 from typing import Any

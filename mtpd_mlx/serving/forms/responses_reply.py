@@ -1,4 +1,5 @@
-"""`ResponsesReply`: the object and the events of one answer of /v1/responses. Read by responses.py."""
+"""`ResponsesReply`: the object and the events of one answer of /v1/responses.
+Called by forms/responses.py."""
 
 import secrets
 import time

@@ -1,4 +1,5 @@
-"""What an answer is bound to: response formats, vLLM's names for the other kinds, and calls of tools that are demanded."""
+"""`read_structure`: the constraint of an answer (response formats, vLLM's names, calls of tools that are demanded).
+Called by the forms."""
 
 import json
 from typing import Any

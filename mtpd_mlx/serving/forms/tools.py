@@ -1,4 +1,5 @@
-"""Tools in OpenAI's form: their descriptions, and the messages of a conversation that calls them."""
+"""`read_tools`, `read_turn`: tools in OpenAI's form, and the messages of a conversation that calls them.
+Called by the forms."""
 
 import json
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-"""What requests add to logits: OpenAI's logit_bias, presence_penalty and frequency_penalty."""
+"""`read_weights`: OpenAI's logit_bias, presence_penalty and frequency_penalty.
+Called by forms/openai.py."""
 
 from dataclasses import dataclass
 from typing import Any
