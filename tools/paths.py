@@ -1,7 +1,5 @@
-"""Where this repository and its bundled model lie, and the environment in which its programs start from anywhere.
-
-The other tools import it; it imports nothing of the project.
-"""
+"""The paths of this repository and its bundled model, and the environment in which its programs start from anywhere.
+Called by the other tools. It imports nothing of the project."""
 
 import os
 from pathlib import Path

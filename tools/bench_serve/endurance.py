@@ -1,4 +1,5 @@
-"""`endure`: one server under faults.py, and whether it stood it. __main__.py calls it."""
+"""`endure`: one server under faults.py, and whether it survived.
+Called by bench_serve/__main__.py."""
 
 import json
 import sys

@@ -1,4 +1,5 @@
-"""A server that nobody asks: alive, nothing runs or waits, nothing is left of what ran, and how much memory it holds."""
+"""`busy`, `grown`: whether a server that nobody asks is alive and idle, with nothing left of requests; its memory.
+Called by bench_serve/endurance.py."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""`load`: so many clients at once, each with one request after the other; what each request took, as its client saw it."""
+"""`load`: a number of clients at once, one request after the other, each timed as its client saw it.
+Called by bench_serve/__main__.py and faults.py."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""What the system says of a server's processes: processor time, and the library of its matrix products. servers.py calls it."""
+"""`cpu_seconds`, `blas_of`: processor time of a server's processes, and the library of its matrix products.
+Called by bench_serve/servers.py."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What the loads say: figures by server and number of clients, and a table for a person."""
+"""`figures`, `describe`: figures of loads by server and number of clients, and a table for a person.
+Called by bench_serve/__main__.py."""
 
 import statistics
 from collections.abc import Sequence

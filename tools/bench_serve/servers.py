@@ -1,4 +1,5 @@
-"""The servers under load: those that run already, and those that are started here, each on a port of its own."""
+"""`Server`: servers under load, those that run already and those that are started here, each on its own port.
+Called by bench_serve/__main__.py, endurance.py and idle.py."""
 
 import asyncio
 import contextlib

@@ -1,7 +1,5 @@
-"""HTTP/1.1 by hand over asyncio: an answer as it comes, a body that is cut off, bytes that are no request.
-
-load.py and faults.py ask with it: a client library would hide when the first byte came, and sends nothing that is broken.
-"""
+"""`Connection`: HTTP/1.1 by hand over asyncio (answers as they come, bodies cut off, bytes that are no request).
+Called by load.py and faults.py: a client library hides when the first byte came, and sends nothing broken."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""Where a benchmark ran: the machine, its load, versions. And a warning where the machine is not idle."""
+"""`conditions`: where a benchmark ran (machine, load, versions), and a warning if the machine is not idle.
+Called by benchmark/__main__.py, child.py, report.py and bench_serve."""
 
 import os
 import platform

@@ -1,4 +1,5 @@
-"""Other projects' decoders, greedy: onnxruntime-genai, llama.cpp in this process or as its server. As in engines.py."""
+"""Other projects' decoders, greedy: onnxruntime-genai, llama.cpp in this process or as its server.
+Called by benchmark/child.py, as those of engines.py are."""
 
 import http.client
 import json

@@ -1,4 +1,5 @@
-"""The prompt sets of a benchmark, as token ids: those of files, and prompts of a given length cut out of a text."""
+"""`of_files`, `of_lengths`: the prompt sets of a benchmark as token ids, from files or cut out of a text.
+Called by benchmark/__main__.py."""
 
 from pathlib import Path
 

@@ -1,4 +1,5 @@
-"""What the runs of a benchmark say: figures by arm and set as JSON, and tables for a person."""
+"""`figures`, `summary`: the figures of a benchmark by arm and set as JSON, and tables for a person.
+Called by benchmark/__main__.py."""
 
 import math
 import statistics

@@ -1,4 +1,5 @@
-"""The runs of a benchmark in a JSONL file: one object a text, appended when it is done, so that a killed benchmark goes on.
+"""`append`, `read`: the runs of a benchmark in a JSONL file, one object per text, so that a killed benchmark goes on.
+Called by benchmark/__main__.py and report.py.
 
 A run is {"set", "prompt", "repeat", "arm", "session", "tokens", "prefill_seconds", "decode_seconds", "memory", ...}. `session`
 counts how often the benchmark was started: ratios are taken between runs of the same one.

@@ -1,4 +1,5 @@
-"""The arms of the experiments, grouped in parts, in the order of their worth."""
+"""The arms of the experiments, grouped in parts, in the order of their worth.
+Called by run.py, equal_time.py, merge.py and train_arm.py."""
 
 from dataclasses import dataclass, replace
 

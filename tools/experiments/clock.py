@@ -1,4 +1,5 @@
-"""The time box of a call: work stops in a state from which the next call goes on."""
+"""`Clock`: the time box of a call. Work stops in a state from which the next call goes on.
+Called by run.py, equal_time.py, own_text.py and train_arm.py."""
 
 import time
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""What tools/experiments/prepare.py wrote, as data sets and prompts."""
+"""`load_text`: the output of tools/experiments/prepare.py as data sets and prompts.
+Called by run.py, equal_time.py, measures.py and train_arm.py."""
 
 import json
 from dataclasses import dataclass, field

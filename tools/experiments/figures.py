@@ -1,4 +1,5 @@
-"""The plots of mtpd_mlx/text/svg.py as SVG files that stand alone. Used by tools/experiments/report.py."""
+"""`save_plot`: the plots of mtpd_mlx/text/svg.py as SVG files that stand alone.
+Called by tools/experiments/report.py."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""What the results say: figures derived from the JSON of runs. None stands for what was not measured."""
+"""Figures derived from the JSON of runs. None stands for figures that were not measured.
+Called by pages.py, paper.py and report.py."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,5 @@
-"""What is measured of an arm: acceptance on seven sets, greedy and sampled, repetition, main loss by domain."""
+"""`BaseMeasures`: measurements of an arm (acceptance on seven sets, repetition, main loss by domain).
+Called by tools/experiments/run.py."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,5 @@
-"""The base's own text as training data: beginnings of the corpus, continued by sampling, batch by batch and resumable."""
+"""`own_rows`: the base's own text as training data, continued from the corpus by sampling, resumable.
+Called by measures.py and train_arm.py."""
 
 from pathlib import Path
 

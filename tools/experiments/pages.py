@@ -1,4 +1,5 @@
-"""docs/results.md from runs: tables in Markdown, figures beside them. "not measured" stands where a run has no such arm."""
+"""The tables of docs/results.md in Markdown. "not measured" stands if a run has no such arm.
+Called by report.py and real_heads.py."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any

@@ -1,5 +1,5 @@
-"""The paper's figures beside ours. Claims and their certainty: arXiv 2603.23911 as known to us (no code, AGIEval-en alone sure
-by name among its benchmarks)."""
+"""`Claim`: the paper's figures beside ours, with their certainty (arXiv 2603.23911 has no code).
+Called by tools/experiments/pages.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

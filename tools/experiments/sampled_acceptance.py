@@ -1,4 +1,5 @@
-"""Acceptance of drafts under rejection sampling, without decoding. Used by measures.py."""
+"""Acceptance of drafts under rejection sampling, without decoding.
+Called by tools/experiments/measures.py."""
 
 import numpy as np
 

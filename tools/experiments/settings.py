@@ -1,4 +1,5 @@
-"""What an experiment is run on: the base's dimensions, lengths of training, sizes of evaluation. The only place of defaults."""
+"""`Setting`: the base's dimensions, lengths of training and sizes of evaluation. The only place of defaults.
+Called by run.py, equal_time.py and merge.py."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any

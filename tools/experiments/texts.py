@@ -1,4 +1,5 @@
-"""Reading and tokenising the text of the experiments: training rows, held-out rows by domain, seven sets of prompts."""
+"""Training rows, held-out rows by domain and seven sets of prompts, read and tokenised.
+Called by tools/experiments/prepare.py."""
 
 import json
 import lzma

@@ -1,4 +1,5 @@
-"""Trains one arm into a checkpoint folder, or goes on where an interrupted call stopped."""
+"""One arm trained into a checkpoint folder, or taken up where an interrupted call stopped.
+Called by run.py and equal_time.py."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""Builds the peer: runs onnxruntime-genai's own model builder on a Hugging Face folder."""
+"""`build`: the peer, made by onnxruntime-genai's own model builder from a Hugging Face folder.
+Called by genai_peer/__main__.py."""
 
 import importlib.util
 import json

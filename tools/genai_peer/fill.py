@@ -1,4 +1,5 @@
-"""Writes the weights of a skeleton again from a Hugging Face folder, with numpy alone."""
+"""`fill`: the weights of a skeleton, written again from a Hugging Face folder with numpy alone.
+Called by genai_peer/__main__.py."""
 
 import json
 import os

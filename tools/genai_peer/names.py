@@ -1,4 +1,5 @@
-"""Which Hugging Face weights make each initializer of a graph built by onnxruntime-genai's model builder."""
+"""`source_of`: the Hugging Face weights that make each initialiser of a graph of onnxruntime-genai's builder.
+Called by genai_peer/fill.py and skeleton.py."""
 
 import re
 from collections.abc import Container

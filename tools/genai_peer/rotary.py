@@ -1,4 +1,5 @@
-"""The builder's rotary tables, kept as what they differ from a prediction by.
+"""`difference`, `restore`: the builder's rotary tables, kept as their difference from a prediction.
+Called by genai_peer/fill.py and skeleton.py.
 
 They depend on no weight but are large (2 x 40,960 x 64 for Qwen3). The prediction follows the builder's own float32 steps;
 what is left are a few last bits, which compress to almost nothing. With rope scaling more is left, and it is still exact.

@@ -1,4 +1,5 @@
-"""A safetensors file of known shapes, written in place: `writable` lays it out and gives views to fill."""
+"""`writable`: a safetensors file of known shapes, laid out and written in place through views.
+Called by tools/random_model.py."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""A genai folder without its weights: small enough to carry, filled again where it is used."""
+"""`make_skeleton`: a genai folder without its weights, small enough to carry, filled again elsewhere.
+Called by genai_peer/__main__.py and fill.py."""
 
 import json
 import shutil

@@ -1,4 +1,5 @@
-"""What the recipe runs, by size. The only place of its figures; `shipped` is how the heads in mtpd_mlx/assets were made."""
+"""The figures of the recipe, by size. `shipped` made the heads in mtpd_mlx/assets.
+Called by real_model/__main__.py and prompts.py."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,5 @@
-"""Do N ranks give the losses of one process with the same global batch, and does a resume on another number of ranks?"""
+"""`compare_losses`: N ranks against one process with the same global batch; a resume on another number of ranks.
+Called by tools/bench_scaling.py."""
 
 import argparse
 import shutil

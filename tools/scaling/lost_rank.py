@@ -1,4 +1,5 @@
-"""kill -9 of one rank of `mtpd train`: how soon do the others stop, what do they say, does the run resume?"""
+"""`lose_ranks`: kill -9 of one rank of `mtpd train`: how soon the others stop, what they say, whether the run resumes.
+Called by tools/bench_scaling.py."""
 
 import contextlib
 import json

@@ -1,4 +1,5 @@
-"""Starts the ranks of one run on this host as mlx.launch does (the same variables), on free ports and without ssh."""
+"""`run_ranks`: the ranks of one run on this host, started as mlx.launch does, on free ports and without ssh.
+Called by tools/bench_scaling.py and the rest of tools/scaling."""
 
 import contextlib
 import json
