@@ -5,8 +5,9 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, PretrainedConfig
 
+from mtpd_vllm.checks import BASE
+
 ARCHITECTURE = "MTPDHeads"
-BASE = "mtpd_base"
 
 
 class HeadsConfig(PretrainedConfig):

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.logger import init_logger
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 
 from mtpd_vllm.blocks import block_of, run_block
-from mtpd_vllm.config import BASE
+from mtpd_vllm.checks import BASE, check_fit, note_on_base
 
+log = init_logger("vllm.mtpd_vllm")
 BESIDE = ("hnorm", "enorm", "eh_proj", "shared_head")  # of a head; all its other tensors are the block's
 STACKED = {
     ".q_proj": (".qkv_proj", "q"),
@@ -83,6 +85,12 @@ class MTPDHeads(nn.Module):
         super().__init__()
         assert vllm_config.speculative_config is not None
         self.config = config = vllm_config.speculative_config.draft_model_config.hf_config
+        drafts = vllm_config.speculative_config.num_speculative_tokens
+        check_fit(config, vllm_config.model_config.hf_text_config, drafts)
+        if (note := note_on_base(getattr(config, BASE), vllm_config.model_config.model)) is not None:
+            log.warning(note)
+        if drafts > 1 and not getattr(vllm_config, "use_v2_model_runner", True):
+            log.warning("mtpd_vllm: this model runner (V1) drafts with the first head alone; V2 runs all %d", drafts)
         self.model = Cascade(vllm_config, config, maybe_prefix(prefix, "model"))
         scale = 1 / getattr(config, "logits_scaling", 1.0)  # Granite
         self.logits_processor = LogitsProcessor(config.vocab_size, scale=scale)
