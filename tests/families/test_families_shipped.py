@@ -9,6 +9,7 @@ from family_models import REFERENCES, TOLERANCE, Reference, build, head_logits
 from tiny import write_checkpoint
 
 from mtpd_mlx.checkpoints.shipped.read import import_heads
+from mtpd_mlx.checkpoints.shipped.vllm import FAMILIES as VLLM_FAMILIES
 from mtpd_mlx.checkpoints.shipped.write import export_heads
 from mtpd_mlx.files.safetensors import RawTensors
 
@@ -28,6 +29,23 @@ def test_heads_out_and_in(reference: Reference, checkpoint: Path, tmp_path: Path
     export_heads(checkpoint, reference.folder, tmp_path / "out")
     found = import_heads(tmp_path / "out", tmp_path / "in", str(reference.folder), base=reference.folder)
     assert (found["format"], found["heads"]) == ("nextn", 2)
+    assert same_tensors(checkpoint, tmp_path / "in")
+
+
+def test_heads_for_vllm(reference: Reference, checkpoint: Path, tmp_path: Path) -> None:
+    """Written for the families that the plug-in has blocks of, refused in one line for every other, nothing left behind."""
+    config = reference.config
+    fits = config["model_type"] in VLLM_FAMILIES and not config.get("sliding_window")
+    if not fits:
+        words = "multimodal|blocks are of one branch|got a base of the family|got a base with sliding windows"
+        with pytest.raises(ValueError, match=words) as refused:
+            export_heads(checkpoint, reference.folder, tmp_path / "out", "vllm")
+        assert "\n" not in str(refused.value) and not (tmp_path / "out").exists()
+        return
+    export_heads(checkpoint, reference.folder, tmp_path / "out", "vllm")
+    told = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert told["architectures"] == ["MTPDHeads"] and told["mtpd_base"]["model_type"] == config["model_type"]
+    import_heads(tmp_path / "out", tmp_path / "in", str(reference.folder), base=reference.folder)
     assert same_tensors(checkpoint, tmp_path / "in")
 
 
