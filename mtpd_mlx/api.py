@@ -46,7 +46,10 @@ def train(*, show: Show = silent, **options: Any) -> dict[str, Any]:
     run.check_places(chosen)
     outcome = run.train(chosen, setup.gather(chosen), show)
     if not outcome.improved:
-        raise ValueError("train: no step was better on validation than the start; nothing was written")
+        raise ValueError(
+            "train: no step was better on validation than the start, so nothing was written; try "
+            "more iters or another learning_rate"
+        )
     return dict(outcome.progress.best_eval)
 
 

@@ -36,7 +36,7 @@ def objection(dims: Dims) -> str | None:
 def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
     if not FAMILIES[dims.model_type].onnx:
-        raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone; the graphs do not express it")
+        raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone: there are no ONNX graphs for it yet")
     if dims.experts is not None and dims.experts.parallel:
         raise ValueError(f"{dims.model_type}: experts beside a dense MLP are not supported")
     if dims.experts is not None and dims.experts.sigmoid:

@@ -157,7 +157,7 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
     for name in READ:
         if name not in manifest.files and (folder / name).exists():
             raise ValueError(
-                f"{name}: is not of what was exported and would be read; remove it, or export the checkpoint again"
+                f"{name}: was put into the folder after the export and would be read; remove it, or export the checkpoint again"
             )
     for name, entry in manifest.files.items():
         if Path(name).name != name or name in (".", "..") or "\\" in name or "\0" in name:
@@ -170,4 +170,6 @@ def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:
         if path.stat().st_size != entry["bytes"]:
             raise ValueError(f"{name}: got {path.stat().st_size} bytes, expected {entry['bytes']} (truncated or replaced)")
         if (verify or path.suffix in (".json", ".onnx", ".jinja")) and file_sha256(path) != entry["sha256"]:
-            raise ValueError(f"{name}: contents differ from what was exported (sha256)")
+            raise ValueError(
+                f"{name}: contents differ from the export (sha256); copy the folder again, or export the checkpoint again"
+            )

@@ -64,7 +64,10 @@ class BaseRef:
             return None
         folder = Path(_located(checkpoint, self.adapter))
         if not folder.is_dir():
-            raise ValueError(f"{checkpoint}: the adapter of its base is not there: {folder}")
+            raise ValueError(
+                f"{checkpoint}: its base has the adapter {folder}, which is missing; put it back, "
+                "or refit the heads to a base without it"
+            )
         return folder
 
     def to_json(self) -> dict[str, Any]:

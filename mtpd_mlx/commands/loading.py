@@ -109,7 +109,9 @@ def load_model(place: RunnableOptions, alone: bool = False) -> tuple[Any, Any]:
     if alone and not (folder / CONFIG_NAME).is_file() and (folder / "config.json").is_file():
         for name in ("model", "allow_base_mismatch"):
             if getattr(place, name):
-                raise ValueError(f"{flag(name)}: {place.checkpoint} is a base itself, expected a heads checkpoint with it")
+                raise ValueError(
+                    f"{flag(name)}: expected a heads checkpoint, got {place.checkpoint}, which is a base; leave the option out"
+                )
         base, heads = load_base(place.checkpoint, dequantize=dequantize, adapter=known["adapter"]), None
     else:
         base, heads, _ = load_checkpoint(folder, place.model, dequantize=dequantize, **known)

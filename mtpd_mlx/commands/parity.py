@@ -28,7 +28,10 @@ def run(place: MeasuredOptions, parity: ParityOptions) -> int:
     folder = resolve_folder(parity.folder)
     manifest = read_manifest(folder)
     if manifest.base["fingerprint"] != base.fingerprint:
-        raise ValueError(f"{parity.folder} was exported from another base than {base.path} (fingerprints differ)")
+        raise ValueError(
+            f"{parity.folder} was exported from another base than {base.path} (fingerprints "
+            "differ); export the checkpoint again"
+        )
     tokenizer = Tokenizer.from_folder(folder)
     room = min(base.context_length, manifest.capacity) - parity.max_tokens - manifest.num_heads - 1
     prompts = encode_prompts(parity.prompts, tokenizer, room, parity.limit, chat=not parity.ignore_chat_template)

@@ -27,7 +27,9 @@ def run(place: RunnableOptions, probe: ProbeOptions, options: DecodingConfig) ->
 
     has_heads = (resolve_folder(place.checkpoint) / CONFIG_NAME).is_file()
     if probe.prompts is not None and not has_heads:
-        raise ValueError(f"--prompts: {place.checkpoint} has no heads, whose acceptance it would measure")
+        raise ValueError(
+            f"--prompts: expected a checkpoint with heads, whose acceptance is measured, got the base {place.checkpoint}"
+        )
     base, heads = load_model(place, alone=not has_heads)
     contexts = usable_contexts(list(probe.contexts), base.context_length, 8 * WIDEST)
     if options.kv_bits is not None and max(contexts) < options.quantized_kv_start:

@@ -150,10 +150,13 @@ def load_text(name: str, cfg: DataConfig, tokenizer: Tokenizer) -> PackedDataset
 def load_dataset(cfg: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> Splits:
     """The splits of one or several data folders or files. ValueError in one line on anything missing or malformed."""
     if cfg.max_seq_length < 3 or cfg.batch_size < 1:
-        raise ValueError(f"data: got {cfg.batch_size} rows of {cfg.max_seq_length} tokens, expected at least 1 of 3")
+        raise ValueError(
+            f"--batch-size, --max-seq-length: got {cfg.batch_size} rows of {cfg.max_seq_length} "
+            "tokens, expected at least 1 row of 3"
+        )
     weights = cfg.data_weights
     if weights and (len(weights) != len(cfg.data) or min(weights) < 0 or sum(weights) <= 0):
-        raise ValueError(f"data_weights: got {list(weights)}, expected {len(cfg.data)} shares of at least 0, one per --data")
+        raise ValueError(f"--data-weights: got {list(weights)}, expected {len(cfg.data)} shares of at least 0, one per --data")
     parts = [_load_source(name, cfg, tokenizer, seed) for name in cfg.data]
     held = [part.valid for part in parts if part.valid is not None]
     valid = join(held, interleave([part.rows for part in held])) if held else None
@@ -172,9 +175,9 @@ def find_source(name: str) -> Path:
     """A file of rows, or a folder with train.jsonl. ValueError where there is neither."""
     path = Path(name).expanduser()
     if path.is_dir() and not (path / "train.jsonl").is_file():
-        raise ValueError(f"data {name}: no train.jsonl in it")
+        raise ValueError(f"--data {name}: no train.jsonl in it")
     if not path.is_dir() and not is_readable(path):
-        raise ValueError(f"data {name}: no such file or folder")
+        raise ValueError(f"--data {name}: no such file or folder")
     return path
 
 

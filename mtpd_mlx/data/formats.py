@@ -99,7 +99,10 @@ def _conversation(row: Row, tokenizer: Tokenizer, mask_prompt: bool) -> Document
                 prompt, completion = tokenizer.encode(pair[0][1]), tokenizer.encode(pair[1][1], add_special_tokens=False)
             return _document(_with_eos(prompt + completion, tokenizer), len(prompt) if mask_prompt else 0)
     if not tokenizer.has_chat_template:
-        raise ValueError(f'{row.place}: data has "messages" but the tokenizer has no chat template')
+        raise ValueError(
+            f'{row.place}: got "messages", but the tokenizer has no chat template; give "text" or '
+            '"prompt" and "completion" instead'
+        )
     tools = row.values.get("tools")
     with at(row.place):
         ids = tokenizer.encode(tokenizer.apply_chat_template(messages, tools=tools), add_special_tokens=False)

@@ -12,5 +12,5 @@ def split_revision(name: str, revision: str | None = None) -> tuple[str, str | N
     """owner/name@revision -> (owner/name, revision)."""
     plain, _, written = name.partition("@")
     if written and revision and written != revision:
-        raise ValueError(f"{name}: names revision {written}, --revision names {revision}")
+        raise ValueError(f"{name}: got two revisions, {written} in the name and {revision} with --revision, expected one")
     return plain, revision or written or None

@@ -71,7 +71,9 @@ def _take(file: Path, folder: Path) -> int:
             holder = os.read(descriptor, 20).decode(errors="replace").strip()
             os.close(descriptor)
             named = f" (process {holder})" if holder.isdigit() else ""
-            raise ValueError(f"--out {folder}: another run{named} is writing there") from None
+            raise ValueError(
+                f"--out {folder}: another run{named} is writing there; wait for it, or use another folder"
+            ) from None
         except OSError:
             pass  # a file system without locks
         if _is(file, descriptor):

@@ -54,7 +54,9 @@ def choose(names: Collection[str], read_index: Callable[[], dict[str, Any]], pla
         if all(fnmatch(name, BESIDE) for name in missing) and len(missing) < len(wanted):
             return _indexed(held, beside, where, wanted, missing, place)
         if SINGLE not in names or len(missing) < len(wanted):
-            raise ValueError(f"{place}/{INDEX}: names {_few(missing)}, which the folder does not hold")
+            raise ValueError(
+                f"{place}/{INDEX}: names {_few(missing)}, which the folder does not hold; fetch the model again (mtpd pull)"
+            )
         stale = f"{place}: {INDEX} names {_few(missing)}, which the folder does not hold: {SINGLE} is read, as without an index"
     if SINGLE in names:
         surplus = tuple(name for name in held if name != SINGLE)

@@ -77,8 +77,7 @@ def recover(folder: Path) -> None:
             finish(folder)
     except OSError as error:
         raise ValueError(
-            f"{folder}: a killed run was replacing what lies here, which is to be finished first, but the folder cannot be "
-            f"written ({error.strerror})"
+            f"{folder}: an interrupted run has to be finished here first, but the folder cannot be written ({error.strerror})"
         ) from error
 
 

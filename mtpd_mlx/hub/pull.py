@@ -98,14 +98,16 @@ def local_folder(name: str, revision: str | None = None) -> Path | None:
     path = Path(name).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise ValueError(f"{name}: is a folder, which has no --revision (got {revision})")
+            raise ValueError(f"--revision {revision}: expected a hub id with it, got the folder {name}")
         return path
     if path.suffix.lower() == ".gguf" and path.is_file():
         raise ValueError(f"{name}: is a GGUF file; make a model folder of it: mtpd import-gguf {shlex.quote(name)} --out DIR")
     if path.exists():
         raise ValueError(f"{name}: is a file, expected a folder or a hub id")
     if path.parent.is_dir() and (left := [p.name for p in leftovers(path.parent, path.name) if p.suffix == ".old"]):
-        raise ValueError(f"{name}: no such folder: a killed run was replacing it and left what it held as {left[-1]} beside it")
+        raise ValueError(
+            f"{name}: no such folder: an interrupted run was replacing it; rename {left[-1]} to get the old contents back"
+        )
     if not is_hub_id(name):
         raise ValueError(f"{name}: no such folder, and not a hub id of the form owner/name")
     return None

@@ -42,7 +42,10 @@ def prepare(folder: Path, repository: str, base: str | None, licence: str | None
     if found["kind"] == "heads":
         config = read_config(folder)
         if config.base.adapter is not None:
-            raise ValueError(f"{folder}: its base has a local adapter; fuse it, push the base, and refit the heads to it")
+            raise ValueError(
+                f"{folder}: its base has a local adapter; fuse it (mlx_lm.fuse), push that base, "
+                "and adapt the heads to it with mtpd refit"
+            )
         config = replace(config, base=replace(config.base, **on_hub))
         files = {WEIGHTS_NAME: folder / WEIGHTS_NAME, CONFIG_NAME: _json(config.to_json())}
     else:

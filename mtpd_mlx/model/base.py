@@ -259,7 +259,10 @@ def load_base(
     """
     path = resolve_model(model)
     if adapter is not None and ends_only and not read_adapter(adapter).only_layers:
-        raise ValueError(f"--adapter-path {adapter}: changes the ends of the base, which is not for --cache; fuse it")
+        raise ValueError(
+            f"--adapter-path {adapter}: changes embedding, final norm or output head, which --cache "
+            "does not support; fuse it (mlx_lm.fuse)"
+        )
     try:
         stored = read_base(path)
         stored.say_remarks()

@@ -244,7 +244,9 @@ def check_together(options: TrainOptions) -> None:
     model, given = options.model, options.given
     if model.cache is not None:
         if model.base_trains:
-            raise ValueError(f"--cache: holds the states of a frozen base, and --train {model.train} would change it")
+            raise ValueError(
+                f"--cache: holds states of a frozen base, which --train {model.train} would change; give --data instead"
+            )
         for name in ("data", "data_weights", "model_config", "tokenizer"):
             if name in given:
                 raise ValueError(f"{flag(name)}: not with --cache, whose rows and base are given")

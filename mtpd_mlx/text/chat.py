@@ -36,7 +36,7 @@ class Chat:
     ):
         """`cached`: the tokens that the backend holds already; stop: texts that end an answer, and are no part of it."""
         if system_prompt is not None and not tokenizer.has_chat_template:
-            raise ValueError("--system-prompt needs a chat template")
+            raise ValueError("--system-prompt: this tokenizer has no chat template; leave the option out")
         self._backend, self._tokenizer, self._max_tokens, self._colour = backend, tokenizer, max_tokens, colour
         self._stop = stop
         self._system = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
@@ -57,7 +57,9 @@ class Chat:
         if not tokens:
             raise ValueError("got a text of no tokens, expected at least one")
         if len(tokens) >= self._backend.capacity:
-            raise ValueError(f"the conversation has {len(tokens)} tokens, the context {self._backend.capacity}: r starts again")
+            raise ValueError(
+                f"the conversation has {len(tokens)} tokens, the context {self._backend.capacity}; type r to start again"
+            )
         common = min(_common(tokens, self._cached), len(tokens) - 1)
         stats, said = DecodeStats(self._backend.num_draft_tokens), list(tokens)
         answer = ""

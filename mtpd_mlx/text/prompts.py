@@ -83,7 +83,7 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, *, chat: bool = True, sy
             messages = [{"role": "user", "content": prompt.text}]
         if messages is None:
             if system_prompt is not None:
-                raise ValueError("--system-prompt needs a chat template")
+                raise ValueError("--system-prompt: this tokenizer has no chat template; leave the option out")
             return tokenizer.encode(prompt.text)
         if system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system_prompt}, *messages]

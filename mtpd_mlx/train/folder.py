@@ -134,5 +134,7 @@ def taken_up(folder: Path, given: dict[str, Any], finished: bool = False) -> Tra
     `finished`."""
     saved = read_run(folder)
     if saved.finished and not finished:
-        raise ValueError(f"--resume: the run in {folder} has come to its end; nothing is left to do")
+        raise ValueError(
+            f"--resume: the run in {folder} is finished; begin another with --init-heads {folder} and another --out"
+        )
     return TrainOptions(*resumed(TrainOptions.classes(), saved.options, given, out=folder))

@@ -121,7 +121,10 @@ class Run:
         def read() -> dict[str, Any]:
             point = latest_resume_point(self.out)
             if point is None:
-                raise ValueError(f"{self.out}: nothing to resume (no resume-* folder)")
+                raise ValueError(
+                    f"{self.out}: nothing to resume (no resume-* folder); start the run again "
+                    "without --resume, with --overwrite"
+                )
             held = load_resume_point(self.out, point)
             parts = (held.params, held.optimizer, held.teacher)
             self.stepper.restore(*parts, str(self.out))  # here, so that all ranks hear of damage

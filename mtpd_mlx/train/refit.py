@@ -27,7 +27,7 @@ def refit_options(checkpoint: Path, options: TrainOptions) -> tuple[TrainOptions
     """The options with the checkpoint's own number of heads, hidden source and weights. ValueError without a new base."""
     config = read_config(checkpoint)
     if options.model.model is None or options.model.base_trains or options.model.cache is not None:
-        raise ValueError("give the new base with --model (heads are trained on a frozen base, without --cache)")
+        raise ValueError("--model: missing; name the new base, which stays frozen (--train heads, no --cache)")
     if Path(options.run.out).resolve() == checkpoint.resolve():
         raise ValueError(f"--out {options.run.out}: is the checkpoint itself; use another folder")
     begun_with = options.heads.init_heads

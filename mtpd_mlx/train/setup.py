@@ -101,7 +101,10 @@ def check_cache(folder: Path, fingerprint: str, name: str) -> None:
     """Refuses a cache that was made with another base than that of `name`."""
     made_with = open_cache(folder).base.fingerprint
     if fingerprint != made_with:
-        raise ValueError(f"--cache {folder}: made with another base ({made_with[:19]}..., {name}: {fingerprint[:19]}...)")
+        raise ValueError(
+            f"--cache {folder}: made with another base ({made_with[:19]}..., {name}: "
+            f"{fingerprint[:19]}...); run mtpd cache with this one"
+        )
 
 
 def rows_as_cached(options: TrainOptions) -> TrainOptions:

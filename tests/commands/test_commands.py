@@ -115,7 +115,10 @@ def test_bad_arguments_are_one_line(
         (["generate", str(tmp_path), "-p", "a"], "not a heads checkpoint"),
         (["generate", str(tiny_base), "-p", "a", "--no-lookup"], "not a heads checkpoint (no mtp_config.json); it is a model"),
         (["generate", str(tiny_base), "-p", "a", "--num-draft-tokens", "2"], "not a heads checkpoint"),
-        (["train", "--model", str(tiny_base), "--data", "no", "--out", str(tmp_path / "o")], "data no: no such file or folder"),
+        (
+            ["train", "--model", str(tiny_base), "--data", "no", "--out", str(tmp_path / "o")],
+            "--data no: no such file or folder",
+        ),
         (
             ["train", "--model", str(tiny_checkpoint), "--data", str(tmp_path / "empty.txt"), "--out", str(tmp_path / "o")],
             "no config.json in it, but heads",

@@ -54,7 +54,7 @@ def test_folders_mix_by_size_or_by_weight(tmp_path: Path) -> None:
     alone = load_dataset(DataConfig(folders[:1], max_seq_length=21, batch_size=4), tokenizer).train
     assert isinstance(alone, PackedDataset) and alone.num_rows == 30
     for weights in ((1.0,), (1.0, -1.0), (0.0, 0.0)):
-        with pytest.raises(ValueError, match=r"data_weights: got .* expected 2 shares"):
+        with pytest.raises(ValueError, match=r"--data-weights: got .* expected 2 shares"):
             load_dataset(DataConfig(folders, weights), tokenizer)
 
 

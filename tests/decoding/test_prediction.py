@@ -67,7 +67,7 @@ def test_a_plan_that_fails_is_left_out_and_said(capsys: pytest.CaptureFixture) -
 
 
 def test_where_every_plan_fails_that_is_said() -> None:
-    with pytest.raises(RuntimeError, match=r"no plan runs here, of fixed\+compiled"):
+    with pytest.raises(RuntimeError, match=r"none of these runs on this device: fixed\+compiled"):
         calibrate.time_plans(lambda plan: Fake(plan.compiled), [Plan("fixed", True)], 10)
 
 

@@ -56,7 +56,10 @@ def test_a_second_run_is_refused_until_the_first_one_is_dead(beside: tuple[str, 
     for _ in range(2):
         with pytest.raises(ValueError) as error, locked(out, bool(beside)):
             pass
-        assert str(error.value) == f"--out {out}: another run (process {holder.pid}) is writing there"
+        assert (
+            str(error.value)
+            == f"--out {out}: another run (process {holder.pid}) is writing there; wait for it, or use another folder"
+        )
     holder.kill()
     holder.wait()
     file = tmp_path / f".out{NAME}" if beside else out / NAME
@@ -111,7 +114,10 @@ def test_every_writer_of_a_folder_is_refused(
     capsys.readouterr()
     assert main([*made[name], "--out", str(out)]) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1 and f"--out {out}: another run (process {holder.pid}) is writing there" in lines[0]
+    assert (
+        len(lines) == 1
+        and f"--out {out}: another run (process {holder.pid}) is writing there; wait for it, or use another folder" in lines[0]
+    )
     assert contents(out) == before
     assert list(commands(tmp_path / "again", tiny_base, text_data)) == NAMES
 

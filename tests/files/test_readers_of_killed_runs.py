@@ -69,7 +69,11 @@ def test_a_folder_that_cannot_be_written_is_said(
     for command in (["inspect", str(killed[1])], ["generate", str(killed[1]), "--prompt", "a"]):
         assert main(command) == 1
         lines = capsys.readouterr().err.strip().splitlines()
-        assert len(lines) == 1 and "a killed run was replacing what lies here" in lines[0] and "Permission denied" in lines[0]
+        assert (
+            len(lines) == 1
+            and "an interrupted run has to be finished here first" in lines[0]
+            and "Permission denied" in lines[0]
+        )
 
 
 def test_a_run_that_is_still_at_it_is_left_alone(killed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +91,7 @@ def test_a_run_that_is_still_at_it_is_left_alone(killed: tuple[Path, Path], monk
 def test_a_folder_that_was_being_replaced_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / ".onnx.123.old").mkdir()
     assert main(["inspect", str(tmp_path / "onnx")]) == 1
-    assert "left what it held as .onnx.123.old beside it" in capsys.readouterr().err
+    assert "rename .onnx.123.old to get the old contents back" in capsys.readouterr().err
 
 
 def test_imported_heads_change_together(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

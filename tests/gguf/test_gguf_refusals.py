@@ -152,11 +152,11 @@ def test_target_folders(source: Source, tmp_path: Path) -> None:
     assert not (out / "old.txt").exists() and (out / "model.safetensors").exists()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match="holds other things than a model"):
+    with pytest.raises(ValueError, match="holds files that are no model's"):
         import_gguf(source.file, tmp_path / "other", overwrite=True)
     inside = out / "x.gguf"
     inside.write_bytes(source.file.read_bytes())
-    with pytest.raises(ValueError, match="holds other things than a model"):
+    with pytest.raises(ValueError, match="holds files that are no model's"):
         import_gguf(inside, out, overwrite=True)
     assert inside.exists()
 

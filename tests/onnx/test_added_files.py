@@ -35,7 +35,7 @@ def test_files_added_later_are_refused(name: str, exported: Path, tmp_path: Path
     for command in (["info", str(folder)], ["generate", str(folder), "-p", "ab", "-m", "2"]):
         assert main(command) == 1
         line = error_line(capsys)
-        assert name.split("/")[0] in line and "not of what was exported" in line
+        assert name.split("/")[0] in line and "was put into the folder after the export" in line
 
 
 def test_a_token_more_than_the_model_has(

@@ -83,7 +83,10 @@ def test_comparisons_want_the_fused_layout(
 ) -> None:
     (tmp_path / "p.txt").write_text("abc")
     assert main([command, str(folders["split"]), "--prompts", str(tmp_path / "p.txt"), "-m", "8"]) == 1
-    assert capsys.readouterr().err == f"mtpd-onnx {command}: error: {command}: got a split folder, expected fused\n"
+    assert (
+        capsys.readouterr().err
+        == f"mtpd-onnx {command}: error: {command}: got a folder of layout split, expected fused; export the checkpoint without --layout\n"
+    )
 
 
 class Failing:

@@ -81,13 +81,15 @@ def test_a_file_is_not_ignored_either(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("command", ["generate BASE -p a --plain", "probe BASE"])
 def test_a_base_has_no_other_base(command: str, extra: str, tiny_base: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = said(f"mtpd {command.replace('BASE', str(tiny_base))} {extra}", capsys)
-    assert f"{extra.split(' ')[0]}: {tiny_base} is a base itself" in line
+    assert f"{extra.split(' ')[0]}: expected a heads checkpoint, got {tiny_base}, which is a base" in line
 
 
 @pytest.mark.parametrize("command", ["inspect", "info", "import-heads"])
 def test_a_folder_has_no_revision(command: str, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = f" --out {tmp_path / 'o'}" if command == "import-heads" else ""
-    assert "has no --revision (got v1)" in said(f"mtpd {command} {tiny_base} --revision v1{out}", capsys)
+    assert f"--revision v1: expected a hub id with it, got the folder {tiny_base}" in said(
+        f"mtpd {command} {tiny_base} --revision v1{out}", capsys
+    )
 
 
 @pytest.mark.parametrize(("text", "words"), [("iters: x", "--iters: got 'x'"), ("optimizer: sgd", "--optimizer: got 'sgd'")])

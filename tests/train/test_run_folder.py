@@ -85,7 +85,7 @@ def test_a_finished_run_keeps_no_resume_point(tiny_base: Path, text_data: Path, 
     assert {p.name for p in out.iterdir()} == {"heads.safetensors", "mtp_config.json", OPTIONS_NAME, LOG_NAME}
     assert read_run(out).finished
     assert main(["train", "--resume", "--out", str(out)]) == 1
-    assert "come to its end" in error_line(capsys)
+    assert "is finished; begin another" in error_line(capsys)
 
 
 def test_the_replaced_heads_own_base_goes_with_them(tiny_base: Path, text_data: Path, tmp_path: Path) -> None:

@@ -21,7 +21,9 @@ def run(runtime: RuntimeOptions, bench: GraphBenchOptions, sampling: GraphSampli
 
     manifest = read_manifest(runtime.folder, runtime.verify)
     if manifest.layout != "fused":
-        raise ValueError(f"bench: got a {manifest.layout} folder, expected fused")
+        raise ValueError(
+            f"bench: got a folder of layout {manifest.layout}, expected fused; export the checkpoint without --layout"
+        )
     room = manifest.capacity - bench.max_tokens - manifest.num_heads - 1
     prompts = encode_prompts(
         bench.prompts, Tokenizer.from_folder(runtime.folder), room, bench.limit, chat=not bench.ignore_chat_template

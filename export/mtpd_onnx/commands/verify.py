@@ -30,7 +30,9 @@ def run(runtime: RuntimeOptions, verify: GraphVerifyOptions, sampling: JudgedGra
 
     manifest = read_manifest(runtime.folder, runtime.verify)
     if manifest.layout != "fused":
-        raise ValueError(f"verify: got a {manifest.layout} folder, expected fused")
+        raise ValueError(
+            f"verify: got a folder of layout {manifest.layout}, expected fused; export the checkpoint without --layout"
+        )
     room = manifest.capacity - verify.max_tokens - manifest.num_heads - 1
     prompts = encode_prompts(
         verify.prompts, Tokenizer.from_folder(runtime.folder), room, verify.limit, chat=not verify.ignore_chat_template

@@ -68,7 +68,7 @@ def _check_target(file: Path, out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(f"--out {out}: exists already; use --overwrite or another folder")
     if not (out / CONFIG).is_file() or out.resolve() in file.resolve().parents:
-        raise ValueError(f"--out {out}: holds other things than a model, which would go with it; use another folder")
+        raise ValueError(f"--out {out}: holds files that are no model's, which --overwrite would delete; use another folder")
 
 
 def _write(folder: Path, file: Path, wanted: Plan, files: dict[str, Any]) -> None:

@@ -78,7 +78,10 @@ def export_heads(
     config, model_config = read_config(checkpoint), read_config_json(base)
     source = RawTensors.of_model(base, beside=True)
     if any(name.startswith(INSIDE) for name in source):
-        raise ValueError(f"{base}: a multimodal checkpoint has no layout for heads")
+        raise ValueError(
+            f"{base}: is multimodal, and no layout has a place for heads in such a model; export "
+            "the heads alone, without --with-base"
+        )
     stored, shape = read_base(base), LAYOUTS[NAMES_OF_VLLM if layout == VLLM else layout]
     stored.say_remarks()
     dims = stored.dims
@@ -128,7 +131,10 @@ def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layou
             "or pass --allow-base-mismatch"
         )
     if config.hidden_source != "postnorm":
-        raise ValueError(f"{checkpoint}: hidden_source {config.hidden_source}: servers pass the state after the final norm")
+        raise ValueError(
+            f"{checkpoint}: got heads with hidden_source {config.hidden_source}, expected postnorm: "
+            "servers pass the state after the final norm"
+        )
     most = layout.writes or layout.most
     if most is not None and config.num_heads > most:
         raise ValueError(f"{checkpoint}: got {config.num_heads} heads, expected at most {most}: {layout.because}")

@@ -55,7 +55,7 @@ def time_plans(make: Callable[[Plan], Backend], plans: Sequence[Plan], vocab_siz
                 times[plan].append(seconds)
             running[plan] = backend, token
     if not running:
-        raise RuntimeError(f"no plan runs here, of {', '.join(map(str, plans))}")
+        raise RuntimeError(f"--plan auto: none of these runs on this device: {', '.join(map(str, plans))}")
     return {plan: min(times[plan]) for plan in running}
 
 
