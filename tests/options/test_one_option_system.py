@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import importlib
+import re
 import shlex
 import typing
 from collections import defaultdict
@@ -98,7 +99,7 @@ def test_examples_of_help_are_command_lines(name: str) -> None:
     examples = COMMANDS[name].EXAMPLES if hasattr(COMMANDS[name], "EXAMPLES") else ()
     assert name == "mtpd info" or examples
     for line in examples:
-        program, command, *arguments = shlex.split(line)
+        program, command, *arguments = shlex.split(re.sub(r"^mlx.launch -n \d+ ", "", line))
         module = COMMANDS[f"{program} {command}"]
         parser = argparse.ArgumentParser(exit_on_error=False)
         add_arguments(parser, options_of(module), file_options_of(module))
