@@ -83,10 +83,8 @@ def test_comparisons_want_the_fused_layout(
 ) -> None:
     (tmp_path / "p.txt").write_text("abc")
     assert main([command, str(folders["split"]), "--prompts", str(tmp_path / "p.txt"), "-m", "8"]) == 1
-    assert (
-        capsys.readouterr().err
-        == f"mtpd-onnx {command}: error: {command}: got a folder of layout split, expected fused; export the checkpoint without --layout\n"
-    )
+    wanted = "got a folder of layout split, expected fused; export the checkpoint without --layout"
+    assert capsys.readouterr().err == f"mtpd-onnx {command}: error: {command}: {wanted}\n"
 
 
 class Failing:
