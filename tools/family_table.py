@@ -48,8 +48,7 @@ NOT_COVERED = {
     "gpt_oss": "float16, --kv-bits",
     "glm4_moe": "GLM-4.7-Flash (latent attention)",
     "qwen3_5_text": "images",
-    "granitemoehybrid": "mixtures of experts (H tiny and small)",
-    "nemotron_h": "mixtures of experts (Nemotron 3), its own heads, `--plan fixed`",
+    "nemotron_h": "`--plan fixed`",
     "lfm2": "LFM2-VL",
 }
 HEAD = """# Model families
@@ -67,9 +66,10 @@ as the oracle. Of real checkpoints only those in [log.md](log.md) were run. A ce
 - **ONNX, CUDA**: no test of this table runs there, since CI has no GPU. By hand, on an H100 and an H200, SmolLM2 and random
   weights of Qwen3's dimensions were run in fp16 ([log.md](log.md)).
 - **own heads in**: the head that published models of the family ship, imported, gives the logits of transformers' MTP decoding
-  (MiMo, of which transformers has no class: the same tensors come back).
-- **heads out**: what `mtpd export-heads` writes in the layout `nextn` comes back bit for bit. *refused*: of a checkpoint that
-  is more than a language model.
+  (MiMo, of which transformers has no class: the same tensors come back;
+  Nemotron, which its MTP decoding does not know: transformers' blocks, put together as SGLang does).
+- **heads out**: what `mtpd export-heads` writes in the layout `nextn` (Nemotron: one head in `nemotron`) comes back bit for
+  bit. *refused*: of a checkpoint that is more than a language model.
 
 | model | `model_type` | {columns} | not covered, and what to know |
 |---|---|{rules}|---|
@@ -119,8 +119,8 @@ def cell(column: str, results: dict[str, str], record: dict) -> str:
 
 
 def stay_inside(config: dict) -> bool:
-    """Whether no layout holds the heads: of a multimodal checkpoint, and of blocks of one branch."""
-    return "text_config" in config or read_dims(text_config(config)).paired
+    """Whether no layout holds the heads: of a multimodal checkpoint."""
+    return "text_config" in config
 
 
 def layout_of(record: dict) -> str | None:
@@ -129,6 +129,8 @@ def layout_of(record: dict) -> str | None:
         return "mimo"
     if "shipped" not in record:
         return None
+    if "mtp.layers.0.eh_proj.weight" in record["shipped"]:
+        return "nemotron"
     return "mtp" if any(name.startswith("mtp.") for name in record["shipped"]) else "nextn"
 
 

@@ -142,13 +142,15 @@ def _dims(config: dict[str, Any], family: Family, tied: bool | None) -> Dims:
 
 
 def _head_layer(layers: tuple[Layer, ...], experts: bool) -> Layer:
-    """Heads are blocks of the last kind that attends, and attend to all positions."""
+    """Heads are blocks of the last kind that attends, and attend to all positions; where blocks hold one branch each, the last
+    of those and the last MLP."""
     last = [layer for layer in layers if layer.mixer == ATTENTION][-1]
+    alone = [layer for layer in layers if layer.mixer == "mlp"]
     return Layer(
         None,
         "none" if all(layer.rope == "none" for layer in layers) else "global",
-        experts and last.experts,
-        "pair" if any(layer.mixer == "mlp" for layer in layers) else ATTENTION,
+        experts and (alone or [last])[-1].experts,
+        "pair" if alone else ATTENTION,
         last.geometry,
     )
 

@@ -71,7 +71,8 @@ class Recurrent:
 class Experts:
     """A mixture of `count` SwiGLU experts of `size`, of which `chosen` work on a token. normalized: the chosen ones' weights
     sum to one. path, gate, names: where a checkpoint keeps them (`{path}.{gate}`, `{path}.experts.{e}.{gate, up, down}`);
-    stacked: where mlx-lm does (`{path}.{stacked}`). fused: Hugging Face has gate and up of all experts in one tensor, in turn.
+    stacked, parts: where mlx-lm does (`{path}.{stacked}.{parts}`). fused: Hugging Face has all experts in two tensors,
+    `{path}.{joined}`, gate and up in the first, in turn. names and parts of two: experts have no gate (up and down).
     bias: of the router and of every expert. clip: (alpha, limit) of gpt-oss's activation in place of SwiGLU,
     (up + 1) gate sigmoid(alpha gate), the gate cut at limit and up at -limit and limit."""
 
@@ -80,10 +81,12 @@ class Experts:
     size: int
     normalized: bool
     path: str
-    names: tuple[str, str, str]
+    names: tuple[str, ...]
     gate: str = "gate"
     stacked: str = "switch_mlp"
+    parts: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
     fused: bool = False
+    joined: tuple[str, str] = ("experts.gate_up_proj", "experts.down_proj")
     bias: bool = False
     clip: tuple[float, float] | None = None
     shared: int = 0  # size of a dense MLP that works on every token beside them, `{path}.{shared_name}`
@@ -92,6 +95,8 @@ class Experts:
     sigmoid: bool = False  # scores are sigmoids; `{path}.{gate}.e_score_correction_bias` helps to choose (DeepSeek-V3, GLM-4.5)
     correction: str = ""  # its name where a family has another for it, beside the gate
     parallel: bool = False  # beside a dense MLP, with norms of its own (Gemma 4)
+    beside: bool = False  # beside a dense MLP that reads and adds to the same states (Granite 4)
+    latent: int | None = None  # they read and write projections of this width (Nemotron 3 Super)
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,11 @@ class Dims:
     def paired(self) -> bool:
         """Blocks hold one branch each, attention, a recurrence or an MLP; a head is two of them."""
         return any(layer.mixer == "mlp" for layer in self.layers)
+
+    @property
+    def last_mlp(self) -> int:
+        """Where blocks hold one branch each, the last of the MLPs: heads have one like it."""
+        return max(i for i, layer in enumerate(self.layers) if layer.mixer == "mlp")
 
     @property
     def last_attention(self) -> int:

@@ -39,6 +39,16 @@ def read_experts(config: dict[str, Any]) -> Experts | None:
         told, sizes = config | {"num_experts_per_tok": config["top_k_experts"]}, (_count(config), 1, "moe_intermediate_size")
         names = ("gate_proj", "up_proj", "down_proj")
         return Experts(*_checked(told, *sizes), True, "", names, "router.proj", "experts.switch_glu", fused=True, parallel=True)
+    if config["model_type"] == "granitemoehybrid" and config.get("num_local_experts"):
+        sizes, names = (_count(config), 2, "moe_intermediate_size"), ("gate_proj", "up_proj", "down_proj")
+        read = Experts(*_checked(config, *sizes), True, "block_sparse_moe", names, "router.layer", fused=True, beside=True)
+        return replace(read, joined=("input_linear.weight", "output_linear.weight"))
+    if config["model_type"] == "nemotron_h" and "moe" in config["layer_types"]:
+        count, chosen, size = _checked(config, size_of(config, "n_routed_experts", 8), 2, "moe_intermediate_size")
+        read = Experts(count, chosen, size, bool(config.get("norm_topk_prob", True)), "mixer", ("up_proj", "down_proj"))
+        latent = size_of(config, "moe_latent_size") if config.get("moe_latent_size") is not None else None
+        shared = size_of(config, "moe_shared_expert_intermediate_size", 7688)
+        return replace(read, parts=("fc1", "fc2"), shared=shared, sigmoid=True, latent=latent)
     if config["model_type"] == "gpt_oss":  # the softmax is over the chosen ones' scores, which is the same as normalising
         sizes, names = (_count(config), 4, "intermediate_size"), ("gate_proj", "up_proj", "down_proj")
         clip = float(config.get("swiglu_alpha", 1.702)), float(config.get("swiglu_limit", 7.0))
@@ -76,6 +86,10 @@ def has_experts(config: dict[str, Any], layer: int) -> bool:
         return bool(config.get("enable_moe_block"))
     if config["model_type"] == "qwen3_5_moe_text":
         return True
+    if config["model_type"] == "granitemoehybrid":
+        return bool(config.get("num_local_experts"))
+    if config["model_type"] == "nemotron_h":
+        return bool(config["layer_types"][layer] == "moe")
     if config["model_type"] == "lfm2_moe":
         return bool(layer >= config.get("num_dense_layers", 2))
     if config["model_type"] not in ("qwen3_moe", "qwen3_next") or not config.get("num_experts", 1):

@@ -63,7 +63,8 @@ def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
         values |= {"conv_bias": bool(config.get("conv_bias")), "conv_L_cache": config.get("conv_L_cache", 3)}
     if config["model_type"] == "granitemoehybrid":
         recurrent = _granite_mamba(config)
-        values |= {"intermediate_size": config["intermediate_size"], "mamba_n_heads": recurrent.heads}
+        size = config["moe_intermediate_size" if config.get("num_local_experts") else "intermediate_size"]
+        values |= {"intermediate_size": size, "mamba_n_heads": recurrent.heads}
         values |= {"mamba_d_head": recurrent.value, "mamba_d_state": recurrent.key, "mamba_n_groups": recurrent.groups}
         values |= {"mamba_d_conv": recurrent.kernel, "mamba_proj_bias": recurrent.bias, "mamba_conv_bias": recurrent.conv_bias}
         values |= {"time_step_limit": recurrent.step_limit, "position_embedding_type": "nope", "rope_parameters": None}
@@ -75,6 +76,7 @@ def hybrid_arguments(config: dict[str, Any]) -> dict[str, Any]:
         values |= {"ssm_state_size": recurrent.key, "n_groups": recurrent.groups, "conv_kernel": recurrent.kernel}
         values |= {"mamba_proj_bias": recurrent.bias, "use_conv_bias": recurrent.conv_bias, "use_bias": False}
         values |= {"time_step_limit": recurrent.step_limit, "layer_norm_epsilon": config["rms_norm_eps"]}
+        values |= {"moe_shared_expert_intermediate_size": config.get("moe_shared_expert_intermediate_size", 7688)}
     if config["model_type"].startswith("qwen3"):
         values |= {"full_attention_interval": _interval(config["layer_types"]), "partial_rotary_factor": 0.25}
         values |= {"rope_parameters": {"type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}  # the adapter's
@@ -141,13 +143,13 @@ def _delta_net(config: dict[str, Any]) -> Recurrent:
 
 
 def _granite(config: dict[str, Any]) -> dict[str, Any]:
-    """transformers calls the layers "linear_attention" and "full_attention", the published ones "mamba" and "attention"."""
-    if config.get("num_local_experts"):
-        raise ValueError("num_local_experts: mixtures of experts are not supported in granitemoehybrid")
+    """transformers calls the layers "linear_attention" and "full_attention", the published ones "mamba" and "attention".
+    intermediate_size is the size of experts there, and of the dense MLP here."""
     kinds = config.get("layer_types") or ["mamba"] * config["num_hidden_layers"]
     names = {"linear_attention": "mamba", FULL: ATTENTION}
     kinds = [names.get(kind, kind) for kind in kinds] if isinstance(kinds, list) else kinds
-    return config | {"layer_types": kinds, "intermediate_size": config.get("shared_intermediate_size", 1024)}
+    told = {"layer_types": kinds, "intermediate_size": config.get("shared_intermediate_size", 1024)}
+    return config | told | ({"moe_intermediate_size": config["intermediate_size"]} if config.get("num_local_experts") else {})
 
 
 def _granite_mamba(config: dict[str, Any]) -> Recurrent:
@@ -185,12 +187,15 @@ def block_list(config: dict[str, Any]) -> list[str]:
 
 def _nemotron(config: dict[str, Any]) -> dict[str, Any]:
     kinds = block_list(config)
-    if "moe" in kinds:
-        raise ValueError("layers_block_type: mixtures of experts are not supported in nemotron_h")
     if config.get("use_bias"):
         raise ValueError("use_bias is not supported in nemotron_h")
     eps = config.get("layer_norm_epsilon", config.get("norm_eps", 1e-5))
     told = {"rms_norm_eps": eps, "hidden_act": config.get("mlp_hidden_act", "relu2"), "layer_types": kinds}
+    if "mlp" not in kinds and "moe" not in kinds:
+        raise ValueError("layers_block_type: got no mlp and no moe block, expected one: heads have one like it")
+    if "moe" in kinds and config.get("mlp_bias"):
+        raise ValueError("mlp_bias is not supported beside experts in nemotron_h")
+    told |= {"intermediate_size": config.get("intermediate_size", 21504)}
     return config | told | {"num_hidden_layers": len(kinds), "head_dim": config.get("head_dim", 128)}
 
 
@@ -229,5 +234,5 @@ NAMES_OF: dict[str, dict[str, str]] = {
     "qwen3_5_moe_text": {"linear_attention": "delta", FULL: ATTENTION},
     "qwen3_next": {"linear_attention": "joined_delta", FULL: ATTENTION},
     "granitemoehybrid": {"mamba": "mamba", ATTENTION: ATTENTION},
-    "nemotron_h": {"mamba": "mamba", ATTENTION: ATTENTION, "mlp": "mlp"},
+    "nemotron_h": {"mamba": "mamba", ATTENTION: ATTENTION, "mlp": "mlp", "moe": "mlp"},
 }

@@ -82,7 +82,7 @@ def block(dims: Dims, layer: Layer, prefix: str = "", table: Mapping[str, Any] |
     if mixture is not None:
         path = f"{mixture.path}." if mixture.path else ""
         yield from _mixture(f"{prefix}{path}", dims.hidden_size, mixture, table)
-    if mixture is None or mixture.parallel:
+    if mixture is None or mixture.parallel or mixture.beside:
         if names.joined_mlp is not None and f"{prefix}{names.mlp}.{names.gate}.weight" not in table:
             path, inputs, output = names.joined_mlp
             yield f"{prefix}{path}.{inputs}.weight", [2 * dims.intermediate_size, dims.hidden_size]
@@ -96,11 +96,13 @@ def block(dims: Dims, layer: Layer, prefix: str = "", table: Mapping[str, Any] |
 def _branch(dims: Dims, layer: Layer, prefix: str, table: Mapping[str, Any]) -> Named:
     """A block of one branch: a norm and attention, a recurrence or an MLP of two matrices. A head's block is two of them."""
     if layer.mixer == "pair":
-        yield from _branch(dims, replace(layer, mixer="attention"), f"{prefix}attention.", table)
+        yield from _branch(dims, replace(layer, mixer="attention", experts=False), f"{prefix}attention.", table)
         yield from _branch(dims, replace(layer, mixer="mlp"), f"{prefix}mlp.", table)
         return
     yield f"{prefix}norm.weight", [dims.hidden_size]
-    if layer.mixer == "mlp":
+    if layer.experts and dims.experts is not None:
+        yield from _mixture(f"{prefix}{dims.experts.path}.", dims.hidden_size, dims.experts, table)
+    elif layer.mixer == "mlp":
         for name, shape in _mlp(dims, names_of(dims)):
             if not name.startswith("gate_proj"):
                 yield f"{prefix}mixer.{name}", shape
@@ -160,8 +162,8 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
     if experts.sigmoid:
         yield f"{prefix}{experts.correction or f'{experts.gate}.e_score_correction_bias'}", [experts.count]
     if experts.shared:
-        for name, shape in {"gate_proj": [experts.shared, d], "up_proj": [experts.shared, d]}.items():
-            yield f"{prefix}{experts.shared_name}.{name}.weight", shape
+        for name in ("gate_proj", "up_proj")[len(experts.names) == 2 :]:
+            yield f"{prefix}{experts.shared_name}.{name}.weight", [experts.shared, d]
         yield f"{prefix}{experts.shared_name}.down_proj.weight", [d, experts.shared]
         if experts.shared_gate:
             yield f"{prefix}{experts.shared_name}_gate.weight", [1, d]
@@ -170,15 +172,19 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
         yield f"{prefix}router.per_expert_scale", [experts.count]
         for norm in ("post_feedforward_layernorm_1", "post_feedforward_layernorm_2", "pre_feedforward_layernorm_2"):
             yield f"{prefix}{norm}.weight", [d]
-    shapes = ([experts.size, d], [experts.size, d], [d, experts.size])
-    if f"{prefix}{experts.stacked}.gate_proj.weight" in table:
-        for name, shape in zip(("gate_proj", "up_proj", "down_proj"), shapes, strict=True):
+    if experts.latent is not None:
+        yield f"{prefix}fc1_latent_proj.weight", [experts.latent, d]
+        yield f"{prefix}fc2_latent_proj.weight", [d, experts.latent]
+        d = experts.latent
+    shapes = [*[[experts.size, d]] * (len(experts.names) - 1), [d, experts.size]]
+    if f"{prefix}{experts.stacked}.{experts.parts[0]}.weight" in table:
+        for name, shape in zip(experts.parts, shapes, strict=True):
             yield f"{prefix}{experts.stacked}.{name}.weight", [experts.count, *shape]
             if experts.bias:
                 yield f"{prefix}{experts.stacked}.{name}.bias", [experts.count, shape[0]]
         return
     if experts.fused or f"{prefix}experts.gate_up_proj" in table:
-        yield from _fused_mixture(f"{prefix}experts.", d, experts, table)
+        yield from _fused_mixture(prefix, d, experts, table)
         return
     for e in range(experts.count):
         for name, shape in zip(experts.names, shapes, strict=True):
@@ -187,7 +193,7 @@ def _mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) ->
 
 def _fused_mixture(prefix: str, d: int, experts: Experts, table: Mapping[str, Any]) -> Named:
     """gate and up in turn. Floating-point ones are stored [E, in, out], MXFP4 ones [E, out, in] in blocks of 32."""
-    for name, (rows, columns) in {"gate_up_proj": (2 * experts.size, d), "down_proj": (d, experts.size)}.items():
+    for name, (rows, columns) in zip(experts.joined, ((2 * experts.size, d), (d, experts.size)), strict=True):
         if f"{prefix}{name}{BLOCKS}" in table:
             yield f"{prefix}{name}{BLOCKS}", [experts.count, rows, columns // 32, 16]
             yield f"{prefix}{name}{SCALES}", [experts.count, rows, columns // 32]

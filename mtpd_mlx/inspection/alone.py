@@ -30,7 +30,9 @@ def speaks_of(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     kind, item = DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), DTYPES["float32"])
     told, foreign = told_quantization(config), config.get("quantization_config")
     if told.get("bits"):
-        form = _Form("switch_mlp.gate_proj.weight", "switch_glu.gate_proj.weight", "experts.gate_proj.weight")
+        form = _Form(
+            "switch_mlp.gate_proj.weight", "switch_glu.gate_proj.weight", "experts.gate_proj.weight", "switch_mlp.fc1.weight"
+        )
     else:
         blocks = isinstance(foreign, dict) and foreign.get("quant_method") == "mxfp4"
         form = _Form(BLOCKS) if blocks else _Form()

@@ -195,7 +195,7 @@ class Base:
 
     def new_block(self) -> nn.Module:
         """A decoder block of the base's own type, unquantised, freshly initialised, attending to all positions."""
-        block = attention_block(self.block_type, self.model.args, self.dims.last_attention)
+        block = attention_block(self.block_type, self.model.args, self.dims)
         adapt_block(block, self.dims, self.dims.head_layer)
         return block
 

@@ -26,14 +26,14 @@ def adapt_block(block: nn.Module, dims: Dims, layer: Layer) -> None:
         getattr(block.mlp, dims.experts.stacked).activation = SwigluOAI(*dims.experts.clip)
 
 
-def attention_block(block_type: Any, arguments: Any, index: int) -> nn.Module:
-    """A new block of the kind that layer `index` is, which attends."""
+def attention_block(block_type: Any, arguments: Any, dims: Dims) -> nn.Module:
+    """A new block of the kind of the base's last layer that attends."""
     asked = inspect.signature(block_type.__init__).parameters
     if "block_type" in asked:  # Nemotron-H
-        return PairedBlock(block_type(arguments, "*"), block_type(arguments, "-"))
+        return PairedBlock(block_type(arguments, "*"), block_type(arguments, "E" if dims.head_layer.experts else "-"))
     if "layer_type" in asked:  # Granite 4
         return block_type(arguments, "attention")
-    return block_type(arguments, layer_idx=index) if "layer_idx" in asked else block_type(arguments)
+    return block_type(arguments, layer_idx=dims.last_attention) if "layer_idx" in asked else block_type(arguments)
 
 
 def make_rope(dims: Dims, layer: Layer) -> nn.Module:

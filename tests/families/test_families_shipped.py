@@ -20,15 +20,19 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 
 def test_heads_out_and_in(reference: Reference, checkpoint: Path, tmp_path: Path) -> None:
-    """Of a checkpoint that is more than a language model, and of blocks of one branch: refused."""
-    one_branch = reference.config["model_type"] == "nemotron_h"
+    """Of a checkpoint that is more than a language model: refused. Of blocks of one branch: one head, a layout of its own."""
+    layout, count = "nextn", 2
+    if one_branch := reference.config["model_type"] == "nemotron_h":
+        layout, count = "nemotron", 1
+        checkpoint = write_checkpoint(tmp_path / "mine", reference.folder, 1, noise=0.3)
     if one_branch or "text_config" in reference.config:
         with pytest.raises(ValueError, match="blocks are of one branch" if one_branch else "multimodal"):
             export_heads(checkpoint, reference.folder, tmp_path / "out")
+    if "text_config" in reference.config:
         return
-    export_heads(checkpoint, reference.folder, tmp_path / "out")
+    export_heads(checkpoint, reference.folder, tmp_path / "out", layout)
     found = import_heads(tmp_path / "out", tmp_path / "in", str(reference.folder), base=reference.folder)
-    assert (found["format"], found["heads"]) == ("nextn", 2)
+    assert (found["format"], found["heads"]) == (layout, count)
     assert same_tensors(checkpoint, tmp_path / "in")
 
 

@@ -32,8 +32,11 @@ LIVES: dict[str, dict[str, Any]] = {
     "gemma4-moe": {},
     "glm4-moe": {},
     "qwen3.5": {},
+    "granite4-moe": {},
+    "nemotron3": {},
 }
-SLOW = ("gpt-oss-mxfp4", "gemma4", "gemma4-moe", "lfm2", "glm4-moe")  # their sisters go the same ways
+# Their sisters go the same ways.
+SLOW = ("gpt-oss-mxfp4", "gemma4", "gemma4-moe", "lfm2", "glm4-moe", "granite4-moe", "nemotron3")
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 
 
@@ -97,11 +100,13 @@ def test_from_inspect_to_refit(
     packed = write_quantised(tmp_path / "packed", base, 4, **LIVES[name]) if name != "gpt-oss-mxfp4" else base
     run("refit", tmp_path / "one", "--model", packed, "--data", text_data, "--iters", 3, *STEPS, "--out", tmp_path / "refitted")
     exact(tmp_path / "refitted", 1)
+    layout, heads_of = ("nemotron", tmp_path / "one") if name == "nemotron3" else ("nextn", tmp_path / "two")
     for shipped in dict.fromkeys((base, packed)):
         model, again = tmp_path / f"model-{shipped.name}", tmp_path / f"again-{shipped.name}"
-        run("export-heads", "--with-base", tmp_path / "two", "--model", shipped, "--out", model, "--allow-base-mismatch")
+        options = ["--format", layout, "--out", model, "--allow-base-mismatch"]
+        run("export-heads", "--with-base", heads_of, "--model", shipped, *options)
         run("import-heads", model, "--out", again)
-        ours, theirs = (RawTensors([folder / "heads.safetensors"]) for folder in (tmp_path / "two", again))
+        ours, theirs = (RawTensors([folder / "heads.safetensors"]) for folder in (heads_of, again))
         assert ours.table.keys() == theirs.table.keys()
         assert all(np.array_equal(ours[n].bits, theirs[n].bits) for n in ours.table)
 

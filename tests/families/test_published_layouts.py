@@ -36,7 +36,7 @@ def test_qwen3_5_moe_with_fused_experts(tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, reference.logits, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", ["qwen3.5", "qwen3-next", "lfm2", "granite4"])
+@pytest.mark.parametrize("name", ["qwen3.5", "qwen3-next", "lfm2", "granite4", "granite4-moe", "nemotron3"])
 def test_as_mlx_lm_stores_it(name: str, tmp_path: Path) -> None:
     """Norms that are stored less 1 are so in one layout alone; convolutions lie otherwise; experts are stacked."""
     reference = build(name, tmp_path / "base")

@@ -18,7 +18,8 @@ from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.rounds import StepBackend
 
 SHIPPED = {"qwen3.5": "mtp", "qwen3.5-moe": "mtp", "qwen3-next": "mtp", "glm4-moe": "nextn"}
-SLOW = ("qwen3.5-moe", "qwen3-next")  # what test_families_shipped.py and their sisters leave over
+SHIPPED |= {"nemotron3": "nemotron", "nemotron3-latent": "nemotron"}
+SLOW = ("qwen3.5-moe", "qwen3-next", "nemotron3")  # what test_families_shipped.py and their sisters leave over
 ALL = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in SHIPPED]
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 

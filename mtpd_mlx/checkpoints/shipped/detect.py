@@ -4,10 +4,11 @@ Called by shipped/read.py, write.py and inspection."""
 from collections.abc import Mapping
 from typing import Any
 
-from mtpd_mlx.checkpoints.shipped.convert import stacked_shapes
-from mtpd_mlx.checkpoints.shipped.layouts import COPIES, LAYOUTS, Layout, is_shipped
+from mtpd_mlx.checkpoints.shipped.convert import block_names, in_a_head, stacked_shapes
+from mtpd_mlx.checkpoints.shipped.layouts import LAYOUTS, Layout, is_shipped
 from mtpd_mlx.families.config import group_size_of
-from mtpd_mlx.families.shapes import BLOCKS, SCALES
+from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.shapes import BLOCKS, SCALES, names_of
 from mtpd_mlx.families.stored import settle
 
 
@@ -32,31 +33,46 @@ def shipped_heads(config: dict[str, Any], table: Mapping[str, Any]) -> dict[str,
 
 
 def why_not(config: dict[str, Any], table: Mapping[str, Any], layout: Layout, heads: int) -> str | None:
-    """What keeps these heads from being ours, or None: their block must be the base's last one, tensor by tensor (in floating
-    point, where the base is quantised)."""
+    """What keeps these heads from being ours, or None: their block must be the base's last one that attends (with the last MLP
+    where blocks hold one branch each), tensor by tensor (in floating point, where the base is quantised)."""
     try:
         settled = settle(config, table)
         dims = settled.dims
-        block = _floating_block(settled.config, table, f"model.layers.{dims.last_attention}.")
+        block = _last_block(settled.config, table, dims)
     except ValueError as error:
         return str(error)
     for k in range(heads):
-        names, prefix = layout.names(k, dims.num_layers), layout.prefix(k, dims.num_layers)
-        for ours, name in names.items():
+        for ours, name in layout.names(k, dims.num_layers).items():
             width = [dims.hidden_size, 2 * dims.hidden_size] if ours == "eh_proj" else [dims.hidden_size]
             if name not in table:
                 return f"missing key {name!r}"
             if table[name]["shape"] != width:
                 return f"{name}: got shape {table[name]['shape']}, expected {width}"
-        beside = {*names.values(), *(f"{prefix}{copy}" for copy in COPIES)}
-        found = {n.removeprefix(prefix): e["shape"] for n, e in table.items() if n.startswith(prefix) and n not in beside}
-        found, block = (stacked_shapes(shapes, dims.experts) for shapes in (found, block))
+        found = {ours: table[name]["shape"] for name, ours in block_names(table, layout, k, dims.num_layers).items()}
+        found, block = (stacked_shapes(shapes, in_a_head(dims)) for shapes in (found, block))
         for name in sorted(block.keys() ^ found.keys()):
-            return f"the block is not the base's: {'missing' if name in block else 'unexpected'} key '{prefix}{name}'"
+            what = "missing" if name in block else "unexpected"
+            return f"the block is not the base's: {what} key {_theirs(name, layout, k, dims)!r}"
         for name in sorted(block):
             if block[name] != found[name]:
-                return f"{prefix}{name}: got shape {found[name]}, expected {block[name]}"
+                return f"{_theirs(name, layout, k, dims)}: got shape {found[name]}, expected {block[name]}"
     return None
+
+
+def _theirs(name: str, layout: Layout, k: int, dims: Dims) -> str:
+    """What head k's checkpoint calls the tensor `name` of our block."""
+    prefixes = layout.prefixes(k, dims.num_layers).items()
+    return next((theirs + name.removeprefix(ours) for theirs, ours in prefixes if name.startswith(ours)), name)
+
+
+def _last_block(config: dict[str, Any], table: Mapping[str, Any], dims: Dims) -> dict[str, list[int]]:
+    """Shapes of the tensors of the block that heads are like, under the names inside a head's block."""
+    halves = {"attention.": dims.last_attention, "mlp.": dims.last_mlp} if dims.paired else {"": dims.last_attention}
+    inner, block = names_of(dims).inner, dict[str, list[int]]()
+    for half, layer in halves.items():
+        shapes = _floating_block(config, table, f"{inner}.layers.{layer}.")
+        block |= {f"{half}{name}": shape for name, shape in shapes.items()}
+    return block
 
 
 def _floating_block(config: dict[str, Any], table: Mapping[str, Any], prefix: str) -> dict[str, list[int]]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Layout:
-    """`extras`: the tensors beside the block, {k} being the head and {n} num_hidden_layers + k; `block`: prefix of the block;
+    """`extras`: the tensors beside the block, where {k} is the head, {n} num_hidden_layers + k, {a} 2k and {b} 2k + 1;
+    `block`: prefix of the block; `mlp`: of its second half, where blocks hold one branch each;
     `hidden_first`: the projection's input is [hidden; embedding], as ours, and not [embedding; hidden]; `announce`: the keys of
     config.json that give the number of heads, the first of which is written; `most`: heads that the layout has names for;
     `writes`: heads that programs read rightly, where that is fewer, and `because`: what they do with more."""
@@ -24,13 +25,23 @@ class Layout:
     most: int | None = None
     writes: int | None = None
     because: str = "the layout has names for no more"
+    mlp: str | None = None
 
     def names(self, k: int, num_layers: int) -> dict[str, str]:
         """hnorm, enorm, eh_proj, post_norm -> the tensor of head k (0..K-1)."""
-        return {ours: name.format(k=k, n=num_layers + k) for ours, name in self.extras.items()}
+        return {ours: _filled(name, k, num_layers) for ours, name in self.extras.items()}
 
     def prefix(self, k: int, num_layers: int) -> str:
-        return self.block.format(k=k, n=num_layers + k)
+        return _filled(self.block, k, num_layers)
+
+    def prefixes(self, k: int, num_layers: int) -> dict[str, str]:
+        """Where the halves of head k's block lie -> where they lie in our block; of blocks with both branches one."""
+        whole = self.prefix(k, num_layers)
+        return {whole: ""} if self.mlp is None else {whole: "attention.", _filled(self.mlp, k, num_layers): "mlp."}
+
+
+def _filled(name: str, k: int, num_layers: int) -> str:
+    return name.format(k=k, n=num_layers + k, a=2 * k, b=2 * k + 1)
 
 
 DEFAULT_LAYOUT = "nextn"  # of what is written, where none is asked for
@@ -73,6 +84,21 @@ LAYOUTS: dict[str, Layout] = {
         ("num_nextn_predict_layers",),
         writes=1,
         because="of more, vLLM stops at an assertion and SGLang silently keeps the last; use --format nextn or vllm",
+    ),
+    # Nemotron 3 Super and later: an attention block and an MLP block
+    "nemotron": Layout(
+        {
+            "hnorm": "mtp.layers.{a}.hnorm.weight",
+            "enorm": "mtp.layers.{a}.enorm.weight",
+            "eh_proj": "mtp.layers.{a}.eh_proj.weight",
+            "post_norm": "mtp.layers.{b}.final_layernorm.weight",
+        },
+        "mtp.layers.{a}.",
+        False,
+        ("num_nextn_predict_layers",),
+        writes=1,
+        because="of more, SGLang stops at an assertion",
+        mlp="mtp.layers.{b}.",
     ),
 }
 TRANSFORMERS, LAYER_TYPES = "num_mtp_layers", "mtp_layer_types"  # what transformers' MTP decoding reads of config.json

@@ -85,8 +85,7 @@ def export_heads(
     stored, shape = read_base(base), LAYOUTS[NAMES_OF_VLLM if layout == VLLM else layout]
     stored.say_remarks()
     dims = stored.dims
-    if dims.paired:
-        raise ValueError(f"{base}: no layout holds heads of {dims.model_type}, whose blocks are of one branch each")
+    _check_form(layout, shape, dims)
     _check(checkpoint, config, base, shape, allow_mismatch)
     stacked = layout != VLLM and holds_stacked(source.table, dims)  # as the base, which is in mlx-lm's form
     tensors = _tensors(RawTensors([checkpoint / WEIGHTS_NAME]), config, shape, dims, source, stacked)
@@ -94,7 +93,7 @@ def export_heads(
         ends = (source[embedding(dims)], source[embedding(dims) if dims.tied else "lm_head.weight"])
         for k in range(config.num_heads):
             tensors |= {shape.prefix(k, dims.num_layers) + name: raw for name, raw in zip(COPIES, ends, strict=True)}
-    announcing = _announcing(stored.config, shape, config.num_heads)
+    announcing = _announcing(stored.config, shape, config.num_heads, dims)
     inside = with_base and layout == VLLM  # a folder of heads in that of the base
     if inside or not with_base:
         where = THE_FOLDER_ABOVE if inside else named_from(named or str(base), out)
@@ -140,19 +139,35 @@ def _check(checkpoint: Path, config: CheckpointConfig, base: Path, layout: Layou
         raise ValueError(f"{checkpoint}: got {config.num_heads} heads, expected at most {most}: {layout.because}")
 
 
+def _check_form(name: str, layout: Layout, dims: Dims) -> None:
+    """ValueError where the layout has no place for a block such as the base's."""
+    if dims.paired and layout.mlp is None:
+        halves = [n for n, other in LAYOUTS.items() if other.mlp is not None]
+        raise ValueError(
+            f"--format {name}: got a base of the family {dims.model_type}, whose blocks are of one branch each; "
+            f"expected --format {' or '.join(halves)}"
+        )
+    if layout.mlp is not None and not dims.paired:
+        raise ValueError(f"--format {name}: got a base of the family {dims.model_type}, expected blocks of one branch each")
+
+
 def _check_empty(out: Path) -> None:
     if out.is_symlink() or (out.exists() and not (out.is_dir() and is_empty(out))):
         raise ValueError(f"--out {out}: is not empty; use another folder")
 
 
-def _announcing(config: dict[str, Any], layout: Layout, heads: int) -> dict[str, Any]:
-    """config.json with the number of heads under the layout's key, and none under those of other layouts.
+def _announcing(config: dict[str, Any], layout: Layout, heads: int, dims: Dims) -> dict[str, Any]:
+    """config.json with the number of heads under the layout's key, and none under those of other layouts. Of blocks of one
+    branch which two a head is, in the form of NVIDIA's files and as SGLang reads it.
 
     num_mtp_layers and mtp_layer_types are what transformers' MTP decoding asks for beside it.
     """
     keys = {key for other in LAYOUTS.values() for key in other.announce} | {LAYER_TYPES}
     kept = {name: value for name, value in config.items() if name not in keys}
     kept |= {layout.announce[0]: heads, TRANSFORMERS: heads}
+    if layout.mlp is not None:
+        mlp, sign = ("moe", "E") if dims.head_layer.experts else ("mlp", "-")
+        kept |= {"mtp_layers_block_type": [FULL, mlp], "mtp_hybrid_override_pattern": f"*{sign}"}
     return kept | ({LAYER_TYPES: [FULL] * heads} if config.get("layer_types") else {})
 
 
@@ -174,7 +189,8 @@ def _tensors(
         if not config.post_norms:
             head["post_norm.weight"] = stored_to_plain(base[final_norm(dims)], dims.norm_offset + missing)
         tensors = write_head(head, layout, k, dims, stacked, missing)
-        written |= joined_mlp.join(tensors, layout.prefix(k, dims.num_layers)) if joined_mlp.is_joined(base.table) else tensors
+        joined = dims.experts is None and joined_mlp.is_joined(base.table)
+        written |= joined_mlp.join(tensors, layout.prefix(k, dims.num_layers)) if joined else tensors
     return written
 
 
