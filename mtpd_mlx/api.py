@@ -42,7 +42,7 @@ def train(*, show: Show = silent, **options: Any) -> dict[str, Any]:
     """
     from mtpd_mlx.train import run, setup
 
-    chosen = TrainOptions.build(_lists(options), {})
+    chosen = setup.heads_as_given(TrainOptions.build(_lists(options), {}))
     run.check_places(chosen)
     outcome = run.train(chosen, setup.gather(chosen), show)
     if not outcome.improved:

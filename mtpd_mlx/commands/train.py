@@ -14,13 +14,13 @@ def run(given: Given) -> int:
     from mtpd_mlx.ranks.world import World
     from mtpd_mlx.train.folder import resumed_options
     from mtpd_mlx.train.run import check_places, train
-    from mtpd_mlx.train.setup import gather, teacher_line
+    from mtpd_mlx.train.setup import gather, heads_as_given, teacher_line
 
     if given.resume:
         saved = World.launched().from_lead(lambda: resumed_options(given.file, given.flags).to_dict())
         options = TrainOptions.from_dict(saved)
     else:
-        options = TrainOptions.build(given.file, given.flags)
+        options = heads_as_given(TrainOptions.build(given.file, given.flags))
     check_places(options)
     ingredients = gather(options)
     if World.launched().leads and (line := teacher_line(options)):

@@ -67,7 +67,11 @@ class HeadsConfig:
         "draft only among so many tokens, the most frequent of the training data (default: the whole vocabulary)",
         takes=POSITIVE,
     )
-    init_heads: str | None = option(None, "checkpoint (a folder or a hub id) whose heads are the starting point", path=True)
+    init_heads: str | None = option(
+        None,
+        "checkpoint (a folder or a hub id) whose heads are the starting point, also in number",
+        path=True,
+    )
     allow_base_mismatch: bool = switch(
         "take heads that were trained on another base (text stays exact, acceptance may fall: see mtpd refit)"
     )

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.data import load_dataset
 from mtpd_mlx.data.counts import check, say
 from mtpd_mlx.data.packing import add_counts
 from mtpd_mlx.files.json_object import read_json_object
-from mtpd_mlx.hub.pull import resolve_model
+from mtpd_mlx.hub.pull import resolve_folder, resolve_model
 from mtpd_mlx.model.adapters import add_lora
 from mtpd_mlx.model.base import Base, load_base, new_base, say_if_slow
 from mtpd_mlx.model.compute import cast
@@ -79,6 +80,16 @@ def gather(options: TrainOptions) -> Ingredients:
     else:
         heads = init_heads(base, options.heads.num_heads, options.heads.hidden_source, options.run.seed)
     return Ingredients(base, heads, folder, name)
+
+
+def heads_as_given(options: TrainOptions) -> TrainOptions:
+    """The options with the number of heads and the hidden source of --init-heads, where a user said nothing of them."""
+    held, given = options.heads, options.given
+    if held.init_heads is None:
+        return options
+    config = read_config(resolve_folder(Path(held.init_heads)))
+    found = {name: getattr(config, name) for name in ("num_heads", "hidden_source") if name not in given}
+    return replace(options, heads=replace(held, **found))
 
 
 def base_of_cache(cfg: ModelConfig, compute: mx.Dtype) -> tuple[Base, Path, str]:

@@ -77,7 +77,7 @@ class Story:
 
     def stages(self, parts: list[str]) -> list[Stage]:
         n, fused = self.size, {"model": self.fused}
-        anew = fused | {"num-heads": self.num_heads()}
+        anew = fused | {"num-heads": read_config(self.heads).num_heads}
         stages = [Stage("prompts", identity={"prompts": n.prompts, "answers": n.answers}, work=self.make_prompts)]
         stages += [self.measured(Row("start", "old heads on the old base", "start", self.heads)), self.lora(), self.fuse()]
         stages += [self.measured(Row("old", "old heads on the fine-tune", "fused", self.heads))]
@@ -90,9 +90,6 @@ class Story:
             "own": self.refit_on_own_text(),
         }
         return stages + [stage for part in parts for stage in of_part[part]]
-
-    def num_heads(self) -> int:
-        return read_config(self.heads).num_heads
 
     def refit_adapter(self) -> list[Stage]:
         given = {"model": self.model, "adapter-path": self.adapters}
@@ -131,8 +128,8 @@ class Story:
 
     def train_lora(self) -> list[Stage]:
         steps = self.size.joint
-        given = {"train": "lora", "model": self.model, "init-heads": self.heads, "learning-rate": 1e-4, "out": self.joint}
-        given |= {"num-layers": self.layers, "num-heads": self.num_heads()}
+        given = {"train": "lora", "model": self.model, "init-heads": self.heads, "out": self.joint}
+        given |= {"num-layers": self.layers}
         stage = Stage("joint", (*PRODUCT, "train", *flags(self.training(steps) | given)), out=self.joint)
         return [stage, self.measured(Row("joint", f"--train lora, {steps} steps", "joint", self.joint, self.joint))]
 
