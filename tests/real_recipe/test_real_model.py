@@ -145,7 +145,7 @@ def test_the_whole_recipe_stopped_and_taken_up(tiny_base: Path, tmp_path: Path) 
     (tmp_path / "sets.jsonl").write_text('{"prompt": "tell me a story now please"}\n' * 2)
     command = [sys.executable, "-m", "tools.real_model", "--size", "tiny", "--model", str(tiny_base)]
     command += ["--prompts", str(prompts), "--eval", str(tmp_path / "sets.jsonl"), "--out", str(out)]
-    stops = ("own-greedy", "train-first", "extend")
+    stops = ("own-greedy", "train-1", "extend")
     for stop in stops:  # SIGTERM as that stage begins
         process = subprocess.Popen(command, cwd=ROOT, env=os.environ | python_path(), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -160,8 +160,7 @@ def test_the_whole_recipe_stopped_and_taken_up(tiny_base: Path, tmp_path: Path) 
         "prompts",
         "own-greedy",
         "own-t07",
-        "train-first",
-        "train-second",
+        "train-1",
         "train",
         "quantise",
         "extend",

@@ -36,16 +36,24 @@ def stages_of(args: argparse.Namespace, size: Size) -> list[Stage]:
         given |= {"valid-share": size.valid_share}
         batch = ("--batch-size", str(args.own_batch)) if args.own_batch else ()
         stages.append(product("own-" + part.name, "distill-data", folder, {"model": model} | given, how=batch))
-    first, second, heads = (out / name for name in ("heads-first", "heads-second", "heads"))
+    last = len(size.trainings)
+    folders = [out / f"heads-{i}" for i in range(1, last)] + [out / "heads"]
+    heads = folders[-1]
     packed, longer = out / "heads-8bit", out / "heads-8"
     data = {"data": own, "mask-prompt": True, "optimizer": "muon"}
     shape = {"batch-size": size.rows, "max-seq-length": size.row_tokens, "save-every": size.save_every}
     common = data | shape | {"steps-per-eval": size.steps_per_eval, "keep": size.keep}
     trained, named = {"model": model} | common, () if args.model else ("--named", NAME)
     stages += [
-        product("train-first", "train", first, trained | steps(size.first)),
-        product("train-second", "train", second, trained | steps(size.second) | {"init-heads": first}),
-        product("train", "train", heads, trained | steps(size.third) | {"init-heads": second}),
+        *(
+            product(
+                "train" if i == last else f"train-{i}",
+                "train",
+                folders[i - 1],
+                trained | steps(training) | ({"init-heads": folders[i - 2]} if i > 1 else {}),
+            )
+            for i, training in enumerate(size.trainings, start=1)
+        ),
         Stage("quantise", (*QUANTISE, str(heads), "--model", str(model), *named, "--out", str(packed))),
         product("extend", "extend", longer, {"model": model} | common | steps(size.longer) | {"to": 8}, str(heads)),
     ]
@@ -80,7 +88,12 @@ def steps(training: Training) -> dict[str, Any]:
         "seed": training.seed,
         "loss": training.loss,
     }
-    further = {"warmup": training.warmup, "min-lr-ratio": training.min_lr_ratio, "data-weights": list(training.shares) or None}
+    further = {
+        "batch-size": training.rows,
+        "warmup": training.warmup,
+        "min-lr-ratio": training.min_lr_ratio,
+        "data-weights": list(training.shares) or None,
+    }
     return given | {name: value for name, value in further.items() if value is not None}
 
 

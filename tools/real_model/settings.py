@@ -17,7 +17,7 @@ class Own:
 @dataclass(frozen=True)
 class Training:
     """`iters` optimiser steps at a peak `rate`. warmup, min_lr_ratio: None for the defaults of mtpd train. shares: of the parts
-    of the own text, in their order (empty: by size)."""
+    of the own text, in their order (empty: by size). rows: of a step, None for the size's."""
 
     iters: int
     rate: float
@@ -26,13 +26,14 @@ class Training:
     warmup: int | None = None
     min_lr_ratio: float | None = None
     shares: tuple[float, ...] = ()
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
 class Size:
-    """own: what is written, each part from a random share of the prompts, at most `prompts` of at most prompt_tokens. first,
-    second, third: the heads' trainings, one after the other; longer: of heads 5..8. rows x row_tokens: a step. eval_prompts: of
-    every set. keep: of mtpd train."""
+    """own: what is written, each part from a random share of the prompts, at most `prompts` of at most prompt_tokens.
+    trainings: of the heads, each from the heads of the one before; longer: of heads 5..8. rows x row_tokens: a step.
+    eval_prompts: of every set. keep: of mtpd train."""
 
     own: tuple[Own, ...]
     prompts: int | None
@@ -40,9 +41,7 @@ class Size:
     valid_share: float
     rows: int
     row_tokens: int
-    first: Training
-    second: Training
-    third: Training
+    trainings: tuple[Training, ...]
     longer: Training
     steps_per_eval: int
     save_every: int
@@ -65,9 +64,12 @@ SIZES = {
         valid_share=0.005,
         rows=16,
         row_tokens=1024,
-        first=Training(2000, 5.333e-3, 0),
-        second=Training(7100, 4e-3, 1),
-        third=Training(10_600, 4e-3, 3, "mtpd", 100, 0.0, (0.61, 0.11, 0.11, 0.12, 0.05)),
+        trainings=(
+            Training(2000, 5.333e-3, 0),
+            Training(7100, 4e-3, 1),
+            Training(10_600, 4e-3, 3, "mtpd", 100, 0.0, (0.61, 0.11, 0.11, 0.12, 0.05)),
+            Training(2900, 2.5e-3, 5, "mtpd", 100, 0.0, (0.61, 0.11, 0.11, 0.12, 0.05), rows=64),
+        ),
         longer=Training(1700, 1.778e-3, 0),
         steps_per_eval=500,
         save_every=200,
@@ -81,9 +83,11 @@ SIZES = {
         valid_share=0.02,
         rows=16,
         row_tokens=512,
-        first=Training(200, 5.333e-3, 0),
-        second=Training(700, 4e-3, 1),
-        third=Training(1000, 4e-3, 3, "mtpd", 50, 0.0, (0.6, 0.4)),
+        trainings=(
+            Training(200, 5.333e-3, 0),
+            Training(700, 4e-3, 1),
+            Training(1000, 4e-3, 3, "mtpd", 50, 0.0, (0.6, 0.4)),
+        ),
         longer=Training(200, 1.778e-3, 0),
         steps_per_eval=100,
         save_every=50,
@@ -97,9 +101,7 @@ SIZES = {
         valid_share=0.2,
         rows=2,
         row_tokens=64,
-        first=Training(4, 1e-3, 0),
-        second=Training(4, 1e-3, 1),
-        third=Training(4, 1e-3, 3, "mtpd", 1, 0.0, (0.6, 0.4)),
+        trainings=(Training(4, 1e-3, 0), Training(4, 1e-3, 3, "mtpd", 1, 0.0, (0.6, 0.4), rows=4)),
         longer=Training(2, 5e-4, 0),
         steps_per_eval=2,
         save_every=2,
