@@ -6,6 +6,7 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mtpd_mlx.commands.loading import load_model
@@ -43,10 +44,10 @@ def run(place: RunnableOptions, tune: TuneOptions, options: DecodingConfig) -> i
 def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -> tuple[dict[str, float], Any]:
     """(tokens per second of every arm, the choice)."""
     from mtpd_mlx.decoding.bench.arms import our_arm, stock_arm
-    from mtpd_mlx.decoding.open import open_decoder
+    from mtpd_mlx.decoding.open import chooses, choosing_decoder, open_decoder
+    from mtpd_mlx.decoding.tuning.choice import kinds
     from mtpd_mlx.decoding.tuning.costs import DRAFTS
     from mtpd_mlx.decoding.tuning.round_times import round_times
-    from mtpd_mlx.model.runtime import on_cuda
     from mtpd_mlx.speculative.bench import interleave
     from mtpd_mlx.speculative.sampling import Sampling
     from mtpd_mlx.text.prompts import encode_prompts
@@ -66,9 +67,11 @@ def measure(tune: TuneOptions, options: DecodingConfig, base: Any, heads: Any) -
     print(file=sys.stderr)
     speeds = {arm.name: arm.tokens_per_second for arm in (stock, plain, *arms.values())}
     widest = decoders[heads.num_heads]
-    chooses = widest.plan.cache == "growing" and not options.exact and not on_cuda()
-    costs = {str(kind): round(c, 3) for kind, c in round_times(widest.model, prompts[0], dot).items()} if chooses else {}
-    return speeds, replace(choose(speeds, {k: str(d.plan) for k, d in decoders.items()}), costs=costs)
+    chosen = choose(speeds, {k: str(d.plan) for k, d in decoders.items()})
+    if not chooses(widest):
+        return speeds, chosen
+    rounds = round_times(partial(choosing_decoder, widest.model, widest.plan), kinds(heads.num_heads, True), prompts[0], dot)
+    return speeds, replace(chosen, costs={str(kind): round(cost, 3) for kind, cost in rounds.items()})
 
 
 def choose(speeds: dict[str, float], plans: dict[int, str]) -> Any:

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mtpd_mlx.decoding.batch_heads import draft_together
-from mtpd_mlx.decoding.choosing_rounds import ChoosingState, one_hot
+from mtpd_mlx.decoding.choosing_rounds import ChoosingState
 from mtpd_mlx.decoding.lagging_heads import LaggingHeads
 from mtpd_mlx.decoding.rewind import trim_to
 from mtpd_mlx.decoding.rows_cache import RowsAttention, rows_caches
 from mtpd_mlx.decoding.text_state import read_tokens
-from mtpd_mlx.decoding.token_rules import contexts_of
+from mtpd_mlx.decoding.token_rules import contexts_of, one_hot
 from mtpd_mlx.model.finite import marked
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.finite import NO_TOKEN

@@ -14,7 +14,7 @@ from typing import Any
 from mtpd_mlx.decoding.lagging_heads import LaggingHeads
 from mtpd_mlx.decoding.rewind import Transaction, begin
 from mtpd_mlx.decoding.text_state import HostState, Model, read_tokens
-from mtpd_mlx.decoding.token_rules import contexts_of
+from mtpd_mlx.decoding.token_rules import contexts_of, one_hot
 from mtpd_mlx.model.finite import marked
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.drafting import Drafting, Proposal
@@ -196,8 +196,3 @@ class ChoosingRounds:
         self._host.rewind(self._host.length)
         if self._host.lagging is not None:
             self._host.lagging.unconfirmed()
-
-
-def one_hot(tokens: mx.array, size: int) -> mx.array:
-    """float32 [m, size]: what drafts that are certain were drawn from."""
-    return (tokens.astype(mx.int32)[:, None] == mx.arange(size)[None]).astype(mx.float32)

@@ -3,7 +3,7 @@ Called by decoding/open.py."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from mtpd_mlx.decoding.fixed_rounds import FixedRounds, round_graph
 from mtpd_mlx.decoding.growing_rounds import GrowingRounds
@@ -12,6 +12,12 @@ from mtpd_mlx.decoding.text_state import HostState, Model
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
+
+
+class Rounds(Protocol):
+    """What a text is in while it is decoded. `leave`: the host's state is whole again. has_caches: as FixedRounds'."""
+
+    def leave(self) -> None: ...
 
 
 class Decoder:
@@ -26,7 +32,7 @@ class Decoder:
         self.num_draft_tokens = model.num_draft_tokens
         self.capacity = model.base.context_length if capacity is None else capacity
         self._host = HostState(model)
-        self._rounds: GrowingRounds | FixedRounds | None = None
+        self._rounds: Rounds | None = None
         self._next: int | None = None
         self._stale: int | None = None  # the length to which the text was cut
         if plan.cache == "fixed":
@@ -94,8 +100,7 @@ class Decoder:
             yield
         except BaseException:
             kept = min(before, self._host.length)
-            fixed = isinstance(self._rounds, FixedRounds)
-            if kept and (self._rounds.has_caches if fixed else self._host.caches):  # type: ignore[union-attr]
+            if kept and getattr(self._rounds, "has_caches", self._host.caches):
                 self._stale, self._next = kept, None
             else:
                 self._forget()
@@ -139,6 +144,7 @@ class Decoder:
                 self._rounds = FixedRounds(self._host, self._graph, self.capacity)
             else:
                 self._rounds = GrowingRounds(self._host, self.capacity)
+        assert isinstance(self._rounds, GrowingRounds | FixedRounds)
         return self._rounds
 
     def _leave(self) -> None:

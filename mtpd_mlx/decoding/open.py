@@ -2,23 +2,27 @@
 Called by the commands that decode, and by api.py."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.decoder import Decoder, needs_growing
+from mtpd_mlx.decoding.fixed_choosing import FixedChoosingDecoder
 from mtpd_mlx.decoding.logit_model import HostedModel
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.sampler import Sampled
 from mtpd_mlx.decoding.text_state import KVOptions, LogitsProcessor, Model
 from mtpd_mlx.decoding.token_rules import Greedy, Rule
 from mtpd_mlx.decoding.tuning.calibrate import candidates, choose, room, time_plans
-from mtpd_mlx.decoding.tuning.choice import chosen_drafting
+from mtpd_mlx.decoding.tuning.choice import by_use, chosen_drafting, kinds
 from mtpd_mlx.decoding.tuning.plan import Plan
+from mtpd_mlx.decoding.tuning.round_times import warmed
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
-from mtpd_mlx.model.runtime import on_cuda
+from mtpd_mlx.model.runtime import on_cpu, on_cuda
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.constrained import ConstrainedBackend
 from mtpd_mlx.speculative.drafting import Drafting, FixedDrafting
+from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.lookup import MOST_DRAFTS
 from mtpd_mlx.speculative.round_costs import Kind
 from mtpd_mlx.speculative.sampling import Sampling
@@ -91,8 +95,8 @@ def open_choosing(
     """A decoder that chooses the drafts of every round: the heads' (None: there are none), as many as pay, those of prompt
     `lookup`, or none. `costs`: what rounds cost here, where that is measured.
 
-    Rounds over fixed buffers, and --exact, have one number of drafts: num_draft_tokens (None: all heads). So has MLX CUDA,
-    whatever the plan: there a growing cache makes a plan for every new length, which takes longer than any draft saves.
+    Rounds have one number of drafts, num_draft_tokens (None: all heads), with --exact, and over growing caches on MLX CUDA:
+    such a cache makes a plan there for every new length, which takes longer than any draft saves.
     """
 
     def opened(count: int | None, how: DecodingConfig) -> Decoder | PlainDecoder:
@@ -109,13 +113,35 @@ def open_choosing(
         )
 
     widest = opened(None, options)
-    if widest.plan.cache != "growing" or options.exact or on_cuda() or not (widest.num_draft_tokens or lookup):
+    if not (chooses(widest) and (widest.num_draft_tokens or lookup)):
         return widest if num_draft_tokens in (None, widest.num_draft_tokens) else opened(num_draft_tokens, options)
-    repeatable = not sampling.greedy and sampling.seed is not None
-    drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=costs, timed=not repeatable)
-    decoder = ChoosingDecoder(widest.model, drafting, capacity)
+    timed = sampling.greedy or sampling.seed is None
+    drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=costs, timed=timed)
+    decoder = choosing_decoder(widest.model, widest.plan, drafting, capacity)
     decoder.plan_milliseconds = widest.plan_milliseconds
+    if costs is None and timed and isinstance(decoder, FixedChoosingDecoder) and not on_cpu():
+        found = measured(decoder, kinds(widest.num_draft_tokens, lookup))
+        if found:
+            decoder.drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=found, partial=True)
     return decoder
+
+
+def measured(decoder: FixedChoosingDecoder, known: Sequence[Kind]) -> dict[Kind, float]:
+    """What rounds cost here, of the kinds that there was time to compile."""
+    with suppress(NotFiniteError):  # decoding says so, and where
+        return warmed(decoder, by_use(known), decoder.model.base.vocab_size)
+    return {}
+
+
+def chooses(decoder: Decoder | PlainDecoder) -> bool:
+    """Whether the drafts of every round can be chosen with this decoder's model and plan."""
+    return not decoder.model.exact and (decoder.plan.cache == "fixed" or not on_cuda())
+
+
+def choosing_decoder(model: Model, plan: Plan, drafting: Drafting, capacity: int | None = None) -> Decoder:
+    if plan.cache == "growing":
+        return ChoosingDecoder(model, drafting, capacity)
+    return FixedChoosingDecoder(model, plan, drafting, capacity)
 
 
 def open_constrained(

@@ -83,15 +83,17 @@ class HostState:
     next: uint32 [1], the token at position `length`, chosen but not cached. None before prefill.
     chosen: int32 [1], the same as `force` chose it, marked where the logits were not finite: what the host reads.
     drafts: uint32 [K], what the heads expect at positions length+1..length+K. None without heads or before prefill.
-    tail: [<= K, d], the cascade's input at the last positions, from which the next window starts.
+    tail: [<= rows_kept, d], the cascade's input at the last positions, from which the next window starts.
     kept: [K, V], what each draft was drawn from, where the rule needs it to accept (sampling); else None.
     table: what the sampling rule drew for the whole text, or None (greedy).
+
+    rows_kept: K, or more where windows are wider.
 
     next, chosen, drafts, tail and kept are lazy MLX arrays: reading them waits for the device.
     """
 
-    def __init__(self, model: Model):
-        self.model = model
+    def __init__(self, model: Model, rows_kept: int | None = None):
+        self.model, self.rows_kept = model, model.num_draft_tokens if rows_kept is None else rows_kept
         self.table: mx.array | None = None
         self._marks = Marks()
         self.clear()
@@ -151,19 +153,19 @@ class HostState:
         """The heads' caches of the last n positions: hidden and normed [1, n, d]."""
         model, k = self.model, self.model.num_draft_tokens
         assert model.heads is not None
-        rows = self.rows(hidden, normed)  # [min(K, past) + n, d]
+        rows = self.rows(hidden, normed)  # [min(rows_kept, past) + n, d]
         window = hidden.shape[1] + min(k, self.length - hidden.shape[1])
         start = self.length - window
         known = [*self.tokens[start + 1 :], *following[:k]]
         known += [0] * (window + k - 1 - len(known))  # rows without a token yet are run again (`force`)
         trim_to(self.head_caches, start)
         last = fill_chain(model.base, model.heads, rows[-window:][None], mx.array([known]), self.head_caches)
-        self.tail = rows[-k:]
+        self.tail = rows[-self.rows_kept :]
         mx.eval(last)
 
     def rows(self, hidden: mx.array, normed: mx.array) -> mx.array:
         """hidden (before the final norm) and normed, both [1, n, d], of the last n positions -> the cascade's input
-        [<= K + n, d] there and at the positions of `tail` before them."""
+        [<= rows_kept + n, d] there and at the positions of `tail` before them."""
         assert self.model.heads is not None
         rows = self.model.heads.source(self.model.base, hidden, normed)[0]
         return rows if self.tail is None else mx.concatenate([self.tail, rows])
@@ -228,14 +230,14 @@ class HostState:
 
     def draft(self, rows: mx.array) -> None:
         """rows [W, d]: the cascade's input at positions length-W..length-1. Sets drafts, what is kept of them, and tail."""
-        model, k, start = self.model, self.model.num_draft_tokens, self.length - rows.shape[0]
+        model, start = self.model, self.length - rows.shape[0]
         assert model.heads is not None and model.head_logits is not None and self.next is not None
         trim_to(self.head_caches, start)
         text = mx.concatenate([mx.array(self.tokens[start + 1 :], mx.uint32), self.next.astype(mx.uint32)])
         choose, kept = self.drafting()
         self.drafts = draft_chain(model.base, model.heads, model.head_logits, rows[None], text[None], self.head_caches, choose)
         self.kept = mx.concatenate(kept) if model.rule.keeps_drafts else None
-        self.tail = rows[-k:]
+        self.tail = rows[-self.rows_kept :]
 
     def whole(self, logits: mx.array) -> mx.array:
         """Head logits [1, V], or [1, D] over the draft vocabulary -> [1, V]."""
@@ -271,7 +273,7 @@ class HostState:
 
     def reach_back(self) -> None:
         """The last positions can be taken back without reading more than those, wherever the caches came from."""
-        start = max(0, self.length - max(self.model.num_draft_tokens, 1))
+        start = max(0, self.length - max(self.rows_kept, 1))
         if reach_of(self.caches) > start:
             self.rewind(start)
             self.rewind(self.length)
@@ -279,10 +281,9 @@ class HostState:
     def refresh(self, length: int) -> None:
         """Keeps positions 0..length-1 (length <= self.length).
 
-        The last K of them run once more, since drafting needs their states.
+        The last rows_kept of them run once more, since drafting needs their states.
         """
-        k = self.model.num_draft_tokens
-        keep = max(0, length - max(k, 1))
+        keep = max(0, length - max(self.rows_kept, 1))
         again = self.tokens[keep:length]
         self.rewind(keep)
         del self.tokens[keep:]

@@ -108,3 +108,8 @@ def spread(logits: mx.array, ids: mx.array, vocab_size: int) -> mx.array:
     """logits [n, D] of tokens `ids` [D] -> [n, V], hardly probable elsewhere."""
     whole = mx.full((logits.shape[0], vocab_size), -1e30, mx.float32)
     return mx.put_along_axis(whole, mx.broadcast_to(ids[None], logits.shape), logits.astype(mx.float32), axis=1)
+
+
+def one_hot(tokens: mx.array, size: int) -> mx.array:
+    """float32 [m, size]: what drafts that are certain were drawn from."""
+    return (tokens.astype(mx.int32)[:, None] == mx.arange(size)[None]).astype(mx.float32)

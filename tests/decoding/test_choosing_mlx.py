@@ -13,22 +13,25 @@ from helpers.decode import oracle
 from helpers.schedule import Schedule
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
-from mtpd_mlx.decoding import choosing_rounds, lagging_heads, text_state
+from mtpd_mlx.decoding import choosing_rounds, fixed_choosing, lagging_heads, text_state
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
-from mtpd_mlx.decoding.choosing_rounds import one_hot
-from mtpd_mlx.decoding.open import open_choosing
+from mtpd_mlx.decoding.fixed_choosing import FixedChoosingDecoder
+from mtpd_mlx.decoding.open import choosing_decoder, open_choosing
 from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.sampler import Sampled
 from mtpd_mlx.decoding.text_state import KVOptions, Model
-from mtpd_mlx.decoding.token_rules import Greedy
+from mtpd_mlx.decoding.token_rules import Greedy, one_hot
+from mtpd_mlx.decoding.tuning.choice import chosen_drafting
+from mtpd_mlx.decoding.tuning.plan import Plan
+from mtpd_mlx.decoding.tuning.round_times import warmed
 from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.load_save import load_for_decoding
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.drafting import Proposal
 from mtpd_mlx.speculative.loop import generate
-from mtpd_mlx.speculative.protocol import Chooses, Round
-from mtpd_mlx.speculative.round_costs import lookup
+from mtpd_mlx.speculative.protocol import Backend, Chooses, Round
+from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.significance import Evidence
 from mtpd_mlx.speculative.verify import judge
@@ -46,22 +49,32 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_for_decoding(write_checkpoint(folder / "heads", base, K, source, draft_tokens=drafts))[:2]
 
 
-def opened(model: tuple, drafting: Any, count: int = K, rule: Any = None, **options: Any) -> ChoosingDecoder:
+@pytest.fixture(params=["growing", "fixed", "fixed+scatter+rows"])
+def plan(request: pytest.FixtureRequest) -> Plan:
+    return Plan.parse(request.param)
+
+
+GROWING = Plan()
+
+
+def opened(
+    model: tuple, drafting: Any, count: int = K, rule: Any = None, plan: Plan = GROWING, **options: Any
+) -> ChoosingDecoder | FixedChoosingDecoder:
     base, own = model
     rule = rule or Greedy(own.draft_tokens)
-    return ChoosingDecoder(Model(base, own if count else None, count, rule, **options), drafting, CAPACITY)
+    return choosing_decoder(Model(base, own if count else None, count, rule, **options), plan, drafting, CAPACITY)
 
 
-def written(backend: ChoosingDecoder, prompt: list[int], length: int) -> list[int]:
+def written(backend: Backend, prompt: list[int], length: int) -> list[int]:
     return [t for chunk in generate(backend, prompt, max_tokens=length) for t in chunk.tokens]
 
 
 @pytest.mark.parametrize("model", ["postnorm", "prenorm", "drafts"], indirect=True)
-def test_any_schedule_gives_the_plain_text(model: tuple) -> None:
+def test_any_schedule_gives_the_plain_text(model: tuple, plan: Plan) -> None:
     used: Counter[str] = Counter()
     for seed in range(12):
         rng, drafting = np.random.default_rng(seed), Schedule(seed)
-        backend = opened(model, drafting)
+        backend = opened(model, drafting, plan=plan)
         for _ in range(3):
             prompt = rng.integers(0, VOCAB, rng.integers(1, 30)).tolist()
             backend.rewind_to(0)
@@ -78,9 +91,9 @@ def test_any_schedule_gives_the_plain_text(model: tuple) -> None:
     assert {"plain", "heads 1", "heads 3", "heads 4", "lookup 2"} <= set(used)
 
 
-def test_texts_fill_the_context_to_its_end(model: tuple) -> None:
+def test_texts_fill_the_context_to_its_end(model: tuple, plan: Plan) -> None:
     for seed in range(4):
-        backend = opened(model, Schedule(seed))
+        backend = opened(model, Schedule(seed), plan=plan)
         text = written(backend, [3, 4, 5], 999)
         assert len(text) == CAPACITY - 3 + 1 and backend.length == CAPACITY
         assert text == oracle(model[0], [3, 4, 5], len(text))
@@ -130,14 +143,18 @@ class Watched(Schedule):
 
 @pytest.mark.parametrize("window", [512, 3])
 @pytest.mark.parametrize("model", ["postnorm", "prenorm"], indirect=True)
-def test_heads_that_lagged_draft_as_if_they_had_not(model: tuple, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", ["growing", "fixed"])
+def test_heads_that_lagged_draft_as_if_they_had_not(
+    model: tuple, window: int, cache: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Acceptance round by round is that of heads which read the whole text anew."""
     monkeypatch.setattr(lagging_heads, "LONGEST_WINDOW", window)
+    monkeypatch.setattr(fixed_choosing, "FILLS", (window,))
     monkeypatch.setattr(text_state, "PREFILL_CHUNK", 7)
     checked = 0
     for seed in range(6):
         drafting = Watched(seed, model)
-        backend = opened(model, drafting)
+        backend = opened(model, drafting, plan=Plan(cache))
         for prompt in (list(range(5, 25)), [9], list(range(70, 40, -1))):
             backend.rewind_to(0)
             written(backend, prompt, 45)
@@ -147,9 +164,9 @@ def test_heads_that_lagged_draft_as_if_they_had_not(model: tuple, window: int, m
     assert checked > 12
 
 
-def test_steps_rounds_and_named_tokens_mix(model: tuple) -> None:
+def test_steps_rounds_and_named_tokens_mix(model: tuple, plan: Plan) -> None:
     for seed in range(4):
-        backend, rng, whole = opened(model, Schedule(seed)), np.random.default_rng(seed), list(range(5, 20))
+        backend, rng, whole = opened(model, Schedule(seed), plan=plan), np.random.default_rng(seed), list(range(5, 20))
         token = backend.prefill(whole)
         for turn in range(24):
             if turn % 5 == 4:
@@ -164,9 +181,9 @@ def test_steps_rounds_and_named_tokens_mix(model: tuple) -> None:
                 del whole[kept:]
 
 
-def test_lookup_alone_needs_no_heads(model: tuple) -> None:
+def test_lookup_alone_needs_no_heads(model: tuple, plan: Plan) -> None:
     drafting = Schedule(0, most=8, kinds=("plain", "lookup"))
-    backend = opened(model, drafting, 0)
+    backend = opened(model, drafting, 0, plan=plan)
     for prompt in ([9] * 12, list(range(5, 20)) * 2):
         backend.rewind_to(0)
         assert written(backend, prompt, 40) == oracle(model[0], prompt, 40)
@@ -194,14 +211,15 @@ OPTIONS = [Sampling(temp=0.3, seed=1), Sampling(temp=0.4, top_k=12, min_p=0.02, 
 XTC = Sampling(temp=0.3, top_p=0.95, seed=1, xtc_probability=0.5, xtc_threshold=0.05, top_k=30)
 
 
+@pytest.mark.parametrize("cache", ["growing", "fixed"])
 @pytest.mark.parametrize(
     "options", [OPTIONS[0], *(pytest.param(o, marks=pytest.mark.slow) for o in (OPTIONS[1], XTC))], ids=str
 )
-def test_sampled_text_is_distributed_as_the_main_model_says(options: Sampling, tmp_path: Path) -> None:
+def test_sampled_text_is_distributed_as_the_main_model_says(options: Sampling, cache: str, tmp_path: Path) -> None:
     base = write_base(tmp_path / "base", scale=5.0)
     model = load_for_decoding(write_checkpoint(tmp_path / "heads", base, 3, noise=0.02))[:2]
     rule = Sampled(options, VOCAB, CAPACITY + 40, None, ())
-    backend, found, lookups = opened(model, Guessing(3, model), 3, rule), [], 0
+    backend, found, lookups = opened(model, Guessing(3, model), 3, rule, Plan(cache)), [], 0
     prompts = [("a", list(range(5, 20))), ("b", list(range(40, 60))), ("c", [9, 9, 9, 9, 4]), ("d", list(range(90, 60, -1)))]
     prompts *= 6
     for _, prompt in prompts:
@@ -213,14 +231,16 @@ def test_sampled_text_is_distributed_as_the_main_model_says(options: Sampling, t
     assert seen.p_value > 1e-3 and lookups > 60
 
 
-def test_a_seed_repeats_its_text_whatever_rounds_take(model: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cache", ["growing", "fixed"])
+def test_a_seed_repeats_its_text_whatever_rounds_take(model: tuple, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose times are noise chooses as one whose times are true."""
     texts, rng, now = [], np.random.default_rng(0), time.perf_counter
     for noisy in (False, True):
         if noisy:
             monkeypatch.setattr(choosing_rounds.time, "perf_counter", lambda: now() * rng.uniform(1, 2))
-        backend = open_choosing(*model, capacity=CAPACITY, sampling=Sampling(temp=0.5, seed=7))
-        assert isinstance(backend, ChoosingDecoder)
+        how = DecodingConfig(plan=cache)
+        backend = open_choosing(*model, how, capacity=CAPACITY, sampling=Sampling(temp=0.5, seed=7))
+        assert isinstance(backend, Chooses)
         for prompt in ([9] * 12, list(range(5, 20)) * 2):
             backend.rewind_to(0)
             texts.append([c.tokens for c in generate(backend, prompt, max_tokens=50)])
@@ -228,10 +248,12 @@ def test_a_seed_repeats_its_text_whatever_rounds_take(model: tuple, monkeypatch:
 
 
 def test_what_has_one_number_of_drafts_does_not_choose(model: tuple) -> None:
-    for options in (DecodingConfig(plan="fixed"), DecodingConfig(exact=True)):
-        backend = open_choosing(*model, options, num_draft_tokens=2)
-        assert not isinstance(backend, Chooses) and backend.num_draft_tokens == 2
+    backend = open_choosing(*model, DecodingConfig(exact=True), num_draft_tokens=2)
+    assert not isinstance(backend, Chooses) and backend.num_draft_tokens == 2
     assert isinstance(open_choosing(*model), Chooses) and isinstance(open_choosing(model[0], None), Chooses)
+    fixed = DecodingConfig(plan="fixed")
+    assert isinstance(open_choosing(*model, fixed), FixedChoosingDecoder)
+    assert isinstance(open_choosing(model[0], None, fixed), FixedChoosingDecoder)
     assert isinstance(open_choosing(model[0], None, lookup=False), PlainDecoder)
 
 
@@ -239,10 +261,10 @@ def test_point_masses() -> None:
     assert np.array_equal(np.array(one_hot(mx.array([2, 0], mx.uint32), 4)), np.eye(4, dtype=np.float32)[[2, 0]])
 
 
-def test_times_are_those_of_rounds_and_not_the_callers(model: tuple) -> None:
+def test_times_are_those_of_rounds_and_not_the_callers(model: tuple, plan: Plan) -> None:
     """A caller that takes its time makes rounds that are not counted."""
     drafting = Schedule(0, kinds=("heads",), most=1)
-    backend = opened(model, drafting)
+    backend = opened(model, drafting, plan=plan)
     token = backend.prefill(list(range(5, 25)))
     for _ in range(8):
         token = backend.round(token).emitted[-1]
@@ -254,12 +276,33 @@ def test_times_are_those_of_rounds_and_not_the_callers(model: tuple) -> None:
     assert len(drafting.times) == counted
 
 
-def test_a_cache_goes_to_another_decoder(model: tuple) -> None:
+def test_a_cache_goes_to_another_decoder(model: tuple, plan: Plan) -> None:
     """`settled`: all heads have read the text, whatever was in use; `resume` goes on from there."""
-    first, second = opened(model, Schedule(2, kinds=("plain", "lookup"))), opened(model, Schedule(3))
+    first, second = opened(model, Schedule(2, kinds=("plain", "lookup")), plan=plan), opened(model, Schedule(3), plan=plan)
     prompt = list(range(5, 25))
     text = written(first, prompt, 30)
     host = first.settled()
     second.resume(list(host.tokens), host.caches, host.head_caches)
     result: Round = second.round(text[-1])
     assert result.emitted == oracle(model[0], [*prompt, *text], len(result.emitted))
+
+
+def test_rounds_are_compiled(model: tuple) -> None:
+    backend, prompt = opened(model, Schedule(5), plan=Plan.parse("fixed+compiled")), list(range(5, 25))
+    assert written(backend, prompt, 40) == oracle(model[0], prompt, 40)
+
+
+def test_rounds_are_timed_by_kind_and_the_text_is_forgotten(model: tuple) -> None:
+    drafting, known = Schedule(0), [PLAIN, heads(4), lookup(2)]
+    backend = choosing_decoder(Model(model[0], model[1], K, Greedy()), Plan("fixed"), drafting, 400)
+    assert isinstance(backend, FixedChoosingDecoder)
+    times = warmed(backend, known, VOCAB)
+    assert list(times) == known and times[PLAIN] == 1 and all(cost > 0 for cost in times.values())
+    assert backend.length == 0 and backend.drafting is drafting
+    assert written(backend, [3, 4, 5], 20) == oracle(model[0], [3, 4, 5], 20)
+    assert warmed(opened(model, drafting, plan=Plan("fixed")), known, VOCAB) == {}  # no room
+
+
+def test_kinds_that_were_not_compiled_are_not_chosen(model: tuple) -> None:
+    drafting = chosen_drafting(*model, with_lookup=True, costs={PLAIN: 1.0, heads(2): 1.2}, partial=True)
+    assert drafting.chooser.costs.kinds == [PLAIN, heads(2)]

@@ -5,7 +5,7 @@ The guess need not be good: rounds correct it (speculative/round_costs.py). It c
 weight once; a further row costs a share of that (ROW); a head reads its own weights and the output head's once.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtpd_mlx.model.base import Base
@@ -50,11 +50,27 @@ def size(module: nn.Module) -> int:
 
 
 def chosen_drafting(
-    base: Base, own: MTPHeads | None, *, with_lookup: bool, costs: Mapping[Kind, float] | None = None, timed: bool = True
+    base: Base,
+    own: MTPHeads | None,
+    *,
+    with_lookup: bool,
+    costs: Mapping[Kind, float] | None = None,
+    timed: bool = True,
+    partial: bool = False,
 ) -> ChosenDrafting:
-    """`costs`: measured here (mtpd tune), of every kind that rounds may choose; None: guessed. `timed`: as ChosenDrafting's."""
+    """`costs`: measured here, of every kind that rounds may choose, or, with `partial`, of those alone that they may; None:
+    guessed. `timed`: as ChosenDrafting's."""
     known = kinds(0 if own is None else own.num_heads, with_lookup)
+    if costs is not None and partial:
+        known = [kind for kind in known if kind in costs]
     measured = costs is not None and all(kind in costs for kind in known)
     table = {k: costs[k] for k in known} if costs is not None and measured else guessed(base, own, known)
     counts = [k.num_drafts for k in known if k.source == "heads"]
     return ChosenDrafting(Chooser(RoundCosts(table, measured=measured), counts), Lookup() if with_lookup else None, timed)
+
+
+def by_use(known: Sequence[Kind]) -> list[Kind]:
+    """The same kinds, those first that texts come to most: plain steps, all heads, half of them, lookup's middle ones."""
+    most = max((kind.num_drafts for kind in known if kind.source == "heads"), default=0)
+    order = {PLAIN: 0, heads(most): 1, heads((most + 1) // 2): 2, lookup(8): 3, lookup(4): 4, lookup(16): 5, heads(1): 6}
+    return sorted(known, key=lambda kind: order.get(kind, len(order)))
