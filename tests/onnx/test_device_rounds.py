@@ -44,6 +44,7 @@ def float32_is_for_cuda() -> Any:
             patch.setattr(f"{module}.PROVIDERS", {"fp32": "cuda"})
         for module in ("builder", "cuda_modules"):  # transposed matrices, the best token by blocks
             patch.setattr(f"mtpd_onnx.graphs.{module}.CUDA_TYPES", (ir.DataType.FLOAT,))
+        patch.setattr("mtpd_onnx.graphs.sampling.LIKELIEST", 24)  # among which drafts are drawn
         patch.setattr("mtpd_onnx.graphs.cuda_modules.BLOCK", 97)  # of a vocabulary of 97: one; 60 draft tokens: none
         yield
 

@@ -8,8 +8,9 @@ import onnxruntime as ort
 import pytest
 from mtpd_onnx.dims import read_dims
 from mtpd_onnx.graphs.builder import Graph, Spec, sampler_inputs
+from mtpd_onnx.graphs.cuda_modules import largest_of_blocks
 from mtpd_onnx.graphs.sampled_rows import RowSampler
-from mtpd_onnx.graphs.sampling import CONTEXT, F32, I64, running_sum
+from mtpd_onnx.graphs.sampling import CONTEXT, F32, I64, LIKELIEST, SETTINGS, Sampler, running_sum
 from mtpd_onnx.runtime.sampling_state import settings
 from tiny import LLAMA, write_base
 
@@ -89,6 +90,37 @@ def test_no_token_of_weight_zero_is_drawn_at_the_ends_of_the_random_numbers(tmp_
             "recent": np.zeros(CONTEXT, np.int64),
         }
         assert session.run(["draft"], inputs)[0].tolist() == [token]
+
+
+@pytest.mark.parametrize("vocab", [97, 3000])
+def test_on_cuda_only_drafts_are_drawn_among_the_likeliest(vocab: int, tmp_path: Path) -> None:
+    dims = read_dims(write_base(tmp_path / "base", LLAMA | {"vocab_size": vocab}))
+    graph = Graph(Spec(dims, 0, "postnorm", ir.DataType.FLOAT, 16), "drafts")
+    op, logits, contexts = graph.op, graph.input("logits", F32, ["n", vocab]), graph.input("contexts", I64, ["n", CONTEXT])
+    fed_settings = graph.input("settings", F32, [len(SETTINGS)])
+    sampler = Sampler(fed_settings, vocab, logits, contexts, largest_of=largest_of_blocks, quick_drafts=True)
+    graph.output(sampler.of(op, logits, contexts), "main", F32, ["n", vocab])
+    graph.output(sampler.of_drafts(op, logits, contexts), "drafts", F32, ["n", vocab])
+    ir.save(graph.model(), tmp_path / "drafts.onnx")
+    session, rng = (
+        ort.InferenceSession(str(tmp_path / "drafts.onnx"), providers=["CPUExecutionProvider"]),
+        np.random.default_rng(0),
+    )
+    flat, peaked = (rng.normal(size=(ROWS, vocab)).astype(np.float32) * size for size in (0.1, 8))
+    contexts_fed = rng.integers(0, vocab, (ROWS, CONTEXT))
+    cut = 0
+    for options in [o for o in MIXED if o.top_k <= vocab]:
+        for fed in (flat, peaked):
+            inputs = {"logits": fed, "contexts": contexts_fed, "settings": settings(options, vocab)}
+            main, drafts = session.run(["main", "drafts"], inputs)
+            whole = probabilities(fed, options, contexts_fed)
+            np.testing.assert_allclose(main, whole, atol=2e-6)
+            least = -np.sort(-whole, axis=-1)[:, min(LIKELIEST, vocab) - 1, None]
+            within = options.top_p == 0 and options.min_p == 0 and not options.kept
+            wanted = whole if within else np.where(whole >= least, whole, 0)
+            np.testing.assert_allclose(drafts, wanted / wanted.sum(-1, keepdims=True), atol=2e-6)
+            cut += int((wanted != whole).any())
+    assert (cut > 0) == (vocab > LIKELIEST)
 
 
 MIXED = [

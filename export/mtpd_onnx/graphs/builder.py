@@ -17,14 +17,14 @@ from onnxscript.nn import Module, Parameter
 from mtpd_mlx.families.dims import Geometry
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.cuda_modules import best_of_blocks, transpose_modules
+from mtpd_onnx.graphs.cuda_modules import best_of_blocks, largest_of_blocks, transpose_modules
 from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Positions, Spare, widened
 from mtpd_onnx.graphs.folding import folding_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
 from mtpd_onnx.graphs.rope import rope_tables
-from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler
+from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler, largest_by_reduction
 
 OPSET, IR_VERSION = 23, 10
 I64, I32 = ir.DataType.INT64, ir.DataType.INT32
@@ -173,12 +173,12 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     if sampler is None:
         following, largest = best_of(graph, last)
     else:
-        largest = None
         end = op.Slice(checked, [-1], [END])
         recent = next_recent(op, sampler, tokens, end)
         position = op.Cast(op.Add(seqlens, [1]), to=I64)
         p = sampler.of(op, last, op.Unsqueeze(recent, [0]))
         following = sampler.draw(op, p, sampler.uniform(op, position, REPLACE))
+        largest = largest_known(graph, sampler)
         graph.output(recent, "next_recent", I64, [CONTEXT])
     graph.output(marked(op, following, last, largest), "next_tokens", I64, [1])
     made = op.Cast(op.GreaterOrEqual(following, [0]), to=I32)  # 1, when all readers of seqlens, which it replaces, are done
@@ -194,7 +194,15 @@ def sampler_inputs(graph: Graph) -> Sampler:
     """The inputs that sampling needs: settings, uniforms [U, kinds of draws] and the last CONTEXT tokens."""
     settings = graph.input("settings", ir.DataType.FLOAT, [len(SETTINGS)])
     uniforms = graph.input("uniforms", ir.DataType.FLOAT, ["U", KINDS])
-    return Sampler(settings, graph.spec.dims.vocab_size, uniforms, graph.input("recent", I64, [CONTEXT]))
+    recent, on_cuda = graph.input("recent", I64, [CONTEXT]), graph.spec.dtype in CUDA_TYPES
+    largest_of = largest_of_blocks if on_cuda else largest_by_reduction
+    return Sampler(settings, graph.spec.dims.vocab_size, uniforms, recent, largest_of=largest_of, quick_drafts=on_cuda)
+
+
+def largest_known(graph: Graph, sampler: Sampler) -> ir.Value | None:
+    """The largest logits [n] of the rows that `sampler` was given last, for devices where finding them takes long (penalised
+    ones: these are finite where the rows are). None elsewhere."""
+    return graph.op.Squeeze(sampler.largest, [1]) if graph.spec.dtype in CUDA_TYPES else None
 
 
 def next_recent(op: OpBuilder, sampler: Sampler, tokens: ir.Value, row: ir.Value) -> ir.Value:

@@ -58,3 +58,8 @@ def best_of_blocks(op: OpBuilder, logits: ir.Value) -> tuple[ir.Value, ir.Value]
     largest, which = op.TopK(best, [1], axis=-1, _outputs=2)  # [.., 1]
     index = op.Add(op.Mul(which, [block]), op.GatherElements(within, which, axis=-1))
     return op.Squeeze(index, [-1]), op.Squeeze(largest, [-1])
+
+
+def largest_of_blocks(op: OpBuilder, logits: ir.Value) -> ir.Value:
+    """float32 logits [n, V] -> the largest of each row, [n, 1]. ReduceMax takes as long as ArgMax there."""
+    return op.Unsqueeze(best_of_blocks(op, logits)[1], [-1])

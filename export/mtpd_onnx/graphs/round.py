@@ -16,6 +16,7 @@ from mtpd_onnx.graphs.builder import (
     draft_chain,
     draft_ids,
     fused_positions,
+    largest_known,
     next_recent,
     sampler_inputs,
     shared_caches,
@@ -110,7 +111,7 @@ class GreedyRule:
 class SampledRule:
     """Rejection sampling (sampling.accept_sampled); draft_probs float32 [K, V] is what the drafts were drawn from."""
 
-    largest = None
+    largest: ir.Value | None = None  # as GreedyRule's
 
     def __init__(self, graph: Graph, tokens: ir.Value, checked: ir.Value, past_length: ir.Value):
         self.graph, self.op, self.tokens, self.checked = graph, graph.op, tokens, checked
@@ -135,6 +136,7 @@ class SampledRule:
         known = op.Concat(sampler.recent, self.tokens, axis=0)
         span = self.graph.constant("context.rows", np.arange(1, CONTEXT + 1, dtype=np.int64)[None])
         p = sampler.of(op, logits, op.Gather(known, op.Add(op.Unsqueeze(checked, [1]), span)))  # [R, V]
+        self.largest = largest_known(self.graph, sampler)
         drafted, last = op.Slice(checked, [0], [-1]), op.Slice(checked, [-1], [END])  # rows before a draft; row S-1
         after = tokens_after(op, self.tokens, checked)  # [R]
         q = self.probs_of(drafted)  # [R - 1, V]
@@ -167,7 +169,7 @@ class SampledRule:
         logits = op.Squeeze(logits, [0])
         if ids is not None:
             logits = op.ScatterElements(self.not_drafted, op.Unsqueeze(ids, [0]), op.Cast(logits, to=F32), axis=1)
-        q = self.sampler.of(op, logits, op.Unsqueeze(context, [0]))
+        q = self.sampler.of_drafts(op, logits, op.Unsqueeze(context, [0]))
         return self.sampler.draft(op, q, position), q
 
     def outputs(self) -> None:

@@ -15,9 +15,7 @@ from onnxscript import OpBuilder
 
 from mtpd_mlx.speculative.sampling import LARGEST
 from mtpd_onnx.graphs.branches import branches
-from mtpd_onnx.graphs.sampling import END, F32, I64, NOT_DRAFTED, Distribution, block_size, in_blocks
-
-LIKELIEST = 1024  # tokens that are put in order first, at least
+from mtpd_onnx.graphs.sampling import END, F32, I64, LIKELIEST, NOT_DRAFTED, Distribution, block_size, in_blocks
 
 
 @dataclass
@@ -79,8 +77,7 @@ class _Quick(Distribution):
         if most >= self.vocab:
             return super()._least(op, plain)
         least, kept = self._cut(op, plain, most)
-        unlimited = op.And(op.Greater(self.setting(op, "top_p"), [1.0]), op.LessOrEqual(self.setting(op, "min_p"), [0.0]))
-        whole = op.And(unlimited, op.GreaterOrEqual(self.setting(op, "kept"), [float(self.vocab)]))  # [n, 1]
+        whole = self.keeps_all(op)  # [n, 1]
         open_rows = op.Not(op.Or(whole, op.Less(kept, [float(most)])))
         unsettled = op.Greater(op.ReduceSum(op.Cast(open_rows, to=F32), [0, 1], keepdims=0), 0.0)
         full = super()._least

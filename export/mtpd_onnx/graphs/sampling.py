@@ -5,7 +5,8 @@ CUDA's CumSum adds up one element after the other for each place, so running sum
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,15 @@ F32, I64 = ir.DataType.FLOAT, ir.DataType.INT64
 SETTINGS = ("inverse_temperature", "top_p", "min_p", "kept", "repetition_penalty")
 CONTEXT = Sampling.repetition_context_size  # tokens that the repetition penalty looks at
 NOT_DRAFTED = -1e30  # logit of a token outside the draft vocabulary
+LIKELIEST = 1024  # tokens that are put in order first, at least; on CUDA drafts are drawn among these
 END = (1 << 63) - 1
+Largest = Callable[[OpBuilder, ir.Value], ir.Value]
+Least = Callable[[OpBuilder, ir.Value], ir.Value]
+
+
+def largest_by_reduction(op: OpBuilder, logits: ir.Value) -> ir.Value:
+    """logits [n, V] -> the largest of each row, [n, 1]."""
+    return op.ReduceMax(logits, [-1], keepdims=1)
 
 
 @dataclass
@@ -26,6 +35,8 @@ class Distribution:
 
     settings: ir.Value
     vocab: int
+    largest_of: Largest = field(default=largest_by_reduction, kw_only=True)
+    largest: ir.Value | None = field(default=None, init=False)  # of each row that `of` was given, [n, 1]
 
     def setting(self, op: OpBuilder, name: str) -> ir.Value:
         i = SETTINGS.index(name)
@@ -33,10 +44,15 @@ class Distribution:
 
     def of(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
         """logits [n, V], contexts int64 [n, N] -> float32 [n, V]."""
+        return self._of(op, logits, contexts, self._least)
+
+    def _of(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value, least_of: Least) -> ir.Value:
         logits = self._penalise(op, op.Cast(logits, to=F32), contexts)
+        logits.dtype, logits.shape = F32, ir.Shape([None, self.vocab])
         plain = op.Softmax(logits, axis=-1)
-        scaled = op.Mul(op.Sub(logits, op.ReduceMax(logits, [-1], keepdims=1)), self.setting(op, "inverse_temperature"))
-        return op.Softmax(op.Where(op.GreaterOrEqual(plain, self._least(op, plain)), scaled, [-np.inf]), axis=-1)
+        self.largest = self.largest_of(op, logits)
+        scaled = op.Mul(op.Sub(logits, self.largest), self.setting(op, "inverse_temperature"))
+        return op.Softmax(op.Where(op.GreaterOrEqual(plain, least_of(op, plain)), scaled, [-np.inf]), axis=-1)
 
     def _least(self, op: OpBuilder, plain: ir.Value) -> ir.Value:
         """The probability of the last token that is kept, of plain [n, V]: [n, 1]."""
@@ -55,6 +71,11 @@ class Distribution:
         last = op.Cast(op.Sub(op.Max(count, [1.0]), [1.0]), to=I64)
         return op.GatherElements(ordered, last, axis=-1), count
 
+    def keeps_all(self, op: OpBuilder) -> ir.Value:
+        """Whether no token is left out, bool [1] or [n, 1]."""
+        unlimited = op.And(op.Greater(self.setting(op, "top_p"), [1.0]), op.LessOrEqual(self.setting(op, "min_p"), [0.0]))
+        return op.And(unlimited, op.GreaterOrEqual(self.setting(op, "kept"), [float(self.vocab)]))
+
     def _penalise(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
         penalty, seen = self.setting(op, "repetition_penalty"), op.GatherElements(logits, contexts, axis=-1)
         changed = op.Where(op.Less(seen, [0.0]), op.Mul(seen, penalty), op.Div(seen, penalty))
@@ -69,10 +90,21 @@ class Distribution:
 @dataclass
 class Sampler(Distribution):
     """The rule of one text, with the inputs of its graph: uniforms float32 [U, 3] by position of the text, recent int64 [N]:
-    the tokens at positions P-N..P-1 (the prompt's first one where there are none)."""
+    the tokens at positions P-N..P-1 (the prompt's first one where there are none). quick_drafts: those are drawn among the
+    LIKELIEST tokens, which saves a sort of all. The text is distributed alike, from whatever drafts are drawn."""
 
     uniforms: ir.Value
     recent: ir.Value
+    quick_drafts: bool = field(default=False, kw_only=True)
+
+    def of_drafts(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
+        """As `of`, for a head's logits."""
+        quick = self.quick_drafts and self.vocab > LIKELIEST
+        return self._of(op, logits, contexts, self._least_of_likeliest if quick else self._least)
+
+    def _least_of_likeliest(self, op: OpBuilder, plain: ir.Value) -> ir.Value:
+        least, _ = self._cut(op, plain, LIKELIEST)
+        return op.Where(self.keeps_all(op), [0.0], least)
 
     def uniform(self, op: OpBuilder, positions: ir.Value, kind: int) -> ir.Value:
         """positions int64 [n] -> float32 [n]."""
