@@ -15,8 +15,8 @@ from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS, graphs_of
 from mtpd_onnx.precision import PROVIDERS, check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
-FORMAT, FORMAT_VERSION = "mtpd-onnx", 8
-READABLE = (4, 5, 6, 7, FORMAT_VERSION)
+FORMAT, FORMAT_VERSION = "mtpd-onnx", 9
+READABLE = (4, 5, 6, 7, 8, FORMAT_VERSION)
 MARKED = 5  # the version from which on graphs mark tokens of logits that are not finite
 ANY_DRAFTS = {"cpu": 6, "cuda": 7}  # by provider, the version from which on rounds have any number of drafts
 BATCHES = 8  # the version from which on texts can be decoded side by side
@@ -29,7 +29,8 @@ class Manifest:
     of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
     weights that one run of it reads; `base`: the base that was exported, with its fingerprint; `draft_vocab`: its size D, or
     None for the whole vocabulary; `cache_sizes`: [key heads, head size] of the cache of every layer, then of every head, where
-    they are not all those of `dims`; `tensors`: name -> [type, shape, first byte in weights.bin], in folders for CUDA;
+    they are not all those of `dims`; `histories`: layer -> channels of the layers that convolve in place of attention;
+    `tensors`: name -> [type, shape, first byte in weights.bin], in folders for CUDA;
     `format_version`: of READABLE."""
 
     layout: str
@@ -47,6 +48,7 @@ class Manifest:
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None
     cache_sizes: list[list[int]] | None = None
+    histories: dict[str, int] | None = None
     tensors: dict[str, list[Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -73,6 +75,11 @@ class Manifest:
             return self.dims["num_kv_heads"], self.dims["head_dim"]
         heads, size = self.cache_sizes[block]
         return heads, size
+
+    def kept(self, block: int) -> dict[str, tuple[int, int]]:
+        """What a block keeps of every position, by name: key heads and head size, or 1 and the channels of a convolution."""
+        channels = (self.histories or {}).get(str(block))
+        return dict.fromkeys(("key", "value"), self.cache_size(block)) if channels is None else {"conv": (1, channels)}
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT} | asdict(self))
@@ -135,8 +142,12 @@ def _check_values(manifest: Manifest) -> None:
     if (sizes := manifest.cache_sizes) is not None:
         blocks = manifest.dims["num_layers"] + manifest.num_heads
         pairs = isinstance(sizes, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in sizes)
-        if not pairs or len(sizes) != blocks or not all(type(n) is int and 0 < n < MAX_NUMBER for pair in sizes for n in pair):
+        if not pairs or len(sizes) != blocks or not all(_is_size(n) for pair in sizes for n in pair):
             raise ValueError(f"cache_sizes: got {sizes!r:.40}, expected {blocks} pairs of positive integers")
+    if (held := manifest.histories) is not None:
+        layers = {str(i) for i in range(manifest.dims["num_layers"])}
+        if not isinstance(held, dict) or not layers >= held.keys() or not all(map(_is_size, held.values())):
+            raise ValueError(f"histories: got {held!r:.40}, expected a positive integer for layers of the base")
     read = manifest.weights_read
     if not isinstance(read, dict) or not all(type(read.get(graph)) is int for graph in manifest.graphs):
         raise ValueError(f"weights_read: got {read!r:.80}, expected bytes for each graph")
@@ -148,6 +159,10 @@ def _check_values(manifest: Manifest) -> None:
     heads = len({n.split(".")[1] for n in drafts if n.startswith(stem)})
     if heads != manifest.num_heads:
         raise ValueError(f"num_heads: got {manifest.num_heads}, the graph has {heads}")
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 < number < MAX_NUMBER
 
 
 def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:

@@ -146,7 +146,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "granitemoehybrid": Family("granitemoehybrid", biases=("attention_bias",), head_dim=False, names=GRANITE, onnx=False),
     "lfm2_moe": Family("lfm2_moe", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
-    "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
+    "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2),
 }
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",), "relu2": ("relu2",)}  # names in config.json
 

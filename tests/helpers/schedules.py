@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from mtpd_onnx.layouts import draft_counts
 
 from mtpd_mlx.speculative.drafting import Proposal
 from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
@@ -51,3 +52,15 @@ class Scheduled:
         self._text += emitted
         drafts = proposal.count if proposed is None else proposed
         self.seen.append((proposal.kind.source, drafts, len(emitted) - 1))
+
+
+class OnDevice(Scheduled):
+    """Of the kinds that a device has runs for."""
+
+    def propose(self, most: int) -> Proposal:
+        proposal = super().propose(most)
+        if proposal.kind.source == "lookup":
+            count = max((n for n in (3, 7, 15) if n <= proposal.count), default=0)
+            return Proposal(lookup(count), proposal.drafts[:count]) if count else Proposal(PLAIN)
+        count = max((n for n in draft_counts(self._most) if n <= proposal.count), default=0)
+        return Proposal(heads(count))

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 from helpers.decode import decoded
 from helpers.evidence import evidence
-from helpers.schedules import Scheduled
+from helpers.schedules import OnDevice
 from helpers.standard_heads import drafts_of_standard_heads
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.layouts import draft_counts
@@ -19,7 +19,7 @@ from mtpd_onnx.runtime.open_device import open_device
 from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.options.export import ExportOptions
-from mtpd_mlx.speculative.drafting import FixedDrafting, Proposal
+from mtpd_mlx.speculative.drafting import FixedDrafting
 from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
 from mtpd_mlx.speculative.sampling import Sampling
 
@@ -96,7 +96,7 @@ def test_any_schedule_gives_the_plain_text(folder: Path, ahead: bool) -> None:
         raise AssertionError(f"{text}: not the beginning of an expected text")
 
     backend = opened(folder, ahead=ahead)
-    drafting = backend.drafting = Kinds(3, count, truth)
+    drafting = backend.drafting = OnDevice(3, count, VOCAB, truth)
     for _ in range(3):
         for prompt in PROMPTS:
             assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
@@ -104,26 +104,11 @@ def test_any_schedule_gives_the_plain_text(folder: Path, ahead: bool) -> None:
     assert len({accepted for source, _, accepted in drafting.seen if source == "lookup"}) > 3
 
 
-class Kinds(Scheduled):
-    """Of the kinds that a device has runs for."""
-
-    def __init__(self, seed: int, most_heads: int, truth: Any = None):
-        super().__init__(seed, most_heads, VOCAB, truth)
-
-    def propose(self, most: int) -> Proposal:
-        proposal = super().propose(most)
-        if proposal.kind.source == "lookup":
-            count = max((n for n in (3, 7, 15) if n <= proposal.count), default=0)
-            return Proposal(lookup(count), proposal.drafts[:count]) if count else Proposal(PLAIN)
-        count = max((n for n in draft_counts(self._most) if n <= proposal.count), default=0)
-        return Proposal(heads(count))
-
-
 def test_heads_draft_what_standard_heads_draft(folder: Path) -> None:
     """After plain steps, lookups, fewer heads, rewinds and rounds ahead, over the positions that they have read."""
     count = read_manifest(folder).num_heads
     backend, oracle = opened(folder), open_folder(folder.parent / "split", num_threads=1).model  # type: ignore[attr-defined]
-    scheduled, rng, seen, begun = Kinds(5, count), np.random.default_rng(1), set(), set()
+    scheduled, rng, seen, begun = OnDevice(5, count, VOCAB), np.random.default_rng(1), set(), set()
     for _ in range(30):
         backend.drafting, backend.ahead = scheduled, bool(rng.random() < 0.5)
         backend.rewind_to(int(rng.integers(0, backend.length + 1)) if rng.random() < 0.5 else 0)
@@ -179,7 +164,7 @@ def test_a_full_cache_is_filled_to_its_end(folder: Path) -> None:
     plain = open_folder(folder, provider="cpu", plain=True, num_threads=1)
     for ahead in (False, True):
         backend = opened(folder, ahead=ahead)
-        backend.drafting = Kinds(2, read_manifest(folder).num_heads)
+        backend.drafting = OnDevice(2, read_manifest(folder).num_heads, VOCAB)
         prompt = PROMPTS[-1]
         assert decoded(backend, prompt, 500)[0] == decoded(plain, prompt, 500)[0]
         assert backend.length == backend.capacity
@@ -218,7 +203,7 @@ def test_sampled_text_is_distributed_as_the_main_model_says(family: str, tmp_pat
     reference: Any = open_folder(folder, provider="cpu", plain=True, num_threads=1)
     options = Sampling(temp=0.8, top_k=30, repetition_penalty=1.2, seed=1)
     backend = opened(folder, ahead=True, sampling=options)
-    drafting = backend.drafting = Kinds(1, 4, lambda text, count: decoded(reference, text, count)[0])
+    drafting = backend.drafting = OnDevice(1, 4, VOCAB, lambda text, count: decoded(reference, text, count)[0])
     found, accepted = evidence(backend, reference, options)
     assert found.p_value > 1e-3 and accepted > 100
     assert {source for source, _, _ in drafting.seen} == {"plain", "heads", "lookup"}
@@ -251,5 +236,5 @@ def test_a_base_without_heads_drafts_by_lookup(tmp_path: Path) -> None:
     drafting = backend.drafting
     for prompt in PROMPTS:
         assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
-    backend.drafting = Kinds(3, 0)
+    backend.drafting = OnDevice(3, 0, VOCAB)
     assert decoded(backend, PROMPTS[3], 60)[0] == expected[tuple(PROMPTS[3])] and drafting.lookup is not None  # type: ignore[attr-defined]

@@ -46,5 +46,5 @@ def test_folder_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
     export_checkpoint(write_checkpoint(tmp_path / "heads", base), tmp_path / "onnx")
     file = tmp_path / "onnx" / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format_version": 1}))
-    with pytest.raises(ValueError, match=r"format_version: got 1, expected 4\.\.8; export the checkpoint again"):
+    with pytest.raises(ValueError, match=r"format_version: got 1, expected 4\.\.9; export the checkpoint again"):
         open_folder(tmp_path / "onnx", provider="cpu")

@@ -99,7 +99,7 @@ def test_a_folder_of_the_version_before_is_read_and_named(
 ) -> None:
     manifest = place / "sound" / "manifest.json"
     values = json.loads(manifest.read_text())
-    assert values["format_version"] == 8
+    assert values["format_version"] == 9
     sound = text_of(open_folder(place / "sound", provider="cpu"), [])
     try:
         manifest.write_text(json.dumps(values | {"format_version": 4}))

@@ -66,7 +66,7 @@ def test_damaged_manifest(folder: Path, capsys: pytest.CaptureFixture) -> None:
     good = (folder / "manifest.json").read_text()
     for values, word in (
         ({"format": "x"}, "mtpd-onnx"),
-        ({"format_version": 9}, "9"),
+        ({"format_version": 10}, "10"),
         ({"num_heads": 9}, "the graph has 3"),
         ({"precision": "fp64"}, "fp64"),
         ({"layout": "odd"}, "odd"),

@@ -30,7 +30,7 @@ from mtpd_onnx.export.base_alone import check_base_alone, config_of_base, is_bas
 from mtpd_onnx.export.draft_vocabulary import choose_draft_tokens
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batch import build_batch
-from mtpd_onnx.graphs.builder import Spec, build_plain, geometries
+from mtpd_onnx.graphs.builder import Spec, build_plain
 from mtpd_onnx.graphs.decoder import build_decoder
 from mtpd_onnx.graphs.device_rounds import device_builders
 from mtpd_onnx.graphs.round import build_round
@@ -241,7 +241,8 @@ def describe_folder(
 ) -> Manifest:
     """Writes the manifest of what lies in `folder`. kinds: layout, precision, activations; graphs: what write_graphs gave."""
     names = ("num_layers", "num_kv_heads", "head_dim", "hidden_size", "vocab_size")
-    sizes_of_caches = [[own.num_kv_heads, own.head_dim] for own in geometries(spec)]
+    layers = [*spec.dims.layers, *spec.num_heads * [spec.dims.head_layer]]
+    sizes_of_caches = [[own.num_kv_heads, own.head_dim] for own in map(spec.dims.geometry, layers)]
     manifest = Manifest(
         layout=kinds["layout"],
         precision=kinds["precision"],
@@ -258,10 +259,18 @@ def describe_folder(
         record={"eval": config.record.get("eval", {}), "weights": weights},
         draft_vocab=config.draft_vocab,
         cache_sizes=None if all(layer.geometry is None for layer in spec.dims.layers) else sizes_of_caches,
+        histories=histories(spec.dims),
         tensors=graphs[2] if PROVIDERS[kinds["activations"]] == "cuda" else {},
     )
     manifest.write(folder)
     return manifest
+
+
+def histories(dims: Dims) -> dict[str, int] | None:
+    """By layer, the channels of those that convolve in place of attention."""
+    if dims.recurrent is None:
+        return None
+    return {str(i): dims.recurrent.channels for i, layer in enumerate(dims.layers) if layer.mixer != "attention"}
 
 
 def versions() -> dict[str, Any]:

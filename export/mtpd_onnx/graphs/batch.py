@@ -20,11 +20,13 @@ from mtpd_onnx.graphs.builder import (
     Graph,
     Spec,
     argmax,
+    attention_caches,
     best_draft,
     cache_inputs,
     cache_outputs,
     draft_ids,
     draft_logits,
+    places_of,
 )
 from mtpd_onnx.graphs.decoder import within
 from mtpd_onnx.graphs.finite import marked
@@ -52,7 +54,7 @@ def build_batch(spec: Spec) -> ir.Model:
     total = graph.constant("capacity", np.array(spec.capacity, dtype=np.int32))
     lines = Positions(*tables[0], total=total, local=tables[1])
     caches = cache_inputs(graph, "B")
-    main_caches, head_caches = caches[: spec.dims.num_layers], caches[spec.dims.num_layers :]
+    main_caches, head_caches = caches[: spec.dims.num_layers], attention_caches(caches[spec.dims.num_layers :])
     rule = SampledRows(graph)
 
     guesses: list[ir.Value] = []
@@ -70,7 +72,7 @@ def build_batch(spec: Spec) -> ir.Model:
     if spec.num_heads:
         source = postnorm if spec.hidden_source == "postnorm" else prenorm
         graph.output(source, "hidden", spec.dtype, ["T", spec.dims.hidden_size])
-    cache_outputs(graph, caches, ["B", spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
+    cache_outputs(graph, caches, "B")
     return graph.model()
 
 
@@ -82,7 +84,9 @@ def ragged(graph: Graph, lines: Positions, prefix: str, tokens: ir.Value | None 
     rows = graph.input(f"{stem}rows", I64, ["B", size])
     places = graph.input(f"{stem}places", I64, [width, 2])
     last, lengths = graph.input(f"{stem}last", I32, ["B"]), graph.input(f"{stem}lengths", I32, ["B"])
-    folding = None
+    folding = kept = None
+    if tokens is not None:
+        kept = places_of(graph, lambda: rows_of_lines(op, places, last, lengths))
     if tokens is not None and graph.spec.dtype not in CUDA_TYPES:
         alone = op.Equal(op.Shape(last), [1])
         folding = folding_of(graph, op.Shape(tokens), op.Slice(last, [0], [1]), alone)
@@ -94,7 +98,15 @@ def ragged(graph: Graph, lines: Positions, prefix: str, tokens: ir.Value | None 
         lengths=lengths,
         local=lines.local,
         ragged=Ragged(rows, places, folding),
+        places=kept,
     )
+
+
+def rows_of_lines(op: OpBuilder, places: ir.Value, last: ir.Value, lengths: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Position and line of each row, int64 [T], from what `ragged` takes."""
+    line, step = (op.Squeeze(each, [1]) for each in op.Split(places, [1, 1], axis=1, _outputs=2))
+    first = op.Cast(op.Sub(op.Add(last, [1]), lengths), to=I64)  # [B]
+    return op.Add(op.Gather(first, line), step), line
 
 
 class SampledRows:

@@ -5,7 +5,7 @@ docs/internals/onnx.md.
 Shapes: S new positions, P cached ones, R rows asked for, V vocabulary, D draft vocabulary, d hidden size, K heads.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -14,13 +14,13 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 from onnxscript.nn import Module, Parameter
 
-from mtpd_mlx.families.dims import Geometry
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.cuda_modules import best_of_blocks, largest_of_blocks, transpose_modules
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Positions, Spare, widened
+from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Kept, Positions, Spare, widened
 from mtpd_onnx.graphs.folding import folding_of
+from mtpd_onnx.graphs.history import CONV, History, Places, places, positions_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
 from mtpd_onnx.graphs.rope import rope_tables
@@ -124,33 +124,54 @@ def cache_names(spec: Spec) -> list[tuple[str, str]]:
     return layers + [(f"past_mtp.{k}", f"present_mtp.{k}") for k in range(spec.num_heads)]
 
 
-def shared_caches(graph: Graph) -> list[Cache]:
+def shared_caches(graph: Graph) -> list[Kept]:
     """Cache inputs [1, kv heads, capacity, head_dim]; input and output are meant to be bound to one buffer."""
     return cache_inputs(graph, 1)
 
 
-def cache_inputs(graph: Graph, batch: int | str) -> list[Cache]:
-    """Caches of fixed capacity [batch, kv heads, capacity, head_dim], each of its own layer's sizes."""
-    spec, caches = graph.spec, []
-    for (stem, _), own in zip(cache_names(spec), geometries(spec), strict=True):
-        shape: list[int | str] = [batch, own.num_kv_heads, spec.capacity, own.head_dim]
-        caches.append(Cache(graph.input(f"{stem}.key", spec.dtype, shape), graph.input(f"{stem}.value", spec.dtype, shape)))
+def cache_inputs(graph: Graph, batch: int | str) -> list[Kept]:
+    """Caches of fixed capacity [batch, kv heads, capacity, head_dim], each of its own layer's sizes; histories [batch, 1,
+    capacity, channels] of layers that convolve."""
+    spec, caches = graph.spec, list[Kept]()
+    for (stem, _), sizes in zip(cache_names(spec), cache_sizes(spec), strict=True):
+        parts = [
+            graph.input(f"{stem}.{part}", spec.dtype, [batch, heads, spec.capacity, size])
+            for part, (heads, size) in sizes.items()
+        ]
+        caches.append(History(*parts) if CONV in sizes else Cache(*parts))
     return caches
 
 
-def geometries(spec: Spec) -> list[Geometry]:
-    """Of every cache: the base's layers, then the heads."""
-    layers = [*spec.dims.layers, *spec.num_heads * [spec.dims.head_layer]]
-    return [spec.dims.geometry(layer) for layer in layers]
+def cache_sizes(spec: Spec) -> list[dict[str, tuple[int, int]]]:
+    """Of the base's layers, then of the heads: the names of what is kept, and the number of key heads and their size (1 and the
+    number of channels where it is no attention)."""
+    found = []
+    for layer in [*spec.dims.layers, *spec.num_heads * [spec.dims.head_layer]]:
+        own = spec.dims.geometry(layer)
+        if layer.mixer == "attention":
+            found.append(dict.fromkeys(("key", "value"), (own.num_kv_heads, own.head_dim)))
+        else:
+            assert spec.dims.recurrent is not None
+            found.append({CONV: (1, spec.dims.recurrent.channels)})
+    return found
 
 
-def cache_outputs(graph: Graph, caches: list[Cache], shape: list[int | str]) -> None:
-    """Makes keys and values of every cache graph outputs, named as cache_names says. `shape`: [batch, kv heads, capacity,
-    head_dim] of layers that have no sizes of their own."""
-    for (_, stem), cache, own in zip(cache_names(graph.spec), caches, geometries(graph.spec), strict=True):
-        sizes = [shape[0], own.num_kv_heads, shape[2], own.head_dim]
-        graph.output(cache.key, f"{stem}.key", graph.spec.dtype, sizes)
-        graph.output(cache.value, f"{stem}.value", graph.spec.dtype, sizes)
+def kept_values(cache: Kept) -> list[ir.Value | None]:
+    """What comes out of a block, in the order of cache_sizes."""
+    return [cache.rows] if isinstance(cache, History) else [cache.key, cache.value]
+
+
+def cache_outputs(graph: Graph, caches: Sequence[Kept], batch: int | str = 1) -> None:
+    """Makes what is kept in every cache graph outputs, named as cache_names says, of the shapes of the inputs."""
+    spec = graph.spec
+    for (_, stem), cache, sizes in zip(cache_names(spec), caches, cache_sizes(spec), strict=True):
+        for (part, (heads, size)), value in zip(sizes.items(), kept_values(cache), strict=True):
+            graph.output(value, f"{stem}.{part}", spec.dtype, [batch, heads, spec.capacity, size])
+
+
+def attention_caches(caches: Sequence[Kept]) -> list[Cache]:
+    """Those of heads, which attend."""
+    return [cache for cache in caches if isinstance(cache, Cache)]
 
 
 def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
@@ -186,7 +207,7 @@ def build_plain(spec: Spec, sampled: bool = False) -> ir.Model:
     if sampler is None:
         assert logits.dtype is not None
         graph.output(logits, "logits", logits.dtype, ["R", spec.dims.vocab_size])
-    cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
+    cache_outputs(graph, caches)
     return graph.model()
 
 
@@ -216,7 +237,17 @@ def fused_positions(graph: Graph, seqlens: ir.Value, tokens: ir.Value | None = N
     cos, sin = graph.rope(graph.spec.capacity)
     total = graph.constant("capacity", np.array(graph.spec.capacity, dtype=np.int32))
     spare = None if tokens is None or graph.spec.dtype in CUDA_TYPES else spare_row(graph, seqlens, tokens)
-    return Positions(cos, sin, last=seqlens, total=total, local=graph.local_rope(graph.spec.capacity), spare=spare)
+    kept = None if tokens is None else places_of(graph, lambda: (positions_of(graph.op, tokens, seqlens), None))
+    local = graph.local_rope(graph.spec.capacity)
+    return Positions(cos, sin, last=seqlens, total=total, local=local, spare=spare, places=kept)
+
+
+def places_of(graph: Graph, rows: Callable[[], tuple[ir.Value, ir.Value | None]]) -> Places | None:
+    """Where rows lie in histories; None where the model has none. `rows`: writes their positions int64 [S] into the graph, and
+    which texts' they are [S] (None: the first's)."""
+    if graph.spec.dims.recurrent is None:
+        return None
+    return places(graph, *rows(), each_number=graph.spec.dtype in CUDA_TYPES)
 
 
 def spare_row(graph: Graph, seqlens: ir.Value, tokens: ir.Value) -> Spare:

@@ -20,15 +20,18 @@ from mtpd_onnx.graphs.builder import (
     I64,
     Graph,
     Spec,
+    attention_caches,
     best_draft,
     cache_outputs,
     draft_logits,
     fused_positions,
+    places_of,
     shared_caches,
     spare_row,
 )
 from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import Cache, Fused, Positions
+from mtpd_onnx.graphs.history import positions_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.round import GreedyRule, SampledRule
 from mtpd_onnx.graphs.sampling import F32
@@ -57,7 +60,7 @@ def build_decoder(spec: Spec, sampled: bool = False) -> ir.Model:
     rule = (SampledRound if sampled else GreedyRound)(graph, known, first, past_length)
     caches = shared_caches(graph)
     positions = fused_positions(graph, past_length)
-    main_caches, head_caches = caches[: spec.dims.num_layers], caches[spec.dims.num_layers :]
+    main_caches, head_caches = caches[: spec.dims.num_layers], attention_caches(caches[spec.dims.num_layers :])
 
     tokens = known
     if spec.num_heads:
@@ -67,7 +70,8 @@ def build_decoder(spec: Spec, sampled: bool = False) -> ir.Model:
         rule.probs += [op.Slice(q, [0], verified, [0]) for q in probs]
     size = op.Shape(tokens)  # [1]: S
     last = op.Add(past_length, op.Cast(op.Sub(size, [1]), to=I32))
-    positions = replace(positions, last=last, spare=spare_row(graph, last, tokens))
+    kept = places_of(graph, lambda: (positions_of(op, tokens, last), None))
+    positions = replace(positions, last=last, spare=spare_row(graph, last, tokens), places=kept)
     checked = op.Range(op.Squeeze(first, [0]), op.Squeeze(size, [0]), 1)  # [S - first]
     checked.dtype, checked.shape = I64, ir.Shape(["R"])
     rule.tokens, rule.checked = tokens, checked
@@ -83,7 +87,7 @@ def build_decoder(spec: Spec, sampled: bool = False) -> ir.Model:
         graph.output(op.Concat(op.Squeeze(source, [0]), nothing, axis=0), "hidden", spec.dtype, ["H", spec.dims.hidden_size])
         result.append(op.ConstantOfShape(left, value=ir.tensor(np.zeros(1, np.int64))))
     graph.output(op.Concat(*result, axis=0), "result", I64, ["O"])
-    cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
+    cache_outputs(graph, caches)
     return graph.model()
 
 

@@ -19,9 +19,11 @@ from mtpd_onnx.graphs.builder import (
     I64,
     Graph,
     Spec,
+    attention_caches,
     cache_outputs,
     draft_chain,
     fused_positions,
+    places_of,
     shared_caches,
 )
 from mtpd_onnx.graphs.finite import marked
@@ -65,7 +67,8 @@ def build_device_round(spec: Spec, count: int, sampled: bool = False) -> ir.Mode
     rule = DeviceSampledRule(graph, token, rows, past_length) if sampled else GreedyRule(graph, token, rows)
     caches = shared_caches(graph)
     positions = fused_positions(graph, op.Add(past_length, last_row))
-    main_caches, head_caches = caches[: spec.dims.num_layers], caches[spec.dims.num_layers :]
+    positions.places = places_of(graph, lambda: (op.Add(past, rows), None))
+    main_caches, head_caches = caches[: spec.dims.num_layers], attention_caches(caches[spec.dims.num_layers :])
     if count:
         assert hidden is not None
         window = op.Add(graph.input("window", I64, ["W"]), past)  # [W]: P-W..P-1
@@ -74,8 +77,8 @@ def build_device_round(spec: Spec, count: int, sampled: bool = False) -> ir.Mode
         last = op.Sub(op.Sub(past_length, graph.input("origin", I32, [1])), [1])
         if isinstance(rule, DeviceSampledRule):
             rule.begin(token)
-        places = replace(positions, last=last, spare=None)
-        drafts = draft_chain(graph, base, heads, state, op.Unsqueeze(words, [0]), head_caches, places, rule.guess)
+        in_window = replace(positions, last=last, spare=None)
+        drafts = draft_chain(graph, base, heads, state, op.Unsqueeze(words, [0]), head_caches, in_window, rule.guess)
         tokens, checked = op.Concat(token, op.Squeeze(drafts, [0]), axis=0), rows
     else:
         tokens = op.Gather(op.Concat(token, graph.input("given", I64, ["G"]), axis=0), rows)
@@ -98,7 +101,7 @@ def build_device_round(spec: Spec, count: int, sampled: bool = False) -> ir.Mode
         kept = op.ScatterND(hidden, places_of_numbers, source)  # number by number: CUDA writes a row with one thread
         graph.output(kept, "next_hidden", spec.dtype, [capacity * d])
     rule.outputs()
-    cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, capacity, spec.dims.head_dim])
+    cache_outputs(graph, caches)
     return graph.model()
 
 

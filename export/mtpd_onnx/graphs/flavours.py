@@ -15,6 +15,7 @@ from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.branches import Kind, branches
 from mtpd_onnx.graphs.folding import MICROSOFT as MICROSOFT
 from mtpd_onnx.graphs.folding import Folding, foldable, folded_attention
+from mtpd_onnx.graphs.history import History, Places, Taps, tapped
 
 # Computed in on CUDA alone (precision.PROVIDERS), where GroupQueryAttention can apply the norms of queries and keys itself.
 CUDA_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -28,6 +29,9 @@ class Cache:
     past_value: ir.Value
     key: ir.Value | None = None
     value: ir.Value | None = None
+
+
+Kept = Cache | History  # what a block keeps of the positions before
 
 
 @dataclass
@@ -67,7 +71,8 @@ class Positions:
     `total` int32 [] the capacity, `lengths` int32 [B] how many rows of each text are real (None: all). Standard: cos and
     sin are the rows' own [S, rotary_dim / 2], `mask` float [S, cached] is 0 where a row may look and a large negative number
     elsewhere, `rows` int64 [S] are the positions. `local`: cos and sin of sliding layers that have their own. `spare`: None
-    where the sums of a single row may end in other bits. `ragged`: activations are [T, n], the rows of B texts.
+    where the sums of a single row may end in other bits. `ragged`: activations are [T, n], the rows of B texts. `places`: of
+    the rows in the histories of convolutions, fused.
     """
 
     cos: ir.Value
@@ -80,6 +85,7 @@ class Positions:
     local: tuple[ir.Value, ir.Value] | None = None
     spare: Spare | None = None
     ragged: Ragged | None = None
+    places: Places | None = None
 
     def tables(self, layer: Layer) -> tuple[ir.Value, ir.Value] | None:
         """cos and sin of one kind of layer; None where it does not rotate."""
@@ -123,6 +129,10 @@ class Flavour(Protocol):
         sinks: ir.Value | None = None,
     ) -> ir.Value:
         """Causal attention of packed [.., q + 2 kv] rows over the cache, which it extends. Returns [.., q]."""
+        ...
+
+    def convolution(self, op: OpBuilder, rows: ir.Value, taps: Taps, history: History, positions: Positions) -> ir.Value:
+        """Causal convolution of rows [.., n] over the history, which it extends."""
         ...
 
 
@@ -204,6 +214,18 @@ class Fused:
         )
         y.dtype, y.shape = x.dtype, x.shape
         return y
+
+    def convolution(self, op: OpBuilder, rows: ir.Value, taps: Taps, history: History, positions: Positions) -> ir.Value:
+        places, alone = positions.places, positions.ragged is None
+        assert places is not None and history.past.shape is not None
+        width = history.past.shape[-1]
+        history.rows = op.ScatterND(history.past, places.slots, op.Squeeze(rows, [0]) if alone else rows)
+        history.rows.dtype, history.rows.shape = history.past.dtype, history.past.shape
+        seen = op.Gather(op.Reshape(history.rows, [-1, width]), places.window)  # [k, S, n]
+        out = tapped(op, op.Mul(seen, places.there), taps)
+        out = out if alone else op.Squeeze(out, [0])
+        out.dtype, out.shape = rows.dtype, rows.shape
+        return out
 
     def attention(
         self,

@@ -6,57 +6,20 @@ flavour's business (graphs/flavours.py). A block returns the two terms of its re
 addition.
 """
 
+from collections.abc import Sequence
+
 import onnx_ir as ir
 from onnxscript import OpBuilder
 from onnxscript.nn import Module, ModuleList, Parameter
 
 from mtpd_mlx.families.dims import Layer
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.flavours import Cache, ExpertWeights, Flavour, Positions, QKNorms
-
-Sum = tuple[ir.Value, ir.Value]  # two terms, not yet added
-
-
-class RMSNorm(Module):
-    def __init__(self, size: int, eps: float, dtype: ir.DataType, flavour: Flavour):
-        super().__init__()
-        self.weight = Parameter([size], dtype)
-        self.eps, self.flavour = eps, flavour
-
-    def forward(self, op: OpBuilder, x: ir.Value, added: ir.Value | None = None) -> ir.Value | Sum:
-        """RMSNorm(x), or (x + added, RMSNorm(x + added))."""
-        if added is None:
-            return self.flavour.rms_norm(op, x, self.weight, self.eps)
-        return self.flavour.add_norm(op, x, added, self.weight, self.eps)
-
-
-class Linear(Module):
-    def __init__(self, inputs: int, outputs: int, dtype: ir.DataType, flavour: Flavour, bias: bool = False):
-        super().__init__()
-        self.weight = Parameter([outputs, inputs], dtype)
-        self.bias = Parameter([outputs], dtype) if bias else None
-        self.flavour = flavour
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        return self.flavour.linear(op, x, self.weight, self.bias)
-
-
-class Embedding(Module):
-    """Token ids -> rows times `scale`; `transposed` is the tied output head."""
-
-    def __init__(self, vocab: int, size: int, dtype: ir.DataType, flavour: Flavour, scale: float = 1.0):
-        super().__init__()
-        self.weight = Parameter([vocab, size], dtype)
-        self.flavour, self.scale = flavour, scale
-
-    def forward(self, op: OpBuilder, x: ir.Value, transposed: bool = False) -> ir.Value:
-        if transposed:
-            return self.flavour.linear(op, x, self.weight, None)
-        return scaled(op, op.Gather(self.weight, x), self.scale)
-
-
-def scaled(op: OpBuilder, x: ir.Value, factor: float) -> ir.Value:
-    return x if factor == 1.0 else op.Mul(x, factor)
+from mtpd_onnx.graphs.basics import Embedding as Embedding  # re-exported
+from mtpd_onnx.graphs.basics import Linear as Linear
+from mtpd_onnx.graphs.basics import RMSNorm, Sum
+from mtpd_onnx.graphs.basics import scaled as scaled
+from mtpd_onnx.graphs.flavours import Cache, ExpertWeights, Flavour, Kept, Positions, QKNorms
+from mtpd_onnx.graphs.recurrent import ShortConv
 
 
 class Attention(Module):
@@ -153,20 +116,24 @@ class Block(Module):
             self.pre_feedforward_layernorm = norm()
         if dims.norms != "pre":
             self.post_feedforward_layernorm = norm()
-        self.self_attn = Attention(dims, layer, dtype, flavour)
+        self.branch = "conv" if layer.mixer == "conv" else "self_attn"
+        if layer.mixer == "conv":
+            self.conv = ShortConv(dims, dtype, flavour)
+        else:
+            self.self_attn = Attention(dims, layer, dtype, flavour)
         self.mixture = layer.experts and dims.experts is not None and dims.experts.path
         setattr(self, self.mixture or "mlp", (MoE if self.mixture else MLP)(dims, dtype, flavour))
         self.layer_scalar = Parameter([1], dtype) if dims.layer_scale else None
 
-    def forward(self, op: OpBuilder, x: ir.Value, added: ir.Value | None, cache: Cache, positions: Positions) -> Sum:
+    def forward(self, op: OpBuilder, x: ir.Value, added: ir.Value | None, cache: Kept, positions: Positions) -> Sum:
         """Input x (+ added), output the two terms of the residual stream."""
-        mlp = getattr(self, self.mixture or "mlp")
+        mlp, branch = getattr(self, self.mixture or "mlp"), getattr(self, self.branch)
         if self.norms == "post":
             x = x if added is None else op.Add(x, added)
-            x = op.Add(x, self.post_attention_layernorm(op, self.self_attn(op, x, cache, positions)))
+            x = op.Add(x, self.post_attention_layernorm(op, branch(op, x, cache, positions)))
             return x, self.post_feedforward_layernorm(op, mlp(op, x))
         x, normed = (x, self.input_layernorm(op, x)) if added is None else self.input_layernorm(op, x, added)
-        attended = self.self_attn(op, normed, cache, positions)
+        attended = branch(op, normed, cache, positions)
         if self.norms == "both":
             x, normed = self.pre_feedforward_layernorm(op, x, self.post_attention_layernorm(op, attended))
             y = self.post_feedforward_layernorm(op, mlp(op, normed))
@@ -182,7 +149,7 @@ class Trunk(Module):
         self.layers = ModuleList([Block(dims, layer, dtype, flavour) for layer in dims.layers])
         self.norm = RMSNorm(dims.hidden_size, dims.rms_norm_eps, dtype, flavour)
 
-    def forward(self, op: OpBuilder, tokens: ir.Value, caches: list[Cache], positions: Positions) -> Sum:
+    def forward(self, op: OpBuilder, tokens: ir.Value, caches: Sequence[Kept], positions: Positions) -> Sum:
         """Token ids -> (hidden_prenorm, hidden_postnorm)."""
         x, added = self.embed_tokens(op, tokens), None
         for layer, cache in zip(self.layers, caches, strict=True):

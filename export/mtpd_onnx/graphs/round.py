@@ -11,6 +11,7 @@ from mtpd_onnx.graphs.builder import (
     I64,
     Graph,
     Spec,
+    attention_caches,
     best_of,
     cache_outputs,
     draft_chain,
@@ -50,7 +51,7 @@ def build_round(spec: Spec, sampled: bool = False) -> ir.Model:
     token_tail = graph.input("token_tail", I64, [k])  # x at positions P-K..P-1
     rule = SampledRule(graph, tokens, checked, past_length) if sampled else GreedyRule(graph, tokens, checked)
     caches = shared_caches(graph)
-    main_caches, head_caches = caches[: spec.dims.num_layers], caches[spec.dims.num_layers :]
+    main_caches, head_caches = caches[: spec.dims.num_layers], attention_caches(caches[spec.dims.num_layers :])
 
     positions = fused_positions(graph, main_seqlens, tokens)
     prenorm, postnorm = base.model(op, op.Unsqueeze(tokens, [0]), main_caches, positions)
@@ -77,7 +78,7 @@ def build_round(spec: Spec, sampled: bool = False) -> ir.Model:
     graph.output(op.Squeeze(op.Gather(rows, tail, axis=1), [0]), "next_hidden_tail", spec.dtype, [k, d])
     graph.output(op.Gather(known, tail), "next_token_tail", I64, [k])
     rule.outputs()
-    cache_outputs(graph, caches, [1, spec.dims.num_kv_heads, spec.capacity, spec.dims.head_dim])
+    cache_outputs(graph, caches)
     return graph.model()
 
 

@@ -9,6 +9,7 @@ from onnxscript import OpBuilder
 from mtpd_mlx.families.dims import Experts, Layer
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.flavours import Cache, ExpertWeights, Positions, QKNorms, ones, packed_sizes, query_growth
+from mtpd_onnx.graphs.history import History, Taps, tapped
 
 
 class Standard:
@@ -53,6 +54,19 @@ class Standard:
     def value_norm(self, op: OpBuilder, x: ir.Value, dims: Dims) -> ir.Value:
         heads = op.Reshape(x, [0, -1, dims.head_dim])  # [S, heads, head_dim]
         return op.Reshape(self.rms_norm(op, heads, ones(op, x, dims), dims.rms_norm_eps), [0, -1])
+
+    def convolution(self, op: OpBuilder, rows: ir.Value, taps: Taps, history: History, positions: Positions) -> ir.Value:
+        """Of rows [S, n]."""
+        assert taps.weights.shape is not None and history.past.shape is not None
+        kernel, width = (int(taps.weights.shape[i]) for i in (0, 2))  # type: ignore[arg-type]
+        history.rows = op.Concat(history.past, op.Unsqueeze(rows, [0]), axis=1)  # [1, T, n]
+        before = op.Expand(op.CastLike([0.0], rows), [1, kernel - 1, width])
+        known = op.Concat(before, history.rows, axis=1)
+        end = op.Shape(known, start=1, end=2)  # [1]: k - 1 + T
+        size = op.Shape(rows, start=0, end=1)
+        starts = [op.Sub(op.Sub(end, size), [back]) for back in range(kernel - 1, -1, -1)]
+        seen = op.Concat(*(op.Slice(known, start, op.Add(start, size), [1]) for start in starts), axis=0)  # [k, S, n]
+        return op.Squeeze(tapped(op, seen, taps), [0])
 
     def attention(
         self,

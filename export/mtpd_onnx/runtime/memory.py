@@ -16,8 +16,8 @@ def needed_bytes(folder: Path, manifest: Manifest, provider: str, *, plain: bool
     """Weights, caches, sampling state and the activations of a prefill chunk: an estimate from above."""
     dims, item = manifest.dims, ACTIVATION_BYTES[manifest.activations]
     heads = 0 if plain else manifest.num_heads
-    numbers = sum(key_heads * size for key_heads, size in map(manifest.cache_size, range(dims["num_layers"] + heads)))
-    caches = 2 * manifest.capacity * numbers * item
+    kept = [each for block in range(dims["num_layers"] + heads) for each in manifest.kept(block).values()]
+    caches = manifest.capacity * sum(key_heads * size for key_heads, size in kept) * item
     rows = heads + 1
     logits = rows * dims["vocab_size"] * (item + 4)
     sampling = 8 * rows * dims["vocab_size"] * 4 if sampled else 0

@@ -214,13 +214,12 @@ def float_type(manifest: Manifest) -> type:
 
 def cache_shapes(manifest: Manifest, num_heads: int, batch_size: int = 1) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Input name -> output name and shape of the caches of the base's layers and of `num_heads` heads: keys and values
-    [batch_size, kv heads, capacity, head_dim]."""
+    [batch_size, kv heads, capacity, head_dim], or histories [batch_size, 1, capacity, channels]."""
     stems = [(f"past_key_values.{i}", f"present.{i}") for i in range(manifest.dims["num_layers"])]
     stems += [(f"past_mtp.{k}", f"present_mtp.{k}") for k in range(num_heads)]
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for i, (past, present) in enumerate(stems):
-        key_heads, size = manifest.cache_size(i)
-        for part in ("key", "value"):
+        for part, (key_heads, size) in manifest.kept(i).items():
             found[f"{past}.{part}"] = f"{present}.{part}", (batch_size, key_heads, manifest.capacity, size)
     return found
 

@@ -1,7 +1,7 @@
 """`SplitModel`: the StepModel of layout split: growing caches in numpy arrays, two graphs.
 Called by runtime/open.py."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime.limits import check_rewind, need_room
 from mtpd_onnx.runtime.runner import check_inputs, float_type
 
+Caches = dict[str, np.ndarray]  # by the names of the inputs, [heads, positions, size]
+
 
 class SplitModel:
     """The split layout as a StepModel: caches grow, positions and masks are ordinary inputs, numpy does the rest."""
@@ -21,12 +23,11 @@ class SplitModel:
         self.num_draft_tokens, self.capacity = manifest.num_heads, manifest.capacity
         self._float = float_type(manifest)
         layers = manifest.dims["num_layers"]
-        sizes = [manifest.cache_size(i) for i in range(layers + manifest.num_heads) for _ in ("key", "value")]
-        empty: list[np.ndarray] = [np.zeros((key_heads, 0, size), self._float) for key_heads, size in sizes]
-        self._cache, self._head_cache = empty[: 2 * layers], empty[2 * layers :]
+        kept = [manifest.kept(i) for i in range(layers + manifest.num_heads)]
+        self._cache, self._head_cache = (empty_caches(part, self._float) for part in (kept[:layers], kept[layers:]))
         kind = "tensor(float16)" if self._float is np.float16 else "tensor(float)"
         for session, caches in ((main, self._cache), (heads, self._head_cache)):
-            check_inputs(session, {name: (kind, array.shape) for name, array in named(caches).items()})
+            check_inputs(session, {name: (kind, array.shape) for name, array in caches.items()})
         self._tokens: list[int] = []
         self._states: np.ndarray = np.zeros((0, manifest.dims["hidden_size"]), self._float)  # h^0 at every cached position
         self._head_length = 0  # positions of the head caches known to be final
@@ -48,36 +49,43 @@ class SplitModel:
         need_room(self, len(tokens))
         inputs = self._inputs(np.asarray(tokens, dtype=np.int64), self.length, self._cache)
         with one_line("onnxruntime"):
-            predicted, logits, hidden, *self._cache = self._main.run(None, inputs)
+            predicted, logits, hidden, *grown = self._main.run(None, inputs)
+            self._cache = dict(zip(self._cache, grown, strict=True))
         self._states = np.concatenate([self._states, hidden])
         self._tokens += [int(t) for t in tokens]  # last: should it be interrupted before, rewind_to cuts the others
         return predicted, logits
 
-    def _inputs(self, tokens: np.ndarray, start: int, caches: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def _inputs(self, tokens: np.ndarray, start: int, caches: Caches) -> dict[str, np.ndarray]:
         rows = np.arange(start, start + len(tokens), dtype=np.int64)
         blocked = np.arange(start + len(tokens))[None, :] > rows[:, None]
         low = -1e4 if self._float is np.float16 else -1e9
         mask: np.ndarray = np.where(blocked, low, 0).astype(self._float)
-        return {"tokens": tokens, "positions": rows, "mask": mask} | named(caches)
+        return {"tokens": tokens, "positions": rows, "mask": mask} | caches
 
     def rewind_to(self, length: int) -> None:
         check_rewind(self, length)
         del self._tokens[length:]
         self._states = self._states[:length]
-        self._cache = [c[:, :length] for c in self._cache]
+        self._cache = cut(self._cache, length)
         self._head_length = min(self._head_length, max(0, length - self.num_draft_tokens))
 
     def draft(self, next_token: int) -> list[int]:
         """The window starts where the head caches stop being final: entry s of head k needs x_{s+k} to be known."""
         start = self._head_length
         tokens = np.array([*self._tokens[start + 1 :], next_token], dtype=np.int64)
-        inputs = self._inputs(tokens, start, [c[:, :start] for c in self._head_cache])
+        inputs = self._inputs(tokens, start, cut(self._head_cache, start))
         with one_line("onnxruntime"):
-            drafts, *self._head_cache = self._heads.run(None, inputs | {"hidden": self._states[start:]})
+            drafts, *grown = self._heads.run(None, inputs | {"hidden": self._states[start:]})
+            self._head_cache = dict(zip(self._head_cache, grown, strict=True))
         self._head_length = max(0, self.length - self.num_draft_tokens)
         return drafts.tolist()
 
 
-def named(caches: list[np.ndarray]) -> dict[str, np.ndarray]:
-    """Caches, two per layer, by the names of the inputs."""
-    return {f"past.{i // 2}.{'value' if i % 2 else 'key'}": array for i, array in enumerate(caches)}
+def empty_caches(kept: Sequence[Mapping[str, tuple[int, int]]], kind: type) -> Caches:
+    """Of no positions; kept: of each block the names and sizes (Manifest.kept)."""
+    return {f"past.{i}.{n}": np.zeros((heads, 0, size), kind) for i, own in enumerate(kept) for n, (heads, size) in own.items()}
+
+
+def cut(caches: Caches, length: int) -> Caches:
+    """Their first `length` positions."""
+    return {name: array[:, :length] for name, array in caches.items()}

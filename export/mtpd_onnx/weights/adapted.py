@@ -29,6 +29,9 @@ class AdaptedTensors(Tensors):
     def __contains__(self, name: str) -> bool:
         return name in self._inner
 
+    def shape(self, name: str) -> list[int] | None:
+        return self._inner.shape(name)
+
     @property
     def default_bits(self) -> int | None:
         return self._inner.default_bits

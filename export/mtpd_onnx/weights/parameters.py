@@ -13,6 +13,7 @@ from mtpd_onnx.graphs.packed_modules import Packed
 from mtpd_onnx.weights.experts import EXPERT_PARTS, expert_values
 from mtpd_onnx.weights.quantised_layouts import DRAFT_HEAD, Part, Policy, parts_of
 from mtpd_onnx.weights.quantize import CHUNK, Matrix, from_mlx, largest_errors, pack, round_to_nearest, stack
+from mtpd_onnx.weights.recurrent import TAPS, TAPS_BIAS, tap_values
 from mtpd_onnx.weights.tensors import Tensors
 
 PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
@@ -58,6 +59,8 @@ class Parameters:
             array = expert_values(name, shape, self._spec.dims, self._heads if stem.startswith("heads.") else self._base)
             self._account(stem).floating += 1
             self._account(stem).note(rounding(array, self._dtype), name)
+        elif part in (TAPS, TAPS_BIAS):
+            array = tap_values(name, shape, self._base)
         elif layout is not None and part in PACKED_PARTS:
             array = self._packed_value(stem, part, layout, shape[0])
         elif part == "weight_t":

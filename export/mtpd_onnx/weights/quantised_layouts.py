@@ -13,6 +13,7 @@ from mtpd_onnx.graphs.builder import Spec
 from mtpd_onnx.graphs.flavours import Fused
 from mtpd_onnx.graphs.modules import Base, Embedding, Linear
 from mtpd_onnx.graphs.packed_modules import Packed
+from mtpd_onnx.weights.names import checkpoint_name
 from mtpd_onnx.weights.quantize import affine
 from mtpd_onnx.weights.tensors import Tensors
 
@@ -89,7 +90,7 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
     """The checkpoint matrices that a graph matrix stacks: the one key map of the export."""
     dims = spec.dims
     if stem == DRAFT_HEAD:  # some or all rows of the output head
-        return [Part(base, "model.embed_tokens" if dims.tied else "lm_head", dims.vocab_size)]
+        return [Part(base, checkpoint_name("model.embed_tokens", dims) if dims.tied else "lm_head", dims.vocab_size)]
     source = heads if stem.startswith("heads.") else base
     path, _, last = stem.rpartition(".")
     own = dims.geometry(layer_of(stem, dims))
@@ -98,9 +99,8 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
         "qkv_proj": {"q_proj": q, "k_proj": kv} | ({"v_proj": kv} if own.own_values else {}),
         "gate_up_proj": {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size},
     }.get(last if not dims.fused else "")
-    if stacked is None:
-        return [Part(source, stem, outputs)]
-    return [Part(source, f"{path}.{name}", rows) for name, rows in stacked.items()]
+    rows_of = {stem: outputs} if stacked is None else {f"{path}.{name}": rows for name, rows in stacked.items()}
+    return [Part(source, checkpoint_name(name, dims), rows) for name, rows in rows_of.items()]
 
 
 def layer_of(stem: str, dims: Dims) -> Layer:

@@ -71,6 +71,10 @@ class Tensors:
         raw = self._stored.mapped(name, DTYPES)
         return raw.bits.view(DTYPES[raw.dtype])
 
+    def shape(self, name: str) -> list[int] | None:
+        """As it is stored; None where it is not there."""
+        return list(self._stored.shape(name)) if name in self._stored else None
+
     @property
     def default_bits(self) -> int | None:
         """Bits of the matrices that have no settings of their own; None in a model that is not quantised."""

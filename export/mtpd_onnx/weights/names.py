@@ -1,0 +1,28 @@
+"""From the names of graph parameters to those of checkpoints: each family has names of its own (families/table.py)."""
+
+import re
+
+from mtpd_mlx.families.dims import Dims
+from mtpd_mlx.families.shapes import NORMS, embedding, final_norm, names_of
+
+BLOCK = re.compile(r"(model\.layers\.\d+|heads\.\d+\.block)\.(.+)")
+
+
+def checkpoint_name(stem: str, dims: Dims) -> str:
+    """Of a module of the graphs, whose own names are those of Llama."""
+    ends = {"model.embed_tokens": embedding(dims), "model.norm": final_norm(dims)}
+    if stem in ends:
+        return ends[stem].removesuffix(".weight")
+    if (found := BLOCK.fullmatch(stem)) is None:
+        return stem
+    names, (block, path) = names_of(dims), found.groups()
+    part, _, last = path.partition(".")
+    if part in NORMS[dims.norms] and names.norms is not None:
+        path = names.norms[NORMS[dims.norms].index(part)]
+    elif part == "self_attn":
+        own = {"o_proj": names.output, "q_norm": names.query_norm, "k_norm": names.key_norm}
+        path = ".".join([names.attention, *[own.get(last, last)] * bool(last)])
+    elif part == "mlp":
+        own = {"gate_proj": names.gate, "up_proj": names.up, "down_proj": names.down}
+        path = ".".join([names.mlp, *[own.get(last, last)] * bool(last)])
+    return f"{block.replace('model', names.inner, 1) if block.startswith('model') else block}.{path}"
