@@ -78,3 +78,21 @@ def test_an_arm_of_means_has_no_figures_by_set(tmp_path: Path) -> None:
     text = real_heads.section(tmp_path / "toy.json")
     assert "| lost | 0 | 9 | **3.100** |  |  | 2.900 | 2.500 | 2.400 | .700 .500 |" in text
     assert "| K = 4, greedy: mean tau of the sets at least 3 | 3.100 | yes |" in text
+
+
+def test_arms_are_added_to_those_that_are_there(tmp_path: Path) -> None:
+    page(tmp_path)
+    group = {
+        "title": "More",
+        "note": "Later.",
+        "arms": [{"key": "late", "label": "late", "seed": 1, "steps": 3, "file": "plain.json"}],
+    }
+    pair = {"said": "better over late", "of": ["better"], "against": ["late"]}
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps({"groups": [group], "pairs": [pair]}))
+    for _ in range(2):  # the second time in place of the first
+        real_heads.main([str(more), str(tmp_path / "toy.json"), "--add"])
+    text = real_heads.section(tmp_path / "toy.json")
+    assert text.count("### More") == text.count("### Arms") == text.count("### Fine-tune") == 1
+    assert "| late | 1 | 3 | **1.550** |" in text
+    assert "| better over late | +6.5% (1 sets) |" in text

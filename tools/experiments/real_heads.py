@@ -7,7 +7,8 @@ SPEC (JSON) holds the conditions, `groups` ({title, note, arms: [{key, label, fi
 and `story`. `file` names the measurement of an arm: {greedy, sampled: {all, sets: {name: figures}}}, alone or under one key;
 figures: tau, car, rounds, novel, distinct4, as measure/evaluate.py gives them. An arm of which only a log is left has `means`
 in place of a file: {greedy, sampled: {tau, novel, car}}, means over the sets. report.py calls `section`. On the disk a set is a
-row of results_file.pack_group, so every share is exact.
+row of results_file.pack_group, so every share is exact. With --add SPEC holds more groups and pairs for the file that is there;
+what else it holds takes the place of what was there.
 """
 
 import argparse
@@ -31,10 +32,14 @@ Figures = dict[str, Any]
 def collect(spec: Figures, folder: Path) -> Figures:
     """SPEC with the figures of every arm in place of its file."""
     content = spec | {"groups": [g | {"arms": [with_figures(arm, folder) for arm in g["arms"]]} for g in spec["groups"]]}
+    check_keys(content)
+    return content
+
+
+def check_keys(content: Figures) -> None:
     keys = [arm["key"] for g in content["groups"] for arm in g["arms"]]
     if twice := {key for key in keys if keys.count(key) > 1}:
         raise ValueError(f"arms: got {sorted(twice)} more than once, expected each key once")
-    return content
 
 
 def with_figures(arm: Figures, folder: Path) -> Figures:
@@ -45,6 +50,17 @@ def with_figures(arm: Figures, folder: Path) -> Figures:
         (measured,) = measured.values()
     kinds = {kind: groups(measured[kind], pack_group) for kind in KINDS if kind in measured}
     return {key: value for key, value in arm.items() if key != "file"} | kinds
+
+
+def added(content: Figures, more: Figures) -> Figures:
+    """`content` with the groups and pairs of `more` after its own, of the same title or words in place of them."""
+    joined = content | {key: value for key, value in more.items() if key not in ("groups", "pairs")}
+    for part, name in (("groups", "title"), ("pairs", "said")):
+        fresh = more.get(part, [])
+        names = [one[name] for one in fresh]
+        joined[part] = [one for one in content[part] if one[name] not in names] + fresh
+    check_keys(joined)
+    return joined
 
 
 def read(file: Path) -> Figures:
@@ -167,8 +183,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("spec", type=Path)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--add", action="store_true", help="to what OUT holds, in place of a new file")
     args = parser.parse_args(argv)
-    write_generated(args.out, MODULE, collect(json.loads(args.spec.read_text()), args.spec.parent))
+    spec: Figures = json.loads(args.spec.read_text())
+    content = collect({"groups": []} | spec, args.spec.parent)
+    if args.add:
+        content = added(json.loads(args.out.read_text()), content if "groups" in spec else spec)
+    write_generated(args.out, MODULE, content)
 
 
 if __name__ == "__main__":
