@@ -18,5 +18,7 @@ def marked(op: OpBuilder, tokens: ir.Value, logits: ir.Value, largest: ir.Value 
     """
     logits = widened(op, logits)
     largest = op.ReduceMax(logits, [-1], keepdims=0) if largest is None else largest
+    if largest.dtype is not None and largest.dtype != logits.dtype:  # where tokens are sampled it is float32
+        logits = op.Cast(logits, to=largest.dtype)
     apart = op.Sub(op.ReduceSum(logits, [-1], keepdims=0), largest)
     return op.Where(op.Equal(apart, apart), tokens, [NO_TOKEN])
