@@ -6,13 +6,16 @@ from typing import Any
 
 from tools.experiments.findings import (
     AIMS,
+    CE,
     CE_MEAN,
     FIRST,
     FIRST_RECIPE,
     FREE,
+    LATE,
     LATE_HEADS,
     SAID_FIRST,
     SAID_FREE,
+    SAID_LATE,
     WAYS,
     Run,
     best_recipe,
@@ -207,6 +210,28 @@ def paper_table(runs: list[Run]) -> str:
         ours = [f"{run.name}: {said}" for run in runs if (said := claim.ours(run)) is not None]
         rows.append([claim.figure, claim.claimed, "<br>".join(ours) or MISSING, claim.why])
     return f"{SCALE}\n\n{table(['figure', 'claimed', 'ours', 'why it may differ'], rows)}"
+
+
+def joint_table(runs: list[Run]) -> str:
+    """Joint training of four heads, by seed: what the distillation term does to main loss, acceptance and variety."""
+    rows = []
+    for run in runs:
+        for of, said in ((CE, "CE heads"), (FREE, f"{SAID_FREE} (the default)"), (FIRST, SAID_FIRST), (LATE, SAID_LATE)):
+            entries = [
+                e for seed in run.seeds(f"joint4-{CE}", f"joint4-{of}") if (e := run.get(f"joint4-{of}", seed)) is not None
+            ]
+            if not entries or run.get(f"joint4-{FREE}") is None:
+                continue
+            loss = "" if of == CE else ", ".join(f"{e['main_loss_percent']:+.1f}" for e in joint_effect(run, 4, of))
+            greedily, sampled = [greedy(e) for e in entries], [e["sampled"]["all"] for e in entries]
+            shown = [
+                ", ".join(f"{g['car'][-1]:.3f}" for g in greedily),
+                *(", ".join(f"{g['tau']:.2f}" for g in group) for group in (greedily, sampled)),
+                ", ".join(f"{g['distinct4']:.3f}" for g in greedily),
+            ]
+            rows.append([run.name, said, loss, *shown])
+    headers = ["run", "heads", "main loss against CE, %", "CAR at depth 4", "tau", "tau, T = 0.7", "distinct-4"]
+    return table(headers, rows) if rows else MISSING + "\n"
 
 
 def speed_table(speed: list[dict[str, Any]]) -> str:

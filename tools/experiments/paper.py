@@ -112,7 +112,8 @@ def copied(run: Run) -> str | None:
 CLOCK = "for so small a base a draft costs a fifth of a plain token (onnxruntime) and rounds wait for the host (MLX)"
 EARLY = (
     "early in training heads predict better than their teacher (they see its tokens through more blocks), so a detached KL "
-    "pulls what they share towards the worse of the two; summed over four heads it outweighs the main loss (docs/training.md)"
+    "pulls what they share towards the worse of the two; summed over four heads it outweighs the main loss "
+    "(docs/joint-training.md)"
 )
 AGAIN = "as above"
 CLAIMS = [

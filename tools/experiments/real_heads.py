@@ -167,16 +167,33 @@ def story_table(story: Figures) -> str:
 
 
 def section(file: Path) -> str:
-    """Of docs/results.md."""
+    """The page of a model: aims, every group of arms, pairs of arms, the fine-tune."""
     content = read(file)
     arms = {arm["key"]: arm for group in content["groups"] for arm in group["arms"]}
-    parts = [f"## {content['model']}\n\n{content['conditions']}\n", f"### Aims\n\n{aims_table(content, arms)}"]
+    parts = [
+        f"# {content['model']}\n\n[Results](../results.md) says what the columns are.\n\n{content['conditions']}\n",
+        f"## Aims\n\n{aims_table(content, arms)}",
+    ]
     for group in content["groups"]:
-        parts.append(f"### {group['title']}\n\n{group['note']}\n\n{arms_table(group['arms'])}")
-    parts.append(f"### Side by side\n\n{pairs_table(content, arms)}")
+        parts.append(f"## {group['title']}\n\n{group['note']}\n\n{arms_table(group['arms'])}")
+    parts.append(f"## Side by side\n\n{pairs_table(content, arms)}")
     story = content["story"]
-    parts.append(f"### {story['title']}\n\n{story['note']}\n\n{story_table(story)}")
+    parts.append(f"## {story['title']}\n\n{story['note']}\n\n{story_table(story)}")
     return "\n".join(parts)
+
+
+def front(file: Path, page: str) -> list[str]:
+    """The three tables of a model that docs/results.md leads with; `page`: where the rest of them lies."""
+    content = read(file)
+    arms = {arm["key"]: arm for group in content["groups"] for arm in group["arms"]}
+    first, story, model = content["groups"][0], content["story"], content["model"]
+    rest = f"Conditions, aims and every other arm: [{Path(page).stem}]({page})."
+    return [
+        f"Tokens per pass of heads for {model}, by prompt set. {rest}\n\n{arms_table(first['arms'])}",
+        f"Losses and optimisers for heads of {model} at equal steps: change of tau, by seed, and on how many of the "
+        f"prompt sets it rose. {rest}\n\n{pairs_table(content, arms)}",
+        f"Heads of {model} after the base was fine-tuned. {rest}\n\n{story_table(story)}",
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -13,16 +13,19 @@ from pathlib import Path
 from tools.experiments.figures import save_plot, series_of
 from tools.experiments.findings import CE, CE_MEAN, FIRST, WAYS, Run, greedy, read_runs, read_speed, summary
 from tools.experiments.pages import (
+    MISSING,
     PARTS,
     aims_table,
     arms_table,
     domains_table,
+    joint_table,
     paper_table,
     sets_table,
     speed_table,
     sureness_table,
 )
 from tools.experiments.real_heads import FILE_NAME as REAL_NAME
+from tools.experiments.real_heads import front as real_front
 from tools.experiments.real_heads import section as real_section
 from tools.experiments.results_file import write_generated
 
@@ -33,13 +36,28 @@ FIGURES = {
     "loops": ("CAR by depth, looped and from scratch", lambda e: e["num_heads"] > 4),
 }
 
+JOINT_NOTE = (
+    "Joint training of four heads from scratch, by seed. [Training the base too](joint-training.md) explains the options.\n\n"
+)
 INTRO = """# Results
 
-Made by `python -m tools.experiments.report docs/results` from the JSON in docs/results; how to run the experiments again:
-`python -m tools.experiments.run --help`. CAR_k: share of rounds whose drafts 1..k were all accepted; AR_k: of draft k where
-1..k-1 were; tau = 1 + sum of CAR: tokens per pass of the base. Greedy unless it says T = 0.7 (rejection sampling). New 4-grams:
-rounds whose first target ends a 4-gram that is new to the text; distinct-4: share of distinct 4-grams in the measured text.
-Figures are taken over all seven prompt sets together where no set is named. No ms/step: copies, or other programs ran beside.
+Six tables answer most questions; the pages of the runs, linked below, have all the others. Everything here is made by
+`python -m tools.experiments.report docs/results` from the JSON in docs/results. To run the experiments again:
+`python -m tools.experiments.run --help`. The speed of the real model is in the first table of README.md and in the [log](log.md).
+
+How to read the columns ([glossary](glossary.md)):
+
+| column | meaning |
+|---|---|
+| CAR | share of rounds whose drafts 1..k were all accepted, for k = 1, 2, ... |
+| AR | share of drafts k that were accepted, where drafts 1..k-1 were |
+| tau | tokens per pass of the base: 1 + the sum of CAR |
+| T = 0.7 | sampled with rejection sampling; everything else is greedy |
+| new 4-grams | rounds whose first target ends a 4-gram that is new to the text |
+| distinct-4 | share of distinct 4-grams in the measured text |
+
+Where no set is named, figures are taken over all seven prompt sets. ms/step is missing where copies or other programs
+ran beside.
 
 """
 
@@ -81,16 +99,21 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_runs(folder)
     write_generated(folder / SUMMARY_NAME, "tools.experiments.report", summary(runs))
     real = folder / REAL_NAME
-    page = [
-        INTRO,
-        real_section(real) + "\n" if real.is_file() else "",
-        "## The paper's figures and ours\n\n",
-        paper_table(runs),
-        "\n## Speed\n\n",
-        speed_table(read_speed(folder)),
-        "\n",
-    ]
+    parts = real_front(real, f"{folder.name}/{real.stem}.md") if real.is_file() else [MISSING + "\n"] * 3
+    titles = (
+        "Heads of a real model",
+        "Which loss and which optimiser",
+        "After a fine-tune",
+        "Base and heads trained together",
+        "The paper's figures and ours",
+        "Speed of models from scratch",
+    )
+    parts += [JOINT_NOTE + joint_table(runs), paper_table(runs), speed_table(read_speed(folder))]
+    page = [INTRO, *(f"## {i}. {title}\n\n{part}\n" for i, (title, part) in enumerate(zip(titles, parts, strict=True), 1))]
     page.append("## All runs\n\n" + "".join(f"- [{r.name}]({folder.name}/{r.name}.md): {r.content['device']}\n" for r in runs))
+    if real.is_file():
+        page.append(f"- [{real.stem}]({folder.name}/{real.stem}.md): heads of a real model\n")
+        real.with_suffix(".md").write_text(real_section(real).rstrip("\n") + "\n")
     for run in runs:
         (folder / f"{run.name}.md").write_text(section(run, folder).rstrip("\n") + "\n")
     folder.with_suffix(".md").write_text("".join(page).rstrip("\n") + "\n")
