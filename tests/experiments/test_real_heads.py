@@ -93,6 +93,6 @@ def test_arms_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     for _ in range(2):  # the second time in place of the first
         real_heads.main([str(more), str(tmp_path / "toy.json"), "--add"])
     text = real_heads.section(tmp_path / "toy.json")
-    assert text.count("### More") == text.count("### Arms") == text.count("### Fine-tune") == 1
+    assert text.count("## More") == text.count("## Arms") == text.count("## Fine-tune") == 1
     assert "| late | 1 | 3 | **1.550** |" in text
     assert "| better over late | +6.5% (1 sets) |" in text

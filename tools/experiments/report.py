@@ -43,7 +43,8 @@ INTRO = """# Results
 
 Six tables answer most questions; the pages of the runs, linked below, have all the others. Everything here is made by
 `python -m tools.experiments.report docs/results` from the JSON in docs/results. To run the experiments again:
-`python -m tools.experiments.run --help`. The speed of the real model is in the first table of README.md and in the [log](log.md).
+`python -m tools.experiments.run --help`. The speed of the real model is in the first table of README.md and in the
+[log](log.md).
 
 How to read the columns ([glossary](glossary.md)):
 
