@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,46 @@ from mtpd_mlx.serving.engine import Engine, Event, Finished, Job, Progress, Requ
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.fields import parse_body
 from mtpd_mlx.serving.forms import anthropic, openai
-from mtpd_mlx.serving.forms.common import Reply, Served, no_model
+from mtpd_mlx.serving.forms.common import Reply, Said, Served, no_model
 from mtpd_mlx.serving.forms.responses import responses
+from mtpd_mlx.serving.jobs import jobs_of
 from mtpd_mlx.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
 MESSAGES = "/v1/messages"
 QUIET = 10.0  # seconds without a token, after which a comment keeps proxies from closing a stream
-Read = Callable[[Mapping[str, Any], Served], tuple[Request, Reply]]
+Read = Callable[[Mapping[str, Any], Served], tuple[list[Request], Reply]]
+
+
+class UnderWay:
+    """A request that is answered: its texts, and what the engine has told of them so far."""
+
+    def __init__(self, jobs: list[Job], reply: Reply, loop: asyncio.AbstractEventLoop):
+        self.jobs, self.reply, self.left = jobs, reply, len(jobs)
+        self.said = [Said() for _ in jobs]
+        self._events, self._loop = asyncio.Queue[tuple[int, Event]](), loop
+        for index, job in enumerate(jobs):
+            job.tell = partial(self._tell, index)
+
+    def _tell(self, index: int, what: Event) -> None:
+        """In the engine's thread."""
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (index, what))
+
+    async def next(self) -> tuple[int, Event]:
+        """Which of the texts, and what happened to it."""
+        index, what = await self._events.get()
+        if isinstance(what, Progress):
+            self.said[index].progress.append(what)
+        elif isinstance(what, Finished):
+            self.said[index].finished = what
+            self.left -= 1
+        return index, what
+
+    def call_off(self) -> None:
+        for job in self.jobs:
+            job.cancelled.set()
 
 
 class Server:
@@ -59,69 +91,63 @@ class Server:
         self.check_key(request)
         body = await self.body(request)
         wanted, reply = await asyncio.to_thread(read, body, self.served)  # long prompts take a while to encode
-        events, loop = asyncio.Queue[Event](), asyncio.get_running_loop()
-
-        def tell(what: Event) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(events.put_nowait, what)
-
-        job = Job(wanted, tell)
-        self.engine.submit(job)
+        under_way = UnderWay(jobs_of(wanted), reply, asyncio.get_running_loop())
+        self.engine.submit(*under_way.jobs)
         path = request.url.path
-        if wanted.stream:
-            stream = self.stream(job, events, reply, path)
+        if wanted[0].stream:
+            stream = self.stream(under_way, path)
             return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-cache"})
-        text, finished = await self.whole(request, job, events)
-        self.metrics.finished(path, finished)
-        return JSONResponse(reply.whole(text, finished))
+        await self.whole(request, under_way)
+        self.metrics.finished(path, reply.total(under_way.said))
+        return JSONResponse(reply.whole(under_way.said))
 
-    async def whole(self, request: HttpRequest, job: Job, events: asyncio.Queue[Event]) -> tuple[str, Finished]:
-        """The whole text; a client that goes meanwhile calls the work off."""
+    async def whole(self, request: HttpRequest, under_way: "UnderWay") -> None:
+        """Waits for all texts; a client that goes meanwhile calls the work off."""
 
         async def gone() -> None:
             while (await request.receive())["type"] != "http.disconnect":
                 pass
-            job.cancelled.set()
+            under_way.call_off()
 
-        watch, text = asyncio.create_task(gone()), ""
+        watch = asyncio.create_task(gone())
         try:
-            while True:
-                what = await events.get()
+            while under_way.left:
+                _, what = await under_way.next()
                 if isinstance(what, ApiError):
                     raise what
-                if isinstance(what, Finished):
-                    return text, what
-                text += "".join(piece for piece, _ in what.pieces)
         finally:
-            job.cancelled.set()
+            under_way.call_off()
             watch.cancel()
 
-    async def stream(self, job: Job, events: asyncio.Queue[Event], reply: Reply, path: str) -> AsyncIterator[str]:
+    async def stream(self, under_way: "UnderWay", path: str) -> AsyncIterator[str]:
         """Server-sent events. Whoever stops reading calls the work off."""
-        text, ended = "", False
+        reply, ended = under_way.reply, False
         try:
             for said in reply.begin():
                 yield said
-            while not ended:
+            while under_way.left and not ended:
                 try:
-                    what = await asyncio.wait_for(events.get(), QUIET)
+                    index, what = await asyncio.wait_for(under_way.next(), QUIET)
                 except TimeoutError:
                     yield ": waiting\n\n"
                     continue
-                ended = not isinstance(what, Progress)
                 if isinstance(what, Progress):
-                    text += "".join(piece for piece, _ in what.pieces)
-                    parts = reply.piece(what.pieces)
+                    parts = reply.piece(index, what)
                 elif isinstance(what, Finished):
-                    self.metrics.finished(path, what)
-                    parts = reply.end(text, what)
+                    parts = reply.end(index, what)
                 else:
+                    ended = True
                     logger.info("%s: %s", path, what.message)
                     parts = reply.failed(what)
                 for said in parts:
                     yield said
+            if not ended:
+                ended = True
+                self.metrics.finished(path, reply.total(under_way.said))
+                for said in reply.close(under_way.said):
+                    yield said
         finally:
-            job.cancelled.set()
+            under_way.call_off()
             if not ended:
                 logger.info("%s: the client has gone", path)
 

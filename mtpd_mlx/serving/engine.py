@@ -95,18 +95,19 @@ class Engine:
     def prefixes(self) -> PrefixCache | None:
         return None if self._scheduler is None else self._scheduler.prefixes
 
-    def submit(self, job: Job) -> None:
-        """ApiError 429 where too many wait, 503 while the server ends."""
+    def submit(self, *jobs: Job) -> None:
+        """All of them, or none: ApiError 429 where too many wait, 503 while the server ends."""
         if self._options.timeout is not None:
-            job.deadline = job.came + self._options.timeout
+            for job in jobs:
+                job.deadline = job.came + self._options.timeout
         with self._changed:
             if self._ending:
                 raise shutting_down()
             free = 0 if self._scheduler is None else self._scheduler.most - self.running
-            if len(self._waiting) >= self._options.most_waiting + free:
+            if len(self._waiting) + len(jobs) > self._options.most_waiting + free:
                 message = f"{self._options.most_waiting} requests are waiting already; try again later"
                 raise ApiError(429, message, code="queue_full")
-            self._waiting.append(job)
+            self._waiting.extend(jobs)
             self._changed.notify()
 
     def end(self, seconds: float = 10.0) -> None:
@@ -153,7 +154,7 @@ class Engine:
                 self._waiting.remove(job)
             coming = list[Job]()
             for job in list(self._waiting):  # in the order they came, but for kinds that have no room
-                if scheduler.takes(job, coming):
+                if job.after not in self._waiting and scheduler.takes(job, coming):
                     self._waiting.remove(job)
                     coming.append(job)
         for job, error in over:

@@ -32,11 +32,17 @@ NOTHING_APART = Kinds()
 
 @dataclass(frozen=True)
 class Part:
-    """kind: "text", "reasoning" or "call"; call: name and arguments (JSON text) of a whole call."""
+    """kind: "text", "reasoning" or "call"; call: name and arguments (JSON text) of a whole call; start: characters of what the
+    model said before it."""
 
     kind: str
     text: str = ""
     call: dict[str, str] | None = None
+    start: int = 0
+
+    @property
+    def end(self) -> int:
+        return self.start + len(self.text)
 
 
 class Splitter:
@@ -46,6 +52,7 @@ class Splitter:
         self._opening = [*([THINK] if kinds.thinks else []), *([CALL] if kinds.calls else [])]
         self._inside: tuple[str, str] | None = THINK if kinds.thinking else None
         self._held, self._bare = "", kinds.thinking  # bare: nothing but white space since a tag
+        self._at = 0  # where `_held` begins in all that was said
 
     def add(self, text: str) -> list[Part]:
         self._held += text
@@ -58,7 +65,7 @@ class Splitter:
         """What was held back when the text ended."""
         held, self._held = self._held, ""
         if self._inside == CALL:
-            return [Part("text", CALL[0] + held)]
+            return [Part("text", CALL[0] + held, start=self._at - len(CALL[0]))]
         return self._said(held)
 
     def _next(self) -> list[Part] | None:
@@ -68,7 +75,8 @@ class Splitter:
         if found is not None:
             before, tag = self._held[: found[0]], found[1]
             self._held = self._held[found[0] + len(tag) :]
-            said = [call_of(before)] if self._inside == CALL else self._said(before)
+            said = [call_of(before, self._at)] if self._inside == CALL else self._said(before)
+            self._at += found[0] + len(tag)
             self._inside = None if self._inside else next(pair for pair in self._opening if pair[0] == tag)
             self._bare = self._inside is None or self._inside == THINK
             return said
@@ -76,27 +84,30 @@ class Splitter:
             return None
         keep = max((overlap(self._held, tag) for tag in tags), default=0)
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
-        return self._said(certain) or None
+        said = self._said(certain)
+        self._at += len(certain)
+        return said or None
 
     def _said(self, text: str) -> list[Part]:
-        """White space around tags is theirs."""
-        if self._bare:
-            text = text.lstrip()
-        if not text:
+        """`text` stands at `_at`. White space around tags is theirs."""
+        said = text.lstrip() if self._bare else text
+        if not said:
             return []
         self._bare = False
-        return [Part("reasoning" if self._inside == THINK else "text", text)]
+        start = self._at + len(text) - len(said)
+        return [Part("reasoning" if self._inside == THINK else "text", said, start=start)]
 
 
-def call_of(text: str) -> Part:
+def call_of(text: str, at: int) -> Part:
+    """Of what stands at `at` between the tags."""
     try:
         said = json.loads(text)
         name, arguments = said["name"], said.get("arguments", {})
         if not isinstance(name, str) or not isinstance(arguments, dict):
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError):
-        return Part("text", CALL[0] + text + CALL[1])
-    return Part("call", call={"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)})
+        return Part("text", CALL[0] + text + CALL[1], start=at - len(CALL[0]))
+    return Part("call", call={"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}, start=at)
 
 
 def overlap(text: str, tag: str) -> int:

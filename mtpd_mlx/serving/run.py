@@ -38,7 +38,9 @@ def serve(open_model: Callable[[], Runtime], name: str, options: ServeOptions, s
         logger.warning("%s: no chat template: /v1/chat/completions will be refused, /v1/completions works", name)
     short = Path(name).resolve().name if Path(name).expanduser().is_dir() else name
     names = tuple(dict.fromkeys((options.served_name or short, short, name, "default")))
-    served = Served(names, runtime.tokenizer, runtime.capacity, sampling, options.max_tokens, runtime.vocab_size)
+    served = Served(
+        names, runtime.tokenizer, runtime.capacity, sampling, options.max_tokens, runtime.vocab_size, options.max_waiting
+    )
     key = options.api_key or os.environ.get(API_KEY) or None
     server = Server(engine, served, runtime.info, key, options.max_body)
     app = make_app(server, options.cors)

@@ -19,12 +19,10 @@ from mtpd_mlx.serving.trace import NO_TRACE, Trace
 from mtpd_mlx.speculative.batch import Batch, Turn
 from mtpd_mlx.speculative.bound_rows import BoundRows
 from mtpd_mlx.speculative.cancel import Cancelled, cancellable
-from mtpd_mlx.speculative.constrained import Constraint
 from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.load_choice import LoadChoice
 from mtpd_mlx.speculative.loop import Chunk, advance, timed
 from mtpd_mlx.speculative.protocol import Round
-from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.saved import Saved, SavesRows
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -70,7 +68,9 @@ class Scheduler:
         return len(self.running) < self.most
 
     def takes(self, job: Job, coming: Sequence[Job] = ()) -> bool:
-        """Is there room for it beside those that run, and those that are `coming`?"""
+        """Is there room for it beside those that run, and those that are `coming`? And is the prompt read that it shares?"""
+        if job.after is not None and (job.after in coming or any(t.job is job.after and t.waits for t in self.running)):
+            return False
         others = [*(text.job for text in self.running), *coming]
         if len(others) >= self.most:
             return False
@@ -100,6 +100,8 @@ class Scheduler:
         best = max(resting, key=lambda r: common_length(request.prompt, r.held), default=None)
         common = 0 if best is None else min(common_length(request.prompt, best.held), len(request.prompt) - 1)
         saved, longer = self._saved(rows, request, common)
+        if request.logprobs is not None and request.logprobs.of_prompt:  # what is cached has no logits
+            common, saved, longer = 0, None, 0
         full = sum(text.rows is rows for text in self.running) + len(resting) >= most
         if best is not None and ((common and not longer) or full):
             reused = best if common and not longer else resting[-1]
@@ -107,13 +109,13 @@ class Scheduler:
                 self._keep(reused)
             self.resting.remove(reused)
             try:
-                common = self._restart(reused.row, request.sampling, constraint, 0 if longer else common)
+                common = self._restart(reused.row, request, 0 if longer else common)
             except Exception:
                 rows.leave(reused.row)
                 raise
             row = reused.row
         else:
-            row, common = self._join(request.sampling, constraint), 0
+            row, common = self._join(request), 0
         if saved is not None and longer and isinstance(rows, SavesRows):
             common = rows.load(row, saved, longer)
             self.prefixes.looked(common)
@@ -134,13 +136,15 @@ class Scheduler:
         if saved is not None:
             self.prefixes.put(saved)
 
-    def _join(self, sampling: Sampling, constraint: Constraint | None) -> int:
-        return self.batch.join(sampling) if constraint is None else self._bound().join(sampling, constraint)
+    def _join(self, request: Request) -> int:
+        if request.constraint is None:
+            return self.batch.join(request.sampling)
+        return self._bound().join(request.sampling, request.constraint, request.logprobs)
 
-    def _restart(self, row: int, sampling: Sampling, constraint: Constraint | None, common: int) -> int:
-        if constraint is None:
-            return self.batch.restart(row, sampling, common)
-        return self._bound().restart(row, sampling, constraint, common)
+    def _restart(self, row: int, request: Request, common: int) -> int:
+        if request.constraint is None:
+            return self.batch.restart(row, request.sampling, common)
+        return self._bound().restart(row, request.sampling, request.constraint, common, request.logprobs)
 
     def _bound(self) -> BoundRows:
         assert self.bound is not None
@@ -198,6 +202,8 @@ class Scheduler:
             return
         self._trace.write("prefill", {"row": text.row, "tokens": len(piece), "seconds": chunk.seconds})
         text.prefilled(len(piece), chunk.seconds, chunk.tokens[0])
+        if text.job.shared and not text.waits:
+            self._keep(_Resting(text.rows, text.row, text.job.request.prompt))
         self._settle(text)
 
     def _round(self, texts: list[Text]) -> None:

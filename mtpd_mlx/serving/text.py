@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from mtpd_mlx.serving.jobs import Finished, Job, Progress
+from mtpd_mlx.speculative.logprobs import Score
 from mtpd_mlx.speculative.loop import Chunk, cut
 from mtpd_mlx.speculative.stats import DecodeStats
-from mtpd_mlx.text.answer import Answer
+from mtpd_mlx.text.answer import Answer, Piece
 from mtpd_mlx.text.tokenizer import Tokenizer
 
 
@@ -46,6 +47,8 @@ class Text:
     def __post_init__(self) -> None:
         request = self.job.request
         self.tokens, self._prefilled, self._seconds = list(request.prompt), self.cached, 0.0
+        self._prompt, self._scores = list[Score | None](), list[tuple[int, Score]]()  # not told yet
+        self._logprob = 0.0  # the sum of all
         self.answer, self.stats = Answer(self.tokenizer, request.stop), DecodeStats(self.num_draft_tokens)
 
     @property
@@ -60,9 +63,7 @@ class Text:
 
     @property
     def repeatable(self) -> bool:
-        """A sampled text with a seed: it must not depend on what is decoded beside it."""
-        sampling = self.job.request.sampling
-        return not sampling.greedy and sampling.seed is not None
+        return self.job.repeatable
 
     def piece(self, size: int) -> list[int]:
         """The next tokens of the prompt to prefill."""
@@ -82,6 +83,7 @@ class Text:
         request, emitted = self.job.request, len(self.tokens) - len(self.job.request.prompt)
         eos = self.tokenizer.eos_token_ids
         tokens, reason = cut(chunk.tokens, request.max_tokens - emitted, eos, self.answer.see)
+        self._score(tokens)
         self.tokens += tokens
         cached = len(self.tokens) - 1
         if reason is None and capacity is not None and cached >= capacity:
@@ -91,18 +93,35 @@ class Text:
         if self.seconds_to_first is None:
             self.seconds_to_first = time.perf_counter() - self.job.came
         if pieces := self.answer.take(kept.num_drafted):
-            self.job.tell(Progress(pieces))
+            self._tell(pieces)
         self.finish_reason = reason
         return cached
 
+    def _score(self, tokens: list[int]) -> None:
+        """What is told of these tokens: one that ends the text stands behind all of it."""
+        starts, self.answer.starts = self.answer.starts, []
+        if (logprobs := self.job.request.logprobs) is None:
+            return
+        self._prompt += logprobs.prompt
+        logprobs.prompt = []
+        new = logprobs.take()[: len(tokens)]
+        self._scores += zip([*starts, self.answer.length], new, strict=False)
+        self._logprob += sum(score.logprob for score in new)
+
+    def _tell(self, pieces: list[Piece]) -> None:
+        scores, self._scores = self._scores, []
+        prompt, self._prompt = self._prompt, []
+        self.job.tell(Progress(pieces, scores, prompt))
+
     def finish(self) -> None:
         """Says the rest, and that it has ended."""
-        if rest := self.answer.finish():
-            self.job.tell(Progress([(rest, False)]))
+        if (rest := self.answer.finish()) or self._scores or self._prompt:
+            self._tell([(rest, False)] if rest else [])
         reason = "stop" if self.finish_reason == "stop" else "length"
         seconds, prompt = time.perf_counter() - self.job.came, len(self.job.request.prompt)
         first = seconds if self.seconds_to_first is None else self.seconds_to_first
-        self.job.tell(Finished(reason, self.answer.stopped_by, prompt, self.cached, self.stats, first, seconds))
+        logprob = self._logprob / max(1, self.stats.tokens)
+        self.job.tell(Finished(reason, self.answer.stopped_by, prompt, self.cached, self.stats, first, seconds, logprob))
 
     def summary(self) -> dict[str, Any]:
         """For the trace."""

@@ -7,6 +7,7 @@ A decoder is opened when the first text needs one.
 from collections.abc import Callable, Sequence
 
 from mtpd_mlx.speculative.constrained import ConstrainedBackend, Constraint
+from mtpd_mlx.speculative.logprobs import Logprobs
 from mtpd_mlx.speculative.one_by_one import same_text
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.saved import Saved, load_into, save_from
@@ -19,16 +20,18 @@ class BoundRows:
         self._open, self.max_rows, self.capacity = open_decoder, max_rows, capacity
         self._rows = dict[int, tuple[Sampling, ConstrainedBackend]]()
 
-    def join(self, sampling: Sampling, constraint: Constraint) -> int:
-        """An empty text; the number of its row. ValueError where max_rows are taken."""
+    def join(self, sampling: Sampling, constraint: Constraint, logprobs: Logprobs | None = None) -> int:
+        """An empty text; the number of its row. ValueError where max_rows are taken. logprobs: sees the text."""
         if len(self._rows) >= self.max_rows:
             raise ValueError(f"join: {self.max_rows} rows are taken, expected a free one")
         row = next(i for i in range(self.max_rows) if i not in self._rows)
         self._rows[row] = sampling, self._open(sampling)
-        self.alone(row).bind(constraint)
+        self.alone(row).bind(constraint, logprobs)
         return row
 
-    def restart(self, row: int, sampling: Sampling, constraint: Constraint, length: int) -> int:
+    def restart(
+        self, row: int, sampling: Sampling, constraint: Constraint, length: int, logprobs: Logprobs | None = None
+    ) -> int:
         """Another text takes the row over, that has the first `length` positions in common with the one there; how many of them
         it keeps."""
         known, backend = self._rows[row]
@@ -38,7 +41,7 @@ class BoundRows:
             del self._rows[row]
             backend, length = self._open(sampling), 0
             self._rows[row] = sampling, backend
-        backend.bind(constraint)
+        backend.bind(constraint, logprobs)
         return length
 
     def alone(self, row: int) -> ConstrainedBackend:

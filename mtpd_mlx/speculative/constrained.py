@@ -13,14 +13,17 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from mtpd_mlx.speculative.cancel import cancel_point
 from mtpd_mlx.speculative.drafting import Drafting, Proposal
 from mtpd_mlx.speculative.finite import check_logits
+from mtpd_mlx.speculative.logprobs import Logprobs
 from mtpd_mlx.speculative.masked_rule import MaskedRule, one_hot
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.saved import Keeps, Saved, save_from
 
 MOST_FORCED = 16  # tokens without a choice that one round verifies
+SCORED = 64  # tokens of a prompt whose logits are on the host at once
 Choose = Callable[[np.ndarray], int | None]
 
 
@@ -117,6 +120,7 @@ class ConstrainedBackend:
         self.num_draft_tokens, self.capacity = model.num_draft_tokens, model.capacity
         self._rule = MaskedRule(sampling or Sampling(), model.capacity + 1, special)
         self._constraint: Constraint | None = None
+        self._logprobs: Logprobs | None = None
         self._tokens: list[int] = []
         self._start = 0  # where the bound text begins; the constraint has taken all tokens from there on
         self._refused = False  # the last round's forced tokens were not the model's
@@ -130,9 +134,9 @@ class ConstrainedBackend:
         """The cached text."""
         return self._tokens
 
-    def bind(self, constraint: Constraint) -> None:
-        """`constraint`, at its beginning, holds for the text behind the next prefill."""
-        self._constraint, self._start = constraint, len(self._tokens)
+    def bind(self, constraint: Constraint, logprobs: Logprobs | None = None) -> None:
+        """`constraint`, at its beginning, holds for the text behind the next prefill. `logprobs` sees what is emitted."""
+        self._constraint, self._logprobs, self._start = constraint, logprobs, len(self._tokens)
 
     def prefill(self, tokens: Sequence[int]) -> int:
         if len(tokens) == 0:
@@ -142,15 +146,32 @@ class ConstrainedBackend:
         constraint.back(len(self._tokens) - self._start)  # what was bound before is prompt now
         before = self.length
         try:
-            logits = self.model.prefill(tokens)
+            logits = self._read(tokens)
         finally:  # it may be called off between two chunks
             self._tokens += [int(t) for t in tokens[: self.length - before]]
             self._start, self._refused = len(self._tokens), False
         check_logits(logits, self.length)
         self._rule.begin()
         token = self._rule.first(logits[0], mask_of(constraint), self._tokens)
+        if self._logprobs is not None:
+            self._logprobs.begin()
+            self._logprobs.see(logits, [token])
         self.drafting.begin(self._tokens, token)
         return token
+
+    def _read(self, tokens: Sequence[int]) -> np.ndarray:
+        """As LogitModel.prefill, with the log-probabilities of `tokens` where they are wanted."""
+        logprobs = self._logprobs
+        if logprobs is None or not logprobs.of_prompt:
+            return self.model.prefill(tokens)
+        for start in range(0, len(tokens), SCORED):
+            cancel_point()
+            piece = tokens[start : start + SCORED]
+            logits = self.model.run(piece)
+            check_logits(logits, self.length + 1)
+            self.model.keep(len(piece))
+            logprobs.see_prompt(logits, piece)
+        return logits[-1:]
 
     def step(self, token: int) -> int:
         return self._round(token, 0).emitted[0]
@@ -176,6 +197,8 @@ class ConstrainedBackend:
         constraint.back(len(window.drafts) - accepted)
         self._tokens += [token, *window.drafts[:accepted]]
         emitted = [*window.drafts[:accepted], following]
+        if self._logprobs is not None:
+            self._logprobs.see(logits[: accepted + 1], emitted)
         self._refused = window.source == "grammar" and not accepted
         if window.proposal is not None:
             whole = len(window.drafts) == window.proposal.count

@@ -187,6 +187,22 @@ class DecodeStats:
         }
 
 
+def merged(all: Sequence[DecodeStats]) -> DecodeStats:
+    """Of several texts (at least one)."""
+    out = DecodeStats(max(one.num_draft_tokens for one in all))
+    for one in all:
+        out.accepted += one.accepted
+        out.proposed += one.proposed
+        for name, counts in one.chosen.items():
+            known = out.chosen.get(name, [0, 0])
+            out.chosen[name] = [a + b for a, b in zip(known, counts, strict=True)]
+        for name in ("short_rounds", "plain_steps", "tokens", "prompts", "prompt_tokens", "prompt_seconds", "decode_seconds"):
+            setattr(out, name, getattr(out, name) + getattr(one, name))
+        out.draft_seconds = _plus(out.draft_seconds, one.draft_seconds)
+        out.verify_seconds = _plus(out.verify_seconds, one.verify_seconds)
+    return out
+
+
 def _plus(total: float | None, seconds: float | None) -> float | None:
     """Unknown once any round did not say."""
     return None if total is None or seconds is None else total + seconds

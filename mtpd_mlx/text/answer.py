@@ -12,7 +12,9 @@ Piece = tuple[str, bool]  # text, and whether the token that completed it was an
 
 @dataclass
 class Answer:
-    """`see` takes tokens one by one as the loop's `stop` does; `take` gives what has become certain since the last call."""
+    """`see` takes tokens one by one as the loop's `stop` does; `take` gives what has become certain since the last call.
+
+    starts: for every token seen, the characters of text before it."""
 
     tokenizer: Tokenizer
     stop: Sequence[str]
@@ -22,9 +24,14 @@ class Answer:
         self._decoder = StreamDecoder(self.tokenizer)
         self._stops = StopMatcher(self.stop, self._special.values())
         self._pieces: list[str] = []  # one per token seen
+        self.starts: list[int] = []
+        self.length = 0  # characters of all tokens seen
 
     def see(self, token: int) -> bool:
-        text = self._stops.add(self._decoder.add(token))
+        written = self._decoder.add(token)
+        self.starts.append(self.length)
+        self.length += len(written)
+        text = self._stops.add(written)
         if token in self._special:
             text += self._stops.add_special(self._special[token])
         self._pieces.append(text)

@@ -2,6 +2,7 @@
 Called by everything that encodes or decodes text."""
 
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -9,6 +10,7 @@ from tokenizers.decoders import DecodeStream
 
 from mtpd_mlx.text import tokenizer_files
 from mtpd_mlx.text.chat_template import Messages, Templates, Tools, choose, render
+from mtpd_mlx.text.token_bytes import decoder_kinds, token_bytes
 
 
 class Tokenizer:
@@ -108,6 +110,23 @@ class Tokenizer:
 
     def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
         return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token: int) -> bytes:
+        """What one token stands for; a special one: its name. b"" where there is no such token."""
+        piece = self._backend.id_to_token(token)
+        if piece is None:
+            return b""
+        if token in self._added:
+            return piece.encode()
+        return token_bytes(piece, self._decoders, self.decode([token]))
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _decoders(self) -> frozenset[str]:
+        return decoder_kinds(self.to_json())
 
     def stream(self) -> Callable[[int], str | None]:
         """A function that takes the tokens of one text, one by one, and returns the text that each completes (None: none).

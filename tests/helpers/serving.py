@@ -34,7 +34,8 @@ def serving(open_model: Any, *, api_key: str | None = None, origins: tuple[str, 
         open_model, EngineOptions(chosen.max_waiting, chosen.max_batch, chosen.request_timeout, prefix_bytes=prefix_bytes)
     )
     runtime: Runtime = engine.start()
-    served = Served(("tiny", "default"), runtime.tokenizer, runtime.capacity, Sampling(), chosen.max_tokens)
+    names = ("tiny", "default")
+    served = Served(names, runtime.tokenizer, runtime.capacity, Sampling(), chosen.max_tokens, None, chosen.max_waiting)
     server = Server(engine, served, runtime.info, api_key, chosen.max_body)
     with TestClient(make_app(server, origins), raise_server_exceptions=False) as client:
         yield client, engine

@@ -70,8 +70,8 @@ def test_the_openai_client(address: tuple[str, Engine]) -> None:
     assert client.chat.completions.create(**parts).choices[0].message.content == text
     assert client.completions.create(model="default", prompt="hello there", max_tokens=3).usage.completion_tokens == 3
     with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(**asked, logprobs=True)
-    assert refused.value.param == "logprobs" and refused.value.code == "unsupported_parameter"
+        client.chat.completions.create(**asked, modalities=["text", "audio"])
+    assert refused.value.param == "modalities" and refused.value.code == "unsupported_parameter"
     with pytest.raises(openai.NotFoundError):
         client.chat.completions.create(**asked | {"model": "other"})
 

@@ -53,6 +53,17 @@ def length(form: str, answer: Fields) -> bool:
     return said.get("completion_tokens", said.get("output_tokens")) == 3
 
 
+def scored(form: str, answer: Fields) -> bool:
+    if form == "responses":
+        return len(answer["output"][-1]["content"][0]["logprobs"][0]["top_logprobs"]) == 2
+    found = answer["choices"][0]["logprobs"]
+    return len(found["content"][0]["top_logprobs"] if form == "chat/completions" else found["top_logprobs"][0]) >= 2
+
+
+def two(form: str, answer: Fields) -> bool:
+    return [choice["index"] for choice in answer["choices"]] == [0, 1]
+
+
 def answered(form: str, answer: Fields) -> bool:
     return "usage" in answer
 
@@ -84,6 +95,11 @@ DEMANDED = {
     RESPONSES: {"tools": TOOLS[RESPONSES], "tool_choice": "required"},
     MESSAGES: {"tools": TOOLS[MESSAGES], "tool_choice": {"type": "any"}},
 }
+LOGPROBS = {
+    CHAT: {"logprobs": True, "top_logprobs": 2},
+    COMPLETE: {"logprobs": 2},
+    RESPONSES: {"include": ["message.output_text.logprobs"], "top_logprobs": 2},
+}
 ROWS: list[tuple[str, dict[str, Fields], Check]] = [
     ("counts of tokens, cached ones apart; tau", each(), usage),
     ("limit of tokens", LIMIT, length),
@@ -96,10 +112,11 @@ ROWS: list[tuple[str, dict[str, Fields], Check]] = [
     ("tools, a call demanded", DEMANDED, answered),
     ("JSON by a schema", BOUND, answered),
     ("`regex`, `choice`, `grammar`", only(CHAT, COMPLETE, structured_outputs={"choice": ["a", "b"]}), answered),
-    ("`logprobs`", only(CHAT, COMPLETE, logprobs=1) | only(CHAT, logprobs=True), answered),
+    ("`logprobs`, `top_logprobs`", LOGPROBS, scored),
     ("`logit_bias`", only(CHAT, COMPLETE, logit_bias={"5": 1}), answered),
     ("`presence_penalty`, `frequency_penalty`", only(CHAT, COMPLETE, presence_penalty=1), answered),
-    ("`n` above 1", only(CHAT, COMPLETE, n=2), answered),
+    ("`n` above 1", only(CHAT, COMPLETE, n=2), two),
+    ("`best_of`, `echo`, several prompts", only(COMPLETE, best_of=2, echo=True, prompt=["u:hi|a:", "u:ho|a:"]), two),
 ]  # fmt: skip
 
 

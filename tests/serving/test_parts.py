@@ -1,15 +1,17 @@
 """Thoughts and calls of tools, taken apart however the text comes in pieces."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mtpd_mlx.serving.forms.openai import ChatReply
+from mtpd_mlx.serving.forms.common import Said
+from mtpd_mlx.serving.forms.openai_reply import OpenAIReply
+from mtpd_mlx.serving.jobs import Finished, Progress
 from mtpd_mlx.serving.parts import Kinds, Part, Splitter
+from mtpd_mlx.speculative.stats import DecodeStats
 
 BOTH = Kinds(thinks=True, calls=True)
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": [1, "</b>"]}}\n</tool_call>'
@@ -67,21 +69,13 @@ def test_how_a_text_is_cut_does_not_matter(texts: list[str], seed: int) -> None:
     assert joined(parts + splitter.finish()) == expected
 
 
-class Done:
-    reason, prompt_tokens, cached_tokens = "stop", 1, 0
-    stats = type("Stats", (), {"tokens": 2})
-
-    def figures(self) -> dict[str, Any]:
-        return {}
-
-
-def reply() -> ChatReply:
-    return ChatReply("tiny", True, False, False, BOTH)
+def reply() -> OpenAIReply:
+    return OpenAIReply("tiny", True, kinds=BOTH)
 
 
 def test_calls_in_the_form_of_openai() -> None:
-    text, done = f"<think>why</think>I ask. {CALL}", Done()
-    whole = reply().whole(text, done)["choices"][0]  # type: ignore[arg-type]
+    text, done = f"<think>why</think>I ask. {CALL}", Finished("stop", None, 1, 0, DecodeStats(2), 0.1, 0.2)
+    whole = reply().whole([Said([Progress([(text, False)])], done)])["choices"][0]
     message = whole["message"]
     assert whole["finish_reason"] == "tool_calls" and message["content"] == "I ask. "
     assert message["reasoning_content"] == message["reasoning"] == "why"
@@ -89,8 +83,8 @@ def test_calls_in_the_form_of_openai() -> None:
     assert call["type"] == "function" and call["function"] == {"name": "f", "arguments": '{"x": [1, "</b>"]}'}
     streamed, deltas = reply(), []
     for start in range(0, len(text), 3):
-        deltas += [json.loads(e[6:])["choices"][0] for e in streamed.piece([(text[start : start + 3], False)])]
-    deltas += [json.loads(e[6:])["choices"][0] for e in streamed.end(text, done) if "[DONE]" not in e]  # type: ignore[arg-type]
+        deltas += [json.loads(e[6:])["choices"][0] for e in streamed.piece(0, Progress([(text[start : start + 3], False)]))]
+    deltas += [json.loads(e[6:])["choices"][0] for e in streamed.end(0, done)]
     assert "".join(d["delta"].get("content", "") for d in deltas) == "I ask. "
     assert [d["delta"]["tool_calls"][0]["function"]["name"] for d in deltas if "tool_calls" in d["delta"]] == ["f"]
     assert deltas[-1]["finish_reason"] == "tool_calls"

@@ -162,7 +162,7 @@ class Client:
                 {"stop": [""]},
                 {"stream": "yes"},
                 {"stream_options": {"include_usage": True}},
-                {"n": 2},
+                {"n": 0},
                 {"no_such_field": 1},
                 {"repetition_penalty": True},
                 {"messages": "hello"} if "messages" in self.target.known[0][0] else {"prompt": {"text": 1}},

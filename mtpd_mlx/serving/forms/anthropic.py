@@ -37,7 +37,7 @@ CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
 THOUGHTS = ("thinking", "redacted_thinking")  # blocks that are not repeated to the model
 
 
-def messages(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
+def messages(body: Mapping[str, Any], served: Served) -> tuple[list[Request], Reply]:
     fields = Fields(body)
     prompt, tools, kinds = _prompt(fields, served)
     longest = fields.integer("max_tokens", None, 1)
@@ -48,7 +48,7 @@ def messages(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
     request = Request(prompt, read_sampling(fields, served.sampling), longest, stop, stream, bound)
     fields.neutral(NEUTRAL)
     fields.raw("metadata")
-    return made(fields, served, prompt, "messages", request), MessagesReply(served.names[0], len(prompt), kinds)
+    return made(fields, served, "messages", [request]), MessagesReply(served.names[0], len(prompt), kinds)
 
 
 def count_tokens(body: Mapping[str, Any], served: Served) -> int:

@@ -3,16 +3,16 @@ Called by forms/anthropic.py."""
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpd_mlx.serving.engine import Finished
+from mtpd_mlx.serving.engine import Finished, Progress
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.events import event
 from mtpd_mlx.serving.forms.blocks import Block, Blocks, Step
+from mtpd_mlx.serving.forms.common import Said
 from mtpd_mlx.serving.parts import NOTHING_APART, Kinds
-from mtpd_mlx.text.answer import Piece
 
 ENDS = {"stop": "end_turn", "length": "max_tokens"}
 DELTAS = {
@@ -32,8 +32,12 @@ class MessagesReply:
     def __post_init__(self) -> None:
         self._blocks = Blocks(self.kinds)
 
-    def whole(self, text: str, finished: Finished) -> dict[str, Any]:
-        for _ in (*self._blocks.add(text), *self._blocks.finish()):
+    def total(self, said: Sequence[Said]) -> Finished:
+        return said[0].end
+
+    def whole(self, said: Sequence[Said]) -> dict[str, Any]:
+        finished = said[0].end
+        for _ in (*self._blocks.add(said[0].all.text), *self._blocks.finish()):
             pass
         content = [block_of(block) for block in self._blocks.blocks]
         return self._message(content) | self._ending(finished) | {"usage": usage(finished)}
@@ -43,19 +47,22 @@ class MessagesReply:
         nothing = {"stop_reason": None, "stop_sequence": None, "usage": counted}
         yield self._event("message_start", message=self._message([]) | nothing)
 
-    def piece(self, pieces: list[Piece]) -> Iterator[str]:
-        return self._say(self._blocks.add("".join(piece for piece, _ in pieces)))
+    def piece(self, index: int, progress: Progress) -> Iterator[str]:
+        return self._say(self._blocks.add(progress.text))
 
-    def end(self, text: str, finished: Finished) -> Iterator[str]:
+    def end(self, index: int, finished: Finished) -> Iterator[str]:
         yield from self._say(self._blocks.finish())
         yield self._event("message_delta", delta=self._ending(finished), usage=usage(finished))
         yield self._event("message_stop")
+
+    def close(self, said: Sequence[Said]) -> Iterator[str]:
+        return iter(())
 
     def failed(self, error: ApiError) -> Iterator[str]:
         yield event(error_body(error), "error")
 
     def _say(self, steps: Iterator[Step]) -> Iterator[str]:
-        for kind, place, block, new in steps:
+        for kind, place, block, new, _ in steps:
             if kind == "begin":
                 yield self._event("content_block_start", index=place, content_block=block_of(block, begun=True))
             elif kind == "more":

@@ -1,17 +1,17 @@
 """`Served`, `Reply` and the readers that all forms share.
 Called by the forms and serving/app.py."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
-from mtpd_mlx.serving.engine import Finished, Request
+from mtpd_mlx.options.serve import ServeOptions
+from mtpd_mlx.serving.engine import Finished, Progress, Request
 from mtpd_mlx.serving.errors import ApiError, invalid, unsupported
 from mtpd_mlx.serving.fields import Fields
 from mtpd_mlx.serving.parts import Kinds
 from mtpd_mlx.speculative.sampling import Sampling
-from mtpd_mlx.text.answer import Piece
 from mtpd_mlx.text.grammar import Grammars
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 @dataclass(frozen=True)
 class Served:
     """What a request is read against: the models' names (the first is said), and defaults of the command line. vocabulary: the
-    model's logits (None: as many as the tokenizer has tokens)."""
+    model's logits (None: as many as the tokenizer has tokens). most_texts: that one request may ask for."""
 
     names: tuple[str, ...]
     tokenizer: Tokenizer
@@ -31,6 +31,7 @@ class Served:
     sampling: Sampling
     max_tokens: int
     vocabulary: int | None = None
+    most_texts: int = ServeOptions.max_waiting
 
     @property
     def logits(self) -> int:
@@ -53,16 +54,45 @@ class Served:
         return self.tokenizer.encode(text, add_special_tokens)
 
 
-class Reply(Protocol):
-    """An answer under way in one form. The iterators are server-sent events, in the order of the methods."""
+@dataclass
+class Said:
+    """One text of an answer so far."""
 
-    def whole(self, text: str, finished: Finished) -> dict[str, Any]: ...
+    progress: list[Progress] = field(default_factory=list)
+    finished: Finished | None = None
+
+    @property
+    def all(self) -> Progress:
+        pieces = [piece for each in self.progress for piece in each.pieces]
+        scores = [score for each in self.progress for score in each.scores]
+        return Progress(pieces, scores, [score for each in self.progress for score in each.prompt])
+
+    @property
+    def end(self) -> Finished:
+        """Of a text that has ended."""
+        assert self.finished is not None
+        return self.finished
+
+
+class Reply(Protocol):
+    """An answer under way in one form; `index`: which of its texts. The iterators are server-sent events, in the order of the
+    methods: piece and end come for every text."""
+
+    def total(self, said: Sequence[Said]) -> Finished:
+        """Counts and times of all texts together."""
+        ...
+
+    def whole(self, said: Sequence[Said]) -> dict[str, Any]: ...
 
     def begin(self) -> Iterator[str]: ...
 
-    def piece(self, pieces: list[Piece]) -> Iterator[str]: ...
+    def piece(self, index: int, progress: Progress) -> Iterator[str]: ...
 
-    def end(self, text: str, finished: Finished) -> Iterator[str]: ...
+    def end(self, index: int, finished: Finished) -> Iterator[str]: ...
+
+    def close(self, said: Sequence[Said]) -> Iterator[str]:
+        """All have ended."""
+        ...
 
     def failed(self, error: ApiError) -> Iterator[str]: ...
 
@@ -150,14 +180,15 @@ def read_sampling(fields: Fields, default: Sampling) -> Sampling:
     return Sampling(temp=temp, top_p=top_p, min_p=min_p, top_k=top_k or 0, repetition_penalty=penalty, seed=seed)
 
 
-def made(fields: Fields, served: Served, prompt: list[int], param: str, request: Request) -> Request:
-    """`request`, once nothing of the body is left unread and the prompt is known to fit. `param`: where the prompt was."""
+def made(fields: Fields, served: Served, param: str, requests: list[Request]) -> list[Request]:
+    """`requests`, once nothing of the body is left unread and their prompts are known to fit. `param`: where these were."""
     fields.done()
-    if not prompt:
-        raise invalid(param, "", "at least one token of text")
-    if len(prompt) >= served.capacity:
-        raise too_long(served, param, str(len(prompt)))
-    return request
+    for request in requests:
+        if not request.prompt:
+            raise invalid(param, "", "at least one token of text")
+        if len(request.prompt) >= served.capacity:
+            raise too_long(served, param, str(len(request.prompt)))
+    return requests
 
 
 def too_long(served: Served, param: str, has: str) -> ApiError:

@@ -1,16 +1,14 @@
-"""`chat`, `completion`: requests of OpenAI's /v1/chat/completions and /v1/completions, and their answers.
+"""`chat`, `completion`: requests of OpenAI's /v1/chat/completions and /v1/completions.
 Called by serving/app.py."""
 
-import secrets
-import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from mtpd_mlx.serving.engine import Finished, Request
-from mtpd_mlx.serving.errors import ApiError, invalid
-from mtpd_mlx.serving.events import event
+from mtpd_mlx.serving.engine import Request
+from mtpd_mlx.serving.errors import ApiError, invalid, unsupported
 from mtpd_mlx.serving.fields import Fields
+from mtpd_mlx.serving.forms.choices import read_choices
 from mtpd_mlx.serving.forms.common import (
     Reply,
     Served,
@@ -21,33 +19,36 @@ from mtpd_mlx.serving.forms.common import (
     read_sampling,
     read_stops,
 )
+from mtpd_mlx.serving.forms.logprobs import read_chat_logprobs, read_completion_logprobs
+from mtpd_mlx.serving.forms.openai_reply import OpenAIReply, Told
 from mtpd_mlx.serving.forms.structured import constraint_of, read_structure
 from mtpd_mlx.serving.forms.tools import NO_TOOLS, Tools, read_tools, read_turn
 from mtpd_mlx.serving.forms.weights import read_weights
-from mtpd_mlx.serving.parts import NOTHING_APART, Kinds, Part, Splitter, tool_call
-from mtpd_mlx.text.answer import Piece
+from mtpd_mlx.serving.parts import NOTHING_APART, Kinds
+from mtpd_mlx.speculative.logprobs import Logprobs
 
-# What both kinds of requests may say without asking for anything.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "service_tier": ("auto", "default"),
-}
+# What requests may say without asking for anything.
+NEUTRAL: dict[str, tuple[Any, ...]] = {"service_tier": ("auto", "default")}
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
     "store": (False,),
-    "reasoning_effort": (),
+    "reasoning_effort": ("medium",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "moderation": (),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "prompt_cache_options": ({},),
 }
-NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = {"logprobs": (0,), "best_of": (1,), "echo": (False,), "suffix": ("",)}
+NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = {"suffix": ("",)}
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key")  # of the caller's own books: nothing hangs on them
+STREAM_OPTIONS = "include_usage, include_obfuscation false, with stream"
 
 
-def chat(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
+def chat(body: Mapping[str, Any], served: Served) -> tuple[list[Request], Reply]:
     fields = Fields(body)
     read_model(fields, served)
     messages = [read_turn(m, f"messages[{i}]") for i, m in enumerate(read_list(fields, "messages"))]
@@ -55,141 +56,88 @@ def chat(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
     longest = fields.integer("max_completion_tokens", None, 1)
     tools = read_tools(fields, served)
     prompt, kinds = encode_chat(messages, served, "messages", tools.shown)
-    return _request(fields, served, prompt, longest, "messages", kinds, tools)
+    logprobs = read_chat_logprobs(fields)
+    return _requests(fields, served, [prompt], longest, "messages", logprobs, Told(), kinds, tools)
 
 
-def completion(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
+def completion(body: Mapping[str, Any], served: Served) -> tuple[list[Request], Reply]:
     fields = Fields(body)
     read_model(fields, served)
+    prompts = read_prompts(fields, served)
+    fields.neutral(NEUTRAL_COMPLETION)
+    told = Told(echo=tuple(prompts)) if fields.switch("echo") else Told()
+    logprobs = read_completion_logprobs(fields)
+    return _requests(fields, served, [tokens for _, tokens in prompts], None, "prompt", logprobs, told)
+
+
+def read_prompts(fields: Fields, served: Served) -> list[tuple[str, list[int]]]:
+    """Text and tokens of each: OpenAI's four forms are a text, its token ids, and lists of either."""
     value = fields.raw("prompt")
-    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
-        value = value[0]
+    several = isinstance(value, list) and value and all(isinstance(each, str | list) for each in value)
+    found = [_prompt(each, served) for each in (value if isinstance(value, list) and several else [value])]
+    if len(found) > served.most_texts:
+        raise invalid("prompt", f"{len(found)} prompts", f"at most {served.most_texts} texts a request")
+    return found
+
+
+def _prompt(value: Any, served: Served) -> tuple[str, list[int]]:
     if isinstance(value, list) and value and all(type(t) is int for t in value):
         size = served.tokenizer.vocab_size
         if wrong := [t for t in value if not 0 <= t < size]:
             raise invalid("prompt", wrong[0], f"token ids 0..{size - 1}")
-        prompt = value
-    elif isinstance(value, str):
-        try:
-            prompt = served.encode(value, "prompt")
-        except ValueError as error:
-            raise ApiError(400, f"prompt: {error}", param="prompt", code="invalid_value") from error
-    else:
-        raise invalid("prompt", value, "a text, or a list of token ids, one prompt a request")
-    fields.neutral(NEUTRAL_COMPLETION)
-    return _request(fields, served, prompt, None, "prompt")
+        return served.tokenizer.decode(value), value
+    if not isinstance(value, str):
+        raise invalid("prompt", value, "a text, a list of token ids, or a list of such prompts")
+    try:
+        return value, served.encode(value, "prompt")
+    except ValueError as error:
+        raise ApiError(400, f"prompt: {error}", param="prompt", code="invalid_value") from error
 
 
-def _request(
+def _requests(
     fields: Fields,
     served: Served,
-    prompt: list[int],
+    prompts: list[list[int]],
     longest: int | None,
     param: str,
+    logprobs: int | None,
+    told: Told,
     kinds: Kinds = NOTHING_APART,
     tools: Tools = NO_TOOLS,
-) -> tuple[Request, Reply]:
-    """What both kinds share."""
-    limit = fields.integer("max_tokens", None, 1)
+) -> tuple[list[Request], Reply]:
+    """What both kinds share: a Request for every text. logprobs: how many tokens are told for each place, None: none."""
+    limit, chat = fields.integer("max_tokens", None, 1), param == "messages"
     if longest is not None and limit is not None and longest != limit:
         raise invalid("max_tokens", limit, "the same as max_completion_tokens, or one of the two")
-    stream, options = fields.switch("stream"), fields.raw("stream_options")
-    if options is not None and (not stream or not isinstance(options, dict) or options.keys() - {"include_usage"}):
-        raise invalid("stream_options", options, "include_usage, with stream")
-    usage = bool(options and options.get("include_usage"))
+    stream, usage = fields.switch("stream"), read_stream_options(fields)
+    choices = read_choices(fields, served, len(prompts), chat, stream)
     sampling, stop = read_sampling(fields, served.sampling), read_stops(fields, "stop")
-    show_drafts = fields.switch("mtpd_drafts")
+    told = replace(
+        told, usage=usage, drafts=fields.switch("mtpd_drafts"), logprobs=None if logprobs is None else served.tokenizer
+    )
     fields.neutral(NEUTRAL)
     for name in LABELS:
         fields.raw(name)
     weights, structure = read_weights(fields, served), read_structure(fields)
-    constraint = weights.over(constraint_of(structure, tools, served, kinds), served)
-    request = Request(prompt, sampling, longest or limit or served.max_tokens, stop, stream, constraint)
-    reply = ChatReply(served.names[0], param == "messages", usage, show_drafts, kinds)
-    return made(fields, served, prompt, param, request), reply
+    scored = logprobs is not None or choices.ranked
+    requests = []
+    for prompt in prompts:
+        for each in choices.samplings(sampling):
+            constraint = weights.over(constraint_of(structure, tools, served, kinds), served, always=scored)
+            seen = Logprobs(logprobs or 0, bool(told.echo)) if scored else None
+            requests.append(Request(prompt, each, longest or limit or served.max_tokens, stop, stream, constraint, seen))
+    reply = OpenAIReply(served.names[0], chat, told, kinds, choices, len(prompts))
+    return made(fields, served, param, requests), reply
 
 
-@dataclass
-class ChatReply:
-    """One answer under way, of a chat or of a completion."""
-
-    model: str
-    chat: bool
-    include_usage: bool
-    show_drafts: bool
-    kinds: Kinds = NOTHING_APART
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def __post_init__(self) -> None:
-        self.id = ("chatcmpl-" if self.chat else "cmpl-") + secrets.token_hex(12)
-        self._splitter, self._calls = Splitter(self.kinds), 0
-
-    def whole(self, text: str, finished: Finished) -> dict[str, Any]:
-        if not self.chat:
-            return self._object("text_completion", {"text": text}, finished.reason) | {"usage": usage(finished)}
-        message: dict[str, Any] = {"role": "assistant", "content": None}
-        for delta in self._deltas([*self._splitter.add(text), *self._splitter.finish()]):
-            for name, value in delta.items():
-                message[name] = value if message.get(name) is None else message[name] + value
-        if not self._calls:
-            message["content"] = message["content"] or ""
-        return self._object("chat.completion", {"message": message}, self._reason(finished)) | {"usage": usage(finished)}
-
-    def begin(self) -> Iterator[str]:
-        if self.chat:
-            yield event(self._chunk({"delta": {"role": "assistant", "content": ""}}))
-
-    def piece(self, pieces: list[Piece]) -> Iterator[str]:
-        text = "".join(piece for piece, _ in pieces)
-        drafts = {"mtpd_drafts": pieces} if self.show_drafts else {}
-        said = self._deltas(self._splitter.add(text)) if self.chat else [{"text": text}]
-        for delta in said or ([{}] if drafts else []):
-            yield event(self._chunk({"delta": delta} if self.chat else delta) | drafts)
-            drafts = {}
-
-    def end(self, text: str, finished: Finished) -> Iterator[str]:
-        for delta in self._deltas(self._splitter.finish()) if self.chat else ():
-            yield event(self._chunk({"delta": delta}))
-        yield event(self._chunk({"delta": {}} if self.chat else {"text": ""}, self._reason(finished)))
-        if self.include_usage:
-            yield event(self._chunk({}) | {"choices": [], "usage": usage(finished)})
-        yield event("[DONE]")
-
-    def failed(self, error: ApiError) -> Iterator[str]:
-        yield event(error.body())
-        yield event("[DONE]")
-
-    def _deltas(self, parts: list[Part]) -> list[dict[str, Any]]:
-        """Thoughts go out under the two names that clients look for."""
-        deltas: list[dict[str, Any]] = []
-        for part in parts:
-            if part.call is not None:
-                deltas.append({"tool_calls": [tool_call(self._calls, part.call)]})
-                self._calls += 1
-            elif part.kind == "reasoning":
-                deltas.append({"reasoning_content": part.text, "reasoning": part.text})
-            else:
-                deltas.append({"content": part.text})
-        return deltas
-
-    def _reason(self, finished: Finished) -> str:
-        return "tool_calls" if self._calls and finished.reason == "stop" else finished.reason
-
-    def _chunk(self, said: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
-        return self._object("chat.completion.chunk" if self.chat else "text_completion", said, reason)
-
-    def _object(self, kind: str, said: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "logprobs": None, "finish_reason": reason} | said
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": [choice]}
-
-
-def usage(finished: Finished) -> dict[str, Any]:
-    """`mtpd`: tau, tokens per second and rounds by what they verified, beside OpenAI's counts."""
-    prompt, written = finished.prompt_tokens, finished.stats.tokens
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": written,
-        "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": finished.cached_tokens},
-        "mtpd": finished.figures(),
-    }
+def read_stream_options(fields: Fields) -> bool:
+    """Whether the last chunk tells of the tokens."""
+    options = fields.raw("stream_options")
+    if options is None:
+        return False
+    known = isinstance(options, dict) and not options.keys() - {"include_usage", "include_obfuscation"}
+    if not known or not fields.switch("stream") or not all(isinstance(each, bool | None) for each in options.values()):
+        raise invalid("stream_options", options, STREAM_OPTIONS)
+    if options.get("include_obfuscation"):
+        raise unsupported("stream_options.include_obfuscation")
+    return bool(options.get("include_usage"))

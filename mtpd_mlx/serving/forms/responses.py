@@ -8,26 +8,37 @@ from mtpd_mlx.serving.engine import Request
 from mtpd_mlx.serving.errors import invalid, unsupported
 from mtpd_mlx.serving.fields import Fields
 from mtpd_mlx.serving.forms.common import Reply, Served, encode_chat, made, read_message, read_model, read_sampling, read_text
+from mtpd_mlx.serving.forms.logprobs import MOST, Scores
 from mtpd_mlx.serving.forms.responses_reply import ResponsesReply
 from mtpd_mlx.serving.forms.structured import Found, constraint_of, of_format
 from mtpd_mlx.serving.forms.tools import Tools, checked_tools, chosen, read_call
+from mtpd_mlx.serving.forms.weights import NO_WEIGHTS
+from mtpd_mlx.speculative.logprobs import Logprobs
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "truncation": ("disabled",),
-    "include": ([], ["reasoning.encrypted_content"]),  # there is none: thoughts come as they are
     "background": (False,),
     "reasoning": ({},),
     "previous_response_id": (),
     "conversation": (),
     "prompt": (),
-    "top_logprobs": (0,),
+    "stream_options": ({}, {"include_obfuscation": False}),
+    "prompt_cache_retention": ("in_memory", "in-memory"),
+    "prompt_cache_options": ({},),
+    "context_management": ([],),
+    "background_options": ({},),
+    "access_programs": ([], {}),
+    "image": (),
+    "moderation": (),
     "max_tool_calls": (),
     "service_tier": ("auto", "default"),
 }
+LOGPROBS = "message.output_text.logprobs"
+INCLUDED = (LOGPROBS, "reasoning.encrypted_content")  # of the latter there is none: thoughts come as they are
 LABELS = ("user", "metadata", "safety_identifier", "prompt_cache_key", "store")
 
 
-def responses(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
+def responses(body: Mapping[str, Any], served: Served) -> tuple[list[Request], Reply]:
     fields = Fields(body)
     read_model(fields, served)
     instructions, value = fields.text("instructions"), fields.raw("input")
@@ -42,14 +53,30 @@ def responses(body: Mapping[str, Any], served: Served) -> tuple[Request, Reply]:
     callable = _tools(tools, choice, several, served)
     prompt, kinds = encode_chat(said, served, "input", callable.shown)
     longest = fields.integer("max_output_tokens", served.max_tokens, 1) or served.max_tokens
+    logprobs = read_logprobs(fields)
     bound = constraint_of(_format(fields), callable, served, kinds)
-    request = Request(prompt, read_sampling(fields, served.sampling), longest, (), fields.switch("stream"), bound)
+    if logprobs is not None:
+        bound = NO_WEIGHTS.over(bound, served, always=True)
+    sampling = read_sampling(fields, served.sampling)
+    request = Request(prompt, sampling, longest, (), fields.switch("stream"), bound, logprobs)
     fields.neutral(NEUTRAL)
     about = {name: fields.raw(name) for name in LABELS}
     told = {"instructions": instructions, "metadata": about["metadata"] or {}, "max_output_tokens": longest}
     told |= {"parallel_tool_calls": several, "tool_choice": choice or "auto", "tools": tools or []}
     told |= {"temperature": request.sampling.temp, "top_p": request.sampling.top_p or 1.0}
-    return made(fields, served, prompt, "input", request), ResponsesReply(served.names[0], told, kinds)
+    told |= {"top_logprobs": 0 if logprobs is None else logprobs.count}
+    scores = None if logprobs is None else Scores(served.tokenizer)
+    return made(fields, served, "input", [request]), ResponsesReply(served.names[0], told, kinds, scores)
+
+
+def read_logprobs(fields: Fields) -> Logprobs | None:
+    """`include` asks for those of the chosen tokens, `top_logprobs` for others, too."""
+    include, top = fields.raw("include"), fields.integer("top_logprobs", None, 0, MOST)
+    if not isinstance(include, list | None):
+        raise invalid("include", include, "a list")
+    if unknown := [each for each in include or [] if each not in INCLUDED]:
+        raise unsupported("include", f"got {str(unknown[0])[:40]!r}, this server includes {LOGPROBS} alone")
+    return Logprobs(top or 0) if top or LOGPROBS in (include or []) else None
 
 
 def conversation(items: list[Any]) -> list[dict[str, Any]]:

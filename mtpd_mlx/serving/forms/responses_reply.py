@@ -3,60 +3,69 @@ Called by forms/responses.py."""
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mtpd_mlx.serving.engine import Finished
+from mtpd_mlx.serving.engine import Finished, Progress
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.events import event
 from mtpd_mlx.serving.forms.blocks import Block, Blocks, Step
+from mtpd_mlx.serving.forms.common import Said
+from mtpd_mlx.serving.forms.logprobs import Scores
 from mtpd_mlx.serving.parts import NOTHING_APART, Kinds
-from mtpd_mlx.text.answer import Piece
 
 NAMES = {"text": "response.output_text", "reasoning": "response.reasoning_text", "call": "response.function_call_arguments"}
 
 
 @dataclass
 class ResponsesReply:
-    """told: what the object repeats of the request."""
+    """told: what the object repeats of the request; scores: where log-probabilities are wanted."""
 
     model: str
     told: dict[str, Any]
     kinds: Kinds = NOTHING_APART
+    scores: Scores | None = None
     id: str = field(default_factory=lambda: "resp_" + secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        self._blocks, self._sent = Blocks(self.kinds), 0
+        self._blocks, self._sent = Blocks(self.kinds, self.scores), 0
 
-    def whole(self, text: str, finished: Finished) -> dict[str, Any]:
-        for _ in (*self._blocks.add(text), *self._blocks.finish()):
+    def total(self, said: Sequence[Said]) -> Finished:
+        return said[0].end
+
+    def whole(self, said: Sequence[Said]) -> dict[str, Any]:
+        for _ in (*self._blocks.add(said[0].all.text, said[0].all.scores), *self._blocks.finish()):
             pass
-        return self._ended(finished)
+        return self._ended(said[0].end)
 
     def begin(self) -> Iterator[str]:
         for kind in ("response.created", "response.in_progress"):
             yield self._event(kind, response=self._object("in_progress", []))
 
-    def piece(self, pieces: list[Piece]) -> Iterator[str]:
-        return self._say(self._blocks.add("".join(piece for piece, _ in pieces)))
+    def piece(self, index: int, progress: Progress) -> Iterator[str]:
+        return self._say(self._blocks.add(progress.text, progress.scores))
 
-    def end(self, text: str, finished: Finished) -> Iterator[str]:
+    def end(self, index: int, finished: Finished) -> Iterator[str]:
         yield from self._say(self._blocks.finish())
         whole = self._ended(finished)
         yield self._event(f"response.{whole['status']}", response=whole)
+
+    def close(self, said: Sequence[Said]) -> Iterator[str]:
+        return iter(())
 
     def failed(self, error: ApiError) -> Iterator[str]:
         said = {"error": {"code": error.code, "message": error.message}}
         yield self._event("response.failed", response=self._object("failed", []) | said)
 
     def _say(self, steps: Iterator[Step]) -> Iterator[str]:
-        for kind, place, block, new in steps:
+        for kind, place, block, new, scored in steps:
             about: dict[str, Any] = {"item_id": item_id(block), "output_index": place}
             name, apart = NAMES[block.kind], block.kind != "call"
             about |= {"content_index": 0} if apart else {}
-            logprobs: dict[str, Any] = {"logprobs": []} if block.kind == "text" else {}
+            told = block.logprobs if kind == "end" else scored
+            logprobs: dict[str, Any] = {"logprobs": told} if block.kind == "text" else {}
             if kind == "begin":
                 yield self._event("response.output_item.added", output_index=place, item=item(block, "in_progress"))
                 if apart:
@@ -107,7 +116,7 @@ def item(block: Block, status: str) -> dict[str, Any]:
 def content(block: Block, text: str) -> dict[str, Any]:
     if block.kind == "reasoning":
         return {"type": "reasoning_text", "text": text}
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": block.logprobs}
 
 
 def usage(finished: Finished) -> dict[str, Any]:

@@ -19,12 +19,15 @@ class Weights:
     presence: float
     frequency: float
 
-    def over(self, constraint: Constraint | None, served: Served) -> Constraint | None:
-        """`constraint`, and these weights where there are any."""
-        if not (self.bias or self.presence or self.frequency):
+    def over(self, constraint: Constraint | None, served: Served, always: bool = False) -> Constraint | None:
+        """`constraint`, and these weights where there are any. always: never None, so that the host sees the text's logits."""
+        if not (self.bias or self.presence or self.frequency or (always and constraint is None)):
             return constraint
         ends = served.tokenizer.eos_token_ids
         return Weighed(served.logits, ends, self.bias, self.presence, self.frequency, constraint)
+
+
+NO_WEIGHTS = Weights({}, 0.0, 0.0)
 
 
 def read_weights(fields: Fields, served: Served) -> Weights:
