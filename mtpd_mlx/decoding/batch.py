@@ -58,6 +58,8 @@ class MLXBatch:
                 host = held.decoder.settled()
                 decoder.resume(host.tokens, host.caches, host.head_caches)
             self._rows[row] = Row(sampling, decoder, self._alone)
+        elif length and not sampling.greedy:
+            held.decoder.renew()
         return length
 
     def length(self, row: int) -> int:

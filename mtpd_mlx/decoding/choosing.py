@@ -66,7 +66,7 @@ class ChoosingDecoder(Decoder):
             if cache.offset != ahead or ahead < length:
                 raise RuntimeError(f"{name}: got {cache.offset} positions in the cache of layer {i}, expected {length}")
         self._choosing.leave()
-        if host.lagging is not None:
+        if host.lagging is not None and self._stale is None:  # else the last positions run again first, for their states
             host.lagging.check(name, length)
 
     def _forget(self) -> None:

@@ -98,6 +98,12 @@ class PlainDecoder:
         self._host.restore(tokens, caches, head_caches)
         self._next = None
 
+    def renew(self) -> None:
+        """What follows is drawn anew (protocol.Renews)."""
+        host = self.settled()
+        if host.tokens:
+            self.resume(list(host.tokens), host.caches, host.head_caches)
+
     @property
     def saved_kind(self) -> str:
         return kind_of(self.model.num_draft_tokens)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from mtpd_mlx.speculative.batch import Turn, check_turns
 from mtpd_mlx.speculative.finite import NO_TOKEN, NotFiniteError
 from mtpd_mlx.speculative.loop import advance
-from mtpd_mlx.speculative.protocol import Backend, Round
+from mtpd_mlx.speculative.protocol import Backend, Renews, Round
 from mtpd_mlx.speculative.round_costs import PLAIN, Kind
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.speculative.saved import Saved, load_into, save_from
@@ -44,8 +44,15 @@ class OneByOne:
 
     def restart(self, row: int, sampling: Sampling, length: int) -> int:
         if same_text(self._rows[row].sampling, sampling):
-            self._rows[row].backend.rewind_to(length)
-            return length
+            backend = self._rows[row].backend
+            if sampling.greedy or not length:
+                backend.rewind_to(length)
+                return length
+            kept = length if isinstance(backend, Renews) else 0  # the same numbers would make the same text of the same prompt
+            backend.rewind_to(kept)
+            if kept and isinstance(backend, Renews):
+                backend.renew()
+            return kept
         del self._rows[row]
         self._rows[row] = _Row(sampling, self._open(sampling))
         return 0

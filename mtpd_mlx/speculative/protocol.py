@@ -74,6 +74,15 @@ class Chooses(Protocol):
     drafting: Drafting
 
 
+@runtime_checkable
+class Renews(Protocol):
+    """A Backend whose text can go on as another one's, with other random numbers. Without it only an empty text gets them."""
+
+    def renew(self) -> None:
+        """What follows the cached positions is drawn anew."""
+        ...
+
+
 class StepModel(Protocol):
     """What a runtime offers when acceptance is computed outside of it (rounds.StepBackend makes a Backend of it)."""
 

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import pytest
 from helpers.decode import decoded
 from helpers.evidence import evidence
+from helpers.renewed import differ
 from helpers.schedules import OnDevice
 from helpers.standard_heads import drafts_of_standard_heads
 from mtpd_onnx.export.export import export_checkpoint
@@ -238,3 +239,8 @@ def test_a_base_without_heads_drafts_by_lookup(tmp_path: Path) -> None:
         assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
     backend.drafting = OnDevice(3, 0, VOCAB)
     assert decoded(backend, PROMPTS[3], 60)[0] == expected[tuple(PROMPTS[3])] and drafting.lookup is not None  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_text_that_goes_on_as_another_is_drawn_anew(folder: Path, ahead: bool) -> None:
+    assert differ(lambda sampling: opened(folder, 1, ahead, sampling=sampling))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers.decode import decoded
 from helpers.evidence import PROMPTS, evidence, sample
+from helpers.renewed import differ
 from helpers.schedules import Scheduled
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.runtime.fused import FusedBackend
@@ -110,3 +111,8 @@ def test_what_graphs_cannot_do_is_said(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             open_folder(folder, provider="cpu", sampling=options)
+
+
+@pytest.mark.parametrize("how", [{"fixed_rounds": True}, {"plain": True}, {"num_draft_tokens": 3}], ids=str)
+def test_a_text_that_goes_on_as_another_is_drawn_anew(folder: Path, how: dict[str, Any]) -> None:
+    assert differ(lambda sampling: open_folder(folder, provider="cpu", num_threads=1, sampling=sampling, **how))

@@ -141,6 +141,10 @@ class ChoosingBackend:
         self._tokens, self._next = list(saved.tokens[:length]), -1
         self._origin, self._done = 0, [0] * self.num_heads
 
+    def renew(self) -> None:
+        """What follows is drawn anew (protocol.Renews)."""
+        self._session.begin()
+
     def take_over(self, other: "ChoosingBackend", length: int) -> None:
         """Goes on with the first `length` positions of another text of the same caches, which is given up."""
         self._tokens, self._hidden = other._tokens[:length], other._hidden

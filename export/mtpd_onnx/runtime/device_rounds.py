@@ -232,6 +232,12 @@ class DeviceBackend:
         check_tokens(following, self.length, self._computed_in)
         self._next = int(following[0])
 
+    def renew(self) -> None:
+        """What follows is drawn anew (protocol.Renews)."""
+        self._drain()
+        self._forget(self.length)
+        self._runs.begin()
+
     def _drain(self) -> None:
         """Waits for what was started, and forgets it."""
         self._read = None

@@ -128,6 +128,13 @@ class FusedBackend:
             self._stale = min(self.num_draft_tokens, length)
         self.runner.drain()
 
+    def renew(self) -> None:
+        """What follows is drawn anew (protocol.Renews)."""
+        if self._sampling is not None:
+            if self.runner.drain():
+                self._stale = min(self.num_draft_tokens, self.length)
+            self._sampling.begin(self.runner)
+
     def _refresh(self) -> None:
         """After a rewind, and where the device is ahead: runs the last K kept tokens again, which restores the tails, the
         heads' caches and drafts."""

@@ -89,6 +89,12 @@ class PlainBackend:
         self._next = int(following[0])
         return self._next
 
+    def renew(self) -> None:
+        """What follows is drawn anew (protocol.Renews)."""
+        if self._sampling is not None:
+            self.runner.drain()
+            self._sampling.begin(self.runner)
+
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Appends `tokens`; float32 logits [n, V] (parity reports, verification)."""
         need_room(self, len(tokens))
