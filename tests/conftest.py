@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import fcntl
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,6 +10,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def no_measured_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs of rounds are measured by each test for itself, unless it names another directory."""
+    monkeypatch.setenv("MTPD_CACHE_DIR", os.devnull)
 
 
 @pytest.fixture(scope="session")

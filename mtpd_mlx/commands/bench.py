@@ -53,7 +53,8 @@ def measure(place: RunnableOptions, bench: BenchOptions, decoding: DecodingConfi
     drawing: dict[str, Any] = {"sampling": sampling, "xtc_special_tokens": special}
     quick = replace(decoding, exact=False)
     plain = open_decoder(base, None, quick.of_plain(), **drawing)
-    ours = open_rounds(place, quick, base, heads, bench.num_draft_tokens, bench.lookup, **drawing)
+    afresh = {"remeasure": True} if bench.num_draft_tokens is None else {}
+    ours = open_rounds(place, quick, base, heads, bench.num_draft_tokens, bench.lookup, **drawing, **afresh)
     arms = [stock_arm(base, sampling, special), our_arm("plain", plain, plain=True), our_arm("mtpd", ours)]
     if bench.draft_model is not None:
         draft = load_base(bench.draft_model, dequantize=bool(place.dequantize), dtype=base.dtype)

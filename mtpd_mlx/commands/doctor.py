@@ -79,7 +79,8 @@ def time_heads(heads: str, model: str | None) -> dict[str, str]:
 
 
 def examine() -> Findings:
-    from mtpd_mlx.decoding.tuning.machine import cores, device_kind, device_name
+    from mtpd_mlx.decoding.tuning.machine import device_kind, device_name
+    from mtpd_mlx.files.measured import cores, costs_file
     from mtpd_mlx.model.blas import preload_blas
     from mtpd_mlx.model.runtime import memory_bytes, mx, on_cpu
 
@@ -101,6 +102,7 @@ def examine() -> Findings:
             problems.append('an NVIDIA GPU, but MLX computes on the CPU: pip install -e ".[mlx-cuda]"')
         if sys.platform == "darwin" and platform.machine() == "x86_64":
             problems.append("Python runs translated (x86_64): install an arm64 Python to use the GPU")
+    facts["measured costs"] = f"{costs_file()}{'' if costs_file().is_file() else ' (none yet)'}"
     facts["computes in"] = (
         "float32, whatever weights are stored in (--dtype)" if on_cpu() else "the type of the weights (--dtype)"
     )

@@ -3,6 +3,7 @@ Called by the commands that decode, and by api.py."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.decoder import Decoder, needs_growing
@@ -14,8 +15,10 @@ from mtpd_mlx.decoding.text_state import KVOptions, LogitsProcessor, Model
 from mtpd_mlx.decoding.token_rules import Greedy, Rule
 from mtpd_mlx.decoding.tuning.calibrate import candidates, choose, room, time_plans
 from mtpd_mlx.decoding.tuning.choice import by_use, chosen_drafting, kinds
+from mtpd_mlx.decoding.tuning.machine import costs_key
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.decoding.tuning.round_times import warmed
+from mtpd_mlx.files.measured import StoredCosts, store_costs, stored_costs
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import on_cpu, on_cuda
@@ -24,7 +27,7 @@ from mtpd_mlx.speculative.constrained import ConstrainedBackend
 from mtpd_mlx.speculative.drafting import Drafting, FixedDrafting
 from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.lookup import MOST_DRAFTS
-from mtpd_mlx.speculative.round_costs import Kind
+from mtpd_mlx.speculative.round_costs import Kind, by_kind
 from mtpd_mlx.speculative.sampling import Sampling
 
 DEFAULT, GREEDY = DecodingConfig(), Sampling()
@@ -91,9 +94,11 @@ def open_choosing(
     sampling: Sampling = GREEDY,
     logits_processors: Sequence[LogitsProcessor] = (),
     xtc_special_tokens: Sequence[int] = (),
+    remeasure: bool = False,
 ) -> Decoder | PlainDecoder:
     """A decoder that chooses the drafts of every round: the heads' (None: there are none), as many as pay, those of prompt
-    `lookup`, or none. `costs`: what rounds cost here, where that is measured.
+    `lookup`, or none. `costs`: what rounds cost here, where that is measured. Without them a GPU measures, unless it did so
+    before (files/measured.py; `remeasure`: all the same).
 
     Rounds have one number of drafts, num_draft_tokens (None: all heads), with --exact, and over growing caches on MLX CUDA:
     such a cache makes a plan there for every new length, which takes longer than any draft saves.
@@ -112,17 +117,25 @@ def open_choosing(
             xtc_special_tokens=xtc_special_tokens,
         )
 
+    timed = sampling.greedy or sampling.seed is None
+    key = None
+    if costs is None and timed and not on_cpu() and not options.exact:  # else nothing is measured here
+        key = costs_key(base, heads, options, lookup=lookup, sampled=not sampling.greedy)
+    known = None if key is None or remeasure else stored_costs(key)
+    if known is not None and known.plan is not None:
+        options = replace(options, plan=known.plan)
     widest = opened(None, options)
     if not (chooses(widest) and (widest.num_draft_tokens or lookup)):
         return widest if num_draft_tokens in (None, widest.num_draft_tokens) else opened(num_draft_tokens, options)
-    timed = sampling.greedy or sampling.seed is None
     drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=costs, timed=timed)
     decoder = choosing_decoder(widest.model, widest.plan, drafting, capacity)
     decoder.plan_milliseconds = widest.plan_milliseconds
-    if costs is None and timed and isinstance(decoder, FixedChoosingDecoder) and not on_cpu():
-        found = measured(decoder, kinds(widest.num_draft_tokens, lookup))
+    if key is not None and isinstance(decoder, FixedChoosingDecoder):
+        found = by_kind(known.costs) if known is not None else {}
+        found = found or measured(decoder, kinds(widest.num_draft_tokens, lookup))
         if found:
             decoder.drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=found, partial=True)
+            store_costs(key, StoredCosts({str(kind): cost for kind, cost in found.items()}, str(decoder.plan)))
     return decoder
 
 

@@ -4,13 +4,14 @@ Called by decoding/open.py.
 Nothing is read: random numbers lie in a table by position of the text, and positions may be arrays.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from mtpd_mlx.decoding.token_rules import Position, leading, rows_from, spread
 from mtpd_mlx.model.runtime import mx, on_cpu
-from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, KINDS, LARGEST, REPLACE, Sampling, uniforms
+from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, KINDS, LARGEST, REPLACE, Sampling, draft_floor, uniforms
 
 EXCLUDE = KINDS  # the column of the table that decides where XTC applies
 
@@ -74,7 +75,8 @@ class Sampled:
         if self._ids is not None and logits.shape[-1] != self._vocab:
             logits = spread(logits, self._ids, self._vocab)
         row = rows_from(table, position, 1)
-        weights = self._weights(logits, context, row)
+        quick = draft_floor(self.options)
+        weights = self._weights(logits, context, row) if quick is None else likely(logits, self.options, quick, context)
         return draw(weights[0], row[0, DRAFT])[None], weights
 
     def _weights(self, logits: mx.array, contexts: mx.array | None, rows: mx.array) -> mx.array:
@@ -93,18 +95,30 @@ def probabilities(
 
     logits [n, V], contexts [n, N], excluded bool [n].
     """
-    logits = logits.astype(mx.float32)
-    if contexts is not None and options.repetition_penalty != 1:
-        contexts = contexts.astype(mx.int32)
-        seen = mx.take_along_axis(logits, contexts, axis=-1)
-        penalised = mx.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
-        logits = mx.put_along_axis(logits, contexts, penalised, axis=-1)
+    logits = _penalise(logits, options, contexts)
     scaled = (logits - logits.max(-1, keepdims=True)) * options.inverse_temperature
     if not truncates(options):
         return mx.softmax(scaled, axis=-1)
     return mx.softmax(
         mx.where(_may_be_drawn(mx.softmax(logits, axis=-1), options, excluded, special), scaled, -mx.inf), axis=-1
     )
+
+
+def likely(logits: mx.array, options: Sampling, floor: float, contexts: mx.array | None = None) -> mx.array:
+    """float32 [n, V]: `probabilities` without a sort (sampling.draft_floor)."""
+    logits = _penalise(logits, options, contexts)
+    below = logits - logits.max(-1, keepdims=True)
+    return mx.softmax(mx.where(below >= math.log(floor), below * options.inverse_temperature, -mx.inf), axis=-1)
+
+
+def _penalise(logits: mx.array, options: Sampling, contexts: mx.array | None) -> mx.array:
+    logits = logits.astype(mx.float32)
+    if contexts is None or options.repetition_penalty == 1:
+        return logits
+    contexts = contexts.astype(mx.int32)
+    seen = mx.take_along_axis(logits, contexts, axis=-1)
+    penalised = mx.where(seen < 0, seen * options.repetition_penalty, seen / options.repetition_penalty)
+    return mx.put_along_axis(logits, contexts, penalised, axis=-1)
 
 
 def truncates(options: Sampling) -> bool:

@@ -11,6 +11,7 @@ counts as if it were OUTLIER deviations away. Arithmetic of Python alone: an obs
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 NOISE = 0.18  # of one time: standard deviation of its logarithm
@@ -50,6 +51,14 @@ def heads(count: int) -> Kind:
 
 def lookup(count: int) -> Kind:
     return Kind("lookup", count)
+
+
+def by_kind(costs: Mapping[str, float]) -> dict[Kind, float]:
+    """Costs by name, as they are stored. Empty where a name is none, or plain steps are not among them."""
+    with suppress(ValueError):
+        found = {Kind.named(name): float(cost) for name, cost in costs.items()}
+        return found if PLAIN in found else {}
+    return {}
 
 
 class RoundCosts:

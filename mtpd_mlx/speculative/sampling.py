@@ -16,6 +16,7 @@ ACCEPT, REPLACE, DRAFT = range(3)  # columns of a table of uniforms
 KINDS = 3
 COLDEST = 1e30  # largest 1 / temperature: in float32 all but the most probable tokens are gone long before
 LARGEST = 1 - 2**-23  # uniforms are multiples of 2^-23: in float32 u * total < total always
+DRAFT_TAIL = 0.4  # draft_floor, in what top-p leaves out
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ def probabilities(
         allowed &= plain >= np.take_along_axis(left, limit - 1, axis=-1)
     scaled: np.ndarray = (logits - logits.max(-1, keepdims=True)) * np.float32(options.inverse_temperature)
     return _softmax(np.where(allowed, scaled, -np.inf))
+
+
+def draft_floor(options: Sampling) -> float | None:
+    """How probable the last token is that drafts are drawn from, over the likeliest one, for devices where a sort takes long.
+    None: drafts are drawn from `probabilities`, which needs no sort then, or has no near substitute.
+
+    Any distribution will do for drafts (accept_sampled); the nearer it is to the main head's, the more of them are accepted.
+    """
+    truncates = 0 < options.top_p < 1 or options.min_p > 0
+    if not truncates or options.kept or options.xtc_probability:
+        return None
+    return max(options.min_p, DRAFT_TAIL * (1 - options.top_p) if 0 < options.top_p < 1 else 0.0)
 
 
 def _excluded(left: np.ndarray, threshold: float, rows: np.ndarray, special: Sequence[int]) -> np.ndarray:

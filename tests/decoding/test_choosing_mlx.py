@@ -14,6 +14,7 @@ from helpers.schedule import Schedule
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.decoding import choosing_rounds, fixed_choosing, lagging_heads, text_state
+from mtpd_mlx.decoding import open as open_module
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.fixed_choosing import FixedChoosingDecoder
 from mtpd_mlx.decoding.open import choosing_decoder, open_choosing
@@ -306,3 +307,20 @@ def test_rounds_are_timed_by_kind_and_the_text_is_forgotten(model: tuple) -> Non
 def test_kinds_that_were_not_compiled_are_not_chosen(model: tuple) -> None:
     drafting = chosen_drafting(*model, with_lookup=True, costs={PLAIN: 1.0, heads(2): 1.2}, partial=True)
     assert drafting.chooser.costs.kinds == [PLAIN, heads(2)]
+
+
+def test_a_second_start_measures_nothing(model: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the plan and the costs of the first start."""
+    monkeypatch.setenv("MTPD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(open_module, "on_cpu", lambda: False)
+    monkeypatch.setattr(open_module, "candidates", lambda _: (Plan("fixed"), Plan("fixed", write="scatter")))
+    calls = []
+    monkeypatch.setattr(open_module, "time_plans", lambda *_: calls.append("plans") or {Plan("fixed", write="scatter"): 1.0})
+    monkeypatch.setattr(open_module, "warmed", lambda *_: calls.append("rounds") or {PLAIN: 1.0, heads(2): 1.25})
+    for remeasure, expected in ((False, 2), (False, 2), (True, 4)):
+        backend = open_choosing(*model, remeasure=remeasure)
+        assert isinstance(backend, FixedChoosingDecoder) and str(backend.plan) == "fixed+scatter"
+        assert backend.drafting.chooser.costs.table() == {PLAIN: 1.0, heads(2): pytest.approx(1.25)}  # type: ignore[attr-defined]
+        assert len(calls) == expected
+    open_choosing(*model, sampling=Sampling(temp=0.7))  # costs otherwise
+    assert len(calls) == 6

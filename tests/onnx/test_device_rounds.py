@@ -45,7 +45,6 @@ def float32_is_for_cuda() -> Any:
             patch.setattr(f"{module}.PROVIDERS", {"fp32": "cuda"})
         for module in ("builder", "cuda_modules"):  # transposed matrices, the best token by blocks
             patch.setattr(f"mtpd_onnx.graphs.{module}.CUDA_TYPES", (ir.DataType.FLOAT,))
-        patch.setattr("mtpd_onnx.graphs.sampling.LIKELIEST", 24)  # among which drafts are drawn
         patch.setattr("mtpd_onnx.graphs.cuda_modules.BLOCK", 97)  # of a vocabulary of 97: one; 60 draft tokens: none
         yield
 
@@ -159,6 +158,19 @@ def test_the_choice_is_made_of_what_was_measured(folder: Path) -> None:
     assert costs.cost(PLAIN) == 1 and costs.cost(heads(1)) > 0 and costs.cost(lookup(7)) > 0 and backend.length == 0
     for prompt in PROMPTS:
         assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
+
+
+def test_costs_that_are_known_are_not_measured_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MTPD_CACHE_DIR", str(tmp_path))
+    calls = []
+    measure = DeviceBackend.seconds_of
+    monkeypatch.setattr(DeviceBackend, "seconds_of", lambda self, kinds: calls.append(kinds) or measure(self, kinds))
+    first, second = opened(folder), opened(folder)
+    table = first.drafting.chooser.costs.table()  # type: ignore[attr-defined]
+    assert len(calls) == 1 and second.drafting.chooser.costs.table() == pytest.approx(table)  # type: ignore[attr-defined]
+    opened(folder, remeasure=True)
+    opened(folder, lookup=False)  # other kinds
+    assert len(calls) == 3
 
 
 def test_a_full_cache_is_filled_to_its_end(folder: Path) -> None:

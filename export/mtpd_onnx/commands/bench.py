@@ -49,6 +49,7 @@ def measure(
     how |= {"provider": first.provider, "verify": False}
     plain = backend_arm("plain", first, plain=True)
     drafts: dict[str, Any] = {"num_draft_tokens": bench.num_draft_tokens or None, "lookup": bench.lookup, "choose": True}
+    drafts["remeasure"] = True
     backend = open_folder(runtime.folder, plain=bench.num_draft_tokens == 0, sampling=sampling, **drafts, **how)
     speculative = backend_arm("mtp", backend)
     arms = [plain, speculative]

@@ -16,7 +16,7 @@ from onnxscript.nn import Module, Parameter
 
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.cuda_modules import best_of_blocks, largest_of_blocks, transpose_modules
+from mtpd_onnx.graphs.cuda_modules import best_of_blocks, largest_of_blocks, likeliest_of_blocks, transpose_modules
 from mtpd_onnx.graphs.finite import marked
 from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Kept, Positions, Spare, widened
 from mtpd_onnx.graphs.folding import folding_of
@@ -24,7 +24,7 @@ from mtpd_onnx.graphs.history import CONV, History, Places, places, positions_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
 from mtpd_onnx.graphs.rope import rope_tables
-from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler, largest_by_reduction
+from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler
 
 OPSET, IR_VERSION = 23, 10
 I64, I32 = ir.DataType.INT64, ir.DataType.INT32
@@ -215,9 +215,11 @@ def sampler_inputs(graph: Graph) -> Sampler:
     """The inputs that sampling needs: settings, uniforms [U, kinds of draws] and the last CONTEXT tokens."""
     settings = graph.input("settings", ir.DataType.FLOAT, [len(SETTINGS)])
     uniforms = graph.input("uniforms", ir.DataType.FLOAT, ["U", KINDS])
-    recent, on_cuda = graph.input("recent", I64, [CONTEXT]), graph.spec.dtype in CUDA_TYPES
-    largest_of = largest_of_blocks if on_cuda else largest_by_reduction
-    return Sampler(settings, graph.spec.dims.vocab_size, uniforms, recent, largest_of=largest_of, quick_drafts=on_cuda)
+    recent = graph.input("recent", I64, [CONTEXT])
+    vocab = graph.spec.dims.vocab_size
+    if graph.spec.dtype not in CUDA_TYPES:
+        return Sampler(settings, vocab, uniforms, recent)
+    return Sampler(settings, vocab, uniforms, recent, largest_of=largest_of_blocks, likeliest_of=likeliest_of_blocks)
 
 
 def largest_known(graph: Graph, sampler: Sampler) -> ir.Value | None:

@@ -11,6 +11,7 @@ from mtpd_onnx.graphs.flavours import CUDA_TYPES, Fused, widened
 from mtpd_onnx.graphs.modules import Linear
 
 BLOCK = 256  # logits that one thread block searches
+EACH = 8  # of the likeliest, in a block, at least
 
 
 class TransposedLinear(Module):
@@ -58,6 +59,20 @@ def best_of_blocks(op: OpBuilder, logits: ir.Value) -> tuple[ir.Value, ir.Value]
     largest, which = op.TopK(best, [1], axis=-1, _outputs=2)  # [.., 1]
     index = op.Add(op.Mul(which, [block]), op.GatherElements(within, which, axis=-1))
     return op.Squeeze(index, [-1]), op.Squeeze(largest, [-1])
+
+
+def likeliest_of_blocks(op: OpBuilder, logits: ir.Value, count: int) -> ir.Value:
+    """float32 logits [n, V] -> about the `count` largest of each row in order, [n, count]. One that shares a block with many
+    larger ones is left out. The first is always right."""
+    assert logits.shape is not None
+    size = int(logits.shape[-1])  # type: ignore[arg-type]
+    count, block = min(count, size), math.gcd(size, BLOCK)
+    each = min(block, max(EACH, -(-2 * count * block // size)))
+    if block > each and size // block > 1:
+        best, _ = op.TopK(op.Reshape(logits, [0, size // block, block]), [each], axis=-1, _outputs=2)
+        logits = op.Reshape(best, [0, size // block * each])
+    ordered: ir.Value = op.TopK(logits, [count], axis=-1, _outputs=2)[0]
+    return ordered
 
 
 def largest_of_blocks(op: OpBuilder, logits: ir.Value) -> ir.Value:

@@ -12,16 +12,17 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, KINDS, LARGEST, REPLACE, Sampling
+from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, DRAFT_TAIL, KINDS, LARGEST, REPLACE, Sampling
 
 F32, I64 = ir.DataType.FLOAT, ir.DataType.INT64
 SETTINGS = ("inverse_temperature", "top_p", "min_p", "kept", "repetition_penalty")
 CONTEXT = Sampling.repetition_context_size  # tokens that the repetition penalty looks at
 NOT_DRAFTED = -1e30  # logit of a token outside the draft vocabulary
-LIKELIEST = 1024  # tokens that are put in order first, at least; on CUDA drafts are drawn among these
+LIKELIEST = 1024  # tokens that graphs/sampled_rows.py puts in order first, at least
+LIKELY = 64  # the largest top-k that drafts follow on CUDA
 END = (1 << 63) - 1
 Largest = Callable[[OpBuilder, ir.Value], ir.Value]
-Least = Callable[[OpBuilder, ir.Value], ir.Value]
+Likeliest = Callable[[OpBuilder, ir.Value, int], ir.Value]
 
 
 def largest_by_reduction(op: OpBuilder, logits: ir.Value) -> ir.Value:
@@ -44,15 +45,11 @@ class Distribution:
 
     def of(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
         """logits [n, V], contexts int64 [n, N] -> float32 [n, V]."""
-        return self._of(op, logits, contexts, self._least)
-
-    def _of(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value, least_of: Least) -> ir.Value:
-        logits = self._penalise(op, op.Cast(logits, to=F32), contexts)
-        logits.dtype, logits.shape = F32, ir.Shape([None, self.vocab])
+        logits = self._penalised(op, logits, contexts)
         plain = op.Softmax(logits, axis=-1)
         self.largest = self.largest_of(op, logits)
         scaled = op.Mul(op.Sub(logits, self.largest), self.setting(op, "inverse_temperature"))
-        return op.Softmax(op.Where(op.GreaterOrEqual(plain, least_of(op, plain)), scaled, [-np.inf]), axis=-1)
+        return op.Softmax(op.Where(op.GreaterOrEqual(plain, self._least(op, plain)), scaled, [-np.inf]), axis=-1)
 
     def _least(self, op: OpBuilder, plain: ir.Value) -> ir.Value:
         """The probability of the last token that is kept, of plain [n, V]: [n, 1]."""
@@ -76,10 +73,13 @@ class Distribution:
         unlimited = op.And(op.Greater(self.setting(op, "top_p"), [1.0]), op.LessOrEqual(self.setting(op, "min_p"), [0.0]))
         return op.And(unlimited, op.GreaterOrEqual(self.setting(op, "kept"), [float(self.vocab)]))
 
-    def _penalise(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
+    def _penalised(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
+        logits = op.Cast(logits, to=F32)
         penalty, seen = self.setting(op, "repetition_penalty"), op.GatherElements(logits, contexts, axis=-1)
         changed = op.Where(op.Less(seen, [0.0]), op.Mul(seen, penalty), op.Div(seen, penalty))
-        return op.ScatterElements(logits, contexts, changed, axis=-1)
+        penalised: ir.Value = op.ScatterElements(logits, contexts, changed, axis=-1)
+        penalised.dtype, penalised.shape = F32, ir.Shape([None, self.vocab])
+        return penalised
 
     @staticmethod
     def _count(op: OpBuilder, which: ir.Value) -> ir.Value:
@@ -90,21 +90,27 @@ class Distribution:
 @dataclass
 class Sampler(Distribution):
     """The rule of one text, with the inputs of its graph: uniforms float32 [U, 3] by position of the text, recent int64 [N]:
-    the tokens at positions P-N..P-1 (the prompt's first one where there are none). quick_drafts: those are drawn among the
-    LIKELIEST tokens, which saves a sort of all. The text is distributed alike, from whatever drafts are drawn."""
+    the tokens at positions P-N..P-1 (the prompt's first one where there are none). likeliest_of: the largest of
+    logits float32 [n, V] in order, [n, count], for devices where a sort of all takes long."""
 
     uniforms: ir.Value
     recent: ir.Value
-    quick_drafts: bool = field(default=False, kw_only=True)
+    likeliest_of: Likeliest | None = field(default=None, kw_only=True)
 
     def of_drafts(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value) -> ir.Value:
-        """As `of`, for a head's logits."""
-        quick = self.quick_drafts and self.vocab > LIKELIEST
-        return self._of(op, logits, contexts, self._least_of_likeliest if quick else self._least)
-
-    def _least_of_likeliest(self, op: OpBuilder, plain: ir.Value) -> ir.Value:
-        least, _ = self._cut(op, plain, LIKELIEST)
-        return op.Where(self.keeps_all(op), [0.0], least)
+        """As `of`, for a head's logits. With `likeliest_of` without a sort of all, and nearly so (sampling.draft_floor); top-k
+        counts up to LIKELY."""
+        if self.likeliest_of is None:
+            return self.of(op, logits, contexts)
+        logits, kept = self._penalised(op, logits, contexts), self.setting(op, "kept")
+        ordered = self.likeliest_of(op, logits, LIKELY)
+        largest = op.Slice(ordered, [0], [1], [1])
+        floor = op.Max(self.setting(op, "min_p"), op.Mul(op.Sub([1.0], self.setting(op, "top_p")), [DRAFT_TAIL]))
+        last = op.Cast(op.Sub(op.Min(kept, [float(min(LIKELY, self.vocab))]), [1.0]), to=I64)
+        limit = op.Where(op.Greater(kept, [float(LIKELY)]), [-np.inf], op.Gather(ordered, last, axis=1))
+        least = op.Max(op.Add(largest, op.Log(floor)), limit)
+        below = op.Mul(op.Sub(logits, largest), self.setting(op, "inverse_temperature"))
+        return op.Softmax(op.Where(op.GreaterOrEqual(logits, least), below, [-np.inf]), axis=-1)
 
     def uniform(self, op: OpBuilder, positions: ir.Value, kind: int) -> ir.Value:
         """positions int64 [n] -> float32 [n]."""

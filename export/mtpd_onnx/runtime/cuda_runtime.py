@@ -1,4 +1,4 @@
-"""`check_device`, `free_bytes`: the CUDA runtime library, for what onnxruntime does not tell.
+"""`check_device`, `device_name`, `free_bytes`: the CUDA runtime library, for what onnxruntime does not tell.
 Called by runtime/sessions.py, memory.py, bandwidth.py and cuda_stream.py."""
 
 import ctypes
@@ -37,6 +37,14 @@ def check_device() -> None:
         raise ValueError(f"CUDA cannot start: {reason(status)}; is an NVIDIA driver for CUDA 13 installed (nvidia-smi)?")
     if not count.value:
         raise ValueError("CUDA cannot start: no GPU is visible (CUDA_VISIBLE_DEVICES?)")
+
+
+def device_name() -> str:
+    """As its maker calls it; "cuda" where that cannot be known."""
+    cuda, properties = library(), ctypes.create_string_buffer(1 << 16)  # the struct begins with the name
+    if cuda is None or not hasattr(cuda, "cudaGetDeviceProperties") or cuda.cudaGetDeviceProperties(properties, 0):
+        return "cuda"
+    return properties.value.decode(errors="replace") or "cuda"
 
 
 def free_bytes() -> int | None:

@@ -1,12 +1,18 @@
 """`measure`, `guessed`: costs of rounds, timed when a folder is opened or taken from a table that repeats.
 Called by runtime/open.py, open_device.py and the batch."""
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from mtpd_mlx.speculative.round_costs import PLAIN, Kind, heads, lookup
+from mtpd_mlx.files.measured import StoredCosts, processor, store_costs, stored_costs
+from mtpd_mlx.speculative.round_costs import PLAIN, Kind, RoundCosts, by_kind, heads, lookup
+from mtpd_onnx.manifest import NAME as MANIFEST
 from mtpd_onnx.precision import WEIGHT_BITS
+from mtpd_onnx.runtime.cuda_runtime import device_name
+from mtpd_onnx.runtime.sessions import import_onnxruntime
 
 # Of timed rounds; every kind has one, and more while there is time.
 SECONDS, REPEATS = 0.6, 3
@@ -43,6 +49,25 @@ def measure(kinds: Sequence[Kind], run: Callable[[Kind], None]) -> dict[Kind, fl
             run(kind)
             best[kind] = min(best[kind], time.perf_counter() - began)
     return best
+
+
+def known_or_measured(key: str, remeasure: bool, measure: Callable[[], dict[Kind, float]]) -> RoundCosts:
+    """The costs that were stored under `key` (costs_key), or else, and where `remeasure` says so, measured now and stored."""
+    stored = None if remeasure else stored_costs(key)
+    if stored is not None and (found := by_kind(stored.costs)):
+        return RoundCosts(found, measured=True)
+    costs = RoundCosts(measure(), measured=True)
+    store_costs(key, StoredCosts({str(kind): cost for kind, cost in costs.table().items()}))
+    return costs
+
+
+def costs_key(folder: Path, provider: str, num_threads: int | None, kinds: Sequence[Kind], *, sampled: bool) -> str:
+    """All that the costs of rounds depend on. The manifest names the contents of every file of the folder."""
+    device = device_name() if provider == "cuda" else processor()
+    threads = "" if num_threads is None else f", {num_threads} threads"
+    digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()[:16]
+    version, how = import_onnxruntime().__version__, "sampled" if sampled else "greedy"
+    return f"{device}{threads}, onnxruntime {version}; folder {digest}; {how}; {', '.join(map(str, kinds))}"
 
 
 def row_and_head(precision: str, activations: str) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from mtpd_onnx.runtime.chosen import chosen as chosen_drafting
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.decoder_session import DecoderSession
 from mtpd_onnx.runtime.fused import FusedBackend
-from mtpd_onnx.runtime.measured_costs import guessed, kinds_of
+from mtpd_onnx.runtime.measured_costs import costs_key, guessed, kinds_of, known_or_measured
 from mtpd_onnx.runtime.memory import check_memory
 from mtpd_onnx.runtime.open_device import open_device
 from mtpd_onnx.runtime.plain import PlainBackend
@@ -43,12 +43,14 @@ def open_folder(
     choose: bool = False,
     lookup: bool = True,
     fixed_rounds: bool = False,
+    remeasure: bool = False,
 ) -> Backend:
     """Checks the folder and loads what decoding needs: for plain decoding the main model alone.
 
     num_draft_tokens: verified in every round; None: all heads, or, with `choose`, a number chosen for every round, of the
     heads' drafts or (with `lookup`) of looked up ones, where the folder can (Manifest.any_drafts). captured: on CUDA, replay
     rounds and steps as CUDA graphs. fixed_rounds: the graph of folders that cannot choose, in any folder.
+    remeasure: the costs of rounds are measured even if they are known (mtpd_mlx/files/measured.py).
     """
     manifest = read_manifest(folder, verify)
     plain = plain or (manifest.num_heads == 0 and not (choose and manifest.any_drafts))
@@ -68,7 +70,7 @@ def open_folder(
     if manifest.any_drafts and not plain and not fixed_rounds:
         fixed = manifest.num_heads if num_draft_tokens is None and not choose else num_draft_tokens
         if manifest.any_drafts == "cpu":
-            return open_choosing(folder, manifest, num_threads, fixed, sampling, lookup)
+            return open_choosing(folder, manifest, num_threads, fixed, sampling, lookup, remeasure)
         return open_device(
             folder,
             manifest,
@@ -78,6 +80,7 @@ def open_folder(
             sampling=sampling,
             lookup=lookup,
             captured=captured,
+            remeasure=remeasure,
         )
     name = graph_name(plain, sampling is not None)
     stream = Stream.new() if captured else None
@@ -94,9 +97,11 @@ def open_choosing(
     num_draft_tokens: int | None,
     sampling: Sampling | None,
     lookup: bool,
+    remeasure: bool = False,
 ) -> ChoosingBackend:
     """Rounds of `num_draft_tokens` of the heads' drafts, or of a number and an origin chosen for each by what this text accepts
-    and what rounds cost here, which is measured now. With a seed times decide nothing: the same texts would not come again."""
+    and what rounds cost here, which is measured
+    now, unless it was before. With a seed times decide nothing: the same texts would not come again."""
     session = open_session(folder / DECODER[sampling is not None], "cpu", num_threads)
     state = None if sampling is None else SamplingState(sampling, manifest)
     decoder = DecoderSession(session, manifest, state)
@@ -108,7 +113,8 @@ def open_choosing(
     costs = RoundCosts(guessed(kinds, manifest.precision, manifest.activations))
     if timed:
         with suppress(NotFiniteError):  # decoding says so, and where
-            costs = RoundCosts(backend.seconds_of(kinds), measured=True)
+            key = costs_key(folder, "cpu", num_threads, kinds, sampled=sampling is not None)
+            costs = known_or_measured(key, remeasure, lambda: backend.seconds_of(kinds))
     backend.drafting = chosen_drafting(costs, manifest, lookup, timed)
     return backend
 

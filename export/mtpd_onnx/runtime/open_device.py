@@ -14,7 +14,7 @@ from mtpd_onnx.runtime.chosen import chosen
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.device_rounds import DeviceBackend
 from mtpd_onnx.runtime.device_runs import DeviceRuns
-from mtpd_onnx.runtime.measured_costs import guessed, kinds_of
+from mtpd_onnx.runtime.measured_costs import costs_key, guessed, kinds_of, known_or_measured
 from mtpd_onnx.runtime.sampling_state import SamplingState
 from mtpd_onnx.runtime.sessions import open_session
 from mtpd_onnx.runtime.shared_weights import SharedWeights
@@ -30,9 +30,11 @@ def open_device(
     sampling: Sampling | None = None,
     lookup: bool = True,
     captured: bool = False,
+    remeasure: bool = False,
 ) -> DeviceBackend:
     """Rounds of `num_draft_tokens` of the heads' drafts, or (None) of a number and an origin chosen for each, by what this text
-    accepts and what rounds cost here, which is measured now. With a seed times decide nothing."""
+    accepts and what rounds cost here, which is
+    measured now, unless it was before (`remeasure`: all the same). With a seed times decide nothing."""
     counts = draft_counts(manifest.num_heads) if num_draft_tokens is None else (num_draft_tokens,)
     kinds = device_kinds(manifest, counts, lookup and num_draft_tokens is None)
     stream = Stream.new() if captured else None
@@ -55,7 +57,8 @@ def open_device(
     costs = RoundCosts(guessed(kinds, manifest.precision, manifest.activations))
     if timed:
         with suppress(NotFiniteError):  # decoding says so, and where
-            costs = RoundCosts(backend.seconds_of(kinds), measured=True)
+            key = costs_key(folder, provider, num_threads, kinds, sampled=sampling is not None)
+            costs = known_or_measured(key, remeasure, lambda: backend.seconds_of(kinds))
     backend.drafting = chosen(costs, manifest, lookup, timed)
     return backend
 

@@ -1,12 +1,15 @@
 """`machine_key`: the key of stored tuning results, which are valid for the same device, MLX version and dtype only.
 Called by `mtpd tune`, `bench`, `probe`, `doctor` and whoever reads tuned entries."""
 
-import os
-import platform
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
+from mtpd_mlx.decoding.tuning.choice import size
+from mtpd_mlx.files.measured import processor
+from mtpd_mlx.model.base import Base
+from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
+from mtpd_mlx.options.decode import DecodingConfig
 
 
 def device_kind() -> str:
@@ -17,14 +20,9 @@ def device_kind() -> str:
 def device_name() -> str:
     """The device that MLX computes on, as its maker calls it."""
     if on_cpu():
-        return f"{_cpu_name()}, {cores()} cores"
+        return processor()
     info: dict[str, Any] = dict(mx.device_info())
     return str(info.get("device_name") or info.get("architecture") or device_kind())
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def machine_key(dtype: mx.Dtype) -> str:
@@ -32,8 +30,11 @@ def machine_key(dtype: mx.Dtype) -> str:
     return f"{device_kind()}: {device_name()}, {str(dtype).removeprefix('mlx.core.')}"
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def costs_key(base: Base, heads: MTPHeads | None, options: DecodingConfig, *, lookup: bool, sampled: bool) -> str:
+    """Under which the costs of rounds are stored: all that they depend on. Models of one shape cost alike."""
+    dims = base.dims
+    shape = f"{dims.model_type} {len(dims.layers)} x {dims.hidden_size}, {size(base.model)} bytes"
+    drafts = 0 if heads is None or heads.draft_tokens is None else heads.draft_tokens.size
+    own = "no heads" if heads is None else f"{heads.num_heads} heads, {drafts or 'all'} tokens"
+    how = f"plan {options.plan}, {'lookup' if lookup else 'no lookup'}, {'sampled' if sampled else 'greedy'}"
+    return f"{machine_key(base.dtype)}, MLX {version('mlx')}; {shape}; {own}; {how}"
