@@ -141,10 +141,7 @@ def notes(config: dict) -> str:
         parts.append(f"not covered: {missing}")
     windows = sum(layer.window is not None for layer in dims.layers)
     if windows:
-        parts.append(
-            "whole caches behind sliding windows"
-            + ("" if windows == dims.num_layers else f" in {windows} of {dims.num_layers} layers")
-        )
+        parts.append("sliding windows" + ("" if windows == dims.num_layers else f" in {windows} of {dims.num_layers} layers"))
     if rope_type(dims.rope_scaling) in ("longrope", "su"):
         parts.append("contexts up to original_max_position_embeddings")
     if dims.sinks:

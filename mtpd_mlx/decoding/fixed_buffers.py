@@ -18,10 +18,11 @@ def to_buffers(caches: Sequence[Any], length: int, capacity: int) -> list[Arrays
 
 
 class Layers:
-    """The layers of a base, and behind them `heads` that all attend."""
+    """The layers of a base, and behind them `heads` that all attend. `windows`: as of Base.make_cache."""
 
-    def __init__(self, base: Base, heads: int):
+    def __init__(self, base: Base, heads: int, windows: bool = False):
         self._mixers = [*(mixer_of(block) for block in base.layers), *[None] * heads]
+        self._windows = [*(layer.window if windows else None for layer in base.dims.layers), *[None] * heads]
 
     def caches(self, buffers: Sequence[Any], span: Span, write: str, first: int = 0) -> list[Any]:
         """What layers `first`.. are called with."""
@@ -39,8 +40,8 @@ class Layers:
     def to_growing(self, buffers: Sequence[Any], states: Sequence[Arrays], length: int) -> list[Any]:
         """Caches of a text of `length` positions; `states`: of the recurrent layers behind them."""
         caches, left = [], list(states)
-        for held, mixer in zip(buffers, self._mixers, strict=True):
-            cache = to_growing(held, length) if mixer is None else new_cache(mixer)
+        for held, mixer, window in zip(buffers, self._mixers, self._windows, strict=True):
+            cache = to_growing(held, length, window) if mixer is None else new_cache(mixer)
             if mixer is not None:
                 cache.restore(length, left.pop(0))
             caches.append(cache)

@@ -8,7 +8,9 @@ know the length has to wait for it. A fixed buffer has neither fault; rows from 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from mtpd_mlx.families.dims import HELD
 from mtpd_mlx.model.runtime import mx, on_cuda
+from mtpd_mlx.model.window_cache import WindowCache
 
 SMALLEST = 256  # positions of the smallest buffer (mlx-lm's caches grow by as many)
 Rows = tuple[mx.array, mx.array]  # keys, values [1, kv heads, capacity, head_dim]
@@ -99,7 +101,10 @@ def to_fixed(cache: Any, length: int, capacity: int) -> Rows:
     ValueError where it is no plain KVCache.
     """
     check_fixable([cache])
-    keys, values = (x[:, :, :length] for x in (cache.keys, cache.values))
+    rows: tuple[mx.array, ...] = cache.keys, cache.values
+    if isinstance(cache, WindowCache):  # the positions before are seen no more: whatever lies there
+        rows = tuple(mx.pad(x, [(0, 0), (0, 0), (cache.start, 0), (0, 0)]) for x in cache.rows)
+    keys, values = (x[:, :, :length] for x in rows)
     return padded((keys, values), capacity)
 
 
@@ -112,10 +117,15 @@ def padded(rows: Rows, capacity: int) -> Rows:
     return keys, values
 
 
-def to_growing(rows: Rows, length: int) -> Any:
-    """An mlx-lm cache of the first `length` positions."""
+def to_growing(rows: Rows, length: int, window: int | None = None) -> Any:
+    """An mlx-lm cache of the first `length` positions; of a sliding layer's last ones, where its `window` is given."""
     from mlx_lm.models.cache import KVCache
 
+    if window is not None:
+        last = WindowCache(window)
+        start = max(0, length - (window - 1 + HELD))
+        last.restore(length, tuple(mx.contiguous(x[:, :, start:length]) for x in rows))
+        return last
     cache = KVCache()
     cache.keys, cache.values = (x[:, :, :length] for x in rows)
     cache.offset = length
@@ -125,5 +135,5 @@ def to_growing(rows: Rows, length: int) -> Any:
 def check_fixable(caches: Sequence[Any]) -> None:
     """ValueError where a cache is no plain KVCache (quantised, rotating): fixed buffers hold keys and values as they are."""
     for cache in caches:
-        if type(cache).__name__ != "KVCache":
+        if type(cache).__name__ not in ("KVCache", "WindowCache"):
             raise ValueError(f"fixed cache: got {type(cache).__name__}, expected KVCache")

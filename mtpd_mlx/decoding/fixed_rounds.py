@@ -97,7 +97,7 @@ class FixedRounds:
         assert host.next is not None and host.length >= k
         self._capacity = bucket(min(host.length + 2 * (k + 1), limit))
         caches: list[Any] = [*host.caches, *host.head_caches]
-        self._layers = Layers(model.base, k)
+        self._layers = Layers(model.base, k, model.windows)
         self._buffers = to_buffers(caches, host.length, self._capacity)
         self._states = self._layers.states(self._buffers)  # of recurrent layers, behind the text that was read
         tokens = host.next.astype(mx.uint32)

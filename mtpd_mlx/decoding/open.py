@@ -79,7 +79,8 @@ def model_of(
     if not sampling.greedy:
         positions = (capacity or base.context_length) + 2 * max(k, MOST_DRAFTS) + 3
         rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, xtc_special_tokens)
-    return Model(base, heads if k else None, k, rule, options.exact, kv_options(options), tuple(logits_processors))
+    own, processors = heads if k else None, tuple(logits_processors)
+    return Model(base, own, k, rule, options.exact, kv_options(options), processors, options.windows)
 
 
 def open_choosing(
@@ -178,7 +179,7 @@ def open_constrained(
     own = None if num_draft_tokens == 0 else heads
     count = num_draft_tokens if num_draft_tokens is not None else available
     rule = Greedy(own.draft_tokens if own else None)
-    model = Model(base, own, count, rule, options.exact, kv_options(options))
+    model = Model(base, own, count, rule, options.exact, kv_options(options), windows=options.windows)
     drafting: Drafting = FixedDrafting(num_draft_tokens or 0)
     if num_draft_tokens is None:
         repeatable = not sampling.greedy and sampling.seed is not None

@@ -46,7 +46,7 @@ def open_batch(
         if most > 1:
             logger.info("requests are decoded one at a time: %s", why)
         return OneByOne(one, KEPT)
-    rows = _Rows(base, heads, options, num_draft_tokens, capacity, costs, xtc_special_tokens)
+    rows = _Rows(base, heads, options.of_server(), num_draft_tokens, capacity, costs, xtc_special_tokens)
     alone = None
     if options.plan.startswith("fixed") or not on_cpu():  # else it is a decoder as rows are
         first = one(Sampling())

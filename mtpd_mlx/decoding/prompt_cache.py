@@ -16,6 +16,7 @@ from mtpd_mlx.model.load_save import load_arrays, save_arrays
 from mtpd_mlx.model.recurrent.cache import RecurrentCache
 from mtpd_mlx.model.recurrent.pairs import Stateless
 from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.model.window_cache import WindowCache
 
 PARTS = ("state", "inputs")
 TOKENS, FINGERPRINT = "tokens", "base_fingerprint"  # uint8 [n]: of the base's weights and adapter
@@ -36,7 +37,11 @@ def save_cache(decoder: Decoder | PlainDecoder, file: Path) -> None:
             if isinstance(cache, RecurrentCache):
                 arrays |= _journal(f"{kind}.{i}", cache)
                 continue
-            keys, values = to_fixed(cache, host.length, host.length)
+            if isinstance(cache, WindowCache):
+                keys, values = cache.rows[0], cache.rows[1]
+                arrays |= {f"{kind}.{i}.start": mx.array([cache.start])} if cache.start else {}
+            else:
+                keys, values = to_fixed(cache, host.length, host.length)
             arrays |= {f"{kind}.{i}.keys": mx.contiguous(keys), f"{kind}.{i}.values": mx.contiguous(values)}
     save_arrays(file, arrays)
 
@@ -75,7 +80,7 @@ def load_cache(decoder: Decoder | PlainDecoder, file: Path) -> list[int]:
                 geometry = dims.geometry(dims.layers[i] if kind == "base" else dims.head_layer)
                 for name in names:
                     check_rows(file, name, arrays[name], geometry, decoder.model.base.dtype)
-                own[i] = to_growing((arrays[names[0]], arrays[names[1]]), len(tokens))
+                own[i] = _of_rows(file, f"{kind}.{i}", arrays, cache, len(tokens))
     if not mx.array_equal(arrays.get(FINGERPRINT, mx.zeros(0)), fingerprint_of(decoder)).item():
         raise ValueError(f"{file}: saved with another base, or by an older version; give another file or remove it")
     for i, cache in enumerate(groups[0]):
@@ -83,6 +88,23 @@ def load_cache(decoder: Decoder | PlainDecoder, file: Path) -> list[int]:
             _restore(f"base.{i}", cache, arrays)
     decoder.resume(tokens, *groups)
     return tokens
+
+
+def _of_rows(file: Path, stem: str, arrays: dict[str, mx.array], cache: Any, length: int) -> Any:
+    """A cache such as `cache` of `length` positions. ValueError where the file holds other ones than it wants."""
+    rows, start = (arrays[f"{stem}.keys"], arrays[f"{stem}.values"]), arrays.get(f"{stem}.start")
+    first = 0 if start is None else read_token(start)
+    if not isinstance(cache, WindowCache):
+        if first:
+            raise ValueError(f"{file}: holds the window of sliding layers alone; needs --sliding-caches window")
+        return to_growing(rows, length)
+    held = {x.shape[2] for x in rows}
+    if held != {length - first} or (first and length - first < cache.window - 1):
+        raise ValueError(f"{file}: {stem}: got {max(held)} rows from position {first} on, expected {length} positions")
+    if not first:
+        return to_growing(rows, length, cache.window)
+    cache.restore(length, rows)
+    return cache
 
 
 def _restore(stem: str, cache: RecurrentCache, arrays: dict[str, mx.array]) -> None:

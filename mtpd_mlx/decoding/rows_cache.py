@@ -13,6 +13,7 @@ from typing import Any
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.blocks import make_mask, needs_arrays
 from mtpd_mlx.model.runtime import mx, on_cpu, on_cuda
+from mtpd_mlx.model.window_cache import WindowCache
 
 ATTENTION = "scaled_dot_product_attention"
 
@@ -31,7 +32,9 @@ class RowsCache:
     def make_mask(self, N: int, return_array: bool = False, window_size: int | None = None) -> list[Any]:
         """One mask a text: as its own cache makes it, or where it ends and the window, to make one of whole buffers."""
         if self._whole:
-            return [(row.offset, window_size) for row in self.rows]
+            whole = [not isinstance(row, WindowCache) for row in self.rows]
+            pairs = zip(self.rows, whole, strict=True)
+            return [(row.offset, window_size) if every else make_mask(N, row, window_size) for row, every in pairs]
         masks = [make_mask(N, row, window_size) for row in self.rows]
         causal = all(mask is None or isinstance(mask, str) for mask in masks)
         return [Folded.of(row.offset, N) for row in self.rows] if causal and self._foldable() else masks
@@ -55,7 +58,7 @@ class RowsCache:
                 continue
             if isinstance(mask, Folded):
                 mask = "causal" if count > 1 else None
-            if self._whole:
+            if isinstance(mask, tuple):
                 k, v = row.keys, row.values
                 mask = whole_mask(mask[0], count, k.shape[2], mask[1], queries.dtype)
             outs.append(attention(queries[i : i + 1], k, v, cache=row, scale=scale, mask=mask, **more))

@@ -50,6 +50,7 @@ class Model:
     exact: bool = False
     kv: KVOptions = KVOptions()
     logits_processors: tuple[LogitsProcessor, ...] = ()
+    windows: bool = False  # sliding layers keep their window alone (model/window_cache.py)
 
     def __post_init__(self) -> None:
         self.verify_pass: Pass = row_by_row(self.base) if self.exact else whole_pass(self.base)
@@ -101,7 +102,7 @@ class HostState:
     def clear(self) -> None:
         """An empty text with new caches. ValueError where a cache of this base cannot be rewound."""
         self.tokens: list[int] = []
-        self.caches: list[Any] = self.model.base.make_cache()
+        self.caches: list[Any] = self.model.base.make_cache(windows=self.model.windows)
         self.head_caches: list[Any] = self.model.base.make_cache(self.model.num_draft_tokens)
         check_trimmable(self.caches)
         self._marks.clear()

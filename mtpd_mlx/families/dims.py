@@ -31,7 +31,8 @@ class Layer:
     geometry: Geometry | None = None
 
 
-HELD = 96  # positions that recurrent state can be taken back, once so many have been read
+HELD = 96  # positions that recurrent state and windows can be taken back, once so many have been read
+WINDOW_STEP = 256  # positions that the cache of a window grows by, and reads between two moves of what it keeps
 MARKS = 4  # states of whole texts that are kept for longer ways back, the newest
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtpd_mlx.families.config import group_size_of
-from mtpd_mlx.families.dims import HELD, MARKS, Dims, Layer
+from mtpd_mlx.families.dims import HELD, MARKS, WINDOW_STEP, Dims, Layer
 from mtpd_mlx.families.shapes import BLOCKS, SCALES, block
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -59,10 +59,25 @@ def head_parameters(dims: Dims) -> int:
     return block_parameters(dims, dims.head_layer) + 2 * dims.hidden_size**2 + 2 * dims.hidden_size
 
 
-def cache_bytes(dims: Dims, positions: int, heads: int, item: int) -> int:
-    """Caches of the base and of `heads` MTP heads that grow with the text: keys and values of layers that attend."""
+def cache_bytes(dims: Dims, positions: int, heads: int, item: int, windows: bool = False) -> int:
+    """Caches of the base and of `heads` MTP heads that grow with the text: keys and values of layers that attend. `windows`: as
+    of Base.make_cache."""
     attending = [layer for layer in dims.layers if layer.mixer == "attention"] + heads * [dims.head_layer]
-    return 2 * positions * item * sum(own.num_kv_heads * own.head_dim for own in map(dims.geometry, attending))
+    held = [positions if layer.window is None or not windows else _rows(layer.window, positions) for layer in attending]
+    sizes = [own.num_kv_heads * own.head_dim for own in map(dims.geometry, attending)]
+    return 2 * item * sum(rows * size for rows, size in zip(held, sizes, strict=True))
+
+
+def _rows(window: int, positions: int) -> int:
+    """Rows of a WindowCache, at most."""
+    return min(positions, window - 1 + HELD + WINDOW_STEP)
+
+
+def window_state_bytes(dims: Dims, positions: int, item: int) -> int:
+    """The state of windows that is kept beside them, from which a text can be taken up again (decoding/rewind.py)."""
+    sliding = [layer for layer in dims.layers if layer.window is not None]
+    sizes = [min(positions, layer.window - 1) * dims.geometry(layer).num_kv_heads for layer in sliding if layer.window]
+    return 2 * item * sum(size * dims.geometry(layer).head_dim for size, layer in zip(sizes, sliding, strict=True))
 
 
 def state_bytes(dims: Dims, item: int) -> int:

@@ -170,7 +170,7 @@ def _needs(dims: Dims, counts: Counts, plan: MemoryPlan, item: int) -> dict[str,
         "block_parameters": block_parameters(dims, dims.head_layer),
         "train_heads_bytes": {name: train_bytes(dims, counts, plan, device) for name, device in DEVICES.items()},
         "decode_bytes": decode_bytes(dims, counts.stored, plan, item),
-        "decode_cpu_bytes": decode_bytes(dims, counts.parameters * CPU_ITEM, plan, CPU_ITEM),
+        "decode_cpu_bytes": decode_bytes(dims, counts.parameters * CPU_ITEM, plan, CPU_ITEM, windows=True),
     }
 
 

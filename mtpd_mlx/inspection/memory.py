@@ -4,7 +4,7 @@ Called by inspection/describe.py. Training is estimated from above (tests/inspec
 from dataclasses import dataclass
 
 from mtpd_mlx.families.dims import Dims
-from mtpd_mlx.inspection.counts import Counts, cache_bytes, head_parameters, rewind_bytes, state_bytes
+from mtpd_mlx.inspection.counts import Counts, cache_bytes, head_parameters, rewind_bytes, state_bytes, window_state_bytes
 from mtpd_mlx.options.hub import MemoryPlan
 
 RUNTIME_BYTES = 400 << 20  # of decoding
@@ -74,9 +74,12 @@ def _logits(dims: Dims, counts: Counts, plan: MemoryPlan, device: Device) -> flo
     return min(QUEUED * made, most)
 
 
-def decode_bytes(dims: Dims, weights: int, plan: MemoryPlan, item: int) -> int:
-    """Base and heads in the type that is computed in (`item` bytes), caches of both at `positions`."""
+def decode_bytes(dims: Dims, weights: int, plan: MemoryPlan, item: int, windows: bool = False) -> int:
+    """Base and heads in the type that is computed in (`item` bytes), caches of both at `positions`. `windows`: sliding layers
+    keep their window alone, as in rounds over growing caches."""
     positions = min(plan.context, dims.context_length)
     heads = plan.num_heads * head_parameters(dims) * item
-    caches = cache_bytes(dims, positions, plan.num_heads, item) + state_bytes(dims, item) + rewind_bytes(dims, item)
+    caches = cache_bytes(dims, positions, plan.num_heads, item, windows)
+    caches += window_state_bytes(dims, positions, item) if windows else 0
+    caches += state_bytes(dims, item) + rewind_bytes(dims, item)
     return weights + heads + caches + RUNTIME_BYTES

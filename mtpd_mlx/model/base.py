@@ -9,6 +9,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from mtpd_mlx.model.fused_experts import as_mlx_lm_expects
 from mtpd_mlx.model.recurrent.mixers import adopt, is_stateless, mixer_of, new_batch_cache, new_cache
 from mtpd_mlx.model.recurrent.pairs import Stateless
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
+from mtpd_mlx.model.window_cache import WindowCache
 from mtpd_mlx.options.base import AUTO
 
 logger = logging.getLogger(__name__)
@@ -176,13 +178,19 @@ class Base:
             return lambda hidden: self._finish(mx.quantized_matmul(hidden, *_packed(rows), transpose=True, **settings))
         return lambda hidden: self._finish(hidden @ rows["weight"].T)
 
-    def make_cache(self, blocks: int | None = None) -> list[Any]:
-        """One growing cache per block of the base: of keys and values, or of recurrent state. Or of `blocks` heads."""
+    def make_cache(self, blocks: int | None = None, windows: bool = False) -> list[Any]:
+        """One growing cache per block of the base: of keys and values, or of recurrent state. Or of `blocks` heads. `windows`:
+        sliding layers keep their window and a few positions more, not the whole text."""
         from mlx_lm.models.cache import KVCache
 
         if blocks is not None:
             return [KVCache() for _ in range(blocks)]
-        return [_cache_of(block, KVCache, new_cache) for block in self.layers]
+
+        def attending(window: int | None) -> Callable[[], Any]:
+            return partial(WindowCache, window) if windows and window else KVCache
+
+        pairs = zip(self.layers, self.dims.layers, strict=False)
+        return [_cache_of(block, attending(layer.window), new_cache) for block, layer in pairs]
 
     def make_batch_cache(self, padding: list[int]) -> list[Any]:
         """The caches of a batch whose rows are padded on the left by so many positions each."""

@@ -2,7 +2,7 @@
 Called by model/base.py, model/heads.py and decoding/rows_cache.py.
 
 Rotation and windows come from Dims, so that MLX and ONNX graphs cannot disagree about a config.json. Caches of sliding layers
-are whole caches behind a mask: mlx-lm's rotating ones cannot rewind.
+are those of window_cache.py, or whole ones behind a mask: mlx-lm's rotating ones cannot rewind.
 """
 
 import inspect

@@ -18,7 +18,16 @@ class DecodingConfig:
     kv_group_size: int = option(64, "group size of a quantised KV cache")
     quantized_kv_start: int = option(5000, "quantise the KV cache from this position on")
 
+    sliding_caches: str = option(
+        "auto",
+        "what layers with sliding windows cache: window (their window and 96 positions more), whole (the whole text), or auto: "
+        "window; whole in a server, which takes texts up anywhere, and with --kv-bits",
+        ("auto", "window", "whole"),
+    )
+
     def __post_init__(self) -> None:
+        if self.sliding_caches == "window" and self.kv_bits is not None:
+            raise ValueError("--sliding-caches: got window with --kv-bits, expected whole: windows are not quantised")
         if self.kv_bits is not None and self.kv_bits not in (2, 3, 4, 6, 8):
             raise ValueError(f"--kv-bits: got {self.kv_bits}, expected 2, 3, 4, 6 or 8")
         if self.kv_group_size not in (32, 64, 128):
@@ -29,6 +38,15 @@ class DecodingConfig:
         for name in ("kv_group_size", "quantized_kv_start"):
             if self.kv_bits is None and getattr(self, name) != getattr(DecodingConfig, name):
                 raise ValueError(f"{flag(name)}: expected --kv-bits with it")
+
+    @property
+    def windows(self) -> bool:
+        """Sliding layers keep their window alone."""
+        return self.sliding_caches == "window" or (self.sliding_caches == "auto" and self.kv_bits is None)
+
+    def of_server(self) -> "DecodingConfig":
+        """Where texts are taken up in the middle and decoded side by side."""
+        return replace(self, sliding_caches="whole") if self.sliding_caches == "auto" else self
 
     def of_plain(self) -> "DecodingConfig":
         """For plain decoding beside rounds: it chooses its own plan, whatever is asked for rounds."""

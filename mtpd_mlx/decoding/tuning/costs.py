@@ -73,7 +73,7 @@ def measure_costs(
 
 def verify_costs(base: Base, prompt: list[int], options: DecodingConfig, plan: Plan) -> dict[int, float]:
     """Seconds of a base pass over m = 1..17 tokens with their argmax, read by the host, over the plan's kind of cache."""
-    model = Model(base, None, 0, Greedy(), options.exact, kv_options(options))
+    model = Model(base, None, 0, Greedy(), options.exact, kv_options(options), windows=options.windows)
     host, length = HostState(model), len(prompt)
     host.prefill(prompt)
     caches = host.caches
