@@ -17,6 +17,7 @@ from tiny import FAMILIES, write_base, write_checkpoint
 
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.export import ExportOptions
+from mtpd_mlx.speculative.sampling import Sampling
 
 
 def has_gpu() -> bool:
@@ -82,3 +83,14 @@ def test_rounds_of_any_number_of_drafts_are_captured_and_change_no_text(tmp_path
     for drafts in (1, 2, 3):
         assert text(open_folder(tmp_path / "half", provider="cuda", num_draft_tokens=drafts), TEXT) == text(plain, TEXT)
     assert text(captured, TEXT) == text(eager, TEXT) == text(plain, TEXT)
+
+
+def test_sampled_rounds_are_captured_and_change_no_text(tmp_path: Path) -> None:
+    """The choice of a text with a seed depends on no times, so both take the same rounds."""
+    checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", scale=2.0), 3, noise=0.05)
+    export_checkpoint(checkpoint, tmp_path / "half", ExportOptions(precision="fp16"))
+    how = {"provider": "cuda", "choose": True, "sampling": Sampling(temp=0.8, top_p=0.9, seed=3)}
+    captured, eager = (open_folder(tmp_path / "half", captured=c, **how) for c in (True, False))  # type: ignore[arg-type]
+    assert isinstance(captured, DeviceBackend) and captured.ahead
+    first = text(captured, TEXT)
+    assert first == text(eager, TEXT) and len(set(first)) > 3
