@@ -9,36 +9,36 @@ from mtpd_mlx.text.messages import messages_on_stderr
 
 GROUPS = {
     "Look before you start": {
-        "inspect": "say what a model, a checkpoint or a folder is, and what it needs",
-        "info": "the same of a hub id, before its weights are downloaded",
-        "probe": "measure what verifying and drafting cost here, and what acceptance speculation needs",
+        "inspect": "show whether a model is supported, what a folder is, and the memory it needs",
+        "info": "the same for a hub id, before its weights are downloaded",
+        "probe": "measure whether drafts can pay on this machine; needs no heads",
         "doctor": "report device, versions, BLAS, compiler and memory, and what to fix",
-        "demo": "a real model and a bundled one: train, extend, export, decode, report",
+        "demo": "show all of it in six minutes: train, extend, export, decode, report",
     },
     "Train heads": {
         "train": "train MTP heads for a model (or model and heads together)",
-        "distill-data": "write a base's own continuations of prompts as training data",
-        "cache": "run a frozen base once over data and keep what training heads needs of it",
-        "extend": "extend trained heads by looping: m heads initialise the next m",
+        "distill-data": "let the model write its own training data from prompts",
+        "cache": "run the base once over data, to train heads without it in memory",
+        "extend": "make 4 heads into 8 or 16: copy them, then train briefly",
         "refit": "adapt heads to a fine-tuned or quantised base; never saves worse ones",
     },
     "Decode": {
         "generate": "generate text with speculative decoding",
         "chat": "chat in the terminal, with accepted drafts in colour",
-        "serve": "answer requests over HTTP, as OpenAI's API does; with a page to chat on",
+        "serve": "serve OpenAI's and Anthropic's APIs, and a page to chat on",
     },
     "Measure": {
-        "eval": "measure acceptance (CAR, AR, tau) on prompts",
+        "eval": "measure how many drafts are accepted on prompts (CAR, AR, tau)",
         "bench": "time plain mlx_lm, its own speculative decoding and ours on the same prompts",
-        "tune": "find and store the fastest number of drafts for this machine",
+        "tune": "measure and store what rounds cost on this machine",
         "verify": "check that speculative text is that of plain decoding",
         "parity": "compare MLX and ONNX decoding token by token",
     },
     "Exchange": {
         "export": "export a checkpoint to ONNX for mtpd-onnx",
-        "import-gguf": "make a model folder of a GGUF file (llama.cpp); Q4_0, Q4_1 and Q8_0 weights keep their integers",
-        "import-heads": "read the MTP heads that a model ships into a heads checkpoint",
-        "export-heads": "write heads into a model folder in the layout that servers read",
+        "import-gguf": "make a model folder from a GGUF file of llama.cpp",
+        "import-heads": "take the MTP heads that a model ships",
+        "export-heads": "write heads in a layout that vLLM and others read",
         "pull": "download a model, heads or an exported folder from the hub",
         "push": "upload heads or an exported folder with a model card",
     },
@@ -49,7 +49,7 @@ COMMANDS = {name: summary for group in GROUPS.values() for name, summary in grou
 def main(argv: Sequence[str] | None = None) -> int:
     program = command_line.Program(
         name="mtpd",
-        description="multi-token-prediction heads on MLX: the text a model writes anyway, faster",
+        description="train multi-token-prediction heads and decode with them on MLX: the same text, faster",
         package="mtpd_mlx.commands",
         groups=GROUPS,
         messages=messages_on_stderr,

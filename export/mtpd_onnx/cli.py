@@ -12,15 +12,15 @@ GROUPS = {
     "Decode": {
         "generate": "generate text from an exported folder",
         "chat": "chat with an exported model",
-        "serve": "answer requests over HTTP, as OpenAI's API does; with a page to chat on",
+        "serve": "serve OpenAI's and Anthropic's APIs, and a page to chat on",
     },
     "Measure": {
         "bench": "time plain and speculative decoding (and onnxruntime-genai) side by side",
-        "verify": "show that speculative decoding changes nothing: greedy identity and the sampling test",
+        "verify": "check that speculative text is that of plain decoding",
     },
     "Folders": {
-        "info": "say what an exported folder is and whether its parts fit together",
-        "export": "export a heads checkpoint (needs onnx, onnxscript and the base's folder)",
+        "info": "show what an exported folder is, and whether its parts fit together",
+        "export": "export a checkpoint to a folder (needs onnx, onnxscript and the base)",
     },
 }
 COMMANDS = {name: summary for group in GROUPS.values() for name, summary in group.items()}

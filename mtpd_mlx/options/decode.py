@@ -14,7 +14,7 @@ class DecodingConfig:
         "+scatter, +rows in this order",
     )
     exact: bool = option(False, "verify with the kernels of single-token passes: bit for bit plain decoding; slower")
-    kv_bits: int | None = option(None, "quantise the base's KV cache to so many bits (default: not)")
+    kv_bits: int | None = option(None, "quantise the base's KV cache to this many bits (default: not quantised)")
     kv_group_size: int = option(64, "group size of a quantised KV cache")
     quantized_kv_start: int = option(5000, "quantise the KV cache from this position on")
 

@@ -61,12 +61,12 @@ class ExportOptions:
     )
     draft_head_bits: int | None = option(
         None,
-        "an output head for the drafts alone, rounded to so many bits: quicker drafts, verified as ever",
+        "an output head for the drafts alone, rounded to this many bits: faster drafts; verification keeps the whole one",
         DRAFT_HEAD_BITS,
     )
     draft_vocab: int | None = option(
         None,
-        "let heads that draft among all tokens draft among so many: quicker drafts, verified as ever",
+        "let heads draft among this many tokens only: faster drafts; verification uses the whole vocabulary",
         takes=POSITIVE,
         metavar="D",
         unset="what the heads have",

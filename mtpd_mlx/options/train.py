@@ -37,7 +37,7 @@ class ModelConfig:
     )
     train: str = option(
         "heads",
-        "what is trained: heads (frozen base), joint (base and heads, main loss included) or lora (the same, of the base only "
+        "what trains: heads (frozen base), joint (base and heads, main loss included) or lora (the same, of the base only "
         "LoRA adapters, which mlx-lm reads)",
         TRAINS,
     )
@@ -64,7 +64,7 @@ class HeadsConfig:
     hidden_source: str = option("postnorm", "hidden state that enters the cascade and is passed on", HIDDEN_SOURCES)
     draft_vocab: int | None = option(
         None,
-        "draft only among so many tokens, the most frequent of the training data (default: the whole vocabulary)",
+        "let heads draft only among this many tokens, the most frequent of the training data (default: the whole vocabulary)",
         takes=POSITIVE,
     )
     init_heads: str | None = option(
@@ -88,21 +88,22 @@ class LossConfig:
     beta: tuple[float, ...] = option((0.5,), "weight of the distillation term: one value, or one per head", takes=NOT_NEGATIVE)
     heads_reduction: str = option(
         "sum",
-        "joint training: what of the heads' losses is added to the main loss, their sum or their mean (1/K of it, as "
-        "DeepSeek-V3 has it)",
+        "joint training: add the sum of the heads' losses to the main loss, or their mean (1/K of the sum, as DeepSeek-V3)",
         REDUCTIONS,
     )
     top_n: int = option(10_000, "teacher tokens kept by the top-N KL (at most the vocabulary)", takes=POSITIVE)
-    kl_direction: str = option("forward", "of mtpd and kl: KL(teacher || head) or, reverse, KL(head || teacher)", KL_DIRECTIONS)
+    kl_direction: str = option(
+        "forward", "of --loss mtpd and kl: KL(teacher || head), or reverse: KL(head || teacher)", KL_DIRECTIONS
+    )
     detach_teacher: bool = option(
         True,
-        "no gradient of mtpd's and kl's KL to the main head; --train joint and lora with --loss mtpd have one where nothing "
-        "else is said: it made drafts much better at about the same main loss",
+        "the KL of --loss mtpd and kl does not update the main head; off by default for --train joint and lora with --loss "
+        "mtpd, since the update raised acceptance at about the same main loss",
     )
     teacher: str = option(
         "live",
-        "joint training: the weights of the main head that teaches: live, those of this step, or ema, an exponential moving "
-        "average of them, which gets no gradient (one more copy of what of the base trains, one more pass through the base)",
+        "joint training: live: the base of this step teaches; ema: an exponential moving average of its trained weights "
+        "teaches, without a gradient (costs one more copy of these weights and one more pass through the base)",
         TEACHERS,
     )
     ema_decay: float = option(
@@ -112,14 +113,13 @@ class LossConfig:
     )
     kl_start: float = option(
         0.0,
-        "share of the steps after which mtpd's KL begins; it rises to its weight over the next tenth (0: at once, the default; "
-        f"of a base from scratch with a detached live teacher and --heads-reduction sum {KL_START_FROM_SCRATCH:g}, since a bad "
-        "one slows all it reaches)",
+        "share of the steps after which the KL of --loss mtpd begins, rising over the next tenth (0: at once; the default is "
+        f"{KL_START_FROM_SCRATCH:g} for a base from scratch with a detached live teacher and --heads-reduction sum)",
         takes=Range(0, 1, below=True),
     )
     kl_reaches: str = option(
         "all",
-        "joint training: what mtpd's KL teaches, base and heads (all) or heads alone (a second pass through them)",
+        "joint training: the KL of --loss mtpd trains base and heads (all), or heads alone (a second pass through them)",
         KL_REACHES,
     )
     eta: float = option(3.0, "sharpness of the lk mixture: lambda = exp(-eta (1 - TV))", takes=NOT_NEGATIVE)
@@ -147,15 +147,15 @@ class OptimConfig:
     iters: int = option(1000, "optimiser steps", takes=NOT_NEGATIVE)
     optimizer: str | None = option(
         None,
-        "adamw, or muon: Muon for the matrices of blocks and AdamW for all else (default: muon for heads that begin "
-        f"untrained on a frozen base, at hidden sizes up to {MUON_WIDTH}, else adamw)",
+        "adamw, or muon (Muon for the matrices of blocks, AdamW for the rest) (default: muon for new heads on a frozen base "
+        f"with a hidden size up to {MUON_WIDTH}, else adamw)",
         OPTIMIZERS,
     )
     learning_rate: float | None = option(
         None,
-        f"peak learning rate (default: of new heads {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden sizes "
-        f"up to {FRESH_WIDTH}, above that falling as 1 / hidden size; of a base from scratch two thirds of it, in mtpd "
-        f"extend a third; at least {FINE_RATE:g}, as of a base that is there or of heads that go on)",
+        f"peak learning rate (default for new heads: {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden "
+        f"sizes up to {FRESH_WIDTH}, above that falling as 1 / hidden size; two thirds of it for a base from scratch, a third in "
+        f"mtpd extend; {FINE_RATE:g} for a trained base and trained heads, and never less)",
         takes=NOT_NEGATIVE,
     )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)
@@ -174,7 +174,7 @@ class OptimConfig:
     )
     grad_checkpoint: bool = option(False, "recompute blocks in the backward pass instead of keeping their activations")
     max_skipped_steps: int = option(
-        10, "stop after so many steps in a row whose gradient is not finite (each is skipped; 0: never)", takes=NOT_NEGATIVE
+        10, "stop after this many steps in a row whose gradient is not finite (each is skipped; 0: never)", takes=NOT_NEGATIVE
     )
 
 
@@ -187,8 +187,8 @@ class RunConfig:
     val_batches: int = option(25, "validation batches (-1: all)", takes=Range(-1))
     keep: str | None = option(
         None,
-        "which step is kept: that of the largest tau on validation text, or of the least loss (the heads'; the main "
-        "loss where the base trains too) (default: tau, and loss where the base trains too)",
+        "step to save: the one of the largest tau on validation text, or of the least loss (of the heads; the main loss "
+        "if the base trains too) (default: tau, or loss if the base trains too)",
         KEEPS,
     )
     save_every: int = option(200, "steps between resume points (0: only when interrupted)", takes=NOT_NEGATIVE)
