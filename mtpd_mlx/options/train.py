@@ -154,8 +154,8 @@ class OptimConfig:
     learning_rate: float | None = option(
         None,
         f"peak learning rate (default for new heads: {FRESH_RATE['adamw']:g}, with muon {FRESH_RATE['muon']:g}, at hidden "
-        f"sizes up to {FRESH_WIDTH}, above that falling as 1 / hidden size; two thirds of it for a base from scratch, a third in "
-        f"mtpd extend; {FINE_RATE:g} for a trained base and trained heads, and never less)",
+        f"sizes up to {FRESH_WIDTH}, above that falling as 1 / hidden size; two thirds of it for a base from scratch, a third "
+        f"in mtpd extend; {FINE_RATE:g} for a trained base and trained heads, and never less)",
         takes=NOT_NEGATIVE,
     )
     min_lr_ratio: float = option(0.1, "learning rate at the end, as a share of the peak", takes=NOT_NEGATIVE)
