@@ -11,7 +11,7 @@ from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.text.tokenizer_files import READ
-from mtpd_onnx.layouts import FUSED, HEADS, LAYOUTS, graphs_of
+from mtpd_onnx.layouts import BATCH, FUSED, HEADS, LAYOUTS, graphs_of
 from mtpd_onnx.precision import PROVIDERS, check_precision
 
 NAME, MAX_BYTES, MAX_NUMBER = "manifest.json", 16 << 20, 1 << 40
@@ -63,6 +63,11 @@ class Manifest:
     def batches(self) -> bool:
         """Texts can be decoded side by side (graphs/batch.py)."""
         return self.layout == "fused" and self.format_version >= BATCHES
+
+    @property
+    def whole(self) -> bool:
+        """Texts side by side attend over whole caches, which every onnxruntime can (graphs/whole_caches.py)."""
+        return "reach" in self.io.get(BATCH, {}).get("inputs", ())
 
     @property
     def graphs(self) -> tuple[str, ...]:

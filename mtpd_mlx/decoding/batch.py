@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from mtpd_mlx.decoding.batch_rounds import Member, round_together
 from mtpd_mlx.decoding.batch_row import Alone, Row
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
+from mtpd_mlx.decoding.stacked_rows import Stacks
 from mtpd_mlx.decoding.tuning.choice import HEAD_COUNTS, ROW, ROW_ON_CPU, head_share
 from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.speculative.batch import Turn, check_turns
@@ -22,7 +23,8 @@ HEAD = 0.4  # what a head's pass over several texts costs, of its share of the b
 
 class MLXBatch:
     """`open_row`: a new decoder with an empty text, that samples so; all of the same model. `fixed`: drafts of every round,
-    where they are not chosen. `alone`: other decoders for a row that is alone, where these are faster."""
+    where they are not chosen. `alone`: other decoders for a row that is alone, where these are faster. `stacked`: rounds of
+    several are over caches that lie in one buffer (stacked_rows.py)."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class MLXBatch:
         max_together: int,
         fixed: int | None = None,
         alone: Alone | None = None,
+        stacked: bool = False,
     ):
         self._open, self._rows, self._fixed, self._alone = open_row, dict[int, Row](), fixed, alone
         self.max_rows, self.max_together, self.regular = max_rows, max_together, True
@@ -38,6 +41,7 @@ class MLXBatch:
         self.num_draft_tokens, self.capacity = first.num_draft_tokens, first.capacity
         self._model = first.model
         self._seen: set[tuple[int, int]] = set()
+        self._stacks = Stacks() if stacked else None
 
     def join(self, sampling: Sampling) -> int:
         if len(self._rows) >= self.max_rows:
@@ -47,7 +51,7 @@ class MLXBatch:
         return row
 
     def restart(self, row: int, sampling: Sampling, length: int) -> int:
-        held = self._rows[row]
+        held = self._whole(row)
         if sampling.seed is not None and not sampling.greedy:
             length = 0
         held.decoder.rewind_to(length)
@@ -66,17 +70,19 @@ class MLXBatch:
         return self._rows[row].length
 
     def prefill(self, row: int, tokens: Sequence[int]) -> int:
-        return self._rows[row].decoder.prefill(tokens)
+        return self._whole(row).decoder.prefill(tokens)
 
     def round(self, turns: Sequence[Turn]) -> list[Round]:
         check_turns(turns, self._rows, self.max_together)
+        if not all(self._rows[turn.row].ready for turn in turns):
+            self._give_back()
         decoders = [self._rows[turn.row].decoder for turn in turns]
         proposals = [self._proposal(decoder, turn) for decoder, turn in zip(decoders, turns, strict=True)]
         members = [
             Member(decoder.at_rest(), turn.token, 0 if p.drafts else p.count, p.drafts)
             for decoder, turn, p in zip(decoders, turns, proposals, strict=True)
         ]
-        rounds, late = round_together(members)
+        rounds, late = round_together(members, self._stacks)
         shape = len(turns), max(member.count for member in members)
         self.regular = not late and shape in self._seen
         self._seen.add(shape)
@@ -107,22 +113,35 @@ class MLXBatch:
 
     def alone(self, row: int) -> Backend | None:
         """None for a seeded text: its drafts are proposed and observed in another order where rounds are launched ahead."""
-        held = self._rows[row]
+        held = self._whole(row)
         return None if held.sampling.seed is not None and not held.sampling.greedy else held.by_itself()
 
     def rewind_to(self, row: int, length: int) -> None:
-        self._rows[row].decoder.rewind_to(length)
+        if length and self._rows[row].at_home:
+            self._rows[row].decoder.rewind_to(length)
+        else:
+            self._whole(row).decoder.rewind_to(length)
+
+    def _whole(self, row: int) -> Row:
+        """The row with all of its text in its own caches."""
+        self._give_back()
+        return self._rows[row]
+
+    def _give_back(self) -> None:
+        if self._stacks is not None:
+            self._stacks.give_back()
 
     def save(self, row: int) -> Saved | None:
-        return save_from(self._rows[row].decoder)
+        return save_from(self._whole(row).decoder)
 
     def load(self, row: int, saved: Saved, length: int) -> int:
-        return load_into(self._rows[row].decoder, saved, length, self._rows[row].sampling)
+        return load_into(self._whole(row).decoder, saved, length, self._rows[row].sampling)
 
     def leave(self, row: int) -> None:
         del self._rows[row]
         mx.clear_cache()
 
     def check(self) -> None:
+        self._give_back()
         for row, held in self._rows.items():
             held.decoder.check(f"row {row}")

@@ -7,6 +7,7 @@ from mtpd_mlx.decoding.draft_chain import run_head
 from mtpd_mlx.decoding.lagging_heads import LaggingHeads
 from mtpd_mlx.decoding.rewind import trim_to
 from mtpd_mlx.decoding.rows_cache import rows_caches
+from mtpd_mlx.decoding.stacked_rows import Stacks
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import mx
@@ -25,10 +26,13 @@ def draft_together(
     following: Sequence[int],
     count: int,
     choose: Choose,
+    stacks: Stacks | None = None,
 ) -> tuple[mx.array, bool]:
     """Behind every text, which `following` goes on: the drafts [B, count] of the first heads; whether a text had to catch up
-    by itself before. Nothing else is evaluated."""
+    by itself before. Nothing else is evaluated. Caches lie in `stacks` where they are given."""
     late = [i for i, lag in enumerate(lagging) if lag.lag(count) > count + 1 + PADDING]
+    if late and stacks is not None:
+        stacks.give_back()
     for i in late:
         lagging[i].catch_up(count, texts[i])
     windows = [lag.begin(count, text) for lag, text in zip(lagging, texts, strict=True)]
@@ -41,7 +45,8 @@ def draft_together(
     last = mx.arange(width)[None] == ends
     caches, drafts = [lag.caches for lag in lagging], []
     for k in range(count):
-        cache = rows_caches([[own[k]] for own in caches])[0]
+        own = [[each[k]] for each in caches]
+        cache = (rows_caches(own) if stacks is None else stacks.heads[k].caches(own, width))[0]
         states, normed = run_head(base, heads, heads.heads[k], states, tokens, cache)
         row = mx.take_along_axis(normed, mx.broadcast_to(ends[..., None], (len(windows), 1, normed.shape[-1])), axis=1)
         drafts.append(choose(k, logits(row)[:, 0]))

@@ -14,6 +14,7 @@ from mtpd_mlx.decoding.choosing_rounds import ChoosingState
 from mtpd_mlx.decoding.lagging_heads import LaggingHeads
 from mtpd_mlx.decoding.rewind import trim_to
 from mtpd_mlx.decoding.rows_cache import RowsAttention, rows_caches
+from mtpd_mlx.decoding.stacked_rows import Stacks
 from mtpd_mlx.decoding.text_state import read_tokens
 from mtpd_mlx.decoding.token_rules import contexts_of, one_hot
 from mtpd_mlx.model.finite import marked
@@ -45,17 +46,18 @@ class Member:
         return 0 if self.drafts is None else self.drafts.size
 
 
-def round_together(members: Sequence[Member]) -> tuple[list[Round], bool]:
-    """Advances every text, at rest, by one round. Returns what each emitted, NO_TOKEN where its logits were not finite, and
-    whether the round was longer than others of its kind, since heads had to catch up."""
+def round_together(members: Sequence[Member], stacks: Stacks | None = None) -> tuple[list[Round], bool]:
+    """Advances every text, at rest, by one round, over `stacks` where they are given. Returns what each emitted, NO_TOKEN where
+    its logits were not finite, and whether the round was longer than others of its kind, since heads had to catch up."""
     model = members[0].host.model
     for member in members:
         member.host.next = mx.array([member.token], mx.uint32)
     with RowsAttention(model.base):
-        late = _draft(members)
+        late = _draft(members, stacks)
         width = 1 + max(member.verified for member in members)
         tokens = mx.stack([_padded(member, width) for member in members])  # [B, L]
-        caches = rows_caches([member.host.caches for member in members])
+        texts = [member.host.caches for member in members]
+        caches = rows_caches(texts) if stacks is None else stacks.base.caches(texts, width)
         hidden = model.base.trunk(tokens, caches)
         normed = model.base.norm(hidden)
         logits = model.base.logits(normed)  # [B, L, V]
@@ -109,7 +111,7 @@ def _take(member: Member, accepted: int, emitted: list[int], source: mx.array | 
     return Round(emitted, accepted if emitted[0] != NO_TOKEN else 0, drafts, source=kind)
 
 
-def _draft(members: Sequence[Member]) -> bool:
+def _draft(members: Sequence[Member], stacks: Stacks | None) -> bool:
     """Makes the drafts of all members; whether one of them had to catch up by itself."""
     for member in members:
         if member.lookup:
@@ -133,7 +135,8 @@ def _draft(members: Sequence[Member]) -> bool:
 
     lagging = [lag_of(member) for member in drafting]
     texts, following = [member.host.tokens for member in drafting], [member.token for member in drafting]
-    drafts, late = draft_together(model.base, model.heads, model.head_logits, lagging, texts, following, most, choose)
+    made = (model.base, model.heads, model.head_logits)
+    drafts, late = draft_together(*made, lagging, texts, following, most, choose, stacks)
     for i, (member, choice) in enumerate(zip(drafting, choices, strict=True)):
         member.drafts = drafts[i, : member.count]
         if choice is not None and member.host.model.rule.keeps_drafts:

@@ -43,6 +43,16 @@ class Row:
         return self._decoder.length if self._other is None else self._other.length
 
     @property
+    def at_home(self) -> bool:
+        """The row's own decoder has the text."""
+        return self._other is None
+
+    @property
+    def ready(self) -> bool:
+        """A round can go on with the caches as they are: nothing was taken back, and the text is at home."""
+        return self.at_home and self._decoder.settles_at_once
+
+    @property
     def decoder(self) -> ChoosingDecoder:
         """The row's own decoder, which has the text from now on."""
         if self._other is not None:

@@ -47,6 +47,11 @@ class ChoosingDecoder(Decoder):
         self._choosing.leave()
         return self._host
 
+    @property
+    def settles_at_once(self) -> bool:
+        """`at_rest` looks at no cache: nothing was taken back, and no round is under way."""
+        return self._stale is None and self._choosing.rests
+
     def went_on(self, token: int) -> None:
         """A round of several texts (batch_rounds.py) has advanced the state, and the text goes on with `token`."""
         self._next = token

@@ -190,6 +190,11 @@ class ChoosingRounds:
         seconds, outside = now - self._read, entered - self._left
         return seconds if outside < OUTSIDE * seconds else None
 
+    @property
+    def rests(self) -> bool:
+        """No round is under way."""
+        return self._ahead is None
+
     def leave(self) -> None:
         """Forgets a round launched ahead."""
         self._ahead, self._read = None, None

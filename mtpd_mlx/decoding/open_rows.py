@@ -51,7 +51,12 @@ def open_batch(
     if options.plan.startswith("fixed") or not on_cpu():  # else it is a decoder as rows are
         first = one(Sampling())
         alone = None if isinstance(first, ChoosingDecoder) else Alone(one, first)
-    return MLXBatch(rows.open, most + AT_REST, most, num_draft_tokens, alone)
+    return MLXBatch(rows.open, most + AT_REST, most, num_draft_tokens, alone, stacked(options))
+
+
+def stacked(options: DecodingConfig) -> bool:
+    """Rounds of several texts are over caches in one buffer: where every operation has to be launched."""
+    return not on_cpu() and options.kv_bits is None
 
 
 class _Rows:

@@ -86,9 +86,10 @@ class Folded:
         return mx.softmax(scores, axis=-1, precise=True) @ values
 
 
-def whole_mask(offset: int, count: int, capacity: int, window: int | None, dtype: mx.Dtype) -> mx.array:
-    """[count, capacity], to be added: row i sees positions 0..offset+i, of these the last `window` where that is given."""
-    places, rows = mx.arange(capacity)[None], (offset + mx.arange(count))[:, None]
+def whole_mask(offset: int | mx.array, count: int, capacity: int, window: int | None, dtype: mx.Dtype) -> mx.array:
+    """[count, capacity], to be added: row i sees positions 0..offset+i, of these the last `window` where that is given. An
+    offset [B, 1, 1] makes [B, count, capacity]."""
+    places, rows = mx.arange(capacity)[None], offset + mx.arange(count)[:, None]
     seen = places <= rows
     if window is not None:
         seen = seen & (rows < places + window)

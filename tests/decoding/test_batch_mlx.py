@@ -37,6 +37,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return load_for_decoding(write_checkpoint(folder / "heads", base, K, source, draft_tokens=drafts))[:2]
 
 
+@pytest.fixture(autouse=True, params=[False, True], ids=["apart", "stacked"])
+def stacked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Caches of the texts by themselves, and in one buffer, as on a GPU."""
+    monkeypatch.setattr("mtpd_mlx.decoding.open_rows.stacked", lambda options: request.param and options.kv_bits is None)
+    return request.param
+
+
 def batch_of(model: tuple, most: int = 6, options: DecodingConfig = DecodingConfig(), **more: Any) -> MLXBatch:  # noqa: B008
     opened = open_batch(*model, options, most, lambda sampling: 1 / 0, **({"capacity": CAPACITY} | more))  # type: ignore
     assert isinstance(opened, MLXBatch)
@@ -310,3 +317,25 @@ def test_what_cannot_be_decoded_side_by_side(model: tuple, caplog: pytest.LogCap
     caplog.set_level("INFO")
     opened = open_batch(*model, DecodingConfig(exact=True), 4, lambda s: open_choosing(*model, sampling=s))
     assert isinstance(opened, OneByOne) and "one at a time: --exact" in caplog.text
+
+
+def test_texts_lie_in_one_buffer_until_somebody_wants_one(model: tuple, stacked: bool) -> None:
+    """No copies from round to round of the same texts; rows of a wider buffer are never looked at."""
+    batch = batch_of(model)
+    writers = [Writer(batch, list(range(2, 2 + n))).begin() for n in (30, 3, 40)]
+    together(writers, always(2))
+    together(writers, always(2))
+    assert (batch._stacks is not None) == stacked
+    if batch._stacks is None:
+        return
+    stacks = (batch._stacks.base, *(batch._stacks.heads[k] for k in range(2)))
+    gathered = [stack._texts for stack in stacks]
+    together(writers, always(2))
+    assert [len(stack.buffers) for stack in stacks] == [len(stacks[0].buffers), 1, 1]
+    assert all(stack._texts is before for stack, before in zip(stacks, gathered, strict=True))
+    batch.check()
+    assert not any(stack.buffers for stack in stacks)
+    together(writers[:2], always(1))
+    assert len(stacks[0]._texts) == 2
+    for writer in writers:
+        assert writer.tokens == oracle(model[0], writer.prompt, len(writer.tokens))

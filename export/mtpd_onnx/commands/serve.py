@@ -39,17 +39,14 @@ class OnnxRuntime:
         self.info: dict[str, Any] = names
 
     def _open_batch(self, most: int) -> Batch:
-        """On CUDA one text at a time is replayed as CUDA graphs, which texts side by side are not."""
         from mtpd_onnx.manifest import read_manifest
         from mtpd_onnx.runtime.open_rows import open_rows, why_not
         from mtpd_onnx.runtime.sessions import import_onnxruntime
 
         manifest = read_manifest(self._options.folder)
         why = why_not(manifest, import_onnxruntime().__version__)
-        if PROVIDERS[manifest.activations] == "cuda":
-            why = why or "texts side by side run on CPUs alone"
         if why is None:
-            place = self._options.of_batches()
+            place = self._options.of_folder()
             return open_rows(self._options.folder, most, resting=RESTING, num_draft_tokens=self._drafts, **place)
         if most > 1:
             logger.info("requests are decoded one at a time: %s", why)

@@ -3,8 +3,9 @@
 Called by export/export.py; docs/internals/onnx.md explains the inputs.
 Rows of all texts lie one behind the other [T, ..], so that products cost what their rows cost; only
 attention puts each text on a line of its own. The host says where everything lies (runtime/packing.py): how many tokens and
-drafts each text has, which rows are asked, which are sampled. Heads that nobody wants are not run. onnxruntime needs
-GroupQueryAttention's input `query_seqlens`, new in 1.32: how many rows of each line are real, 0 for a text that rests.
+drafts each text has, which rows are asked, which are sampled. Heads that nobody wants are not run. On CPUs onnxruntime needs
+GroupQueryAttention's input `query_seqlens`, new in 1.32: how many rows of each line are real, 0 for a text that rests. Graphs
+for CUDA, whose newest wheel has it not, attend over whole caches (whole_caches.py).
 """
 
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ from mtpd_onnx.graphs.folding import folding_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.sampled_rows import RowSampler
 from mtpd_onnx.graphs.sampling import CONTEXT, F32, SETTINGS
+from mtpd_onnx.graphs.whole_caches import Whole
+
+WHOLE_CACHES = CUDA_TYPES  # computed in where GroupQueryAttention takes several rows of one text alone
 
 
 def build_batch(spec: Spec) -> ir.Model:
@@ -84,10 +88,12 @@ def ragged(graph: Graph, lines: Positions, prefix: str, tokens: ir.Value | None 
     rows = graph.input(f"{stem}rows", I64, ["B", size])
     places = graph.input(f"{stem}places", I64, [width, 2])
     last, lengths = graph.input(f"{stem}last", I32, ["B"]), graph.input(f"{stem}lengths", I32, ["B"])
-    folding = kept = None
+    folding = kept = whole = None
     if tokens is not None:
         kept = places_of(graph, lambda: rows_of_lines(op, places, last, lengths))
-    if tokens is not None and graph.spec.dtype not in CUDA_TYPES:
+    if graph.spec.dtype in WHOLE_CACHES:
+        whole = over_whole(graph, stem, rows, places, (last, lengths))
+    elif tokens is not None:
         alone = op.Equal(op.Shape(last), [1])
         folding = folding_of(graph, op.Shape(tokens), op.Slice(last, [0], [1]), alone)
     return Positions(
@@ -97,7 +103,7 @@ def ragged(graph: Graph, lines: Positions, prefix: str, tokens: ir.Value | None 
         total=lines.total,
         lengths=lengths,
         local=lines.local,
-        ragged=Ragged(rows, places, folding),
+        ragged=Ragged(rows, places, folding, whole),
         places=kept,
     )
 
@@ -107,6 +113,16 @@ def rows_of_lines(op: OpBuilder, places: ir.Value, last: ir.Value, lengths: ir.V
     line, step = (op.Squeeze(each, [1]) for each in op.Split(places, [1, 1], axis=1, _outputs=2))
     first = op.Cast(op.Sub(op.Add(last, [1]), lengths), to=I64)  # [B]
     return op.Add(op.Gather(first, line), step), line
+
+
+def over_whole(graph: Graph, stem: str, rows: ir.Value, places: ir.Value, ends: tuple[ir.Value, ir.Value]) -> Whole:
+    """`reach` int64 [1]: no text has more positions after the run. ends: `last`, `lengths`."""
+    op, dims = graph.op, graph.spec.dims
+    last, lengths = (op.Cast(each, to=I64) for each in ends)
+    first = op.Add(op.Sub(last, lengths), [1])
+    whole = Whole(op, graph.spec.dtype, rows, places, first, graph.input(f"{stem}reach", I64, [1]))
+    whole.prepare(dims, [dims.head_layer] if stem else [*dims.layers])
+    return whole
 
 
 class SampledRows:

@@ -16,6 +16,7 @@ from mtpd_onnx.graphs.branches import Kind, branches
 from mtpd_onnx.graphs.folding import MICROSOFT as MICROSOFT
 from mtpd_onnx.graphs.folding import Folding, foldable, folded_attention
 from mtpd_onnx.graphs.history import History, Places, Taps, tapped
+from mtpd_onnx.graphs.whole_caches import Whole
 
 # Computed in on CUDA alone (precision.PROVIDERS), where GroupQueryAttention can apply the norms of queries and keys itself.
 CUDA_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -55,12 +56,13 @@ class Ragged:
     """Rows of several texts, one text behind the other [T, n], and where they lie where each text has a line of its own.
 
     rows int64 [B, S]: which of the T rows are those of text b, then any others; places int64 [T, 2]: (b, s) of every row.
-    folding: for runs of a single text.
+    folding: for runs of a single text. whole: on CUDA, what takes the place of GroupQueryAttention.
     """
 
     rows: ir.Value
     places: ir.Value
     folding: Folding | None = None
+    whole: Whole | None = None
 
 
 @dataclass
@@ -283,12 +285,42 @@ class Fused:
         """Of packed rows [T, n]: each text's on a line of its own for attention, which knows how many of them are real."""
         ragged = positions.ragged
         assert ragged is not None
+        if ragged.whole is not None:
+            return self._over_whole(op, dims, layer, packed, norms, cache, positions, ragged.whole, sinks)
         lines = op.Gather(packed, ragged.rows)  # [B, S, n]
         lines.dtype, lines.shape = packed.dtype, ir.Shape(["B", "S", sum(packed_sizes(dims))])
         out = self._attention(op, dims, layer, lines, norms, cache, replace(positions, ragged=None), sinks)
         rows = op.GatherND(out, ragged.places)
         rows.dtype, rows.shape = out.dtype, ir.Shape(["T", packed_sizes(dims)[0]])
         return rows
+
+    def _over_whole(
+        self,
+        op: OpBuilder,
+        dims: Dims,
+        layer: Layer,
+        packed: ir.Value,
+        norms: QKNorms | None,
+        cache: Cache,
+        positions: Positions,
+        whole: Whole,
+        sinks: ir.Value | None,
+    ) -> ir.Value:
+        """The same without GroupQueryAttention (whole_caches.py)."""
+        tables = positions.tables(layer)
+        q, k, v = op.Split(op.Unsqueeze(packed, [0]), list(packed_sizes(dims)), axis=-1, _outputs=3)
+        if norms is not None:
+            q, k = self._qk_norm(op, q, norms.q, dims), self._qk_norm(op, k, norms.k, dims)
+        q = whole.rotated(op, q, tables, dims.num_heads, dims)
+        k = whole.rotated(op, k, tables, dims.num_kv_heads, dims)
+        if dims.query_growth is not None:
+            growth = query_growth(op, op.Cast(whole.positions, to=ir.DataType.FLOAT), dims.query_growth)
+            q = op.Mul(q, op.CastLike(op.Unsqueeze(growth, [2]), q))
+        out, cache.key, cache.value = whole.attend(op, dims, layer, (q, k, v), (cache.past_key, cache.past_value), sinks)
+        for made, old in ((cache.key, cache.past_key), (cache.value, cache.past_value)):
+            made.type, made.shape = old.type, old.shape
+        out.type, out.shape = packed.type, ir.Shape(["T", packed_sizes(dims)[0]])
+        return out
 
     def _attention(
         self,

@@ -16,6 +16,7 @@ from mtpd_onnx.runtime.runner import cache_shapes, check_inputs, device_array, d
 from mtpd_onnx.runtime.sampling_state import SamplingState
 from mtpd_onnx.runtime.sessions import import_onnxruntime
 
+ON_HOST = ("reach", "window_reach", "num_drafts")  # sizes and conditions, which the host needs to enqueue what follows
 SMALL, FEW = 64, 16  # numbers of an input, rows of an output, that are kept for the next run
 
 
@@ -29,7 +30,9 @@ class BatchSession:
         self.session, self.lines, self.provider = session, lines, provider
         dims = manifest.dims
         self.num_heads, self.width = manifest.num_heads, dims["hidden_size"]
-        self.shape = Shape(self.num_heads, dims["vocab_size"], self.width, float_type(manifest), manifest.capacity)
+        self.shape = Shape(
+            self.num_heads, dims["vocab_size"], self.width, float_type(manifest), manifest.capacity, manifest.whole
+        )
         self.arrays: dict[str, np.ndarray] = {}  # what the caches on a CPU lie on: memory is taken as it is written
         self.caches: dict[str, tuple[str, Any]] = {}
         for name, (output, size) in cache_shapes(manifest, self.num_heads, lines).items():
@@ -95,10 +98,11 @@ class Bound:
             if self._arrays.get(name) is array:
                 continue
             self._arrays[name] = array
-            small = self._batch.provider == "cpu" and array.size <= SMALL
+            place = "cpu" if name in ON_HOST else self._batch.provider
+            small = place == "cpu" and array.size <= SMALL
             value = self._values.get((name, array.shape)) if small else None
             if value is None:
-                value = device_array(array.copy() if small else array, self._batch.provider)  # a value lies on its array
+                value = device_array(array.copy() if small else array, place)  # a value lies on its array
                 if small:
                     self._values[name, array.shape] = value
             elif array.size:

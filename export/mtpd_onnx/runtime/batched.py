@@ -5,13 +5,12 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from mtpd_mlx.speculative.batch import Turn
+from mtpd_mlx.speculative.batch import Batch, Turn
 from mtpd_mlx.speculative.finite import NO_TOKEN, NotFiniteError, not_finite
 from mtpd_mlx.speculative.load_choice import LoadChoice
 from mtpd_mlx.speculative.loop import Chunk
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.sampling import Sampling
-from mtpd_onnx.runtime.batch import OnnxBatch
 
 
 @dataclass
@@ -28,7 +27,7 @@ class BatchedDecoder:
     """Decodes up to batch.max_together texts together; each is what it would be alone. num_draft_tokens: heads' drafts of every
     round; None: as many as pay for so many texts."""
 
-    def __init__(self, batch: OnnxBatch, num_draft_tokens: int | None = None, computed_in: str | None = None):
+    def __init__(self, batch: Batch, num_draft_tokens: int | None = None, computed_in: str | None = None):
         self.batch, self.capacity, self.batch_size = batch, batch.capacity, batch.max_together
         self.num_draft_tokens, self._fixed, self._computed_in = batch.num_draft_tokens, num_draft_tokens, computed_in
         self._choice = LoadChoice(batch.costs)

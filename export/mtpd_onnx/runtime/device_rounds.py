@@ -16,6 +16,7 @@ from mtpd_mlx.speculative.drafting import Drafting, Proposal
 from mtpd_mlx.speculative.finite import check_tokens
 from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.round_costs import PLAIN, Kind
+from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.device_runs import DeviceRuns
@@ -57,6 +58,16 @@ class DeviceBackend:
     @property
     def length(self) -> int:
         return len(self._tokens)
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """What is cached."""
+        return self._tokens
+
+    def sample_as(self, sampling: Sampling) -> None:
+        """The next text is sampled so, if these are rounds that sample; the one that is cached is given up."""
+        self.rewind_to(0)
+        self._runs.sample_as(sampling)
 
     def prefill(self, tokens: Sequence[int]) -> int:
         need_tokens(self, tokens)

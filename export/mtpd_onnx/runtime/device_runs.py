@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.speculative.round_costs import Kind
+from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.runner import Runner, cache_state, device_array, device_zeros
@@ -119,6 +120,12 @@ class DeviceRuns:
         """Another text begins: other random numbers."""
         if self.sampling is not None:
             self._shared["uniforms"].update_inplace(self.sampling.constants()["uniforms"])
+
+    def sample_as(self, sampling: Sampling) -> None:
+        """Texts are sampled so from the next one on. Nothing may be pending."""
+        if self.sampling is not None:
+            self.sampling = SamplingState(sampling, self._manifest)
+            self._shared["settings"].update_inplace(self.sampling.settings)
 
     def force(self, tokens: np.ndarray, length: int, recent: np.ndarray | None) -> np.ndarray:
         """Appends `tokens` [S], all known, at position `length`; the main head's token after them, marked, int64 [1]."""

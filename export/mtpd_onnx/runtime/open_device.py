@@ -31,14 +31,15 @@ def open_device(
     lookup: bool = True,
     captured: bool = False,
     remeasure: bool = False,
+    weights: SharedWeights | None = None,
 ) -> DeviceBackend:
     """Rounds of `num_draft_tokens` of the heads' drafts, or (None) of a number and an origin chosen for each, by what this text
-    accepts and what rounds cost here, which is
-    measured now, unless it was before (`remeasure`: all the same). With a seed times decide nothing."""
+    accepts and what rounds cost here, which is measured now, unless it was before (`remeasure`: all the same). With a seed
+    times decide nothing. weights: those of the folder, where they are on the device already."""
     counts = draft_counts(manifest.num_heads) if num_draft_tokens is None else (num_draft_tokens,)
     kinds = device_kinds(manifest, counts, lookup and num_draft_tokens is None)
     stream = Stream.new() if captured else None
-    weights = SharedWeights(folder, manifest, provider)
+    weights = weights or SharedWeights(folder, manifest, provider)
     sessions = {
         count: open_session(
             folder / device_round(count, sampling is not None), provider, num_threads, captured, stream, weights.values

@@ -14,13 +14,17 @@ from mtpd_mlx.speculative.round_costs import RoundCosts
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.layouts import BATCH
 from mtpd_onnx.manifest import Manifest, read_manifest
-from mtpd_onnx.precision import export_options
+from mtpd_onnx.precision import PROVIDERS, export_options
+from mtpd_onnx.runtime.alone_rows import AloneElsewhere, Lone
 from mtpd_onnx.runtime.batch import OnnxBatch
 from mtpd_onnx.runtime.batch_session import BatchSession, RowSession
 from mtpd_onnx.runtime.choosing import ChoosingBackend
 from mtpd_onnx.runtime.measured_costs import guessed, kinds_of
 from mtpd_onnx.runtime.memory import check_memory, rows_that_fit
+from mtpd_onnx.runtime.open import can_capture, check_drafts
+from mtpd_onnx.runtime.open_device import open_device
 from mtpd_onnx.runtime.sessions import choose_provider, import_onnxruntime, open_session
+from mtpd_onnx.runtime.shared_weights import SharedWeights
 
 logger = logging.getLogger(__name__)
 MINIMUM = (1, 32)
@@ -32,9 +36,9 @@ def why_not(manifest: Manifest, version: str) -> str | None:
         return "the split layout decodes one text at a time; export with --layout fused"
     if manifest.activations == "bf16":  # states pass through numpy, which has no such type
         return f"bf16 texts are decoded one at a time; export with {export_options(manifest.precision, 'cuda')}"
-    if not manifest.batches:
+    if not manifest.batches or (PROVIDERS[manifest.activations] == "cuda" and not manifest.whole):
         return "the folder was exported by an earlier version; export the checkpoint again"
-    if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM:
+    if not manifest.whole and tuple(int(part) for part in version.split(".")[:2]) < MINIMUM:
         least = ".".join(map(str, MINIMUM))
         return f"onnxruntime {version} cannot decode texts of different lengths together, {least} and later can"
     return None
@@ -51,7 +55,8 @@ def open_rows(
     num_draft_tokens: int | None = None,
     lookup: bool = True,
     measure: bool = True,
-) -> OnnxBatch:
+    captured: bool = RuntimeOptions.cuda_graph,
+) -> OnnxBatch | AloneElsewhere:
     """Up to `most` texts at a time, and so many more that rest; fewer where memory does not hold their caches.
 
     num_draft_tokens: of every round of a text that is alone, and the most of others; None: chosen. measure: what rounds of one
@@ -68,13 +73,40 @@ def open_rows(
     lines = rows_that_fit(folder, manifest, chosen, most + resting)
     if lines < most + resting:
         logger.warning("memory holds the caches of %d texts, not of %d: a smaller --capacity takes less", lines, most + resting)
-    session = BatchSession(open_session(folder / BATCH, chosen, num_threads), manifest, chosen, lines)
+    weights = SharedWeights(folder, manifest, chosen) if on_device(chosen) else None
+    opened = open_session(folder / BATCH, chosen, num_threads, weights=None if weights is None else weights.values, tuned=False)
+    session = BatchSession(opened, manifest, chosen, lines)
     choices = _Choices(manifest, num_draft_tokens, lookup)
-    if measure:
+    if measure and not on_device(chosen):
         choices.measure(session, manifest)
     together = max(1, min(most, lines - min(resting, lines - 1)))
     drafts = heads if num_draft_tokens is None else num_draft_tokens
-    return OnnxBatch(session, manifest, choices.of, most=drafts, max_together=together)
+    rows = OnnxBatch(session, manifest, choices.of, most=drafts, max_together=together)
+    if not on_device(chosen):
+        return rows
+    if num_draft_tokens:
+        check_drafts(manifest, num_draft_tokens)
+    captured = captured and can_capture(manifest)
+
+    def lone(sampled: bool) -> Lone:
+        how = Sampling(temp=1.0) if sampled else None  # what requests say takes its place
+        return open_device(
+            folder,
+            manifest,
+            chosen,
+            num_threads,
+            num_draft_tokens=num_draft_tokens,
+            sampling=how,
+            lookup=lookup,
+            captured=captured,
+            weights=weights,
+        )
+
+    return AloneElsewhere(rows, lone)
+
+
+def on_device(provider: str) -> bool:
+    return provider != "cpu"
 
 
 class _Choices:

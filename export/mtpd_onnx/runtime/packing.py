@@ -15,6 +15,7 @@ from mtpd_onnx.runtime.sampling_state import CONTEXT, SamplingState
 
 Inputs = dict[str, np.ndarray]
 SETTINGS = 5  # numbers of each text's settings
+REACH = 256  # positions that are looked at are so many, or twice as many ...: shapes come again
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,30 @@ class Part:
 
 @dataclass(frozen=True)
 class Shape:
-    """What makes the graph: heads, vocabulary, hidden size and its type, capacity."""
+    """What makes the graph: heads, vocabulary, hidden size and its type, capacity. whole: it attends over whole caches, and
+    wants to know how far (graphs/whole_caches.py)."""
 
     num_heads: int
     vocab: int
     width: int
     kind: type
     capacity: int
+    whole: bool = False
+
+    def computed(self, rows: int, past: int) -> int:
+        """Rows that attention computes of a text's `rows`."""
+        return rows if self.whole else with_spare(rows, past, self.capacity)
+
+    def reach(self, end: int) -> np.ndarray:
+        """int64 [1], for texts of at most `end` positions."""
+        return np.array([min(self.capacity, -(-end // REACH) * REACH)], np.int64)
 
 
 def pack(parts: Sequence[Part], lines: int, shape: Shape) -> Inputs:
     """Of different lines below `lines`. Arrays that the same shapes of texts share are the same objects."""
     if len(parts) == 1 and lines == 1:
         (part,) = parts
-        computed = with_spare(part.rows, part.past, shape.capacity)
+        computed = shape.computed(part.rows, part.past)
         inputs: Inputs = {
             "known": np.asarray(part.known, np.int64),
             "last": np.array([part.past + computed - 1], np.int32),
@@ -68,9 +79,11 @@ def pack(parts: Sequence[Part], lines: int, shape: Shape) -> Inputs:
         }
     else:
         inputs = _several(parts, lines, shape)
+    if shape.whole:
+        inputs["reach"] = shape.reach(max(part.past + part.rows for part in parts))
     if shape.num_heads:
         drafting = [part for part in parts if part.drafting is not None]
-        inputs |= _windows(drafting, lines, shape) if drafting else _no_windows(lines, shape.width, shape.kind)
+        inputs |= _windows(drafting, lines, shape) if drafting else _no_windows(lines, shape.width, shape.kind, shape.whole)
     return inputs | _sampled(parts, shape)
 
 
@@ -122,7 +135,7 @@ def _several(parts: Sequence[Part], lines: int, shape: Shape) -> Inputs:
         end = start + part.rows
         checked += range(start + part.first, end)
         after += [*range(start + part.first + 1, end), total]
-    last, lengths, table, places = _lines([(part.line, part.rows, part.past) for part in parts], lines, shape.capacity)
+    last, lengths, table, places = _lines([(part.line, part.rows, part.past) for part in parts], lines, shape)
     return {
         "known": np.concatenate([np.asarray(part.known, np.int64) for part in parts]),
         "order": np.array(order, np.int64),
@@ -135,10 +148,10 @@ def _several(parts: Sequence[Part], lines: int, shape: Shape) -> Inputs:
     }
 
 
-def _lines(texts: Sequence[tuple[int, int, int]], lines: int, capacity: int) -> tuple[np.ndarray, ...]:
+def _lines(texts: Sequence[tuple[int, int, int]], lines: int, shape: Shape) -> tuple[np.ndarray, ...]:
     """last, lengths [lines], rows [lines, most], places [all rows, 2] of texts (line, rows, positions cached before)."""
     last, lengths = np.zeros(lines, np.int32), np.zeros(lines, np.int32)
-    computed = [with_spare(rows, past, capacity) for _, rows, past in texts]
+    computed = [shape.computed(rows, past) for _, rows, past in texts]
     most = max(computed)
     table, places, start = np.zeros((lines, most), np.int64), [], 0
     steps = np.arange(most)
@@ -158,10 +171,11 @@ def _windows(parts: Sequence[Part], lines: int, shape: Shape) -> Inputs:
     shift = np.arange(1, total + 1)
     shift[ends] = total + np.arange(len(sizes))
     texts = [(part.line, part.window, each.last + 1 - part.window) for part, each in zip(parts, work, strict=True) if each]
-    last, lengths, table, places = _lines(texts, lines, shape.capacity)
-    return {
+    last, lengths, table, places = _lines(texts, lines, shape)
+    reach = {"window_reach": shape.reach(max(past + rows for _, rows, past in texts))} if shape.whole else {}
+    return reach | {
         "num_drafts": np.array([max(each.count for each in work if each)], np.int64),
-        "window_hidden": np.concatenate([each.hidden for each in work if each]),
+        "window_hidden": np.concatenate([each.hidden for each in work if each]).astype(shape.kind, copy=False),
         "window_tokens": np.concatenate([np.asarray(each.tokens, np.int64) for each in work if each]),
         "window_rows": table,
         "window_places": places,
@@ -173,10 +187,11 @@ def _windows(parts: Sequence[Part], lines: int, shape: Shape) -> Inputs:
 
 
 @lru_cache(64)
-def _no_windows(lines: int, width: int, kind: type) -> Inputs:
+def _no_windows(lines: int, width: int, kind: type, whole: bool) -> Inputs:
     """No head runs: one row of no text."""
     nothing = np.zeros(lines, np.int32)
-    return {
+    reach = {"window_reach": np.ones(1, np.int64)} if whole else {}
+    return reach | {
         "num_drafts": np.zeros(1, np.int64),
         "window_hidden": np.zeros((1, width), kind),
         "window_tokens": np.zeros(1, np.int64),

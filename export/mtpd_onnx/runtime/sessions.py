@@ -92,12 +92,13 @@ def open_session(
     captured: bool = False,
     stream: Stream | None = None,
     weights: Mapping[str, Any] | None = None,
+    tuned: bool = True,
 ) -> Any:
     """A session on exactly the wanted provider; ValueError in one line when it cannot be had.
 
     captured: runs of fixed shapes become CUDA graphs, which is refused where a node of the graph has no CUDA kernel.
     stream: what it runs on (None: one of its own). weights: initializers on the device, in place of those of the file, by name;
-    whoever passes them keeps them.
+    whoever passes them keeps them. tuned: kernels of products are timed for every number of rows when it is first seen.
     """
     ort = import_onnxruntime()
     most = max(os.cpu_count() or 1, MOST_THREADS)
@@ -105,7 +106,7 @@ def open_session(
         raise ValueError(f"--num-threads: got {num_threads}, expected 1..{most}")
     options = ort.SessionOptions()
     options.log_severity_level = FATAL  # errors are raised
-    if provider == "cuda":
+    if provider == "cuda" and tuned:
         for name, setting in CUDA_SETTINGS.items():
             options.add_session_config_entry(name, setting)
     if provider == "cpu":
