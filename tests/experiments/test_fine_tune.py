@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny import write_base, write_checkpoint
 
-from tools.experiments import fine_tune
+from tools.experiments import fine_tune, refit_table
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
 
@@ -39,13 +39,13 @@ ANEW = [row("anew", 800, 40.0, 3.0), row("anew", 400, 20.0, 2.9), row("anew", 10
     ],
 )
 def test_the_verdict_is_of_the_first_refit_that_is_good_enough(refits: list[dict[str, Any]], said: str) -> None:
-    told = fine_tune.verdict([*refits, *ANEW])
+    told = refit_table.verdict([*refits, *ANEW])
     assert said in told
     assert "tau 3.000 after 800 steps, 40.0 s; 95% of it first after 400 steps" in told
 
 
 def test_half_a_story_has_no_verdict() -> None:
-    assert fine_tune.verdict(ANEW) == ""
+    assert refit_table.verdict(ANEW) == ""
 
 
 @pytest.mark.slow

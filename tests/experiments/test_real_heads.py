@@ -96,3 +96,21 @@ def test_arms_are_added_to_those_that_are_there(tmp_path: Path) -> None:
     assert text.count("## More") == text.count("## Arms") == text.count("## Fine-tune") == 1
     assert "| late | 1 | 3 | **1.550** |" in text
     assert "| better over late | +6.5% (1 sets) |" in text
+
+
+def test_a_refit_has_its_table_and_its_aim(tmp_path: Path) -> None:
+    page(tmp_path)
+    common = {"car": [0.5], "distinct4": 0.4, "main_loss": 2.0, "forced": [1.5, 2.5]}
+    rows = [
+        {"key": "old", "label": "old", "tau": 1.2, "car": [0.2], "distinct4": 0.4},
+        {"key": "refit-10", "label": "refit", "steps": 10, "seconds": 1.0, "tau": 2.9} | common,
+        {"key": "anew-90", "label": "anew", "steps": 90, "seconds": 8.0, "tau": 3.0} | common,
+    ]
+    more = tmp_path / "more.json"
+    more.write_text(json.dumps({"refits": [{"title": "A fine-tune on sums", "note": "Short.", "rows": rows}]}))
+    real_heads.main([str(more), str(tmp_path / "toy.json"), "--add"])
+    text = real_heads.section(tmp_path / "toy.json")
+    assert "| the same, a fine-tune on sums | 97% in 12% of the time | yes |" in text
+    assert "## A fine-tune on sums\n\nShort.\n" in text
+    assert "| refit | 10 | 1.0 | 2.000 | 2.500 | **2.900** | .500 | 0.400 |" in text
+    assert "Refit reaches 97% of it after 10 steps" in text

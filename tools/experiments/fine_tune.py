@@ -18,12 +18,9 @@ from typing import Any
 
 from mtpd_mlx.checkpoints.format import read_config
 from mtpd_mlx.files.atomic import write_json, write_text
-from tools.experiments.pages import numbers, table
-from tools.experiments.real_heads import said
+from tools.experiments.refit_table import story_table, verdict
 from tools.real_model.pipeline import DONE, PRODUCT, Stage, StageFailed, run_stages
 
-ENOUGH = 0.95  # share of the best tau of heads trained anew
-TIME = 0.2  # of their time
 PARTS = ("refit", "anew", "adapter", "joint", "muon", "own")
 Figures = dict[str, Any]
 
@@ -164,7 +161,7 @@ class Story:
         content["rows"] = [r for r in content["rows"] if r["key"] != row.key] + [made]
         content["stages"] = {name: done["seconds"] for name, done in json.loads((self.out / DONE).read_text()).items()}
         write_json(self.file, content)
-        write_text(self.out / "story.md", describe(content))
+        write_text(self.out / "story.md", f"{story_table(content['rows'])}\n{verdict(content['rows'])}\n")
         mx.clear_cache()  # the next training needs it
         print(f"  {row.label}: tau {made['tau']:.3f}", flush=True)
 
@@ -187,49 +184,6 @@ def of_training(run: Path | None) -> Figures:
     start = checks[0]["valid"]
     found = {"steps": reports[-1]["iter"], "kept": kept.get("iteration"), "seconds": reports[-1]["seconds"]}
     return found | {"main_loss": valid["main_loss"], "start_loss": start["main_loss"], "forced": [start["tau"], valid["tau"]]}
-
-
-def verdict(rows: list[Figures]) -> str:
-    """Which refit reaches ENOUGH of what heads trained anew reach at best, in which share of their time."""
-    anew = [r for r in rows if r["key"].startswith("anew-")]
-    refits = sorted((r for r in rows if r["key"].startswith("refit-")), key=lambda r: int(r["steps"]))
-    if not anew or not refits:
-        return ""
-    best = max(anew, key=lambda r: float(r["tau"]))
-    first = min((r for r in anew if r["tau"] >= ENOUGH * best["tau"]), key=lambda r: int(r["steps"]))
-    enough = [r for r in refits if r["tau"] >= ENOUGH * best["tau"]]
-    told = (
-        f"Best of anew: tau {best['tau']:.3f} after {best['steps']} steps, {best['seconds']:.1f} s; {ENOUGH:.0%} of it first "
-        f"after {first['steps']} steps, {first['seconds']:.1f} s. "
-    )
-    if not enough:
-        return told + f"No refit reaches {ENOUGH:.0%} of it: at best {max(r['tau'] for r in refits) / best['tau']:.0%}."
-    r = enough[0]
-    share, of_first = r["seconds"] / best["seconds"], r["seconds"] / first["seconds"]
-    return told + (
-        f"Refit reaches {r['tau'] / best['tau']:.0%} of it after {r['steps']} steps, {r['seconds']:.1f} s: {share:.0%} of the "
-        f"time of the best, {of_first:.0%} of that of the first ({TIME:.0%} wanted: {'met' if share <= TIME else 'missed'})."
-    )
-
-
-def describe(content: Figures) -> str:
-    rows = []
-    for r in content["rows"]:
-        seconds, forced = r.get("seconds"), r.get("forced")
-        cells = [r["label"], str(r.get("steps", "")), "" if seconds is None else f"{seconds:.1f}"]
-        cells += [said(r.get("main_loss")), "" if forced is None else f"{forced[1]:.3f}"]
-        rows.append([*cells, f"**{r['tau']:.3f}**", numbers(r["car"]), f"{r['distinct4']:.3f}"])
-    heads = [
-        "heads",
-        "steps",
-        "seconds in steps",
-        "main loss, held-out",
-        "tau, held-out",
-        "tau, own answers",
-        "CAR",
-        "distinct-4",
-    ]
-    return f"{table(heads, rows)}\n{verdict(content['rows'])}\n"
 
 
 def main() -> int:

@@ -3,12 +3,13 @@
 
     python -m tools.experiments.real_heads SPEC docs/results/smollm2-135m.json
 
-SPEC (JSON) holds the conditions, `groups` ({title, note, arms: [{key, label, file, ..}]}), `pairs` ({said, of, against}: keys)
-and `story`. `file` names the measurement of an arm: {greedy, sampled: {all, sets: {name: figures}}}, alone or under one key;
-figures: tau, car, rounds, novel, distinct4, as measure/evaluate.py gives them. An arm of which only a log is left has `means`
-in place of a file: {greedy, sampled: {tau, novel, car}}, means over the sets. report.py calls `section`. On the disk a set is a
-row of results_file.pack_group, so every share is exact. With --add SPEC holds more groups and pairs for the file that is there;
-what else it holds takes the place of what was there.
+SPEC (JSON) holds the conditions, `groups` ({title, note, arms: [{key, label, file, ..}]}), `pairs` ({said, of, against}: keys),
+`story` and `refits` ({title, note, rows of fine_tune.py's story.json}). `file` names the measurement of an arm: {greedy,
+sampled: {all, sets: {name: figures}}}, alone or under one key; figures: tau, car, rounds, novel, distinct4, as
+measure/evaluate.py gives them. An arm of which only a log is left has `means` in place of a file: {greedy, sampled:
+{tau, novel, car}}, means over the sets. report.py calls `section`. On the disk a set is a row of results_file.pack_group, so
+every share is exact. With --add SPEC holds more groups and pairs for the file that is there; what else it holds takes the
+place of what was there.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from tools.experiments import refit_table
 from tools.experiments.pages import aim, numbers, table
+from tools.experiments.refit_table import race
 from tools.experiments.results_file import KINDS, groups, pack_group, unpack_group, write_generated
 
 FILE_NAME = "smollm2-135m.json"
@@ -155,6 +158,10 @@ def aims_table(content: Figures, arms: dict[str, Figures]) -> str:
     wish = f"refit of a LoRA fine-tune: {REFIT_PERCENT}% of the tau of heads trained anew, in {REFIT_TIME}% of their time"
     shown = f"{share:.0f}% in {spent['seconds']:.0f}% of the time ({spent['steps']:.0f}% of the steps)"
     rows.append([wish, *aim(shown, met)])
+    for one in content.get("refits", []):
+        if found := race(one["rows"]):
+            shown = f"{100 * found.share:.0f}% in {100 * found.time(found.best):.0f}% of the time"
+            rows.append([f"the same, {one['title'][0].lower()}{one['title'][1:]}", *aim(shown, found.met)])
     return table(["aim", "measured", "met"], rows)
 
 
@@ -179,6 +186,9 @@ def section(file: Path) -> str:
     parts.append(f"## Side by side\n\n{pairs_table(content, arms)}")
     story = content["story"]
     parts.append(f"## {story['title']}\n\n{story['note']}\n\n{story_table(story)}")
+    for one in content.get("refits", []):
+        tables = refit_table.story_table(one["rows"]), refit_table.verdict(one["rows"])
+        parts.append("\n\n".join([f"## {one['title']}", one["note"], tables[0] + "\n" + tables[1] + "\n"]))
     return "\n".join(parts)
 
 
