@@ -104,19 +104,21 @@ def test_texts_side_by_side_are_what_they_are_alone(drafts: int, tmp_path: Path)
     """One of them alone at last, which goes on elsewhere."""
     checkpoint = write_checkpoint(tmp_path / "heads", write_base(tmp_path / "base", scale=2.0), 4, noise=0.05)
     export_checkpoint(checkpoint, tmp_path / "half", ExportOptions(precision="fp16", capacity=256))
-    plain, rows = open_folder(tmp_path / "half", provider="cuda", plain=True), open_rows(tmp_path / "half", 3, provider="cuda")
-    prompts, texts, expected = [TEXT[:20], TEXT[:3], TEXT[5:40]], dict[int, list[int]](), dict[int, list[int]]()
-    for prompt in prompts:
+    plain = open_folder(tmp_path / "half", provider="cuda", plain=True)
+    rows = open_rows(tmp_path / "half", 3, provider="cuda")
+    texts, expected = dict[int, list[int]](), dict[int, list[int]]()
+    for prompt in (TEXT[:20], TEXT[:3], TEXT[5:40]):
         plain.rewind_to(0)
         row = rows.join(Sampling())
         texts[row] = [rows.prefill(row, prompt)]
         expected[row] = [t for chunk in generate(plain, prompt, max_tokens=60) for t in chunk.tokens]
     while min(map(len, texts.values())) < 30:
-        for row, result in zip(texts, rows.round([Turn(row, text[-1], drafts) for row, text in texts.items()]), strict=True):
-            texts[row] += result.emitted
+        turns = [Turn(row, text[-1], drafts) for row, text in texts.items()]
+        for turn, result in zip(turns, rows.round(turns), strict=True):
+            texts[turn.row] += result.emitted
     lone = rows.alone(2)
     while len(texts[2]) < 60:
         texts[2] += lone.round(texts[2][-1]).emitted
     rows.check()
     for row, text in texts.items():
-        assert text == expected[row][: len(text)] or text[:60] == expected[row]
+        assert text[:60] == expected[row][: len(text)]
