@@ -113,12 +113,12 @@ def test_texts_side_by_side_are_what_they_are_alone(drafts: int, tmp_path: Path)
         texts[row] = [rows.prefill(row, prompt)]
         expected[row] = [t for chunk in generate(plain, prompt, max_tokens=60) for t in chunk.tokens]
     while min(map(len, texts.values())) < 30:
-        turns = [Turn(row, text[-1], drafts) for row, text in texts.items()]
+        turns = [Turn(row, made[-1], drafts) for row, made in texts.items()]
         for turn, result in zip(turns, rows.round(turns), strict=True):
             texts[turn.row] += result.emitted
     lone = rows.alone(2)
     while len(texts[2]) < 60:
         texts[2] += lone.round(texts[2][-1]).emitted
     rows.check()
-    for row, text in texts.items():
-        assert text[:60] == expected[row][: len(text)]
+    for row, made in texts.items():
+        assert made[:60] == expected[row][: len(made)]
