@@ -92,7 +92,8 @@ def describe(result: dict[str, Any]) -> str:
     validation = result["training_validation"]
     if validation["start"] and validation["validation"]:
         before, after = validation["start"]["main_loss"], validation["validation"]["main_loss"]
-        lines.append(f"base validation loss before and after training: {before:.4f} -> {after:.4f}")
+        if before != after:  # the base trained, too
+            lines.append(f"base validation loss before and after training: {before:.4f} -> {after:.4f}")
     if "base_valid_loss" in result:
         lines.append(f"base loss on the given text: {result['base_valid_loss']:.4f} nats per token")
     return "\n".join(lines)

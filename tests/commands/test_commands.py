@@ -58,6 +58,15 @@ def test_eval_prints_all_three_figures(tiny_checkpoint: Path, prompts: Path, tex
     assert figures["tau"] == pytest.approx(1 + sum(figures["car"])) and figures["prompts"] == 6
 
 
+@pytest.mark.parametrize(("after", "told"), [(1.5, False), (1.25, True)])
+def test_eval_tells_the_loss_of_a_base_that_trained(after: float, told: bool) -> None:
+    from mtpd_mlx.commands.eval import describe
+
+    validation = {"start": {"main_loss": 1.5}, "validation": {"main_loss": after}}
+    text = describe({"num_heads": 2, "sets": {}, "training_validation": validation})
+    assert ("base validation loss before and after training: 1.5000 -> 1.2500" in text) is told
+
+
 def test_the_loss_on_a_text_is_within_the_context(tiny_base: Path, text_data: Path) -> None:
     from mtpd_mlx.commands.eval import base_loss
     from mtpd_mlx.model.base import Base, load_base
