@@ -12,11 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 class Trace:
-    """Seconds since it was opened; nothing that was asked or answered. A disk that fails ends the trace, not the server."""
+    """Seconds since it was opened (0: a server was started); nothing that was asked or answered. A disk that
+    fails ends the trace, not the server."""
 
     def __init__(self, file: Path | None = None):
         self._began = time.perf_counter()
-        self._out: TextIO | None = None if file is None else file.open("w", encoding="utf-8", buffering=1)
+        self._out: TextIO | None = None if file is None else _opened(file)
+        self.write("open", {})
 
     def write(self, event: str, what: Mapping[str, Any]) -> None:
         if self._out is None:
@@ -33,6 +35,16 @@ class Trace:
         if self._out is not None:
             self._out.close()
             self._out = None
+
+
+def _opened(file: Path) -> TextIO:
+    """Behind what is there: a server that was killed leaves half a line."""
+    out = file.open("a", encoding="utf-8", buffering=1)
+    if file.is_file() and out.tell():
+        with file.open("rb") as held:
+            held.seek(-1, 2)
+            out.write("" if held.read() == b"\n" else "\n")
+    return out
 
 
 NO_TRACE = Trace()

@@ -17,7 +17,7 @@ from helpers.bound import hashed_rows
 from helpers.fakes import ScriptedModel, hashed
 from helpers.serving import TEMPLATE, with_template
 from helpers.tools import tool
-from tiny import write_tokenizer
+from tiny import write_base, write_checkpoint, write_tokenizer
 
 from mtpd_mlx.serving.app import Server, make_app
 from mtpd_mlx.serving.engine import Engine, EngineOptions
@@ -29,6 +29,7 @@ from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.text.tokenizer import Tokenizer
 from tools.bench_serve.faults import Target, faults
 from tools.bench_serve.idle import busy, come_to_rest, grown
+from tools.bench_serve.kills import files_of, survive
 from tools.bench_serve.load import Asked, Load, load, streamed
 from tools.bench_serve.processes import cpu_seconds
 from tools.bench_serve.report import describe, figures, quantile, summary
@@ -198,7 +199,7 @@ def test_the_system_knows_what_a_server_takes(tmp_path: Path) -> None:
 
 def test_memory_and_rest() -> None:
     assert grown([1] * 9) is None
-    assert grown([5, 5, 100, 100, 100, 100, 100, 100, 110, 100]) == pytest.approx(0.1)
+    assert grown([5, 5, 100, 130, 100, 100, 100, 100, 150, 110]) == pytest.approx(0.1)
     assert busy({"status": "ok", "waiting": 0, "mtpd_requests_running": 0.0}) == []
     assert busy({"status": "ok", "waiting": 1, "integrity": "row 3 is nobody's"}) == [
         "waiting 1",
@@ -218,14 +219,16 @@ def under_faults(runtime: Scripted, count: int) -> tuple[Any, list[str]]:
 
 
 async def run(target: Target, url: str, count: int) -> tuple[Any, list[str]]:
-    found = await faults(target, count, 8, seed=1, step=lambda done: None)
+    async def step(done: int) -> None: ...
+
+    found = await faults(target, count, 8, seed=1, step=step)
     return found, await come_to_rest(Asked_Server("tiny", url, "tiny"))
 
 
 def test_the_server_stands_faults(tmp_path: Path) -> None:
     found, left = under_faults(Scripted(tmp_path), 300)
     assert (found.wrong, found.wrongs, left) == ([], 0, [])
-    assert found.kinds.total() == 300 and len(found.kinds) == 11 and found.statuses["400"] > 20 < found.statuses["200"]
+    assert found.kinds.total() == 300 and len(found.kinds) == 13 and found.statuses["400"] > 20 < found.statuses["200"]
 
 
 def test_a_wrong_text_and_an_error_are_found(tmp_path: Path) -> None:
@@ -264,3 +267,27 @@ def test_the_command(tmp_path: Path) -> None:
         assert done.returncode == 1 and said in done.stderr
     done = tool("bench_serve", tmp_path / "out", "--prompts", prompts, "--server", f"a={sys.executable} -c 1 {{port}}")
     assert done.returncode == 1 and "does not come up" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
+    """And a file that is changed is found."""
+    base = write_base(tmp_path / "base")
+    with_template(base)
+    checkpoint, trace = write_checkpoint(tmp_path / "heads", base, 2), tmp_path / "trace.jsonl"
+    command = (sys.executable, "-m", "mtpd_mlx.cli", "serve", str(checkpoint), "--trace", str(trace), "--port", "{port}")
+    asked = [{"messages": [{"role": "user", "content": prompt}]} for prompt in PROMPTS]
+    found = asyncio.run(survive(Wanted("a", command=command), asked, 2, 0, tmp_path / "logs"))
+    assert found["failed"] == [] and found["events"] > 0 and found["files"] >= 2
+    lines = trace.read_text().splitlines()
+    assert sum('"open"' in line for line in lines) == 3
+    broken = []
+    for line in lines:
+        try:
+            json.loads(line)
+        except ValueError:
+            broken.append(line)
+    assert len(broken) <= 2, "half a line of each killed server at most"
+    before = files_of(Wanted("a", command=command))
+    (checkpoint / "mtp_config.json").write_text((checkpoint / "mtp_config.json").read_text() + " ")
+    assert files_of(Wanted("a", command=command)) != before

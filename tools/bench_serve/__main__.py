@@ -3,6 +3,7 @@
     python -m tools.bench_serve OUT --onnx FOLDER --mlx CHECKPOINT --mlx-lm MODEL --prompts FILE ... --clients 1 4 16
     python -m tools.bench_serve OUT --server NAME=http://127.0.0.1:8080 --server "NAME=COMMAND --port {port}" --prompts FILE ...
     python -m tools.bench_serve OUT --onnx FOLDER --prompts FILE ... --faults 10000
+    python -m tools.bench_serve OUT --onnx FOLDER --prompts FILE ... --kills 20
 
 The servers take turns: for every repeat and number of clients each gets the same prompts, which are new ones as long as there
 are any. They are asked as OpenAI's clients ask, streamed; tokens are counted by the server. OUT/load.json holds figures and
@@ -25,6 +26,7 @@ from typing import Any
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.text.prompts import read_prompts
 from tools.bench_serve.endurance import endure
+from tools.bench_serve.kills import survive
 from tools.bench_serve.load import Load, ask, load, streamed
 from tools.bench_serve.report import Loads, describe, summary
 from tools.bench_serve.servers import (
@@ -40,7 +42,7 @@ from tools.bench_serve.servers import (
 )
 from tools.benchmark.conditions import conditions
 
-RESULT, FAULTS = "load.json", "faults.json"
+RESULT, FAULTS, KILLS = "load.json", "faults.json", "kills.json"
 
 
 def parse(words: list[str] | None = None) -> argparse.Namespace:
@@ -65,12 +67,13 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     add("--top-p", type=float, help="with --temperature")
     add("--reference", metavar="NAME", help="the server that all are held against (default: the last one)")
     add("--faults", type=int, metavar="N", help="so many requests, most of them wrong, instead of the load")
-    add("--seed", type=int, default=0, help="of --faults")
+    add("--kills", type=int, metavar="N", help="kill each server (SIGKILL) N times while it answers, instead of the load")
+    add("--seed", type=int, default=0, help="of --faults and --kills")
     add(
         "--too-long", type=int, default=50_000, metavar="WORDS", help="of a prompt that no context holds (default: %(default)s)"
     )
     args = parser.parse_args(words)
-    for name in ("clients", "per_client", "max_tokens", "repeats", "faults", "too_long"):
+    for name in ("clients", "per_client", "max_tokens", "repeats", "faults", "kills", "too_long"):
         values = getattr(args, name)
         for value in values if isinstance(values, list) else [values]:
             if value is not None and value < 1:
@@ -135,6 +138,12 @@ async def measure(servers: list[Server], prompts: list[dict[str, Any]], args: ar
 
 async def run(args: argparse.Namespace) -> int:
     wanted, prompts = wanted_of(args), asked_of(args)
+    if args.kills:
+        if fixed := [each.name for each in wanted if not each.command]:
+            raise ValueError(f"--kills: {fixed[0]} was not started here")
+        ends = [await survive(each, prompts, args.kills, args.seed, args.out) for each in wanted]
+        write_json(args.out / KILLS, {"conditions": conditions(), "servers": ends})
+        return int(any(each["failed"] for each in ends))
     async with started(wanted, args.out) as servers:
         if args.faults:
             wrong = (args.faults, max(args.clients), args.seed, args.too_long)
@@ -144,7 +153,7 @@ async def run(args: argparse.Namespace) -> int:
         before = conditions()
         found = summary(await measure(servers, prompts, args), args.reference or servers[-1].name)
         found["blas"] = {server.name: server.blas() for server in servers}
-    settings = {name: value for name, value in vars(args).items() if name not in ("out", "faults", "seed")}
+    settings = {name: value for name, value in vars(args).items() if name not in ("out", "faults", "kills", "seed")}
     write_json(args.out / RESULT, found | {"settings": words_of(settings), "conditions": before})
     print(describe(found))
     return int(any(cell["errors"] for cells in found["servers"].values() for cell in cells.values()))

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from tools.bench_serve.faults import Target, faults, path_of, text_of
-from tools.bench_serve.idle import GROWTH, come_to_rest, grown
+from tools.bench_serve.idle import GROWTH, come_to_rest, grown, held_by
 from tools.bench_serve.servers import Server
 from tools.bench_serve.wire import connection, get
 
@@ -35,8 +35,8 @@ async def endure(
     again at the end. words: of a prompt that is too long."""
     known, samples = await known_answers(server, asked), list[int]()
 
-    def step(done: int) -> None:
-        if done % max(1, count // SAMPLES) == 0 and (held := server.memory()) is not None:
+    async def step(done: int) -> None:
+        if done % max(1, count // SAMPLES) == 0 and (held := await held_by(server)) is not None:
             samples.append(held)
             print(f"{server.name}: {done} of {count}, {held / 1e6:.0f} MB", file=sys.stderr, flush=True)
 

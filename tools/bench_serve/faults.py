@@ -57,7 +57,9 @@ class Client:
     def __init__(self, target: Target, found: Faults, rng: random.Random):
         self.target, self.found, self.rng = target, found, rng
         self.kinds: dict[str, tuple[int, Callable[[Connection], Awaitable[tuple[str, str | None]]]]] = {
-            "whole": (14, self.whole),
+            "whole": (12, self.whole),
+            "several": (1, self.several),
+            "scored": (1, self.scored),
             "stream": (14, self.stream),
             "gone before the answer": (14, self.gone_before),
             "gone in the stream": (16, self.gone_in_stream),
@@ -97,6 +99,32 @@ class Client:
             return "429", None
         got = text_of(json.loads(said)["choices"][0]) if answer.status == 200 else f"status {answer.status}: {said[:120]!r}"
         return str(answer.status), None if got == text else f"got {got!r}, expected {text!r}"
+
+    async def several(self, each: Connection) -> tuple[str, str | None]:
+        """Two texts of one prompt."""
+        body, text = self._known(n=2)
+        status, choices = await self._choices(each, body)
+        right = status == "429" or [text_of(choice) for choice in choices] == [text] * 2
+        return status, None if right else f"status {status}: {choices}, expected {text!r} twice"
+
+    async def scored(self, each: Connection) -> tuple[str, str | None]:
+        """A text whose tokens and their log-probabilities are told."""
+        body, _ = self._known()
+        body |= {"logprobs": True, "top_logprobs": 2} if "messages" in body else {"logprobs": 2}
+        status, choices = await self._choices(each, body)
+        if status == "429":
+            return status, None
+        told = [scores_of(choice) for choice in choices]
+        right = len(told) == 1 and all(logprob <= 1e-4 for _, logprob in told[0])
+        said = "".join(token for token, _ in told[0]) if right else None
+        right = said is not None and said.startswith(text_of(choices[0]))  # the token that ends a completion comes behind it
+        return status, None if right else f"status {status}: {choices}"
+
+    async def _choices(self, each: Connection, body: dict[str, Any]) -> tuple[str, list[dict[str, Any]]]:
+        """Status and choices of a whole answer; none where the status is not 200."""
+        answer = await each.ask("POST", path_of(body), body)
+        said = await answer.body()
+        return str(answer.status), json.loads(said)["choices"] if answer.status == 200 else []
 
     async def stream(self, each: Connection) -> tuple[str, str | None]:
         body, text = self._known(stream=True)
@@ -200,7 +228,7 @@ class Client:
         return await self._expect(each, self.rng.choice(["/v1/nothing", "/health", "/v1/models"]), {}, 404, 405)
 
 
-async def faults(target: Target, count: int, clients: int, seed: int, step: Callable[[int], None]) -> Faults:
+async def faults(target: Target, count: int, clients: int, seed: int, step: Callable[[int], Awaitable[None]]) -> Faults:
     """`count` requests from `clients` at once. `step` is called with the number of requests that are done, after each."""
     found, left = Faults(), iter(range(count))
 
@@ -208,7 +236,7 @@ async def faults(target: Target, count: int, clients: int, seed: int, step: Call
         own = Client(target, found, random.Random(f"{seed} {number}"))
         for _ in left:
             await own.once()
-            step(found.kinds.total())
+            await step(found.kinds.total())
 
     await asyncio.gather(*(client(number) for number in range(clients)))
     return found
@@ -222,6 +250,14 @@ def text_of(choice: dict[str, Any]) -> str:
     """Of a choice of a whole answer or of a chunk, of a chat or a completion."""
     said = choice.get("message") or choice.get("delta") or {"content": choice.get("text")}
     return said.get("content") or ""
+
+
+def scores_of(choice: dict[str, Any]) -> list[tuple[str, float]]:
+    """Tokens and log-probabilities of a whole answer's choice."""
+    told = choice["logprobs"]
+    if "content" in told:
+        return [(each["token"], each["logprob"]) for each in told["content"]]
+    return list(zip(told["tokens"], told["token_logprobs"], strict=True))
 
 
 def is_error(said: bytes) -> bool:

@@ -46,9 +46,19 @@ async def come_to_rest(server: Server) -> list[str]:
         await asyncio.sleep(0.1)
 
 
+async def held_by(server: Server) -> int | None:
+    """Bytes of its process but for the prefix cache, which has a limit of its own; None where the system does not say."""
+    resident = server.memory()
+    if resident is None:
+        return None
+    cached = re.search(r"^mtpd_prefix_cache_bytes (\S+)$", (await get(server.url, "/metrics")).decode(), re.M)
+    return resident - (int(float(cached[1])) if cached else 0)
+
+
 def grown(samples: list[int]) -> float | None:
-    """How much more memory the last fifth of the samples has than the second, at most each; None of too few."""
+    """How much more memory the last fifth of the samples has than the second, at least each: large bodies and prompts are
+    there for a moment, what is lost stays. None of too few."""
     if len(samples) < 10:
         return None
     fifth = len(samples) // 5
-    return max(samples[-fifth:]) / max(samples[fifth : 2 * fifth]) - 1
+    return min(samples[-fifth:]) / min(samples[fifth : 2 * fifth]) - 1
