@@ -31,7 +31,11 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "container": (),
     "context_management": (),
     "mcp_servers": ([],),
+    "speed": ("standard",),
+    "diagnostics": (),
+    "inference_geo": (),
 }
+LABELS = ("metadata", "user_profile_id", "workspace_id", "cache_control")  # what begins alike stays cached without being asked
 BILLING = "x-anthropic-billing-header"  # a block that changes with every request: with it nothing would stay cached
 CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
 THOUGHTS = ("thinking", "redacted_thinking")  # blocks that are not repeated to the model
@@ -46,8 +50,7 @@ def messages(body: Mapping[str, Any], served: Served) -> tuple[list[Request], Re
     stream, stop = fields.switch("stream"), read_stops(fields, "stop_sequences")
     bound = constraint_of(_format(fields), tools, served, kinds)
     request = Request(prompt, read_sampling(fields, served.sampling), longest, stop, stream, bound)
-    fields.neutral(NEUTRAL)
-    fields.raw("metadata")
+    read_neutral(fields)
     return made(fields, served, "messages", [request]), MessagesReply(served.names[0], len(prompt), kinds)
 
 
@@ -55,9 +58,16 @@ def count_tokens(body: Mapping[str, Any], served: Served) -> int:
     fields = Fields(body)
     prompt, _, _ = _prompt(fields, served)
     _format(fields)
-    fields.neutral(NEUTRAL)
+    read_neutral(fields)
     fields.done()
     return len(prompt)
+
+
+def read_neutral(fields: Fields) -> None:
+    """What is taken without an effect."""
+    fields.neutral(NEUTRAL)
+    for name in LABELS:
+        fields.raw(name)
 
 
 def _prompt(fields: Fields, served: Served) -> tuple[list[int], Tools, Kinds]:
