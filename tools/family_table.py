@@ -53,36 +53,47 @@ NOT_COVERED = {
 }
 HEAD = """# Model families
 
-Written by `python -m tools.family_table` from the results of `pytest -m families`; not by hand.
+Find your model's `model_type` (it is in its config.json) in the table. `mtpd inspect MODEL` says the same for one model, and
+whether it fits into memory.
 
-Each row is a tiny random model whose config.json and tensor names are those that transformers {version} writes, with its logits
-as the oracle. Of real checkpoints only those in [log.md](log.md) were run. A cell says what the tests of that name found:
+| a cell says | meaning |
+|---|---|
+| yes | the tests below pass |
+| refused | the command refuses the family in one line |
+| not run | no test of this table runs there |
+| - | published models of the family ship no heads |
 
-- **MLX**: every logit within 1e-4 of transformers', in float32; the same in pieces, after a rewind, beyond sliding windows and
-  in left-padded batches; the losses of two heads fall by 15% in 15 steps; speculative decoding, of one text and of several,
-  gives the tokens of plain greedy decoding.
-- **ONNX, CPU**: every logit within 1e-4 of transformers', in both layouts (fused and split); rounds give the tokens of plain
-  greedy decoding and accept what the step-by-step oracles accept. *refused*: `mtpd export` refuses the family in one line.
-- **ONNX, CUDA**: no test of this table runs there, since CI has no GPU. By hand, on an H100 and an H200, SmolLM2 and random
-  weights of Qwen3's dimensions were run in fp16 ([log.md](log.md)).
-- **own heads in**: the head that published models of the family ship, imported, gives the logits of transformers' MTP decoding
-  (MiMo, of which transformers has no class: the same tensors come back;
-  Nemotron, which its MTP decoding does not know: transformers' blocks, put together as SGLang does).
-- **heads out**: what `mtpd export-heads` writes in the layout `nextn` (Nemotron: one head in `nemotron`) comes back bit for
-  bit. *refused*: of a checkpoint that is more than a language model.
+What the tests check. Each row is a tiny random model whose config.json and tensor names are those that transformers {version}
+writes; its logits are the oracle. Of real checkpoints only those in the [log](log.md) were run.
+
+| column | what its tests find |
+|---|---|
+| MLX | every logit within 1e-4 of transformers', in float32: whole, in pieces, after a rewind, beyond sliding windows, in \
+left-padded batches. The losses of two heads fall by 15% in 15 steps. Speculative decoding, of one text and of several, \
+gives the tokens of plain greedy decoding. |
+| ONNX, CPU | every logit within 1e-4 of transformers', in both layouts (fused and split). Rounds give the tokens of plain \
+greedy decoding and accept what the step-by-step oracles accept. |
+| ONNX, CUDA | not run: CI has no GPU. By hand, on an H100 and an H200, SmolLM2 and random weights of Qwen3's dimensions \
+were run in fp16 ([log](log.md)). |
+| own heads in | the head that published models of the family ship, imported, gives the logits of transformers' MTP \
+decoding. MiMo, of which transformers has no class: the same tensors come back. Nemotron, which its MTP decoding does not \
+know: transformers' blocks, put together as SGLang does. |
+| heads out | what `mtpd export-heads` writes in the layout `nextn` (Nemotron: one head in `nemotron`) comes back bit for \
+bit. Refused for a checkpoint that is more than a language model. |
 
 | model | `model_type` | {columns} | not covered, and what to know |
 |---|---|{rules}|---|
 """
 FOOT = """
-MTP heads attend to all positions whatever the windows of the base, and rotate as its full-attention layers do. What is not in
-the table is refused in one line: other `model_type`s, other activations, biases and rope scalings that the family's code in
-transformers does not have. Code that a model brings is never run: one with `model_file`, or with `auto_map` and no
-`architectures`, is refused; `auto_map` beside `architectures` is passed over, and `model_type` decides.
+- MTP heads attend to all positions, whatever the windows of the base, and rotate as its full-attention layers do.
+- Everything that is not in the table is refused in one line: other `model_type`s, and activations, biases and rope scalings
+  that the family's code in transformers does not have.
+- Code that a model brings is never run. A model with `model_file`, or with `auto_map` and no `architectures`, is refused.
+  `auto_map` beside `architectures` is ignored, and `model_type` decides.
 
-The stored logits are what `make test`, and with it CI, compares with. Two test files ask the transformers that is installed
-instead, and are skipped where it or torch is missing: whether it still gives the stored logits, and its own MTP decoding with
-what `mtpd export-heads` writes. To run them:
+This page is written by `python -m tools.family_table` from the results of `pytest -m families`. The tests compare with stored
+logits. Two test files ask the installed transformers instead: whether it still gives the stored logits, and its own MTP
+decoding with the output of `mtpd export-heads`. They are skipped if transformers or torch is missing. To run them:
 
     pip install torch transformers
     pytest -m families tests/families/test_families_live.py tests/families/test_transformers_mtp.py
@@ -152,7 +163,8 @@ def notes(config: dict) -> str:
     if dims.experts is not None:
         parts.append("heads have experts too")
     if (why := objection(dims)) is not None:
-        parts.append(f"no ONNX graphs yet ({why.removeprefix(f'{dims.model_type}: ')})")
+        reason = "" if "MLX alone" in why else f" ({why.removeprefix(f'{dims.model_type}: ')})"
+        parts.append(f"no ONNX graphs yet{reason}")
     elif dims.experts is not None:
         parts.append("experts stay in floating point in int4 and int8 exports")
     return "; ".join(parts)
