@@ -61,7 +61,7 @@ def write_base(folder: Path, config: dict[str, Any] = LLAMA, seed: int = 0, scal
     """A random base in Hugging Face layout; `scale` widens its logits so that argmax is far from ties."""
     from mlx.utils import tree_flatten, tree_unflatten
 
-    from mtpd_mlx.model.base import new_base
+    from mtpd_mlx.model.new_base import new_base
     from mtpd_mlx.model.runtime import mx
 
     base = new_base(config, seed)

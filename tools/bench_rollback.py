@@ -46,8 +46,8 @@ def config_of(name: str, tiny: bool) -> dict[str, Any]:
 def models(name: str, args: argparse.Namespace) -> tuple[Any, Any]:
     """A base of random weights, and K heads that share theirs."""
     from mtpd_mlx.decoding.tuning.costs import repeated_heads
-    from mtpd_mlx.model.base import new_base
     from mtpd_mlx.model.compute import cast
+    from mtpd_mlx.model.new_base import new_base
     from mtpd_mlx.model.runtime import mx
 
     base = new_base(config_of(name, args.tiny), seed=0)

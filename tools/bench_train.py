@@ -25,8 +25,9 @@ from mtpd_mlx.data import Batch
 from mtpd_mlx.losses.chunked import CHUNK_BYTES, Rows
 from mtpd_mlx.losses.definitions import heads_objective
 from mtpd_mlx.losses.objective import Model, shift_right
-from mtpd_mlx.model.base import Base, load_base, new_base
+from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.heads import init_heads, shift_left
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import bound_queue, mx, nn, on_cpu
 from mtpd_mlx.options.train import LOSSES, OPTIMIZERS, LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper, cast, compute_dtype

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from mtpd_mlx.decoding.open import open_decoder
-from mtpd_mlx.model.base import Base, new_base
+from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
 from mtpd_mlx.speculative.loop import generate

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from mtpd_mlx.decoding.fixed_rounds import FixedRounds, round_graph
 from mtpd_mlx.decoding.growing_rounds import GrowingRounds
-from mtpd_mlx.decoding.saved_text import SavedText, kind_of, save_text
+from mtpd_mlx.decoding.kept import Kept
 from mtpd_mlx.decoding.text_state import HostState, Model
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.runtime import mx
@@ -20,7 +20,7 @@ class Rounds(Protocol):
     def leave(self) -> None: ...
 
 
-class Decoder:
+class Decoder(Kept):
     """Batch 1. A round proposes nothing, and takes a plain step, where drafts do not follow `token`, and, over fixed caches,
     in a text of fewer than K tokens. With K = 0, `step` is a round without drafts: plain decoding."""
 
@@ -116,25 +116,6 @@ class Decoder:
         """Goes on behind `tokens`, which these mlx-lm caches hold. The last K are run again to draft behind them."""
         self._host.restore(tokens, caches, head_caches)
         self._rounds, self._next, self._stale = None, None, len(tokens)
-
-    def renew(self) -> None:
-        """What follows is drawn anew (protocol.Renews)."""
-        host = self.settled()
-        if host.tokens:
-            self.resume(list(host.tokens), host.caches, host.head_caches)
-
-    @property
-    def saved_kind(self) -> str:
-        return kind_of(self.model.num_draft_tokens)
-
-    def save(self) -> SavedText | None:
-        """A copy of the text's caches (speculative/saved.py)."""
-        return save_text(self.settled()) if self.length else None
-
-    def load(self, saved: SavedText, length: int) -> None:
-        """The text is the first `length` positions of what was saved."""
-        self.rewind_to(0)
-        self.resume(saved.tokens[:length], *saved.caches(length))
 
     def _settle(self) -> None:
         """After a rewind: the state as if the text had never gone on."""

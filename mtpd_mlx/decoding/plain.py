@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from mtpd_mlx.decoding.saved_text import SavedText, kind_of, save_text
+from mtpd_mlx.decoding.kept import Kept
 from mtpd_mlx.decoding.text_state import HostState, Model, read_token
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.finite import marked
@@ -13,7 +13,7 @@ from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.speculative.protocol import Round
 
 
-class PlainDecoder:
+class PlainDecoder(Kept):
     """A Backend without drafts."""
 
     num_draft_tokens = 0
@@ -97,25 +97,6 @@ class PlainDecoder:
         """Goes on behind `tokens`, which these mlx-lm caches hold."""
         self._host.restore(tokens, caches, head_caches)
         self._next = None
-
-    def renew(self) -> None:
-        """What follows is drawn anew (protocol.Renews)."""
-        host = self.settled()
-        if host.tokens:
-            self.resume(list(host.tokens), host.caches, host.head_caches)
-
-    @property
-    def saved_kind(self) -> str:
-        return kind_of(self.model.num_draft_tokens)
-
-    def save(self) -> SavedText | None:
-        """A copy of the text's caches (speculative/saved.py)."""
-        return save_text(self.settled()) if self.length else None
-
-    def load(self, saved: SavedText, length: int) -> None:
-        """The text is the first `length` positions of what was saved."""
-        self.rewind_to(0)
-        self.resume(saved.tokens[:length], *saved.caches(length))
 
     def _begin(self) -> int:
         host, size = self._host, self.model.rule.context

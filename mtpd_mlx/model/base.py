@@ -5,7 +5,6 @@ Everything else sees a `Base`: embedding, trunk (hidden state before the final n
 the decoder-block type. A family is added in families/table.py, once tests/families covers it.
 """
 
-import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,22 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model, read_adapter
-from mtpd_mlx.checkpoints.shipped.layouts import is_shipped
-from mtpd_mlx.families.config import mlx_arguments, read_dims
+from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.dims import Dims, Layer
-from mtpd_mlx.families.multimodal import text_name
-from mtpd_mlx.families.stored import StoredBase, read_base
+from mtpd_mlx.families.stored import read_base
 from mtpd_mlx.families.table import FAMILIES, Names
 from mtpd_mlx.hub.pull import resolve_model
 from mtpd_mlx.model.adapters import apply_adapter
 from mtpd_mlx.model.blocks import adapt_block, attention_block, call_block, make_mask, needs_arrays, recomputed
-from mtpd_mlx.model.compute import cast, dtype_of
-from mtpd_mlx.model.fused_experts import as_mlx_lm_expects
+from mtpd_mlx.model.compute import cast
+from mtpd_mlx.model.network import make_network, unpacked
 from mtpd_mlx.model.recurrent.mixers import adopt, is_stateless, mixer_of, new_batch_cache, new_cache
 from mtpd_mlx.model.recurrent.pairs import Stateless
 from mtpd_mlx.model.runtime import kernel_cache, mx, nn, on_cpu, on_cuda
 from mtpd_mlx.model.window_cache import WindowCache
-from mtpd_mlx.options.base import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -223,34 +219,6 @@ def check_supported(config: dict[str, Any]) -> None:
     read_dims(config)
 
 
-def model_classes(config: dict[str, Any]) -> tuple[Any, Any]:
-    """(model, arguments): mlx-lm's classes for a config.json. ValueError for a model_type that it does not have.
-
-    Uses mlx_lm.utils._get_classes, which is private: mlx-lm has no public way. Broken by another name or another result of it.
-    """
-    from mlx_lm.utils import _get_classes
-
-    model_class, args_class = _get_classes(config)
-    if config["model_type"] == "qwen3_5":  # the language model, without what makes it multimodal
-        module = importlib.import_module(model_class.__module__)
-        return module.TextModel, module.TextModelArgs
-    return model_class, args_class
-
-
-def without_shipped_heads(model_class: Any, args_class: Any) -> tuple[Any, Any]:
-    """The mlx-lm classes of a language model, such that whatever else is in its checkpoint is left aside: MTP heads (mtpd
-    import-heads reads them), the other parts of a multimodal model."""
-
-    class Trimmed(model_class):
-        def sanitize(self, weights: dict[str, mx.array]) -> dict[str, mx.array]:
-            named = {text_name(name): w for name, w in weights.items()}
-            kept = {n: w for n, w in named.items() if n is not None and not is_shipped(n, self.args.num_hidden_layers)}
-            kept = as_mlx_lm_expects(kept, self.args.model_type)
-            return super().sanitize(kept) if hasattr(model_class, "sanitize") else kept
-
-    return Trimmed, args_class
-
-
 def load_base(
     model: str,
     *,
@@ -296,43 +264,6 @@ def load_base(
     return Base(network, config, path, block_type, adapter)
 
 
-def make_network(stored: StoredBase) -> nn.Module:
-    """mlx-lm's module with the tensors of `stored` and no others, not yet read. (mlx_lm.load_model takes every file of a
-    folder, and believes config.json where the tensors say otherwise.)"""
-    from mlx_lm.utils import infer_quant_config
-
-    arguments = stored.config | mlx_arguments(stored.config, stored.dims)
-    model_class, args_class = without_shipped_heads(*model_classes(arguments))
-    network = model_class(args_class.from_dict(arguments))
-    weights: dict[str, mx.array] = {}
-    for file in stored.files:
-        arrays = mx.load(str(file), format="safetensors")
-        assert isinstance(arrays, dict)
-        weights |= arrays
-    weights = network.sanitize(weights)
-
-    def packing(path: str, module: nn.Module) -> bool | dict[str, Any]:
-        packed = hasattr(module, "to_quantized") and f"{path}.scales" in weights
-        return infer_quant_config(path, module, weights) if packed else False
-
-    if stored.dims.quantization is not None:
-        nn.quantize(network, class_predicate=packing)
-    network.load_weights(list(weights.items()))
-    return network
-
-
-def unpacked(network: nn.Module, asked: mx.Dtype | None = None) -> nn.Module:
-    """The network with floating-point matrices in place of quantised ones: in float32 where that is computed in or `asked` for,
-    so that they are what the integers stand for; elsewhere in the type of their scales."""
-    from mlx_lm.utils import dequantize_model
-
-    for _, module in network.named_modules():
-        if "scales" in module and "biases" in module:
-            kind = asked if asked is not None and asked == mx.float32 else dtype_of(AUTO, module.scales.dtype)
-            module.scales, module.biases = module.scales.astype(kind), module.biases.astype(kind)
-    return dequantize_model(network)
-
-
 def _in_one_line(error: Exception, most: int = 300) -> str:
     """MLX lists the parameters that a model lacks one a line: as many of them as there is room for."""
     text = " ".join((str(error).strip() or repr(error)).replace(",\n", ", ").split())
@@ -346,36 +277,3 @@ def say_if_slow(base: Base) -> None:
         logger.warning("this base is quantised, which CPUs compute slowly: --dequantize is several times as fast")
     if on_cuda() and not any(Path(kernel_cache(0)).glob("*")):
         logger.info("MLX compiles its CUDA kernels first, which takes a minute or three here once")
-
-
-def new_base(config: dict[str, Any], seed: int) -> Base:
-    """A randomly initialised base (GPT-2 style: normal 0.02, residual outputs scaled by 1/sqrt(2 L), biases 0)."""
-    from mlx.utils import tree_flatten, tree_unflatten
-
-    config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}  # trained in float32
-    dims = read_dims(config)
-    arguments = config | mlx_arguments(config, dims)
-    model_class, args_class = model_classes(arguments)
-    network = model_class(args_class.from_dict(arguments))
-    if dims.tied and "lm_head" in network:
-        network.pop("lm_head")
-    mx.random.seed(seed)
-    residual = (2 * network.args.num_hidden_layers) ** -0.5
-    weights: list[tuple[str, mx.array]] = []
-    flat: Any = tree_flatten(network.parameters())
-    for name, w in flat:
-        if name.endswith(("bias", "sinks")):  # the module drew biases before the seed was set: every rank other ones
-            w = mx.zeros(w.shape)
-        elif name.endswith("A_log"):  # as drawn too: decays of 1 to 16
-            w = mx.log(mx.linspace(1, 16, w.size))
-        elif name.endswith(("conv.weight", "conv1d.weight")):
-            w = mx.random.normal(w.shape, scale=w.shape[1] ** -0.5)
-        elif w.ndim >= 2:
-            scale = 0.02 * (residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0)
-            w = mx.random.normal(w.shape, scale=scale)
-        elif offset := dims.offset_of(name):
-            w = mx.full(w.shape, 1.0 - offset)
-        weights.append((name, w))
-    network.update(tree_unflatten(weights))
-    mx.eval(network.parameters())
-    return Base(network, config, None)

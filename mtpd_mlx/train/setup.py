@@ -14,10 +14,11 @@ from mtpd_mlx.data.packing import add_counts
 from mtpd_mlx.files.json_object import read_json_object
 from mtpd_mlx.hub.pull import resolve_folder, resolve_model
 from mtpd_mlx.model.adapters import add_lora
-from mtpd_mlx.model.base import Base, load_base, new_base, say_if_slow
+from mtpd_mlx.model.base import Base, load_base, say_if_slow
 from mtpd_mlx.model.compute import cast
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.load_save import load_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import bound_queue, mx
 from mtpd_mlx.options.schema import flag
 from mtpd_mlx.options.train import ModelConfig, TrainOptions

@@ -12,8 +12,8 @@ from tiny import LLAMA, VOCAB, write_base, write_checkpoint, write_quantised
 
 from mtpd_mlx.checkpoints.format import read_config, read_draft_tokens
 from mtpd_mlx.measure.step_model import MLXModel
-from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint, save_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend

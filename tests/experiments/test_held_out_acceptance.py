@@ -7,8 +7,9 @@ from tiny import LLAMA, cycle_batch
 from mtpd_mlx.data import Batch
 from mtpd_mlx.data.packing import target_masks
 from mtpd_mlx.losses.objective import Model
-from mtpd_mlx.model.base import Base, new_base
+from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper

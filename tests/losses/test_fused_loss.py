@@ -11,8 +11,9 @@ from mtpd_mlx.losses.objective import Model, objective
 from mtpd_mlx.losses.row_losses import head_rows, stored_teacher, teacher_rows
 from mtpd_mlx.losses.row_stats import exp, row_stats
 from mtpd_mlx.losses.top_n import by_bisection, from_ordered_keys, nth_largest, ordered_keys
-from mtpd_mlx.model.base import Base, new_base
+from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LOSSES, LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper

@@ -9,8 +9,8 @@ from mtpd_mlx.data import Batch
 from mtpd_mlx.data.packing import target_masks
 from mtpd_mlx.losses.definitions import Teacher, heads_objective, reverse_top_n_kl, top_n_kl
 from mtpd_mlx.losses.objective import Model, objective
-from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LOSSES, LossConfig, OptimConfig
 from mtpd_mlx.train.step import Stepper

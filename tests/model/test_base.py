@@ -8,7 +8,8 @@ import pytest
 from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_quantised
 
 from mtpd_mlx.model import base
-from mtpd_mlx.model.base import check_supported, load_base, new_base
+from mtpd_mlx.model.base import check_supported, load_base
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.text.messages import messages_on_stderr
 

@@ -15,10 +15,11 @@ from mtpd_mlx.losses.definitions import Teacher, cross_entropy, end_to_end_tv, h
 from mtpd_mlx.losses.objective import Model, objective
 from mtpd_mlx.measure.acceptance import match_tables
 from mtpd_mlx.measure.step_model import MLXModel
-from mtpd_mlx.model.base import Base, new_base
+from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.generate import generate_greedy
 from mtpd_mlx.model.heads import init_heads, shift_left
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint, save_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LOSSES, LossConfig
 from mtpd_mlx.speculative.loop import generate

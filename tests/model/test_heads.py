@@ -8,9 +8,9 @@ from tiny import LLAMA, VOCAB
 
 from mtpd_mlx.checkpoints.format import MAX_HEADS
 from mtpd_mlx.cli import main
-from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import MTPHeads, init_heads, shift_left
 from mtpd_mlx.model.load_save import flatten
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 
 

@@ -33,8 +33,8 @@ def stepper() -> Any:
     from tiny import LLAMA
 
     from mtpd_mlx.losses.objective import Model
-    from mtpd_mlx.model.base import new_base
     from mtpd_mlx.model.heads import init_heads
+    from mtpd_mlx.model.new_base import new_base
     from mtpd_mlx.options.train import LossConfig, OptimConfig
     from mtpd_mlx.train.step import Stepper
 

@@ -15,9 +15,10 @@ from mtpd_mlx.data.packing import target_masks
 from mtpd_mlx.losses.definitions import cross_entropy, heads_objective
 from mtpd_mlx.losses.objective import Model, Tree, objective
 from mtpd_mlx.model.adapters import add_lora
-from mtpd_mlx.model.base import Base, new_base
+from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import init_heads, shift_left
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LoraConfig, LossConfig, OptimConfig, TrainOptions
 from mtpd_mlx.ranks.world import World

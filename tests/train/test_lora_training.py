@@ -18,9 +18,10 @@ from mtpd_mlx.data.packing import target_masks
 from mtpd_mlx.losses.definitions import cross_entropy, heads_objective
 from mtpd_mlx.losses.objective import Model, objective
 from mtpd_mlx.model.adapters import LORA_KEYS, add_lora, apply_adapter
-from mtpd_mlx.model.base import load_base, new_base
+from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.heads import init_heads
 from mtpd_mlx.model.load_save import load_arrays, load_checkpoint
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx, nn
 from mtpd_mlx.options.train import LoraConfig, LossConfig
 

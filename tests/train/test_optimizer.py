@@ -5,8 +5,8 @@ import pytest
 from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.losses.objective import Model
-from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import LossConfig, OptimConfig
 from mtpd_mlx.train import optimizer

@@ -11,8 +11,8 @@ from tiny import LLAMA, cycle_batch
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.losses.objective import Model, objective
-from mtpd_mlx.model.base import new_base
 from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.train import (
     COPIES_SHARE,

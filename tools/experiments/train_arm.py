@@ -14,9 +14,10 @@ from mtpd_mlx.data.dataset import MixedDataset
 from mtpd_mlx.files.atomic import write_json
 from mtpd_mlx.files.publish import publish, stage_folder
 from mtpd_mlx.losses.objective import Model
-from mtpd_mlx.model.base import Base, load_base, new_base
+from mtpd_mlx.model.base import Base, load_base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.load_save import load_heads, reference_base, save_heads, versions, write_base
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.schema import as_dict
 from mtpd_mlx.options.train import OptimConfig, RunConfig

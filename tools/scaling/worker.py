@@ -20,8 +20,9 @@ import numpy as np
 
 from mtpd_mlx.data import Batch
 from mtpd_mlx.losses.objective import Model, Tree
-from mtpd_mlx.model.base import Base, new_base
+from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import init_heads
+from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import bound_queue, mx, on_cpu
 from mtpd_mlx.options.train import LossConfig, OptimConfig, RunConfig
 from mtpd_mlx.ranks.watch import stop_clearly
