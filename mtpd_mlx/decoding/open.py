@@ -4,6 +4,7 @@ Called by the commands that decode, and by api.py."""
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import TypedDict, Unpack
 
 from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.decoder import Decoder, needs_growing
@@ -33,29 +34,27 @@ from mtpd_mlx.speculative.sampling import Sampling
 DEFAULT, GREEDY = DecodingConfig(), Sampling()
 
 
+class Drawing(TypedDict, total=False):
+    """What one text is decoded with, by keywords. capacity: positions (the base's context); sampling: greedy; special tokens
+    are what XTC never leaves out."""
+
+    capacity: int | None
+    sampling: Sampling
+    logits_processors: Sequence[LogitsProcessor]
+    xtc_special_tokens: Sequence[int]
+
+
 def open_decoder(
     base: Base,
     heads: MTPHeads | None,
     options: DecodingConfig = DEFAULT,
     *,
     num_draft_tokens: int | None = None,
-    capacity: int | None = None,
-    sampling: Sampling = GREEDY,
-    logits_processors: Sequence[LogitsProcessor] = (),
-    xtc_special_tokens: Sequence[int] = (),
+    **drawing: Unpack[Drawing],
 ) -> Decoder | PlainDecoder:
     """num_draft_tokens None: all heads; 0, or no heads: plain decoding. ValueError in one line where options contradict."""
-    model = model_of(
-        base,
-        heads,
-        options,
-        num_draft_tokens=num_draft_tokens,
-        capacity=capacity,
-        sampling=sampling,
-        logits_processors=logits_processors,
-        xtc_special_tokens=xtc_special_tokens,
-    )
-    return with_plan(model, options.plan, capacity)
+    model = model_of(base, heads, options, num_draft_tokens=num_draft_tokens, **drawing)
+    return with_plan(model, options.plan, drawing.get("capacity"))
 
 
 def model_of(
@@ -64,10 +63,7 @@ def model_of(
     options: DecodingConfig = DEFAULT,
     *,
     num_draft_tokens: int | None = None,
-    capacity: int | None = None,
-    sampling: Sampling = GREEDY,
-    logits_processors: Sequence[LogitsProcessor] = (),
-    xtc_special_tokens: Sequence[int] = (),
+    **drawing: Unpack[Drawing],
 ) -> Model:
     """As open_decoder."""
     available = heads.num_heads if heads is not None else 0
@@ -76,10 +72,11 @@ def model_of(
         raise ValueError(f"--num-draft-tokens: got {k}, expected 0..{available} (the checkpoint's heads)")
     check_kv(base, options)
     rule: Rule = Greedy(None if heads is None else heads.draft_tokens)
-    if not sampling.greedy:
-        positions = (capacity or base.context_length) + 2 * max(k, MOST_DRAFTS) + 3
-        rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, xtc_special_tokens)
-    own, processors = heads if k else None, tuple(logits_processors)
+    if not (sampling := drawing.get("sampling", GREEDY)).greedy:
+        positions = (drawing.get("capacity") or base.context_length) + 2 * max(k, MOST_DRAFTS) + 3
+        special = drawing.get("xtc_special_tokens", ())
+        rule = Sampled(sampling, base.vocab_size, positions, heads.draft_tokens if heads else None, special)
+    own, processors = heads if k else None, tuple(drawing.get("logits_processors", ()))
     return Model(base, own, k, rule, options.exact, kv_options(options), processors, options.windows)
 
 
@@ -91,11 +88,8 @@ def open_choosing(
     lookup: bool = True,
     costs: Mapping[Kind, float] | None = None,
     num_draft_tokens: int | None = None,
-    capacity: int | None = None,
-    sampling: Sampling = GREEDY,
-    logits_processors: Sequence[LogitsProcessor] = (),
-    xtc_special_tokens: Sequence[int] = (),
     remeasure: bool = False,
+    **drawing: Unpack[Drawing],
 ) -> Decoder | PlainDecoder:
     """A decoder that chooses the drafts of every round: the heads' (None: there are none), as many as pay, those of prompt
     `lookup`, or none. `costs`: what rounds cost here, where that is measured. Without them a GPU measures, unless it did so
@@ -107,17 +101,9 @@ def open_choosing(
 
     def opened(count: int | None, how: DecodingConfig) -> Decoder | PlainDecoder:
         own, more = (None, 0) if count == 0 else (heads, count)
-        return open_decoder(
-            base,
-            own,
-            how,
-            num_draft_tokens=more,
-            capacity=capacity,
-            sampling=sampling,
-            logits_processors=logits_processors,
-            xtc_special_tokens=xtc_special_tokens,
-        )
+        return open_decoder(base, own, how, num_draft_tokens=more, **drawing)
 
+    sampling = drawing.get("sampling", GREEDY)
     timed = sampling.greedy or sampling.seed is None
     key = None
     if costs is None and timed and not on_cpu() and not options.exact:  # else nothing is measured here
@@ -129,7 +115,7 @@ def open_choosing(
     if not (chooses(widest) and (widest.num_draft_tokens or lookup)):
         return widest if num_draft_tokens in (None, widest.num_draft_tokens) else opened(num_draft_tokens, options)
     drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=costs, timed=timed)
-    decoder = choosing_decoder(widest.model, widest.plan, drafting, capacity)
+    decoder = choosing_decoder(widest.model, widest.plan, drafting, drawing.get("capacity"))
     decoder.plan_milliseconds = widest.plan_milliseconds
     if key is not None and isinstance(decoder, FixedChoosingDecoder):
         found = by_kind(known.costs) if known is not None else {}
