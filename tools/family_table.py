@@ -16,7 +16,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from mtpd_onnx.dims import objection
+from mtpd_onnx.dims import objection, objection_on_cuda
 
 from mtpd_mlx.families.config import read_dims
 from mtpd_mlx.families.multimodal import text_config
@@ -122,6 +122,7 @@ def cell(column: str, results: dict[str, str], record: dict) -> str:
     refused = column in (CPU, CUDA) and objection(read_dims(text_config(record["config"]))) is not None
     refused |= column == OUTWARDS and stay_inside(record["config"])
     if column == CUDA:
+        refused |= objection_on_cuda(read_dims(text_config(record["config"]))) is not None
         return "refused" if refused else "not run"
     if column == IN and (layout := layout_of(record)) is None:
         return "-"
@@ -162,6 +163,8 @@ def notes(config: dict) -> str:
         parts.append(f"recurrent state in {recurrent} of {dims.num_layers} layers; heads are attention blocks")
     if dims.experts is not None:
         parts.append("heads have experts too")
+    if objection(dims) is None and objection_on_cuda(dims) is not None:
+        parts.append("ONNX on CPUs alone, one text at a time")
     if (why := objection(dims)) is not None:
         reason = "" if "MLX alone" in why else f" ({why.removeprefix(f'{dims.model_type}: ')})"
         parts.append(f"no ONNX graphs yet{reason}")

@@ -173,12 +173,16 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
         GPT_OSS,
     ),
     "gpt-oss-mxfp4": ("gpt-oss in MXFP4, as OpenAI stores it", "GptOssConfig", GPT_OSS | {"packed": "mxfp4"}),
-    "qwen3.5": ("Qwen3.5, 3.6, 3.8 (text)", "Qwen3_5TextConfig", DELTA | {"tie_word_embeddings": True, "shipped": "mtp"}),
+    "qwen3.5": (
+        "Qwen3.5, 3.6, 3.8 (text)",
+        "Qwen3_5TextConfig",
+        DELTA | {"head_dim": 64, "tie_word_embeddings": True, "shipped": "mtp"},
+    ),
     "qwen3.5-vision": (
         "Qwen3.5, 3.6, 3.8 with vision (their text)",
         "Qwen3_5Config",
         {
-            "text_config": TINY | DELTA | {"model_type": "qwen3_5_text", "linear_num_value_heads": 2},
+            "text_config": TINY | DELTA | {"head_dim": 64, "model_type": "qwen3_5_text", "linear_num_value_heads": 2},
             "vision_config": QWEN_VISION,
         },
     ),

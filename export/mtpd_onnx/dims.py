@@ -8,7 +8,7 @@ from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.rotary import rope_type
 from mtpd_mlx.families.table import FAMILIES
 
-__all__ = ["Dims", "check_expressible", "objection", "read_dims", "rope_type"]
+__all__ = ["Dims", "check_expressible", "has_state", "objection", "objection_on_cuda", "read_dims", "rope_type"]
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "longrope", "su", "proportional")
 
@@ -31,6 +31,16 @@ def objection(dims: Dims) -> str | None:
     except ValueError as error:
         return str(error)
     return None
+
+
+def has_state(dims: Dims) -> bool:
+    """Whether a text has a state that cannot be cut: graphs of one text at a time, on a CPU."""
+    return dims.recurrent is not None and dims.recurrent.kind != "conv"
+
+
+def objection_on_cuda(dims: Dims) -> str | None:
+    """Why `mtpd export` refuses folders for CUDA of a base that it exports for CPUs; None where it does not."""
+    return f"{dims.model_type}: states of gated delta nets are expressed for CPUs alone" if has_state(dims) else None
 
 
 def check_expressible(dims: Dims) -> None:

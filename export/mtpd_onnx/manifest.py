@@ -29,9 +29,10 @@ class Manifest:
     of; `files`: name -> {"bytes", "sha256"}; `io`: graph -> its input and output names; `weights_read`: graph -> bytes of
     weights that one run of it reads; `base`: the base that was exported, with its fingerprint; `draft_vocab`: its size D, or
     None for the whole vocabulary; `cache_sizes`: [key heads, head size] of the cache of every layer, then of every head, where
-    they are not all those of `dims`; `histories`: layer -> channels of the layers that convolve in place of attention;
-    `tensors`: name -> [type, shape, first byte in weights.bin], in folders for CUDA;
-    `format_version`: of READABLE."""
+    they are not all those of `dims`; `states`: of layers that are no attention, by number, what each keeps by
+    name, [heads, positions, size], 0 positions being as many as the capacity; `reach`: how many positions of a text can be
+    taken back at most, where a state of it is kept (None: all); `tensors`: name -> [type, shape, first byte in weights.bin],
+    in folders for CUDA; `format_version`: of READABLE."""
 
     layout: str
     precision: str
@@ -48,7 +49,8 @@ class Manifest:
     record: dict[str, Any] = field(default_factory=dict)
     draft_vocab: int | None = None
     cache_sizes: list[list[int]] | None = None
-    histories: dict[str, int] | None = None
+    states: dict[str, dict[str, list[int]]] | None = None
+    reach: int | None = None
     tensors: dict[str, list[Any]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
@@ -62,7 +64,7 @@ class Manifest:
     @property
     def batches(self) -> bool:
         """Texts can be decoded side by side (graphs/batch.py)."""
-        return self.layout == "fused" and self.format_version >= BATCHES
+        return self.layout == "fused" and self.format_version >= BATCHES and self.reach is None
 
     @property
     def whole(self) -> bool:
@@ -81,10 +83,12 @@ class Manifest:
         heads, size = self.cache_sizes[block]
         return heads, size
 
-    def kept(self, block: int) -> dict[str, tuple[int, int]]:
-        """What a block keeps of every position, by name: key heads and head size, or 1 and the channels of a convolution."""
-        channels = (self.histories or {}).get(str(block))
-        return dict.fromkeys(("key", "value"), self.cache_size(block)) if channels is None else {"conv": (1, channels)}
+    def kept(self, block: int) -> dict[str, tuple[int, int, int]]:
+        """What a block keeps, by name: [heads, positions, size], 0 positions being as many as the cache has."""
+        if (own := (self.states or {}).get(str(block))) is not None:
+            return {name: (heads, positions, size) for name, (heads, positions, size) in own.items()}
+        heads, size = self.cache_size(block)
+        return dict.fromkeys(("key", "value"), (heads, 0, size))
 
     def write(self, folder: Path) -> None:
         write_json(folder / NAME, {"format": FORMAT} | asdict(self))
@@ -149,10 +153,12 @@ def _check_values(manifest: Manifest) -> None:
         pairs = isinstance(sizes, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in sizes)
         if not pairs or len(sizes) != blocks or not all(_is_size(n) for pair in sizes for n in pair):
             raise ValueError(f"cache_sizes: got {sizes!r:.40}, expected {blocks} pairs of positive integers")
-    if (held := manifest.histories) is not None:
+    if (held := manifest.states) is not None:
         layers = {str(i) for i in range(manifest.dims["num_layers"])}
-        if not isinstance(held, dict) or not layers >= held.keys() or not all(map(_is_size, held.values())):
-            raise ValueError(f"histories: got {held!r:.40}, expected a positive integer for layers of the base")
+        if not isinstance(held, dict) or not layers >= held.keys() or not all(map(_are_sizes, held.values())):
+            raise ValueError(f"states: got {held!r:.40}, expected three sizes for each name, of layers of the base")
+    if manifest.reach is not None and not _is_size(manifest.reach):
+        raise ValueError(f"reach: got {manifest.reach!r:.40}, expected a positive integer or null")
     read = manifest.weights_read
     if not isinstance(read, dict) or not all(type(read.get(graph)) is int for graph in manifest.graphs):
         raise ValueError(f"weights_read: got {read!r:.80}, expected bytes for each graph")
@@ -168,6 +174,13 @@ def _check_values(manifest: Manifest) -> None:
 
 def _is_size(number: object) -> bool:
     return type(number) is int and 0 < number < MAX_NUMBER
+
+
+def _are_sizes(kept: object) -> bool:
+    """Whether it is what a layer keeps: heads, positions (0: all) and size by name."""
+    shapes: list[Any] = list(kept.values()) if isinstance(kept, dict) else [None]
+    threes = all(isinstance(shape, list) and len(shape) == 3 for shape in shapes)
+    return threes and all(_is_size(n) or (n == 0 and i == 1) for shape in shapes for i, n in enumerate(shape))
 
 
 def _check_files(folder: Path, manifest: Manifest, verify: bool) -> None:

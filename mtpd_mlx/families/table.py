@@ -138,7 +138,7 @@ FAMILIES: dict[str, Family] = {
         exceeds_float16=True,
         sinks=True,
     ),
-    "qwen3_5_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),
+    "qwen3_5_text": Family("qwen3_5", qk_norm="head", gated=True),
     "qwen3_5_moe_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),
     "qwen3_next": Family("qwen3_next", qk_norm="head", gated=True, onnx=False),
     "nemotron_h": Family(

@@ -16,7 +16,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_5_text",
         "num_hidden_layers": 4,
         "full_attention_interval": 2,
-        "head_dim": 16,
+        "head_dim": 32,
         "linear_conv_kernel_dim": 4,
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_theta": 10000.0, "partial_rotary_factor": 0.5},

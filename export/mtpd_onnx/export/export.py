@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from mtpd_mlx.checkpoints.adapter_format import fingerprint_model
 from mtpd_mlx.checkpoints.format import WEIGHTS_NAME, BaseRef, CheckpointConfig, read_config, read_draft_tokens
+from mtpd_mlx.checkpoints.shipped.left_out import of_base
 from mtpd_mlx.families.shapes import contradiction
 from mtpd_mlx.families.stored import StoredBase, read_base
 from mtpd_mlx.families.table import check_float16
@@ -25,13 +26,14 @@ from mtpd_mlx.options.export import DEFAULT_CAPACITY, ExportOptions
 from mtpd_mlx.text.tokenizer import Tokenizer
 from mtpd_mlx.text.tokenizer_files import MODEL as CONFIG_FILE
 from mtpd_mlx.text.tokenizer_files import copy_tokenizer
-from mtpd_onnx.dims import Dims, check_expressible
+from mtpd_onnx.dims import Dims, check_expressible, has_state, objection_on_cuda
 from mtpd_onnx.export.base_alone import check_base_alone, config_of_base, is_base
 from mtpd_onnx.export.draft_vocabulary import choose_draft_tokens
 from mtpd_onnx.export.save import WeightsFile, save_graph
 from mtpd_onnx.graphs.batch import build_batch
-from mtpd_onnx.graphs.builder import Spec, build_plain
+from mtpd_onnx.graphs.builder import Spec, build_plain, cache_sizes
 from mtpd_onnx.graphs.decoder import build_decoder
+from mtpd_onnx.graphs.delta import REACH
 from mtpd_onnx.graphs.device_rounds import device_builders
 from mtpd_onnx.graphs.round import build_round
 from mtpd_onnx.graphs.split import build_heads, build_main
@@ -78,6 +80,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     if activations == "fp16":
         asked = "--precision" if options.precision == "fp16" else "--activations"
         check_float16(dims.model_type, f"{asked} fp16", f"{asked} bf16")
+    if PROVIDERS[activations] == "cuda" and (why := objection_on_cuda(dims)) is not None:
+        raise ValueError(f"ONNX export: {base_folder}: {why}; export with --precision fp32, int4 or int8")
     num_heads, capacity = sizes(config, dims, options)
     adapter = None if options.adapter_path is None else Path(options.adapter_path).expanduser()
     allow_mismatch = options.allow_base_mismatch
@@ -117,8 +121,8 @@ def export_checkpoint(checkpoint: Path, out: Path, options: ExportOptions = DEFA
     spec = replace(spec, layouts=plan(spec, policy, base, heads))
     with locked(out, beside=True), replacing_folder(out) as folder:
         check_target(out, options.overwrite)  # again: another export may have ended in between
-        parameters = Parameters(spec, policy, base, heads)
-        names = graphs_of(options.layout, num_heads, PROVIDERS[activations])
+        parameters = Parameters(spec, policy, base, heads, of_base(stored.tensors.table, dims))
+        names = graphs_of(options.layout, num_heads, PROVIDERS[activations], batches=not has_state(dims))
         builders = BUILDERS[options.layout] | device_builders(draft_counts(num_heads), device_round)
         graphs = write_graphs(folder, spec, {name: builders[name] for name in names}, parameters)
         copy_tokenizer(base_folder, folder)
@@ -259,18 +263,20 @@ def describe_folder(
         record={"eval": config.record.get("eval", {}), "weights": weights},
         draft_vocab=config.draft_vocab,
         cache_sizes=None if all(layer.geometry is None for layer in spec.dims.layers) else sizes_of_caches,
-        histories=histories(spec.dims),
+        states=states(spec, kinds["layout"]),
+        reach=REACH if has_state(spec.dims) and kinds["layout"] == "fused" else None,
         tensors=graphs[2] if PROVIDERS[kinds["activations"]] == "cuda" else {},
     )
     manifest.write(folder)
     return manifest
 
 
-def histories(dims: Dims) -> dict[str, int] | None:
-    """By layer, the channels of those that convolve in place of attention."""
-    if dims.recurrent is None:
+def states(spec: Spec, layout: str) -> dict[str, dict[str, list[int]]] | None:
+    """What the layers keep that are no attention, as the manifest has it."""
+    if spec.dims.recurrent is None:
         return None
-    return {str(i): dims.recurrent.channels for i, layer in enumerate(dims.layers) if layer.mixer != "attention"}
+    kept = enumerate(cache_sizes(spec, growing=layout == "split"))
+    return {str(i): {n: list(shape) for n, shape in own.items()} for i, own in kept if "key" not in own}
 
 
 def versions() -> dict[str, Any]:

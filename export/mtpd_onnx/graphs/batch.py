@@ -31,8 +31,9 @@ from mtpd_onnx.graphs.builder import (
 )
 from mtpd_onnx.graphs.decoder import within
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Fused, Positions, Ragged
+from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Positions, Ragged
 from mtpd_onnx.graphs.folding import folding_of
+from mtpd_onnx.graphs.fused import Fused
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.sampled_rows import RowSampler
 from mtpd_onnx.graphs.sampling import CONTEXT, F32, SETTINGS

@@ -14,12 +14,15 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder
 from onnxscript.nn import Module, Parameter
 
+from mtpd_mlx.families.dims import Layer
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.cuda_modules import best_of_blocks, largest_of_blocks, likeliest_of_blocks, transpose_modules
+from mtpd_onnx.graphs.delta import ROWS, STATE, Journal, Recurrence, journal, ring_size, row_size
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Fused, Kept, Positions, Spare, widened
+from mtpd_onnx.graphs.flavours import CUDA_TYPES, Cache, Flavour, Kept, Positions, Spare, widened
 from mtpd_onnx.graphs.folding import folding_of
+from mtpd_onnx.graphs.fused import Fused
 from mtpd_onnx.graphs.history import CONV, History, Places, places, positions_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
@@ -29,6 +32,10 @@ from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler
 OPSET, IR_VERSION = 23, 10
 I64, I32 = ir.DataType.INT64, ir.DataType.INT32
 END = (1 << 63) - 1  # as the end of a slice: to the last row
+
+
+# Of what a block keeps, by name: its shape [heads, positions, size] without the batch; 0 positions: as many as the cache has.
+Sizes = dict[str, tuple[int, int, int]]
 
 
 @dataclass(frozen=True)
@@ -131,33 +138,43 @@ def shared_caches(graph: Graph) -> list[Kept]:
 
 def cache_inputs(graph: Graph, batch: int | str) -> list[Kept]:
     """Caches of fixed capacity [batch, kv heads, capacity, head_dim], each of its own layer's sizes; histories [batch, 1,
-    capacity, channels] of layers that convolve."""
+    capacity, channels] of layers that convolve; rows and states of delta nets."""
     spec, caches = graph.spec, list[Kept]()
     for (stem, _), sizes in zip(cache_names(spec), cache_sizes(spec), strict=True):
-        parts = [
-            graph.input(f"{stem}.{part}", spec.dtype, [batch, heads, spec.capacity, size])
-            for part, (heads, size) in sizes.items()
-        ]
-        caches.append(History(*parts) if CONV in sizes else Cache(*parts))
+        shapes = {part: [batch, heads, length or spec.capacity, size] for part, (heads, length, size) in sizes.items()}
+        caches.append(kept_of(sizes, [graph.input(f"{stem}.{part}", spec.dtype, shape) for part, shape in shapes.items()]))
     return caches
 
 
-def cache_sizes(spec: Spec) -> list[dict[str, tuple[int, int]]]:
-    """Of the base's layers, then of the heads: the names of what is kept, and the number of key heads and their size (1 and the
-    number of channels where it is no attention)."""
-    found = []
-    for layer in [*spec.dims.layers, *spec.num_heads * [spec.dims.head_layer]]:
-        own = spec.dims.geometry(layer)
-        if layer.mixer == "attention":
-            found.append(dict.fromkeys(("key", "value"), (own.num_kv_heads, own.head_dim)))
-        else:
-            assert spec.dims.recurrent is not None
-            found.append({CONV: (1, spec.dims.recurrent.channels)})
-    return found
+def kept_of(sizes: Sizes, parts: list[ir.Value]) -> Kept:
+    """What a block keeps, of the graph inputs for it."""
+    return History(*parts) if CONV in sizes else Recurrence(*parts) if ROWS in sizes else Cache(*parts)
+
+
+def cache_sizes(spec: Spec, growing: bool = False) -> list[Sizes]:
+    """Of the base's layers, then of the heads. `growing`: of the split layout, where all of it is kept by position."""
+    layers = [*spec.dims.layers, *spec.num_heads * [spec.dims.head_layer]]
+    return [layer_sizes(spec.dims, layer, growing) for layer in layers]
+
+
+def layer_sizes(dims: Dims, layer: Layer, growing: bool = False) -> Sizes:
+    """What a block keeps."""
+    if layer.mixer == "attention":
+        own = dims.geometry(layer)
+        return dict.fromkeys(("key", "value"), (own.num_kv_heads, 0, own.head_dim))
+    kind = dims.recurrent
+    assert kind is not None
+    if layer.mixer == "conv":
+        return {CONV: (1, 0, kind.channels)}
+    if growing:
+        return {ROWS: (1, 0, row_size(kind))}
+    return {ROWS: (1, ring_size(kind), row_size(kind)), STATE: (kind.heads, kind.key, kind.value)}
 
 
 def kept_values(cache: Kept) -> list[ir.Value | None]:
     """What comes out of a block, in the order of cache_sizes."""
+    if isinstance(cache, Recurrence):
+        return [cache.rows] if cache.past_state is None else [cache.rows, cache.state]
     return [cache.rows] if isinstance(cache, History) else [cache.key, cache.value]
 
 
@@ -165,8 +182,8 @@ def cache_outputs(graph: Graph, caches: Sequence[Kept], batch: int | str = 1) ->
     """Makes what is kept in every cache graph outputs, named as cache_names says, of the shapes of the inputs."""
     spec = graph.spec
     for (_, stem), cache, sizes in zip(cache_names(spec), caches, cache_sizes(spec), strict=True):
-        for (part, (heads, size)), value in zip(sizes.items(), kept_values(cache), strict=True):
-            graph.output(value, f"{stem}.{part}", spec.dtype, [batch, heads, spec.capacity, size])
+        for (part, (heads, length, size)), value in zip(sizes.items(), kept_values(cache), strict=True):
+            graph.output(value, f"{stem}.{part}", spec.dtype, [batch, heads, length or spec.capacity, size])
 
 
 def attention_caches(caches: Sequence[Kept]) -> list[Cache]:
@@ -241,15 +258,22 @@ def fused_positions(graph: Graph, seqlens: ir.Value, tokens: ir.Value | None = N
     spare = None if tokens is None or graph.spec.dtype in CUDA_TYPES else spare_row(graph, seqlens, tokens)
     kept = None if tokens is None else places_of(graph, lambda: (positions_of(graph.op, tokens, seqlens), None))
     local = graph.local_rope(graph.spec.capacity)
-    return Positions(cos, sin, last=seqlens, total=total, local=local, spare=spare, places=kept)
+    again = None if tokens is None else journal_of(graph, tokens, seqlens)
+    return Positions(cos, sin, last=seqlens, total=total, local=local, spare=spare, places=kept, journal=again)
 
 
 def places_of(graph: Graph, rows: Callable[[], tuple[ir.Value, ir.Value | None]]) -> Places | None:
     """Where rows lie in histories; None where the model has none. `rows`: writes their positions int64 [S] into the graph, and
     which texts' they are [S] (None: the first's)."""
-    if graph.spec.dims.recurrent is None:
+    if (kind := graph.spec.dims.recurrent) is None or kind.kind != "conv":
         return None
     return places(graph, *rows(), each_number=graph.spec.dtype in CUDA_TYPES)
+
+
+def journal_of(graph: Graph, tokens: ir.Value, last: ir.Value) -> Journal | None:
+    """Of tokens [S], the last one at position `last` int32 [1]; None where the model has no state. Once a graph."""
+    kind = graph.spec.dims.recurrent
+    return journal(graph, tokens, last) if kind is not None and kind.kind == "delta" else None
 
 
 def spare_row(graph: Graph, seqlens: ir.Value, tokens: ir.Value) -> Spare:

@@ -7,7 +7,8 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 from onnxscript.nn import Module, Parameter
 
-from mtpd_onnx.graphs.flavours import CUDA_TYPES, Fused, widened
+from mtpd_onnx.graphs.flavours import CUDA_TYPES, widened
+from mtpd_onnx.graphs.fused import Fused
 from mtpd_onnx.graphs.modules import Linear
 
 BLOCK = 256  # logits that one thread block searches

@@ -25,12 +25,14 @@ from mtpd_onnx.graphs.builder import (
     cache_outputs,
     draft_logits,
     fused_positions,
+    journal_of,
     places_of,
     shared_caches,
     spare_row,
 )
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import Cache, Fused, Positions
+from mtpd_onnx.graphs.flavours import Cache, Positions
+from mtpd_onnx.graphs.fused import Fused
 from mtpd_onnx.graphs.history import positions_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.round import GreedyRule, SampledRule
@@ -71,7 +73,8 @@ def build_decoder(spec: Spec, sampled: bool = False) -> ir.Model:
     size = op.Shape(tokens)  # [1]: S
     last = op.Add(past_length, op.Cast(op.Sub(size, [1]), to=I32))
     kept = places_of(graph, lambda: (positions_of(op, tokens, last), None))
-    positions = replace(positions, last=last, spare=spare_row(graph, last, tokens), places=kept)
+    again = journal_of(graph, tokens, last)
+    positions = replace(positions, last=last, spare=spare_row(graph, last, tokens), places=kept, journal=again)
     checked = op.Range(op.Squeeze(first, [0]), op.Squeeze(size, [0]), 1)  # [S - first]
     checked.dtype, checked.shape = I64, ir.Shape(["R"])
     rule.tokens, rule.checked = tokens, checked

@@ -6,7 +6,7 @@ cache, which folding does once per key head instead of once per query head. A ro
 GroupQueryAttention lets it see positions up to P + G s + g; `bias` takes away those beyond P + s. Keys and values are padded to
 as many rows: what that leaves in the cache is never looked at. G >= 2, so the kernel is the one for several rows, and sums are
 the same bits as those of the unfolded rows. Folded or not is an If in every layer, which costs a plain step of a small model 5%
-in a short context: only folders of a large capacity have it. flavours.Fused calls it.
+in a short context: only folders of a large capacity have it. fused.py calls it.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """What convolutions look back on: their inputs at every position of a text, kept as keys and values are.
 
 That of position p lies in row p: a rewind is a smaller length, rejected drafts are overwritten and texts can be cut anywhere.
-graphs/flavours.py and graphs/standard.py convolve; graphs/builder.py and graphs/batch.py say where rows lie.
+graphs/fused.py and graphs/standard.py convolve; graphs/builder.py and graphs/batch.py say where rows lie.
 """
 
 from dataclasses import dataclass

@@ -19,7 +19,9 @@ from mtpd_onnx.graphs.basics import Linear as Linear
 from mtpd_onnx.graphs.basics import RMSNorm, Sum
 from mtpd_onnx.graphs.basics import scaled as scaled
 from mtpd_onnx.graphs.flavours import Cache, ExpertWeights, Flavour, Kept, Positions, QKNorms
-from mtpd_onnx.graphs.recurrent import ShortConv
+from mtpd_onnx.graphs.recurrent import DeltaNet, ShortConv
+
+BRANCHES = {"conv": "conv", "delta": "linear_attn"}  # what a block calls a layer that is no attention
 
 
 class Attention(Module):
@@ -28,7 +30,8 @@ class Attention(Module):
         self.own_values, dims = dims.geometry(layer).own_values, dims.as_if_all(layer)
         q, kv = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
         self.dims, self.layer, self.flavour = dims, layer, flavour
-        self.qkv_proj = Linear(dims.hidden_size, q + (1 + self.own_values) * kv, dtype, flavour, dims.qkv_bias)
+        self.sizes = [q + (1 + self.own_values) * kv] + [q] * dims.gated  # gates lie behind
+        self.qkv_proj = Linear(dims.hidden_size, sum(self.sizes), dtype, flavour, dims.qkv_bias)
         self.o_proj = Linear(q, dims.hidden_size, dtype, flavour, dims.o_bias)
         if dims.qk_norm:
             whole = dims.qk_norm == "all"
@@ -38,10 +41,13 @@ class Attention(Module):
 
     def forward(self, op: OpBuilder, x: ir.Value, cache: Cache, positions: Positions) -> ir.Value:
         packed = self.qkv_proj(op, x)
+        if self.dims.gated:
+            packed, gate = op.Split(packed, self.sizes, axis=-1, _outputs=2)
         if self.dims.value_norm:
             packed = self._with_values(op, packed)
         norms = QKNorms(self.q_norm(op), self.k_norm(op)) if self.dims.qk_norm else None
-        return self.o_proj(op, self.flavour.attention(op, self.dims, self.layer, packed, norms, cache, positions, self.sinks))
+        out = self.flavour.attention(op, self.dims, self.layer, packed, norms, cache, positions, self.sinks)
+        return self.o_proj(op, op.Mul(out, op.Sigmoid(gate)) if self.dims.gated else out)
 
     def _with_values(self, op: OpBuilder, packed: ir.Value) -> ir.Value:
         """[.., q + 2 kv]: values normalised; they may be the keys."""
@@ -116,9 +122,11 @@ class Block(Module):
             self.pre_feedforward_layernorm = norm()
         if dims.norms != "pre":
             self.post_feedforward_layernorm = norm()
-        self.branch = "conv" if layer.mixer == "conv" else "self_attn"
+        self.branch = BRANCHES.get(layer.mixer, "self_attn")
         if layer.mixer == "conv":
             self.conv = ShortConv(dims, dtype, flavour)
+        elif layer.mixer == "delta":
+            self.linear_attn = DeltaNet(dims, dtype, flavour)
         else:
             self.self_attn = Attention(dims, layer, dtype, flavour)
         self.mixture = layer.experts and dims.experts is not None and dims.experts.path

@@ -5,7 +5,8 @@ from onnxscript import OpBuilder
 from onnxscript.nn import Module, Parameter
 
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.basics import Linear
+from mtpd_onnx.graphs.basics import Linear, RMSNorm
+from mtpd_onnx.graphs.delta import DeltaWeights, Recurrence, row_size
 from mtpd_onnx.graphs.flavours import Flavour, Positions
 from mtpd_onnx.graphs.history import History, Taps
 
@@ -27,3 +28,29 @@ class ShortConv(Module):
         before, after, rows = op.Split(self.in_proj(op, x), self.sizes, axis=-1, _outputs=3)
         taps = Taps(self.taps, self.taps_bias)
         return self.out_proj(op, op.Mul(after, self.flavour.convolution(op, op.Mul(before, rows), taps, history, positions)))
+
+
+class DeltaNet(Module):
+    """Qwen3.5's gated delta net: y = W_out (norm(S_t q_t) silu(z)). `in_proj_all` stacks queries, keys, values, b, a and z."""
+
+    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
+        super().__init__()
+        assert dims.recurrent is not None
+        self.kind, self.flavour, self.eps = dims.recurrent, flavour, dims.rms_norm_eps
+        heads, outputs = self.kind.heads, self.kind.heads * self.kind.value
+        self.sizes = [row_size(self.kind), outputs]
+        self.in_proj_all = Linear(dims.hidden_size, sum(self.sizes), dtype, flavour)
+        self.out_proj = Linear(outputs, dims.hidden_size, dtype, flavour)
+        self.taps = Parameter([self.kind.kernel, 1, self.kind.channels], dtype)
+        self.decay_scale, self.dt_bias = Parameter([heads], dtype), Parameter([heads], dtype)
+        self.norm = RMSNorm(self.kind.value, dims.rms_norm_eps, dtype, flavour)
+
+    def forward(self, op: OpBuilder, x: ir.Value, kept: Recurrence, positions: Positions) -> ir.Value:
+        rows, z = op.Split(self.in_proj_all(op, x), self.sizes, axis=-1, _outputs=2)
+        weights = DeltaWeights(Taps(self.taps), self.decay_scale, self.dt_bias)
+        y = self.flavour.delta_net(op, self.kind, rows, weights, kept, positions)
+        before = [0] * (2 if x.shape is None else len(x.shape) - 1)
+        heads = op.Reshape(y, [*before, self.kind.heads, self.kind.value])
+        gated = op.Mul(op.Reshape(self.norm(op, heads), [*before, -1]), self.flavour.silu(op, z))
+        gated.dtype, gated.shape = z.dtype, z.shape
+        return self.out_proj(op, gated)

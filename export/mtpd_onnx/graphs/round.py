@@ -23,7 +23,7 @@ from mtpd_onnx.graphs.builder import (
     shared_caches,
 )
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import Fused
+from mtpd_onnx.graphs.fused import Fused
 from mtpd_onnx.graphs.modules import Base
 from mtpd_onnx.graphs.sampling import CONTEXT, F32, NOT_DRAFTED, Sampler
 

@@ -8,31 +8,37 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from mtpd_onnx.graphs.builder import Graph, Spec, argmax, attention_caches, cache_sizes, draft_chain, kept_values
+from mtpd_onnx.graphs.builder import (
+    Graph,
+    Sizes,
+    Spec,
+    argmax,
+    attention_caches,
+    cache_sizes,
+    draft_chain,
+    kept_of,
+    kept_values,
+)
 from mtpd_onnx.graphs.finite import marked
-from mtpd_onnx.graphs.flavours import Cache, Kept, Positions
-from mtpd_onnx.graphs.history import CONV, History
+from mtpd_onnx.graphs.flavours import Kept, Positions
 from mtpd_onnx.graphs.modules import Base
 from mtpd_onnx.graphs.standard import Standard
 
 STANDARD = {"": 18}  # old enough for any runtime
 
 
-Sizes = list[dict[str, tuple[int, int]]]  # as builder.cache_sizes gives them
-
-
-def growing_caches(graph: Graph, stem: str, sizes: Sizes) -> list[Kept]:
+def growing_caches(graph: Graph, stem: str, sizes: list[Sizes]) -> list[Kept]:
     """Cache inputs [kv heads, P, head_dim]; histories [1, P, channels] of layers that convolve."""
     caches = list[Kept]()
     for i, own in enumerate(sizes):
-        parts = [graph.input(f"{stem}.{i}.{part}", graph.spec.dtype, [n, "P", size]) for part, (n, size) in own.items()]
-        caches.append(History(*parts) if CONV in own else Cache(*parts))
+        parts = [graph.input(f"{stem}.{i}.{part}", graph.spec.dtype, [n, "P", size]) for part, (n, _, size) in own.items()]
+        caches.append(kept_of(own, parts))
     return caches
 
 
-def cache_outputs(graph: Graph, stem: str, caches: Sequence[Kept], sizes: Sizes) -> None:
+def cache_outputs(graph: Graph, stem: str, caches: Sequence[Kept], sizes: list[Sizes]) -> None:
     for i, (cache, own) in enumerate(zip(caches, sizes, strict=True)):
-        for (part, (heads, size)), value in zip(own.items(), kept_values(cache), strict=True):
+        for (part, (heads, _, size)), value in zip(own.items(), kept_values(cache), strict=True):
             graph.output(value, f"{stem}.{i}.{part}", graph.spec.dtype, [heads, "T", size])
 
 
@@ -53,7 +59,7 @@ def build_main(spec: Spec) -> ir.Model:
     graph.parameters(base)
     tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
     positions = standard_positions(graph, local=True)
-    sizes = cache_sizes(spec)[: spec.dims.num_layers]
+    sizes = cache_sizes(spec, growing=True)[: spec.dims.num_layers]
     caches = growing_caches(graph, "past", sizes)
     prenorm, postnorm = base.model(graph.op, tokens, caches, positions)
     logits = base.logits(graph.op, postnorm)
@@ -80,7 +86,7 @@ def build_heads(spec: Spec) -> ir.Model:
     hidden = graph.input("hidden", spec.dtype, ["n", spec.dims.hidden_size])
     tokens = graph.input("tokens", ir.DataType.INT64, ["n"])
     positions = standard_positions(graph)
-    sizes = cache_sizes(spec)[spec.dims.num_layers :]
+    sizes = cache_sizes(spec, growing=True)[spec.dims.num_layers :]
     caches = attention_caches(growing_caches(graph, "past", sizes))
     drafts = draft_chain(graph, base, heads, hidden, tokens, caches, positions)
     graph.output(drafts, "drafts", ir.DataType.INT64, [spec.num_heads])

@@ -2,7 +2,7 @@
 
 GroupQueryAttention takes several rows of several texts only with `query_seqlens`, which no CUDA wheel has yet. Here rows are
 scattered into the caches, and scores of all cached positions are made and masked: products over the longest text for all of
-them, without a size that depends on a value on the device. flavours.Fused calls it.
+them, without a size that depends on a value on the device. fused.py calls it.
 """
 
 from dataclasses import dataclass, field

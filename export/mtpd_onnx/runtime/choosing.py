@@ -16,6 +16,7 @@ from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.decoder_session import Drafting, Runs, Verified
 from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
 from mtpd_onnx.runtime.measured_costs import measure
+from mtpd_onnx.runtime.reach import Reach
 from mtpd_onnx.runtime.sampling_state import SamplingState
 from mtpd_onnx.runtime.saved_text import SavedText, kind_of, read_rows, write_rows
 
@@ -52,6 +53,7 @@ class ChoosingBackend:
         self._tokens: list[int] = []
         self._next = -1  # what comes after them
         self._origin, self._done = 0, [0] * manifest.num_heads
+        self._reach = Reach(manifest)
         self._hidden = np.zeros((manifest.capacity, session.width), np.float32)  # h^0
 
     @property
@@ -126,10 +128,11 @@ class ChoosingBackend:
         return kind_of(True)
 
     def save(self) -> SavedText | None:
-        """A copy of the text's caches (speculative/saved.py)."""
+        """A copy of the text's caches (speculative/saved.py). None where a state of it cannot be cut."""
         length = self.length
-        rows = read_rows(self._session.base_caches, length)
-        return SavedText(list(self._tokens), rows, self._hidden[:length].copy()) if length else None
+        if not length or self._reach.limited:
+            return None
+        return SavedText(list(self._tokens), read_rows(self._session.base_caches, length), self._hidden[:length].copy())
 
     def load(self, saved: SavedText, length: int) -> None:
         """The text is the first `length` positions of what was saved. Heads read its last positions anew."""
@@ -159,6 +162,7 @@ class ChoosingBackend:
     def _verify(self, token: int, proposal: Proposal) -> tuple[Round, bool]:
         """The round, and whether it took as long as such rounds take: heads had no more to see than since the round before."""
         drafting = self.asked(token, proposal)
+        self._prepare(1 + len(proposal.drafts) + (0 if drafting is None else drafting.count))
         run = self._session.run([token, *proposal.drafts], self.length, 0, self.recent(), drafting)
         check_tokens(run.emitted[: run.accepted + 1], self.length + 1, self._computed_in)
         usual = drafting is None or len(drafting.tokens) <= 2 * self.num_heads + 1
@@ -194,11 +198,21 @@ class ChoosingBackend:
     def _force(self, tokens: Sequence[int]) -> None:
         """Runs tokens that are all known, whatever the model thinks of them."""
         past, size = self.length, len(tokens)
+        self._prepare(size)
         run = self._session.run(tokens, past, size - 1, self.recent(int(tokens[0])))
         self._hidden[past : past + len(run.hidden)] = run.hidden
         self._tokens += [int(t) for t in tokens]
         check_tokens(run.emitted, self.length, self._computed_in)
         self._next = run.emitted[0]
+
+    def _prepare(self, count: int) -> None:
+        """A run of `count` positions, at most, goes on behind the text, whose state may be beyond its end."""
+
+        def read(past: int, tokens: Sequence[int]) -> None:
+            self._session.run(tokens, past, len(tokens) - 1, self.recent(int(tokens[0])))
+
+        self._reach.restore(self._tokens, read)
+        self._reach.before_run(self.length, count)
 
     def _begin(self) -> None:
         """Where a text begins, sampling draws its random numbers."""

@@ -13,6 +13,7 @@ from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
+from mtpd_onnx.runtime.reach import Reach
 from mtpd_onnx.runtime.runner import Runner, cache_state, device_array, device_zeros
 from mtpd_onnx.runtime.sampling_state import SamplingState
 
@@ -60,6 +61,7 @@ class FusedBackend:
         )
         self.ahead, self._computed_in = stream is not None, manifest.activations
         self._tokens: list[int] = []
+        self._reach = Reach(manifest)
         self._clear()
         if captured:
             self.runner.capture({"past_length": np.array([k], np.int32), "main_seqlens": np.array([2 * k], np.int32)})
@@ -106,6 +108,7 @@ class FusedBackend:
             return Round([self._next], 0, 0)
         self._stale = k  # should the run be interrupted, the state is made again from the tokens
         if not self.runner.pending:
+            self._reach.before_run(self.length, 1 + k)
             self.runner.start()
         if self.ahead and self.length + 2 * (1 + k) <= self.capacity:
             self.runner.start()
@@ -150,6 +153,18 @@ class FusedBackend:
         window = size if again else min(k, past) + size  # rows of the heads' window
         if not self._begun and self._sampling is not None:
             self._sampling.begin(self.runner)
+        self._next, self._stale = -1, min(k, self.length)  # should the run be interrupted, as in `round`
+        self._reach.restore(self._tokens[:past], lambda start, read: self._free(start, read, min(k, start) + len(read)))
+        self._reach.before_run(past, size)
+        result = self._free(past, tokens, window)
+        self._begun = True
+        self._tokens[past:] = [int(t) for t in tokens]
+        check_tokens(result[-1:], self.length, self._computed_in)
+        self._next, self._stale = int(result[-1]), 0
+
+    def _free(self, past: int, tokens: Sequence[int], window: int) -> np.ndarray:
+        """A run of known tokens at position `past`. The heads run over `window` rows, up to the last one."""
+        k, size = self.num_draft_tokens, len(tokens)
         inputs: dict[str, np.ndarray] = {
             "tokens": np.asarray(tokens, dtype=np.int64),
             "checked": np.array([size - 1], dtype=np.int64),
@@ -159,9 +174,5 @@ class FusedBackend:
         }
         if self._sampling is not None:
             inputs |= self._sampling.inputs(self._tokens[:past], int(tokens[0]))
-        self._next, self._stale = -1, min(k, self.length)  # should the run be interrupted, as in `round`
         (result,) = self.runner.free(inputs, ("result",))
-        self._begun = True
-        self._tokens[past:] = [int(t) for t in tokens]
-        check_tokens(result[-1:], self.length, self._computed_in)
-        self._next, self._stale = int(result[-1]), 0
+        return result

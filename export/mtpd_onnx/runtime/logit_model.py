@@ -40,7 +40,7 @@ class PlainLogits:
 
     def save(self) -> SavedText | None:
         """A copy of the text's caches (speculative/saved.py)."""
-        if not self.length or self.provider != "cpu":
+        if not self.length or self.provider != "cpu" or self._backend.reach.limited:
             return None
         return SavedText(self._backend.tokens, read_rows(self._backend.caches, self.length))
 

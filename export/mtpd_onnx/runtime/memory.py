@@ -17,7 +17,7 @@ def needed_bytes(folder: Path, manifest: Manifest, provider: str, *, plain: bool
     dims, item = manifest.dims, ACTIVATION_BYTES[manifest.activations]
     heads = 0 if plain else manifest.num_heads
     kept = [each for block in range(dims["num_layers"] + heads) for each in manifest.kept(block).values()]
-    caches = manifest.capacity * sum(key_heads * size for key_heads, size in kept) * item
+    caches = sum(heads * (positions or manifest.capacity) * size for heads, positions, size in kept) * item
     rows = heads + 1
     logits = rows * dims["vocab_size"] * (item + 4)
     sampling = 8 * rows * dims["vocab_size"] * 4 if sampled else 0

@@ -36,6 +36,8 @@ def why_not(manifest: Manifest, version: str) -> str | None:
         return "the split layout decodes one text at a time; export with --layout fused"
     if manifest.activations == "bf16":  # states pass through numpy, which has no such type
         return f"bf16 texts are decoded one at a time; export with {export_options(manifest.precision, 'cuda')}"
+    if manifest.reach is not None:
+        return "texts with recurrent state are decoded one at a time"
     if not manifest.batches or (PROVIDERS[manifest.activations] == "cuda" and not manifest.whole):
         return "the folder was exported by an earlier version; export the checkpoint again"
     if not manifest.whole and tuple(int(part) for part in version.split(".")[:2]) < MINIMUM:

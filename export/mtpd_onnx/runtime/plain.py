@@ -12,6 +12,7 @@ from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime import limits
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.limits import check_rewind, need_room, need_tokens
+from mtpd_onnx.runtime.reach import Reach
 from mtpd_onnx.runtime.runner import Runner, cache_state, device_array
 from mtpd_onnx.runtime.sampling_state import SamplingState
 
@@ -35,6 +36,7 @@ class PlainBackend:
         self.capacity, self.provider, self._sampling = manifest.capacity, provider, sampling
         self._computed_in = manifest.activations
         self._tokens: list[int] = []
+        self.reach = Reach(manifest)
         self._next = -1  # the token that the device goes on with
         caches = cache_state(manifest, provider, 0)
         self.caches = {name: value for name, (_, value) in caches.items()}
@@ -79,6 +81,7 @@ class PlainBackend:
             self._run([token])
             return self._next
         self._next = -1  # should the run be interrupted, the next one starts from the host's tokens
+        self.reach.before_run(self.length, 1)
         if not self.runner.pending:
             self.runner.start()
         if self.ahead and self.length + 2 <= self.capacity:
@@ -103,24 +106,29 @@ class PlainBackend:
         return logits
 
     def _run(self, tokens: Sequence[int], outputs: tuple[str, ...] = ()) -> list[np.ndarray]:
-        size = len(tokens)
         self.runner.drain()
         if self._sampling is not None and not self._tokens:
             self._sampling.begin(self.runner)
-        inputs: dict[str, np.ndarray] = {
-            "tokens": np.asarray(tokens, dtype=np.int64),
-            "checked": np.arange(0 if outputs else size - 1, size, dtype=np.int64),
-            "main_seqlens": np.array([self.length + size - 1], dtype=np.int32),
-        }
-        if self._sampling is not None:
-            inputs |= self._sampling.inputs(self._tokens, int(tokens[0]))
         self._next = -1  # as in `step`
-        results = self.runner.free(inputs, outputs)
+        self.reach.restore(self._tokens, self._free)
+        self.reach.before_run(self.length, len(tokens))
+        results = self._free(self.length, tokens, outputs)
         self._tokens += [int(t) for t in tokens]
         following = self.runner.get("tokens")
         check_tokens(following, self.length, self._computed_in)
         self._next = int(following[0])
         return results
+
+    def _free(self, past: int, tokens: Sequence[int], outputs: tuple[str, ...] = ()) -> list[np.ndarray]:
+        size = len(tokens)
+        inputs: dict[str, np.ndarray] = {
+            "tokens": np.asarray(tokens, dtype=np.int64),
+            "checked": np.arange(0 if outputs else size - 1, size, dtype=np.int64),
+            "main_seqlens": np.array([past + size - 1], dtype=np.int32),
+        }
+        if self._sampling is not None:
+            inputs |= self._sampling.inputs(self._tokens[:past], int(tokens[0]))
+        return self.runner.free(inputs, outputs)
 
     def round(self, token: int) -> Round:
         return Round([self.step(token)], 0, 0)

@@ -219,12 +219,15 @@ def cache_shapes(manifest: Manifest, num_heads: int, batch_size: int = 1) -> dic
     stems += [(f"past_mtp.{k}", f"present_mtp.{k}") for k in range(num_heads)]
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for i, (past, present) in enumerate(stems):
-        for part, (key_heads, size) in manifest.kept(i).items():
-            found[f"{past}.{part}"] = f"{present}.{part}", (batch_size, key_heads, manifest.capacity, size)
+        for part, (heads, length, size) in manifest.kept(i).items():
+            found[f"{past}.{part}"] = f"{present}.{part}", (batch_size, heads, length or manifest.capacity, size)
     return found
 
 
 def cache_state(manifest: Manifest, provider: str, num_heads: int) -> dict[str, tuple[str, Any]]:
     """Caches of one text, zeroed, as Runner takes them."""
     shapes = cache_shapes(manifest, num_heads).items()
-    return {name: (output, device_zeros(shape, manifest, provider)) for name, (output, shape) in shapes}
+    state = {name: (output, device_zeros(shape, manifest, provider)) for name, (output, shape) in shapes}
+    if manifest.reach is not None:
+        state["past_key_values.anchor"] = ("present.anchor", device_array(np.zeros(1, np.int64), provider))
+    return state

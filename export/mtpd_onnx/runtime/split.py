@@ -81,9 +81,10 @@ class SplitModel:
         return drafts.tolist()
 
 
-def empty_caches(kept: Sequence[Mapping[str, tuple[int, int]]], kind: type) -> Caches:
+def empty_caches(kept: Sequence[Mapping[str, tuple[int, int, int]]], kind: type) -> Caches:
     """Of no positions; kept: of each block the names and sizes (Manifest.kept)."""
-    return {f"past.{i}.{n}": np.zeros((heads, 0, size), kind) for i, own in enumerate(kept) for n, (heads, size) in own.items()}
+    shapes = {f"past.{i}.{name}": (heads, 0, size) for i, own in enumerate(kept) for name, (heads, _, size) in own.items()}
+    return {name: np.zeros(shape, kind) for name, shape in shapes.items()}
 
 
 def cut(caches: Caches, length: int) -> Caches:

@@ -11,9 +11,9 @@ import numpy as np
 from mtpd_onnx.graphs.builder import Spec
 from mtpd_onnx.graphs.packed_modules import Packed
 from mtpd_onnx.weights.experts import EXPERT_PARTS, expert_values
-from mtpd_onnx.weights.quantised_layouts import DRAFT_HEAD, Part, Policy, parts_of
+from mtpd_onnx.weights.quantised_layouts import DRAFT_HEAD, Part, Policy, gates_last, parts_of
 from mtpd_onnx.weights.quantize import CHUNK, Matrix, from_mlx, largest_errors, pack, round_to_nearest, stack
-from mtpd_onnx.weights.recurrent import TAPS, TAPS_BIAS, tap_values
+from mtpd_onnx.weights.recurrent import PARTS, recurrent_values
 from mtpd_onnx.weights.tensors import Tensors
 
 PACKED_PARTS = ("weight", "scales", "zero_points", "residual", "offset")
@@ -38,8 +38,9 @@ class Account:
 class Parameters:
     """Values of the parameters of `spec`'s graphs; what is asked for is accounted for."""
 
-    def __init__(self, spec: Spec, policy: Policy, base: Tensors, heads: Tensors):
-        self._spec, self._policy, self._base, self._heads = spec, policy, base, heads
+    def __init__(self, spec: Spec, policy: Policy, base: Tensors, heads: Tensors, left_out: float = 0.0):
+        """left_out: what the base's norms are stored without (checkpoints/shipped/left_out.py)."""
+        self._left_out, self._spec, self._policy, self._base, self._heads = left_out, spec, policy, base, heads
         self._dtype = np.dtype(spec.dtype.numpy())
         self._current: tuple[str, Matrix] | None = None  # the parts of one matrix are asked for one after the other
         self._in_groups: dict[str, dict[str, Any]] = {}
@@ -59,8 +60,8 @@ class Parameters:
             array = expert_values(name, shape, self._spec.dims, self._heads if stem.startswith("heads.") else self._base)
             self._account(stem).floating += 1
             self._account(stem).note(rounding(array, self._dtype), name)
-        elif part in (TAPS, TAPS_BIAS):
-            array = tap_values(name, shape, self._base)
+        elif part in PARTS:
+            array = recurrent_values(name, shape, self._base)
         elif layout is not None and part in PACKED_PARTS:
             array = self._packed_value(stem, part, layout, shape[0])
         elif part == "weight_t":
@@ -83,10 +84,10 @@ class Parameters:
     def _float_value(self, stem: str, part: str, shape: tuple[int, ...]) -> np.ndarray:
         parts = parts_of(stem, shape[0], self._spec, self._base, self._heads)
         array = concatenated([p.source.get(f"{p.stem}.{part}", (p.rows, *shape[1:])) for p in parts])
-        if offset := self._spec.dims.offset_of(stem):
+        if offset := self._offset(stem):
             array = array + np.float32(offset)
-        if stem == DRAFT_HEAD:
-            array = array[self._draft_rows()]
+        if (chosen := self._rows(stem)) is not None:
+            array = array[chosen]
         if array.ndim == 2:
             self._account(stem).floating += 1
             self._account(stem).note(rounding(array, self._dtype), f"{stem}.{part}")
@@ -111,8 +112,8 @@ class Parameters:
         expected = [p.source.get(f"{p.stem}.weight", (p.rows, inputs)) for p in parts]
         matrix = stack([one_part(p, w, layout, policy, self._dtype) for p, w in zip(parts, expected, strict=True)])
         wanted = concatenated(expected)
-        if stem == DRAFT_HEAD:
-            matrix, wanted = matrix.rows(self._draft_rows()), wanted[self._draft_rows()]
+        if (chosen := self._rows(stem)) is not None:
+            matrix, wanted = matrix.rows(chosen), wanted[chosen]
         account = self._account(stem)
         error, share = largest_errors(matrix, wanted, self._dtype)
         account.note(error, f"{stem}.weight")
@@ -123,6 +124,18 @@ class Parameters:
             account.rounded += 1
             account.group_sizes = sorted({*account.group_sizes, layout.group_size})
         return matrix
+
+    def _offset(self, stem: str) -> float:
+        """What is added to the stored weights of a norm; a delta net's own is stored as it is."""
+        offset = self._spec.dims.offset_of(stem)
+        ours = stem.endswith("norm") and not stem.startswith("heads.") and not stem.endswith("linear_attn.norm")
+        return offset + self._left_out if ours else offset
+
+    def _rows(self, stem: str) -> Sequence[int] | None:
+        """The rows of the stacked matrix, in the graph's order; None: as they are."""
+        if stem == DRAFT_HEAD:
+            return self._draft_rows()
+        return gates_last(self._spec.dims, stem) if stem.endswith("qkv_proj") and self._spec.dims.gated else None
 
     def _draft_rows(self) -> Sequence[int]:
         tokens = self._spec.draft_tokens

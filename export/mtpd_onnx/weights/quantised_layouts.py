@@ -4,13 +4,14 @@ Called by export/export.py and weights/parameters.py."""
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx_ir as ir
 
 from mtpd_mlx.families.dims import Dims, Layer
 from mtpd_mlx.families.shapes import LAYER
 from mtpd_mlx.options.export import ExportOptions
 from mtpd_onnx.graphs.builder import Spec
-from mtpd_onnx.graphs.flavours import Fused
+from mtpd_onnx.graphs.fused import Fused
 from mtpd_onnx.graphs.modules import Base, Embedding, Linear
 from mtpd_onnx.graphs.packed_modules import Packed
 from mtpd_onnx.weights.names import checkpoint_name
@@ -96,11 +97,22 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
     own = dims.geometry(layer_of(stem, dims))
     q, kv = dims.num_heads * own.head_dim, own.num_kv_heads * own.head_dim
     stacked = {
-        "qkv_proj": {"q_proj": q, "k_proj": kv} | ({"v_proj": kv} if own.own_values else {}),
+        "qkv_proj": {"q_proj": q * (1 + dims.gated), "k_proj": kv} | ({"v_proj": kv} if own.own_values else {}),
         "gate_up_proj": {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size},
     }.get(last if not dims.fused else "")
+    if last == "in_proj_all" and (kind := dims.recurrent) is not None:
+        stacked = {"in_proj_qkv": kind.channels, "in_proj_b": kind.heads, "in_proj_a": kind.heads}
+        stacked["in_proj_z"] = kind.heads * kind.value
     rows_of = {stem: outputs} if stacked is None else {f"{path}.{name}": rows for name, rows in stacked.items()}
     return [Part(source, checkpoint_name(name, dims), rows) for name, rows in rows_of.items()]
+
+
+def gates_last(dims: Dims, stem: str) -> list[int]:
+    """q_proj holds each head's query and its gate; of q_proj, k_proj and v_proj in one, the rows with all gates behind."""
+    own = dims.geometry(layer_of(stem, dims))
+    rows = np.arange(2 * dims.num_heads * own.head_dim).reshape(dims.num_heads, 2, own.head_dim)
+    others = np.arange(rows.size, rows.size + (1 + own.own_values) * own.num_kv_heads * own.head_dim)
+    return [*rows[:, 0].ravel().tolist(), *others.tolist(), *rows[:, 1].ravel().tolist()]
 
 
 def layer_of(stem: str, dims: Dims) -> Layer:

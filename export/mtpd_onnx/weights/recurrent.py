@@ -5,7 +5,17 @@ import numpy as np
 from mtpd_onnx.weights.tensors import Tensors
 
 TAPS, TAPS_BIAS = "taps", "taps_bias"
-CONVOLUTIONS = {"conv": "conv.conv"}  # by the layer's name in a block, the convolution's
+DECAY_SCALE, DT_BIAS = "decay_scale", "dt_bias"
+PARTS = (TAPS, TAPS_BIAS, DECAY_SCALE, DT_BIAS)
+CONVOLUTIONS = {"conv": "conv.conv", "linear_attn": "linear_attn.conv1d"}  # by the layer's name in a block, the convolution's
+
+
+def recurrent_values(name: str, shape: tuple[int, ...], source: Tensors) -> np.ndarray:
+    """float32: one of PARTS."""
+    path, _, part = name.rpartition(".")
+    if part == DECAY_SCALE:
+        return -np.exp(source.get(f"{path}.A_log", shape))
+    return source.get(name, shape) if part == DT_BIAS else tap_values(name, shape, source)
 
 
 def tap_values(name: str, shape: tuple[int, ...], source: Tensors) -> np.ndarray:
