@@ -1,4 +1,5 @@
-"""What must hold before heads draft in vLLM, each fault in one line. Imports no vLLM, so that it says what is wrong with it."""
+"""Checks before heads draft in vLLM, each fault in one line. Imports no vLLM, so that a bad one can be reported.
+Called by mtpd_vllm/__init__.py, config.py and heads.py."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""K cascaded heads as a draft model of vLLM, which runs one of them per step (spec_step_idx) over the tokens of a round.
+"""`MTPDHeads`: K cascaded heads as a draft model of vLLM, one of them per step (spec_step_idx).
+Called by vLLM, which `register` gives the class to.
 
 vLLM's contract: forward(input_ids, positions, hidden_states, ..., spec_step_idx) gives the state that logits and the next head
 take; embedding and output head are the target's, put in place after loading. Names of the tensors: layout nextn

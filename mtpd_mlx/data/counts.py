@@ -24,6 +24,7 @@ class Counts:
 
 
 def count(batch: Batch, cut: int) -> Counts:
+    """Counts of a batch; `cut`: rows that were cut at the row length."""
     masks = target_masks(batch, 1)
     per_row = masks[0].sum(axis=1)
     tokens = int((batch.segments > 0).sum())
@@ -31,6 +32,7 @@ def count(batch: Batch, cut: int) -> Counts:
 
 
 def total(parts: Iterable[Counts]) -> Counts:
+    """Sums of the counts of several sources."""
     return Counts(*map(sum, zip(*map(astuple, parts), strict=True)))
 
 

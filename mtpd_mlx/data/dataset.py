@@ -112,6 +112,7 @@ class MixedDataset:
 
 
 def concatenate(batches: list[Batch]) -> Batch:
+    """One batch of the rows of all, in order."""
     return Batch(*(np.concatenate([getattr(b, f) for b in batches]) for f in ("tokens", "segments", "loss_mask")))
 
 
@@ -124,6 +125,8 @@ def interleave(sources: list[Batch]) -> Batch:
 
 @dataclass(frozen=True)
 class Splits:
+    """Training rows, and validation rows if any are held out."""
+
     train: PackedDataset | MixedDataset
     valid: PackedDataset | None
 

@@ -1,4 +1,5 @@
-"""Rounds over fixed buffers whose drafts are chosen one by one: heads', as many as pay, prompt lookup's, or none.
+"""`FixedChoosingDecoder`: rounds over fixed buffers with drafts of the heads, of prompt lookup, or none.
+Called by decoding/open.py.
 
 Rounds of heads and plain steps are enqueued before the tokens of the round before are read, since the position at which a round
 begins is an array of the graph. They are chosen by what was known one round earlier. Lookup's drafts wait for the text.

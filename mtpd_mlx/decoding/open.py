@@ -139,6 +139,7 @@ def chooses(decoder: Decoder | PlainDecoder) -> bool:
 
 
 def choosing_decoder(model: Model, plan: Plan, drafting: Drafting, capacity: int | None = None) -> Decoder:
+    """The backend that chooses the drafts of every round, over growing or fixed caches as the plan says."""
     if plan.cache == "growing":
         return ChoosingDecoder(model, drafting, capacity)
     return FixedChoosingDecoder(model, plan, drafting, capacity)
@@ -195,6 +196,7 @@ def with_plan(model: Model, plan: str, capacity: int | None = None) -> Decoder |
 
 
 def kv_options(options: DecodingConfig) -> KVOptions:
+    """How the base's KV cache is quantised, from the options."""
     return KVOptions(options.kv_bits, options.kv_group_size, options.quantized_kv_start)
 
 

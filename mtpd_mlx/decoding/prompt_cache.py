@@ -118,6 +118,7 @@ def fingerprint_of(decoder: Decoder | PlainDecoder) -> mx.array:
 
 
 def check_rows(file: Path, name: str, rows: mx.array, geometry: Geometry, dtype: mx.Dtype) -> None:
+    """ValueError unless `rows` is of `dtype` with shape [1, key heads, tokens, head size] of this geometry."""
     kv, size = geometry.num_kv_heads, geometry.head_dim
     if rows.ndim != 4 or rows.shape[1] != kv or rows.shape[3] != size or rows.dtype != dtype:
         got = f"{rows.dtype} {json.dumps(rows.shape)}"

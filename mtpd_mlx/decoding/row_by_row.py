@@ -17,6 +17,8 @@ Pass = Callable[[mx.array, list[Any]], tuple[mx.array, mx.array, mx.array]]
 
 
 def whole_pass(base: Base) -> Pass:
+    """All rows at once: (tokens [1, L], caches) -> (hidden_prenorm [1, L, d], hidden_postnorm [1, L, d], logits [L, V])."""
+
     def run(tokens: mx.array, caches: list[Any]) -> tuple[mx.array, mx.array, mx.array]:
         hidden = base.trunk(tokens, caches)
         normed = base.norm(hidden)

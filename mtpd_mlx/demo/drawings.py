@@ -1,5 +1,5 @@
-"""The idea of MTP-D in two drawings: a decoding round; how heads learn and multiply. Inline SVG for the demo's report, coloured
-by report.css."""
+"""`draw_round`, `draw_training`: MTP-D in two drawings, as inline SVG coloured by report.css.
+Called by demo/report.py."""
 
 from mtpd_mlx.text.svg import WIDTH, picture, rect, text
 

@@ -12,6 +12,7 @@ QWEN_HYBRIDS = ("qwen3_next", "qwen3_5_moe_text")
 
 
 def read_experts(config: dict[str, Any]) -> Experts | None:
+    """The mixture of a config.json; None for a dense model. ValueError for a number out of range."""
     if config["model_type"] == "mixtral":
         sizes, path, names = (_count(config), 2, "intermediate_size"), "block_sparse_moe", ("w1", "w3", "w2")
         return Experts(*_checked(config, *sizes), True, path, names)

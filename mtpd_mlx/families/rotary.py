@@ -15,6 +15,8 @@ NEED_ORIGINAL = ("yarn", "llama3", "longrope", "su")
 
 @dataclass(frozen=True)
 class Rotary:
+    """Rotary embedding of a model: base period, scaling, the sliding layers' own period, share of rotated dimensions."""
+
     theta: float
     scaling: dict[str, Any] | None
     local_theta: float | None

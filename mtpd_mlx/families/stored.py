@@ -109,6 +109,7 @@ def layers_beyond(table: Mapping[str, Any], count: int) -> str:
 
 
 def without_flags(config: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json without the flags that describe how weights are stored."""
     return {name: value for name, value in config.items() if name not in FLAGS}
 
 

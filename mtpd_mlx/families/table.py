@@ -1,4 +1,5 @@
-"""The families. To add one: a line here, its mlx-lm module, and a configuration in tools/family_references.py."""
+"""`FAMILIES`: the model families. To add one: a line here, its mlx-lm module, and a reference in tools/.
+Called by families/config.py and everything that asks which families there are."""
 
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
-"""`read_json_object` and `parse_json_object`: the object that a file or a text must hold, or a ValueError of one line.
-
-Who reads a configuration, a manifest, an index, the state of a run or a row of JSON lines comes here.
-"""
+"""`read_json_object`, `parse_json_object`: the object that a file or text must hold, or a ValueError of one line.
+Called by every reader of a configuration, manifest, index, run state or JSON line."""
 
 import json
 from pathlib import Path

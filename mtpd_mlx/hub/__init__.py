@@ -1,2 +1,2 @@
-"""The Hugging Face hub: pulling (pull.py), looking before pulling (remote.py), pushing (push.py, card.py), and what went wrong
-(errors.py). huggingface_hub does the protocol; tokens are its business alone."""
+"""The Hugging Face hub: pull, inspect before pulling, push, and faults in one line. Tokens are huggingface_hub's.
+Called by every command that takes a hub id."""

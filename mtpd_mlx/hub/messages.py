@@ -26,6 +26,7 @@ def need_package(name: str) -> None:
 
 
 def without_tokens(text: str) -> str:
+    """The text with every access token replaced by ***."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if secret := os.environ.get(name):
             text = text.replace(secret, "***")

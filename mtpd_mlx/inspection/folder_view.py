@@ -11,6 +11,8 @@ MAX_JSON_BYTES = 8 << 20
 
 
 class View(Protocol):
+    """A folder as inspection sees it, on disk or on the hub. No weights are read."""
+
     @property
     def name(self) -> str: ...
 
@@ -28,6 +30,8 @@ class View(Protocol):
 
 
 class LocalView:
+    """The View of a folder on disk."""
+
     def __init__(self, folder: Path, name: str | None = None):
         """`name`: what users call it; None: by its path."""
         self.folder, self.name = folder, name or str(folder)

@@ -1,4 +1,5 @@
-"""The heads' losses in chunks of positions, with their own backward: logits are never kept for all heads or positions.
+"""`FusedLoss`: the heads' losses in chunks of positions with their own backward pass; logits are never kept.
+Called by losses/objective.py.
 
 A chunk holds target positions p: every head that predicts x_{p+1} (head k from its row p - k) and the main head at p, which is
 the teacher of them all. Per chunk and head: one product with the output head, the loss and the gradient with respect to the

@@ -1,6 +1,5 @@
-"""CUDA kernels that read a row of logits once: one block per row, vector loads (their portable twins: losses/row_stats.py and
-losses/row_losses.py; tests/losses/test_cuda_rows.py and tools/bench_train.py hold them together where there is a GPU, and
-tests/cuda_emulator runs them on a CPU)."""
+"""`stats`, `teacher`, `gradient`, ...: CUDA kernels that read a row of logits once (one block per row).
+Called by losses/row_losses.py and row_stats.py. tests/losses/test_cuda_rows.py and tests/cuda_emulator check them."""
 
 from functools import cache
 from typing import Any

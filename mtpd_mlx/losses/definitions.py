@@ -16,6 +16,7 @@ from mtpd_mlx.options.train import LossConfig
 
 
 def log_softmax(logits: mx.array) -> mx.array:
+    """float32 [..., V] of logits [..., V] in any type."""
     logits = logits.astype(mx.float32)
     return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
@@ -97,6 +98,7 @@ def end_to_end_tv(tvs: list[mx.array]) -> mx.array:
 
 
 def per_head_weights(values: tuple[float, ...], num_heads: int, name: str) -> list[float]:
+    """One weight per head. ValueError unless `values` holds 1 or `num_heads` of them; `name` is the option's."""
     if len(values) not in (1, num_heads):
         raise ValueError(f"--{name}: got {len(values)} values, expected 1 or {num_heads} (one per head)")
     return list(values) * num_heads if len(values) == 1 else list(values)

@@ -1,4 +1,5 @@
-"""The head losses of a block of rows in closed form: value and gradient with respect to the student's logits.
+"""`head_rows`: the head losses of a block of rows in closed form (value and gradient by the student's logits).
+Called by losses/chunked.py.
 
 losses/definitions.py defines the same losses for automatic differentiation; tests hold the two, and a float64 oracle,
 against each other.

@@ -1,4 +1,5 @@
-"""What a loss needs of a row of logits, read once: maximum, its place, and sums of exponentials.
+"""`row_stats`: maximum of a row of logits, its place, and sums of exponentials, read once.
+Called by losses/chunked.py and row_losses.py.
 
 On CUDA one kernel (losses/cuda_kernels.py) reads each row once. Elsewhere the same figures come from MLX's own operations.
 """

@@ -27,6 +27,7 @@ def ordered_keys(z: mx.array) -> mx.array:
 
 
 def from_ordered_keys(keys: mx.array, dtype: mx.Dtype) -> mx.array:
+    """The floating-point values (`dtype`) whose order-preserving unsigned keys these are; undoes `ordered_keys`."""
     sign = mx.array(1 << (8 * keys.dtype.size - 1), keys.dtype)
     return mx.where(keys >= sign, keys ^ sign, ~keys).view(dtype)
 

@@ -138,6 +138,7 @@ def onnx_logits(folder: Path, provider: str) -> Callable[[list[int]], np.ndarray
 
 
 def max_logit_difference(base: Base, logits: Callable[[list[int]], np.ndarray], texts: list[Decoded]) -> float:
+    """The largest absolute difference between MLX's logits and `logits` along the texts, in logits."""
     worst = 0.0
     for text in texts:
         tokens = (text.prompt.tokens + text.tokens)[: base.context_length]

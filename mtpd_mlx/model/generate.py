@@ -24,6 +24,7 @@ class Generation:
 
 
 def greedy(logits: mx.array) -> mx.array:
+    """Token ids [...] of the largest of logits [..., V]; the first one among equals."""
     return mx.argmax(logits, axis=-1)
 
 

@@ -33,6 +33,7 @@ from mtpd_mlx.text.tokenizer_files import copy_tokenizer
 
 
 def versions() -> dict[str, str]:
+    """Versions of this package, mlx, mlx-lm and numpy, as checkpoints record them."""
     from importlib.metadata import version
 
     return {"mtpd-mlx": __version__} | {name: version(name) for name in ("mlx", "mlx-lm", "numpy")}
@@ -58,6 +59,7 @@ def load_arrays(file: Path) -> dict[str, mx.array]:
 
 
 def flatten(module: nn.Module) -> dict[str, mx.array]:
+    """Parameters of a module by dotted name."""
     from mlx.utils import tree_flatten
 
     return dict(tree_flatten(module.parameters()))

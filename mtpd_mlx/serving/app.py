@@ -66,6 +66,8 @@ class UnderWay:
 
 
 class Server:
+    """What the routes share: engine, limits, key, metrics. One method per kind of request."""
+
     def __init__(self, engine: Engine, served: Served, info: dict[str, Any], api_key: str | None, most_bytes: int):
         self.engine, self.served, self.info = engine, served, info
         self.api_key, self.most_bytes = api_key, most_bytes

@@ -29,6 +29,8 @@ def _of_prefixes(engine: Engine, read: Callable[[PrefixCache], int]) -> int:
 
 
 class Metrics:
+    """Counters and gauges of the server in a registry of their own."""
+
     def __init__(self, engine: Engine):
         self.registry = CollectorRegistry()
         kept = self.registry

@@ -23,6 +23,7 @@ def cancellable(asked: Callable[[], bool]) -> Iterator[None]:
 
 
 def cancel_point() -> None:
+    """Raises Cancelled if the work around it has been called off; does nothing outside of `cancellable`."""
     asked = _asked.get()
     if asked is not None and asked():
         raise Cancelled

@@ -35,6 +35,8 @@ class Proposal:
 
 
 class Drafting(Protocol):
+    """The protocol that proposes what each round of one text verifies, and learns from its outcome."""
+
     def restart(self) -> None:
         """Another text begins."""
         ...

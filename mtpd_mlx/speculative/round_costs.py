@@ -46,10 +46,12 @@ PLAIN = Kind("plain", 0)
 
 
 def heads(count: int) -> Kind:
+    """The kind of round that verifies `count` drafts of the heads; 0: a plain step."""
     return Kind("heads", count) if count else PLAIN
 
 
 def lookup(count: int) -> Kind:
+    """The kind of round that verifies `count` drafts of prompt lookup."""
     return Kind("lookup", count)
 
 

@@ -47,6 +47,7 @@ class SavesRows(Protocol):
 
 
 def save_from(decoder: object) -> Saved | None:
+    """The decoder's text with its caches; None if it cannot save one."""
     return decoder.save() if isinstance(decoder, Keeps) else None
 
 

@@ -80,6 +80,7 @@ class Layout:
 
 
 def row_bytes(layout: Layout) -> int:
+    """Bytes of one row of T tokens in a shard."""
     return sum(tensor.row_bytes for tensor in layout.tensors().values())
 
 
@@ -111,6 +112,8 @@ def file_sha256(file: Path) -> str:
 
 @dataclass(frozen=True)
 class Shard:
+    """One shard of a split as the index records it: file name, rows, size in bytes, sha256."""
+
     file: str
     rows: int
     bytes: int

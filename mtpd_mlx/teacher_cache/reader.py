@@ -54,6 +54,7 @@ def check_size(file: Path, shard: Shard) -> None:
 
 
 def check_sha256(file: Path, shard: Shard) -> None:
+    """ValueError if the contents of the shard differ from the index."""
     if (got := file_sha256(file)) != shard.sha256:
         raise ValueError(f"{file}: altered shard: got sha256 {got[:12]}..., expected {shard.sha256[:12]}...")
 

@@ -87,6 +87,7 @@ def call_rules(tools: list[dict[str, Any]], several: bool) -> list[str]:
 
 
 def schema_grammar(schema: Mapping[str, Any], thoughts: bool | None = None) -> Grammar:
+    """The grammar of texts that are JSON of the schema; `thoughts`: whether thoughts may stand before."""
     return Grammar("json_schema", json.dumps(schema), thoughts)
 
 

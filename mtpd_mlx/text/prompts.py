@@ -53,6 +53,7 @@ def prompt_rows(file: Path | str) -> list[Row]:
 
 
 def prompt_of(row: Row) -> Prompt:
+    """The prompt of a row. ValueError with FILE:LINE if it is neither a prompt nor a conversation."""
     place, values = row.place, row.values
     identity, reference = str(values.get("id", row.number)), values.get("reference")
     if isinstance(reference, list) and all(isinstance(each, str) for each in reference):
@@ -93,6 +94,8 @@ def encode_prompt(prompt: Prompt, tokenizer: Tokenizer, *, chat: bool = True, sy
 
 @dataclass(frozen=True)
 class EncodedPrompt:
+    """A prompt's id in its file, and its token ids."""
+
     id: str
     tokens: list[int]
 

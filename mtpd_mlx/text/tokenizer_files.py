@@ -42,10 +42,12 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file; {} if there is no such file."""
     return read_json_object(file) if file.is_file() else {}
 
 
 def read_backend(folder: Path) -> tokenizers.Tokenizer:
+    """tokenizer.json of a folder. ValueError if it is missing, unreadable or has no tokens."""
     file = folder / BACKEND
     if not file.is_file():
         raise ValueError(f"{folder}: no tokenizer.json in it")

@@ -65,6 +65,8 @@ def _is_evaluation(value: Any) -> bool:
 
 @dataclass
 class ResumePoint:
+    """The state of a run between two steps: parameters, optimiser state, progress; names are those of the model's tree."""
+
     params: dict[str, mx.array]
     optimizer: dict[str, mx.array]
     progress: Progress
@@ -77,10 +79,12 @@ def _points(out: Path) -> list[int]:
 
 
 def latest_resume_point(out: Path) -> int | None:
+    """Iteration of the newest resume point in `out`; None if there is none."""
     return max(_points(out), default=None)
 
 
 def save_resume_point(out: Path, point: ResumePoint) -> None:
+    """Writes resume-<iteration> whole, then removes the older ones."""
     iteration = point.progress.iteration
     with replacing_folder(out / f"{RESUME_PREFIX}{iteration}") as folder:
         save_arrays(folder / "params.safetensors", point.params)

@@ -45,6 +45,8 @@ from mtpd_mlx.train.step import Stepper
 
 @dataclass
 class Outcome:
+    """The end of a run: its progress, the reports of validation, and whether any step was better than the start."""
+
     progress: Progress
     curve: list[dict[str, Any]]
     improved: bool
@@ -168,6 +170,7 @@ def _identity(record: dict[str, Any], reference: BaseRef | None, frozen: list[MT
 
 
 def digest_of(heads: list[MTPHead]) -> str:
+    """sha256 of the heads' parameters in float32, to notice heads that changed."""
     from mlx.utils import tree_flatten
 
     digest = hashlib.sha256()

@@ -31,6 +31,8 @@ from mtpd_mlx.train.step import compute_dtype
 
 @dataclass
 class Ingredients:
+    """Base, heads and what goes into the checkpoint beside them. Heads before `first_trained` stay as they are."""
+
     base: Base
     heads: MTPHeads
     tokenizer_folder: Path
@@ -208,6 +210,7 @@ def teacher_line(options: TrainOptions) -> str | None:
 
 
 def resolve_tokenizer(folder: str) -> Path:
+    """The tokenizer's folder. ValueError if it holds no tokenizer.json."""
     path = Path(folder).expanduser()
     if not (path / "tokenizer.json").is_file():
         raise ValueError(f"--tokenizer {folder}: no tokenizer.json in it")

@@ -21,6 +21,7 @@ RISE = 0.1  # of all steps: how long the distillation term takes to rise where i
 
 
 def cast(tree: Tree, dtype: mx.Dtype) -> Tree:
+    """Every array of the tree in `dtype`."""
     from mlx.utils import tree_map
 
     return tree_map(lambda w: w.astype(dtype), tree)
@@ -200,6 +201,7 @@ class Stepper:
 
 
 def global_norm(gradients: Tree) -> mx.array:
+    """float32 []: the Euclidean norm over all gradients of the tree."""
     from mlx.utils import tree_flatten
 
     flat: Any = tree_flatten(gradients)

@@ -1,4 +1,5 @@
-"""Results files of the experiments: figures by name in memory, short rows of rounded figures on the disk.
+"""`read_results`, `write_results`: results of the experiments, by name in memory, as rounded short rows on disk.
+Called by run.py, findings.py, merge.py, real_heads.py and report.py.
 
 run.py writes them, findings.py reads them, docs/results keeps them. On the disk, beside the conditions of the run:
 

@@ -1,4 +1,5 @@
-"""Norms, products and embeddings, of which graphs/modules.py and graphs/recurrent.py make blocks."""
+"""`RMSNorm`, `Linear`, `Embedding`: the modules that blocks are made of.
+Called by graphs/modules.py and graphs/recurrent.py."""
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -10,6 +11,8 @@ Sum = tuple[ir.Value, ir.Value]  # two terms, not yet added
 
 
 class RMSNorm(Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis; weight [size]."""
+
     def __init__(self, size: int, eps: float, dtype: ir.DataType, flavour: Flavour):
         super().__init__()
         self.weight = Parameter([size], dtype)
@@ -23,6 +26,8 @@ class RMSNorm(Module):
 
 
 class Linear(Module):
+    """x W^T + b over the last axis; weight [outputs, inputs]."""
+
     def __init__(self, inputs: int, outputs: int, dtype: ir.DataType, flavour: Flavour, bias: bool = False):
         super().__init__()
         self.weight = Parameter([outputs, inputs], dtype)
@@ -48,4 +53,5 @@ class Embedding(Module):
 
 
 def scaled(op: OpBuilder, x: ir.Value, factor: float) -> ir.Value:
+    """x times a constant; no node for 1."""
     return x if factor == 1.0 else op.Mul(x, factor)

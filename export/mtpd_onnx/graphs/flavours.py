@@ -1,4 +1,5 @@
-"""How the modules' operations are spelt: with onnxruntime's fused operators, or with standard ONNX operators only.
+"""`Fused` and the interface `Flavour`: operations spelt with onnxruntime's fused or with standard ONNX operators.
+Called by graphs/modules.py and every graph; the standard flavour is in standard.py.
 
 Both flavours compute the same equations. `Fused` (fused.py): activations [1, S, n], caches of fixed capacity updated in place
 by GroupQueryAttention (com.microsoft). `Standard` (standard.py): activations [S, n], caches that grow by concatenation.
@@ -96,6 +97,8 @@ class Positions:
 
 
 class Flavour(Protocol):
+    """The operations that modules are made of. Both flavours compute the same equations."""
+
     def linear(self, op: OpBuilder, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
         """x W^T + b, W [out, in]."""
         ...
@@ -169,6 +172,7 @@ def widened(op: OpBuilder, x: ir.Value) -> ir.Value:
 
 
 def packed_sizes(dims: Dims) -> tuple[int, int, int]:
+    """Columns of q, k and v in the packed matrix."""
     kv = dims.num_kv_heads * dims.head_dim
     return dims.num_heads * dims.head_dim, kv, kv
 

@@ -1,4 +1,5 @@
-"""Torch-shaped ONNX modules of a Llama-class decoder and its MTP heads (shapes and equations: docs/architecture.md).
+"""`Block`, `Attention`, `MLP`, ...: torch-shaped ONNX modules of a decoder and its MTP heads.
+Called by graphs/builder.py and the graphs. Shapes and equations: docs/architecture.md.
 
 Parameter names follow the Hugging Face paths, except that q/k/v and gate/up are packed (`qkv_proj`, `gate_up_proj`;
 weights/parameters.py says what each parameter is made of). Matrices are stored [out, in]. How an operation is spelt is the
@@ -25,6 +26,8 @@ BRANCHES = {"conv": "conv", "delta": "linear_attn"}  # what a block calls a laye
 
 
 class Attention(Module):
+    """Attention of one layer over its cache: q, k and v in one matrix [q + 2 kv, d], or [q + kv, d] if values are the keys."""
+
     def __init__(self, dims: Dims, layer: Layer, dtype: ir.DataType, flavour: Flavour):
         super().__init__()
         self.own_values, dims = dims.geometry(layer).own_values, dims.as_if_all(layer)
@@ -151,6 +154,8 @@ class Block(Module):
 
 
 class Trunk(Module):
+    """Embedding, all blocks and the final norm; names of parameters begin with `model`."""
+
     def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
         super().__init__("model")
         self.embed_tokens = Embedding(dims.vocab_size, dims.hidden_size, dtype, flavour, dims.embedding_scale)

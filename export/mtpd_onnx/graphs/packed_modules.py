@@ -1,4 +1,5 @@
-"""Modules whose matrix is stored in integers; `pack_modules` puts them where the plan says so (weights/quantised_layouts.py).
+"""`pack_modules`: modules whose matrix is stored in integers, put where the plan says so.
+Called by graphs/builder.py; weights/quantised_layouts.py makes the plan.
 
 w = scales * (integers - zero_points) + residual, per group of the inputs (weights/quantize.py). The product with the first
 term is com.microsoft.MatMulNBits; the second one adds GroupSum(x) @ residual^T, GroupSum(x)[g] = the sum of x over group g.

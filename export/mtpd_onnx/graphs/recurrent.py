@@ -1,4 +1,5 @@
-"""Layers of hybrid models that are no attention. graphs/modules.py puts them into blocks."""
+"""Layers of hybrid models that are no attention, as ONNX modules.
+Called by graphs/modules.py, which puts them into blocks."""
 
 import onnx_ir as ir
 from onnxscript import OpBuilder

@@ -48,6 +48,7 @@ def device_name() -> str:
 
 
 def free_bytes() -> int | None:
+    """Free memory of the current device in bytes; None without CUDA."""
     cuda = library()
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     if cuda is None or cuda.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)):

@@ -120,6 +120,7 @@ def open_choosing(
 
 
 def say_what_is_old(folder: Path, manifest: Manifest) -> None:
+    """One message for a folder whose graphs do not mark logits that are not finite."""
     if manifest.format_version < MARKED:
         say_once(f"{folder}: of an earlier version: logits that are not finite go unnoticed; export the checkpoint again")
 
@@ -136,6 +137,7 @@ def can_capture(manifest: Manifest) -> bool:
 
 
 def check_drafts(manifest: Manifest, wanted: int, fixed_rounds: bool = False) -> None:
+    """ValueError if the folder's graphs cannot draft `wanted` tokens per round."""
     if not 1 <= wanted <= manifest.num_heads:
         raise ValueError(f"--num-draft-tokens: got {wanted}, expected 0..{manifest.num_heads}")
     any_drafts = None if fixed_rounds else manifest.any_drafts

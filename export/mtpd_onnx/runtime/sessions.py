@@ -26,6 +26,7 @@ ERROR, FATAL = 3, 4  # severities of onnxruntime's own log
 
 
 def import_onnxruntime() -> Any:
+    """The onnxruntime module. ImportError that says how to install it."""
     try:
         import onnxruntime
     except ImportError as error:

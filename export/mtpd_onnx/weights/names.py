@@ -1,4 +1,5 @@
-"""From the names of graph parameters to those of checkpoints: each family has names of its own (families/table.py)."""
+"""`checkpoint_name`: names of graph parameters in the checkpoints of a family (families/table.py).
+Called by weights/parameters.py."""
 
 import re
 

@@ -1,4 +1,5 @@
-"""Weights of recurrent layers, in the shapes that the graphs want them in."""
+"""`tap_values`: weights of recurrent layers in the shapes that graphs use.
+Called by weights/parameters.py."""
 
 import numpy as np
 

@@ -1,6 +1,5 @@
-"""The two kinds of vocabulary that GGUF files of our families have, as tokenizer.json: `byte_level` (GPT-2's BPE) and
-`sentence_piece` (Llama's and Gemma's). Each gives tokenizer.json, and whether a text begins with BOS where the file does not
-say.
+"""`byte_level` (GPT-2's BPE) and `sentence_piece` (Llama's, Gemma's): tokenizer.json of GGUF vocabularies.
+Called by gguf/tokenizer.py. Each also says whether a text begins with BOS if the file does not.
 
 The regular expressions are those that the published tokenizers have; GGUF holds a name for each.
 """

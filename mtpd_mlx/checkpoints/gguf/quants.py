@@ -1,5 +1,5 @@
-"""Blocks of quantised weights: `affine` gives the integers of Q4_0, Q4_1 and Q8_0 as MLX lays them out, `floats` the values of
-every type, `packed` and `as_raw` what a safetensors file holds.
+"""`affine`, `floats`, `packed`, `as_raw`: blocks of quantised weights as MLX's integers, as values, as file contents.
+Called by gguf/tensors.py, rope.py and reader.py.
 
 A block is 32 weights of a row: w = d (q - 8) in Q4_0, w = d q + m in Q4_1, w = d q with q of -128..127 in Q8_0. MLX's affine
 groups of 32 are w = scale q + bias with q from 0. So they hold the same integers: bias is -8 d, m or -128 d, exact in float16.

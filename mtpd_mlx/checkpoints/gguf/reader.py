@@ -1,4 +1,5 @@
-"""`read_gguf(file)`: metadata and tensor table of a GGUF file, checked against the file's size. Contents stay on disk.
+"""`read_gguf(file)`: metadata and tensor table of a GGUF file, checked against its size. Contents stay on disk.
+Called by all of gguf/.
 
 The file is untrusted: every length is checked before it is followed, and damage is a ValueError of one line that names the key
 or the tensor. (The gguf package's own reader follows a damaged count until memory is full, so only its tables and its

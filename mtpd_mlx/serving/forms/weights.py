@@ -15,6 +15,8 @@ PENALTY, BIAS = 2.0, 100.0  # the largest of either sign, as OpenAI's API has th
 
 @dataclass(frozen=True)
 class Weights:
+    """A request's logit_bias by token id, presence_penalty and frequency_penalty, in logits."""
+
     bias: dict[int, float]
     presence: float
     frequency: float
@@ -31,6 +33,7 @@ NO_WEIGHTS = Weights({}, 0.0, 0.0)
 
 
 def read_weights(fields: Fields, served: Served) -> Weights:
+    """The three fields of a request. ApiError 400 for a value out of range or an unknown token id."""
     presence = fields.number("presence_penalty", 0.0, -PENALTY, PENALTY)
     frequency = fields.number("frequency_penalty", 0.0, -PENALTY, PENALTY)
     value = fields.raw("logit_bias")
