@@ -27,7 +27,7 @@ from mtpd_onnx.graphs.history import CONV, History, Places, places, positions_of
 from mtpd_onnx.graphs.modules import Base, MTPHead, MTPHeads
 from mtpd_onnx.graphs.packed_modules import Packed, pack_modules
 from mtpd_onnx.graphs.rope import rope_tables
-from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler
+from mtpd_onnx.graphs.sampling import CONTEXT, SETTINGS, Sampler, likeliest
 
 OPSET, IR_VERSION = 23, 10
 I64, I32 = ir.DataType.INT64, ir.DataType.INT32
@@ -235,7 +235,7 @@ def sampler_inputs(graph: Graph) -> Sampler:
     recent = graph.input("recent", I64, [CONTEXT])
     vocab = graph.spec.dims.vocab_size
     if graph.spec.dtype not in CUDA_TYPES:
-        return Sampler(settings, vocab, uniforms, recent)
+        return Sampler(settings, vocab, uniforms, recent, branch="least", likeliest_of=likeliest)
     return Sampler(settings, vocab, uniforms, recent, largest_of=largest_of_blocks, likeliest_of=likeliest_of_blocks)
 
 

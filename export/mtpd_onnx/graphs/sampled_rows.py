@@ -14,8 +14,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from mtpd_mlx.speculative.sampling import LARGEST
-from mtpd_onnx.graphs.branches import branches
-from mtpd_onnx.graphs.sampling import END, F32, I64, LIKELIEST, NOT_DRAFTED, Distribution, block_size, in_blocks
+from mtpd_onnx.graphs.sampling import END, F32, I64, NOT_DRAFTED, Distribution, block_size, in_blocks
 
 
 @dataclass
@@ -28,7 +27,7 @@ class RowSampler:
 
     def of(self, op: OpBuilder, logits: ir.Value, contexts: ir.Value, settings: ir.Value) -> ir.Value:
         """What tokens are drawn from: logits [n, V], contexts int64 [n, N] -> float32 [n, V]."""
-        return _Quick(settings, self.vocab, f"least.{next(self._names)}").of(op, logits, contexts)
+        return Distribution(settings, self.vocab, branch=f"least.{next(self._names)}").of(op, logits, contexts)
 
     def spread(self, op: OpBuilder, logits: ir.Value, ids: ir.Value | None) -> ir.Value:
         """Logits [n, D] of the draft vocabulary `ids` [D] (None: of all tokens) as [n, V]."""
@@ -65,31 +64,6 @@ class RowSampler:
         left = op.Max(op.Sub(p, q), [0.0])
         some = op.Greater(op.ReduceSum(left, [-1], keepdims=1), [0.0])
         return self.draw(op, op.Where(some, left, p), u)
-
-
-@dataclass
-class _Quick(Distribution):
-    name: str
-
-    def _least(self, op: OpBuilder, plain: ir.Value) -> ir.Value:
-        inner = block_size(self.vocab)
-        most = inner * -(-LIKELIEST // inner)  # whole blocks: sums are then the same bits as those over all tokens
-        if most >= self.vocab:
-            return super()._least(op, plain)
-        least, kept = self._cut(op, plain, most)
-        whole = self.keeps_all(op)  # [n, 1]
-        open_rows = op.Not(op.Or(whole, op.Less(kept, [float(most)])))
-        unsettled = op.Greater(op.ReduceSum(op.Cast(open_rows, to=F32), [0, 1], keepdims=0), 0.0)
-        full = super()._least
-
-        def of_all(op: OpBuilder) -> list[ir.Value]:
-            return [full(op, plain)]
-
-        def of_likeliest(op: OpBuilder) -> list[ir.Value]:
-            return [op.Identity(least)]
-
-        (found,) = branches(op, unsettled, self.name, [(F32, ["n", 1])], of_all, of_likeliest)
-        return op.Where(whole, [0.0], found)
 
 
 def _place(op: OpBuilder, running: ir.Value, target: ir.Value) -> ir.Value:

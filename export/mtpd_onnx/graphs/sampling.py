@@ -13,16 +13,24 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from mtpd_mlx.speculative.sampling import ACCEPT, DRAFT, DRAFT_TAIL, KINDS, LARGEST, REPLACE, Sampling
+from mtpd_onnx.graphs.branches import branches
 
 F32, I64 = ir.DataType.FLOAT, ir.DataType.INT64
 SETTINGS = ("inverse_temperature", "top_p", "min_p", "kept", "repetition_penalty")
 CONTEXT = Sampling.repetition_context_size  # tokens that the repetition penalty looks at
 NOT_DRAFTED = -1e30  # logit of a token outside the draft vocabulary
-LIKELIEST = 1024  # tokens that graphs/sampled_rows.py puts in order first, at least
+LIKELIEST = 1024  # tokens that are put in order first, at least
 LIKELY = 64  # the largest top-k that drafts follow on CUDA
 END = (1 << 63) - 1
 Largest = Callable[[OpBuilder, ir.Value], ir.Value]
 Likeliest = Callable[[OpBuilder, ir.Value, int], ir.Value]
+
+
+def likeliest(op: OpBuilder, logits: ir.Value, count: int) -> ir.Value:
+    """logits [n, V] -> the `count` largest of each row in order, [n, count], or all of fewer."""
+    assert logits.shape is not None
+    ordered: ir.Value = op.TopK(logits, [min(count, int(logits.shape[-1]))], axis=-1, _outputs=2)[0]  # type: ignore[arg-type]
+    return ordered
 
 
 def largest_by_reduction(op: OpBuilder, logits: ir.Value) -> ir.Value:
@@ -32,11 +40,15 @@ def largest_by_reduction(op: OpBuilder, logits: ir.Value) -> ir.Value:
 
 @dataclass
 class Distribution:
-    """What tokens are drawn from. settings float32 [5] (SETTINGS; top_p 2 and kept V where off), or [n, 5]: of each row."""
+    """What tokens are drawn from. settings float32 [5] (SETTINGS; top_p 2 and kept V where off), or [n, 5]: of each row.
+
+    branch: the name of a node that puts all tokens in order only where the LIKELIEST, and what is kept of them, do not settle
+    what is kept. None: all of them always, for devices whose captured runs do not branch."""
 
     settings: ir.Value
     vocab: int
     largest_of: Largest = field(default=largest_by_reduction, kw_only=True)
+    branch: str | None = field(default=None, kw_only=True)
     largest: ir.Value | None = field(default=None, init=False)  # of each row that `of` was given, [n, 1]
 
     def setting(self, op: OpBuilder, name: str) -> ir.Value:
@@ -53,7 +65,23 @@ class Distribution:
 
     def _least(self, op: OpBuilder, plain: ir.Value) -> ir.Value:
         """The probability of the last token that is kept, of plain [n, V]: [n, 1]."""
-        return self._cut(op, plain, self.vocab)[0]
+        inner = block_size(self.vocab)
+        most = inner * -(-LIKELIEST // inner)  # whole blocks: sums are then the same bits as those over all tokens
+        if self.branch is None or most >= self.vocab:
+            return self._cut(op, plain, self.vocab)[0]
+        least, kept = self._cut(op, plain, most)
+        whole = self.keeps_all(op)  # [1] or [n, 1]
+        open_rows = op.Not(op.Or(whole, op.Less(kept, [float(most)])))
+        unsettled = op.Greater(op.ReduceSum(op.Cast(open_rows, to=F32), [0, 1], keepdims=0), 0.0)
+
+        def of_all(op: OpBuilder) -> list[ir.Value]:
+            return [self._cut(op, plain, self.vocab)[0]]
+
+        def of_likeliest(op: OpBuilder) -> list[ir.Value]:
+            return [op.Identity(least)]
+
+        (found,) = branches(op, unsettled, self.branch, [(F32, ["n", 1])], of_all, of_likeliest)
+        return op.Where(whole, [0.0], found)
 
     def _cut(self, op: OpBuilder, plain: ir.Value, most: int) -> tuple[ir.Value, ir.Value]:
         """That among the `most` likeliest tokens, and how many are kept of these, float32; both [n, 1]."""
