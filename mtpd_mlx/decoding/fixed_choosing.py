@@ -6,6 +6,7 @@ begins is an array of the graph. They are chosen by what was known one round ear
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from mtpd_mlx.speculative.protocol import Round
 from mtpd_mlx.speculative.round_costs import PLAIN
 
 OUTSIDE = 0.2  # share of a round's time that the caller may have spent, else it says nothing of other rounds
+SPARE = 64  # positions beyond the longest text and what heads read at once: a round's
 ROOM = 512  # positions that buffers on a GPU have behind the text at first: every new size is compiled anew
 
 
@@ -52,7 +54,7 @@ class FixedChoosingRounds:
         self._host, self._graphs, self._limit, self._drafting, self._may_lead = host, graphs, limit, drafting, ahead
         model = host.model
         assert host.next is not None
-        self._capacity = bucket(host.length + (ROOM if not on_cpu() else 1) + FILLS[-1])
+        self._capacity = self._size(host.length + (ROOM if not on_cpu() else 1) + FILLS[-1])
         caches: list[Any] = [*host.caches, *host.head_caches]
         self._buffers = to_buffers(caches, host.length, self._capacity)
         self._states = graphs.layers.states(self._buffers)
@@ -188,11 +190,15 @@ class FixedChoosingRounds:
     def _grow(self, positions: int) -> None:
         if positions <= self._capacity:
             return
-        self._capacity = bucket(positions)
+        self._capacity = self._size(positions)
         self._buffers = self._graphs.layers.padded(self._buffers, self._capacity)
         self._text["words"] = self._long(self._text["words"], self._words(self._capacity))
         if "states" in self._text:
             self._text["states"] = self._long(self._text["states"], self._capacity)
+
+    def _size(self, positions: int) -> int:
+        """Capacity of buffers for so many positions; no more than any text of the decoder needs."""
+        return min(bucket(positions), self._limit + FILLS[-1] + SPARE)
 
     def _words(self, capacity: int) -> int:
         """Size of the text's buffer: heads look ahead of the positions they read."""
@@ -226,7 +232,7 @@ class FixedChoosingDecoder(Decoder):
         self._host = HostState(model, rows_kept=model.num_draft_tokens + 1 if model.num_draft_tokens else 0)
         self._graphs = ChosenGraphs(model, plan)
 
-    def prefill(self, tokens: list[int]) -> int:  # type: ignore[override]
+    def prefill(self, tokens: Sequence[int]) -> int:
         after = super().prefill(tokens)
         self.drafting.begin(self._host.tokens, after)
         return after
