@@ -1,25 +1,22 @@
 """`open_folder`: a Backend for an exported folder, by its layout and provider.
 Called by the commands that decode, `mtpd parity` and tools."""
 
-from contextlib import suppress
 from pathlib import Path
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.speculative.drafting import FixedDrafting
-from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.protocol import Backend
-from mtpd_mlx.speculative.round_costs import RoundCosts
 from mtpd_mlx.speculative.rounds import StepBackend
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.errors import say_once
 from mtpd_onnx.layouts import DECODER, HEADS, MAIN, draft_counts
 from mtpd_onnx.manifest import MARKED, Manifest, graph_name, read_manifest
 from mtpd_onnx.runtime.choosing import ChoosingBackend
-from mtpd_onnx.runtime.chosen import chosen as chosen_drafting
+from mtpd_onnx.runtime.chosen import opened_drafting
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.decoder_session import DecoderSession
 from mtpd_onnx.runtime.fused import FusedBackend
-from mtpd_onnx.runtime.measured_costs import costs_key, guessed, kinds_of, known_or_measured
+from mtpd_onnx.runtime.measured_costs import kinds_of
 from mtpd_onnx.runtime.memory import check_memory
 from mtpd_onnx.runtime.open_device import open_device
 from mtpd_onnx.runtime.plain import PlainBackend
@@ -109,13 +106,17 @@ def open_choosing(
         return ChoosingBackend(decoder, manifest, FixedDrafting(num_draft_tokens), most=num_draft_tokens, sampling=state)
     backend = ChoosingBackend(decoder, manifest, FixedDrafting(0), most=manifest.num_heads, sampling=state)
     kinds = kinds_of(manifest.num_heads, manifest.capacity - 1, lookup)
-    timed = sampling is None or sampling.seed is None
-    costs = RoundCosts(guessed(kinds, manifest.precision, manifest.activations))
-    if timed:
-        with suppress(NotFiniteError):  # decoding says so, and where
-            key = costs_key(folder, "cpu", num_threads, kinds, sampled=sampling is not None)
-            costs = known_or_measured(key, remeasure, lambda: backend.seconds_of(kinds))
-    backend.drafting = chosen_drafting(costs, manifest, lookup, timed)
+    backend.drafting = opened_drafting(
+        backend.seconds_of,
+        kinds,
+        folder,
+        manifest,
+        "cpu",
+        num_threads=num_threads,
+        sampling=sampling,
+        lookup=lookup,
+        remeasure=remeasure,
+    )
     return backend
 
 

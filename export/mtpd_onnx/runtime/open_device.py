@@ -1,20 +1,18 @@
 """`open_device`: a folder whose rounds are captured runs of a device (graphs/device_rounds.py).
 Called by runtime/open.py."""
 
-from contextlib import suppress
 from pathlib import Path
 
 from mtpd_mlx.speculative.drafting import FixedDrafting
-from mtpd_mlx.speculative.finite import NotFiniteError
-from mtpd_mlx.speculative.round_costs import Kind, RoundCosts
+from mtpd_mlx.speculative.round_costs import Kind
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.layouts import device_round, draft_counts
 from mtpd_onnx.manifest import Manifest
-from mtpd_onnx.runtime.chosen import chosen
+from mtpd_onnx.runtime.chosen import opened_drafting
 from mtpd_onnx.runtime.cuda_stream import Stream
 from mtpd_onnx.runtime.device_rounds import DeviceBackend
 from mtpd_onnx.runtime.device_runs import DeviceRuns
-from mtpd_onnx.runtime.measured_costs import costs_key, guessed, kinds_of, known_or_measured
+from mtpd_onnx.runtime.measured_costs import kinds_of
 from mtpd_onnx.runtime.sampling_state import SamplingState
 from mtpd_onnx.runtime.sessions import open_session
 from mtpd_onnx.runtime.shared_weights import SharedWeights
@@ -54,13 +52,17 @@ def open_device(
     backend = DeviceBackend(runs, manifest, provider, fixed, most=max(counts, default=0), ahead=stream is not None)
     if num_draft_tokens is not None:
         return backend
-    timed = sampling is None or sampling.seed is None
-    costs = RoundCosts(guessed(kinds, manifest.precision, manifest.activations))
-    if timed:
-        with suppress(NotFiniteError):  # decoding says so, and where
-            key = costs_key(folder, provider, num_threads, kinds, sampled=sampling is not None)
-            costs = known_or_measured(key, remeasure, lambda: backend.seconds_of(kinds))
-    backend.drafting = chosen(costs, manifest, lookup, timed)
+    backend.drafting = opened_drafting(
+        backend.seconds_of,
+        kinds,
+        folder,
+        manifest,
+        provider,
+        num_threads=num_threads,
+        sampling=sampling,
+        lookup=lookup,
+        remeasure=remeasure,
+    )
     return backend
 
 
