@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from family_models import TOLERANCE, Reference
 
+pytestmark = pytest.mark.slow  # it loads torch
+
 
 def test_transformers_still_agrees(reference: Reference) -> None:
     torch = pytest.importorskip("torch")

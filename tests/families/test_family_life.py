@@ -36,7 +36,7 @@ LIVES: dict[str, dict[str, Any]] = {
     "nemotron3": {},
 }
 # Their sisters go the same ways.
-SLOW = ("gpt-oss-mxfp4", "gemma4", "gemma4-moe", "lfm2", "glm4-moe", "granite4-moe", "nemotron3")
+SLOW = ("gpt-oss", "gpt-oss-mxfp4", "gemma4", "gemma4-moe", "lfm2", "glm4-moe", "granite4-moe", "nemotron3")
 STEPS = ["--max-seq-length", "24", "--batch-size", "2", "--warmup", "1", "--steps-per-eval", "3", "--val-batches", "1"]
 
 

@@ -16,6 +16,7 @@ from mtpd_mlx.model.load_save import load_checkpoint
 from mtpd_mlx.speculative.loop import generate
 from mtpd_mlx.speculative.rounds import StepBackend
 
+pytestmark = pytest.mark.slow
 torch = pytest.importorskip("torch")
 modeling = pytest.importorskip("transformers.modeling_layers")
 if not hasattr(modeling, "MtpModel"):

@@ -59,6 +59,10 @@ FIGURES = {
     "gemma-4-12b": (11_907_350_320, 23_814_700_640, 344_064, 271_343_105),
     # 25 layers of 8 key heads of 256 with values, 5 of 2 of 512 without, 128 experts of 704 beside a feed-forward of 2112
     "gemma-4-26b-a4b": (25_233_141_790, 50_466_283_580, 225_280, 844_378_753),
+    # 2 key heads of 128 in 6 of 52 blocks, Mamba-2 of 64 heads in 23, 128 experts of 1856 and a shared one of 3712 in 23: 31.6B
+    "nemotron-3-nano-30b-a3b": (31_577_940_288, 63_155_880_576, 6_144, 1_335_323_264),
+    # 4 key heads of 128 in 4 of 40 layers, Mamba-2 of 48 heads in 36, 64 experts of 512 beside a dense MLP of 1024 in all, tied
+    "granite-4.0-h-tiny": (6_939_037_248, 13_878_074_496, 8_192, 166_828_032),
 }
 
 
