@@ -56,6 +56,11 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("http") or (ROOT / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [p for p in FOLDERS[1].rglob("*.md") if p.parent in FOLDERS], ids=lambda p: p.name)
+def test_every_page_is_in_the_navigation(page: Path) -> None:
+    assert f": {page.relative_to(FOLDERS[1])}\n" in (ROOT / ".mkdocs.yml").read_text(encoding="utf-8")
+
+
 def test_the_log_lists_its_entries() -> None:
     listed = re.findall(r"\]\(log/(.+?)\)", (ROOT / "docs" / "log.md").read_text(encoding="utf-8"))
     assert sorted(listed) == sorted(entry.name for entry in (ROOT / "docs" / "log").iterdir())
