@@ -24,7 +24,7 @@ VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num
 VISION |= {"image_size": 8, "patch_size": 4}
 PIXTRAL = VISION | {"model_type": "pixtral", "head_dim": 8}
 
-DELTA = {"head_dim": 32, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16}
+DELTA = {"head_dim": 64, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16}
 DELTA |= {"linear_value_head_dim": 32, "linear_conv_kernel_dim": 4, "rope_parameters": {"rope_theta": 1e7}}
 QWEN_MOE = {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 32}
 QWEN_VISION = {"depth": 1, "hidden_size": 8, "intermediate_size": 8, "num_heads": 1, "patch_size": 4, "out_hidden_size": 64}
@@ -176,13 +176,13 @@ REFERENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3.5": (
         "Qwen3.5, 3.6, 3.8 (text)",
         "Qwen3_5TextConfig",
-        DELTA | {"head_dim": 64, "tie_word_embeddings": True, "shipped": "mtp"},
+        DELTA | {"tie_word_embeddings": True, "shipped": "mtp"},
     ),
     "qwen3.5-vision": (
         "Qwen3.5, 3.6, 3.8 with vision (their text)",
         "Qwen3_5Config",
         {
-            "text_config": TINY | DELTA | {"head_dim": 64, "model_type": "qwen3_5_text", "linear_num_value_heads": 2},
+            "text_config": TINY | DELTA | {"model_type": "qwen3_5_text", "linear_num_value_heads": 2},
             "vision_config": QWEN_VISION,
         },
     ),

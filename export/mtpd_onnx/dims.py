@@ -49,8 +49,8 @@ def check_expressible(dims: Dims) -> None:
         raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone: there are no ONNX graphs for it yet")
     if dims.experts is not None and dims.experts.parallel:
         raise ValueError(f"{dims.model_type}: experts beside a dense MLP are not supported")
-    if dims.experts is not None and dims.experts.sigmoid:
-        raise ValueError(f"{dims.model_type}: experts chosen by sigmoids, and shared ones, are not supported")
+    if dims.model_type == "lfm2_moe" and dims.experts is not None and not dims.experts.sigmoid:
+        raise ValueError(f"{dims.model_type}: use_expert_bias false is not supported")
     settings = [dims.quantization or {}, *(v for v in (dims.quantization or {}).values() if isinstance(v, dict))]
     for mode in (own.get("mode", "affine") for own in settings):
         if mode not in ("affine", "mxfp4"):

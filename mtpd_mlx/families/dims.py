@@ -97,6 +97,9 @@ class Experts:
     correction: str = ""  # its name where a family has another for it, beside the gate
     parallel: bool = False  # beside a dense MLP, with norms of its own (Gemma 4)
     beside: bool = False  # beside a dense MLP that reads and adds to the same states (Granite 4)
+    groups: int = 1  # of as many experts, of which the best `chosen_groups` may work (GLM-4.5)
+    chosen_groups: int = 1
+    scaling: float = 1.0  # their sum is multiplied by it, where scores are sigmoids
     latent: int | None = None  # they read and write projections of this width (Nemotron 3 Super)
 
 

@@ -30,12 +30,15 @@ def read_experts(config: dict[str, Any]) -> Experts | None:
     if config["model_type"] == "lfm2_moe":
         sizes, normalized = (_count(config), 4, "moe_intermediate_size"), bool(config.get("norm_topk_prob", True))
         read = Experts(*_checked(config, *sizes), normalized, "feed_forward", ("w1", "w3", "w2"))
-        return replace(read, sigmoid=bool(config.get("use_expert_bias", True)), correction="expert_bias")
+        scaling = float(config.get("routed_scaling_factor", 1.0))
+        return replace(read, sigmoid=bool(config.get("use_expert_bias", True)), correction="expert_bias", scaling=scaling)
     if config["model_type"] == "glm4_moe":
         count, chosen, size = _checked(config, _routed(config), 8, "moe_intermediate_size")
         names, normalized = ("gate_proj", "up_proj", "down_proj"), bool(config.get("norm_topk_prob", True))
         shared = size * config.get("n_shared_experts", 1)
-        return Experts(count, chosen, size, normalized, "mlp", names, shared=shared, sigmoid=True)
+        read = Experts(count, chosen, size, normalized, "mlp", names, shared=shared, sigmoid=True)
+        groups, best = (size_of(config, name, 1) for name in ("n_group", "topk_group"))
+        return replace(read, groups=groups, chosen_groups=best, scaling=float(config.get("routed_scaling_factor", 1.0)))
     if is_gemma4(config) and config.get("enable_moe_block"):
         told, sizes = config | {"num_experts_per_tok": config["top_k_experts"]}, (_count(config), 1, "moe_intermediate_size")
         names = ("gate_proj", "up_proj", "down_proj")

@@ -140,13 +140,13 @@ FAMILIES: dict[str, Family] = {
         sinks=True,
     ),
     "qwen3_5_text": Family("qwen3_5", qk_norm="head", gated=True),
-    "qwen3_5_moe_text": Family("qwen3_5", qk_norm="head", gated=True, onnx=False),
-    "qwen3_next": Family("qwen3_next", qk_norm="head", gated=True, onnx=False),
+    "qwen3_5_moe_text": Family("qwen3_5", qk_norm="head", gated=True),
+    "qwen3_next": Family("qwen3_next", qk_norm="head", gated=True),
     "nemotron_h": Family(
         "nemotron_h", eps=1e-5, biases=("attention_bias", "mlp_bias"), names=NEMOTRON, activation="relu2", onnx=False
     ),
     "granitemoehybrid": Family("granitemoehybrid", biases=("attention_bias",), head_dim=False, names=GRANITE, onnx=False),
-    "lfm2_moe": Family("lfm2_moe", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2, onnx=False),
+    "lfm2_moe": Family("lfm2_moe", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2),
     "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2),
 }
 ACTIVATIONS = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh",), "relu2": ("relu2",)}  # names in config.json

@@ -28,7 +28,7 @@ HYBRIDS: dict[str, dict[str, Any]] = {
         "model_type": "qwen3_next",
         "num_hidden_layers": 2,
         "full_attention_interval": 2,
-        "head_dim": 16,
+        "head_dim": 64,
         "linear_conv_kernel_dim": 4,
         "num_experts": 4,
         "num_experts_per_tok": 2,

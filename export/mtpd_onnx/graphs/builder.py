@@ -16,7 +16,7 @@ from onnxscript.nn import Module, Parameter
 
 from mtpd_mlx.families.dims import Layer
 from mtpd_mlx.speculative.sampling import KINDS, REPLACE
-from mtpd_onnx.dims import Dims
+from mtpd_onnx.dims import Dims, has_state
 from mtpd_onnx.graphs.cuda_modules import best_of_blocks, largest_of_blocks, likeliest_of_blocks, transpose_modules
 from mtpd_onnx.graphs.delta import ROWS, STATE, Journal, Recurrence, journal, ring_size, row_size
 from mtpd_onnx.graphs.finite import marked
@@ -273,7 +273,7 @@ def places_of(graph: Graph, rows: Callable[[], tuple[ir.Value, ir.Value | None]]
 def journal_of(graph: Graph, tokens: ir.Value, last: ir.Value) -> Journal | None:
     """Of tokens [S], the last one at position `last` int32 [1]; None where the model has no state. Once a graph."""
     kind = graph.spec.dims.recurrent
-    return journal(graph, tokens, last) if kind is not None and kind.kind == "delta" else None
+    return journal(graph, tokens, last) if kind is not None and has_state(graph.spec.dims) else None
 
 
 def spare_row(graph: Graph, seqlens: ir.Value, tokens: ir.Value) -> Spare:

@@ -19,10 +19,15 @@ from mtpd_onnx.graphs.basics import Embedding as Embedding  # re-exported
 from mtpd_onnx.graphs.basics import Linear as Linear
 from mtpd_onnx.graphs.basics import RMSNorm, Sum
 from mtpd_onnx.graphs.basics import scaled as scaled
-from mtpd_onnx.graphs.flavours import Cache, ExpertWeights, Flavour, Kept, Positions, QKNorms
+from mtpd_onnx.graphs.flavours import Cache, Flavour, Kept, Positions, QKNorms
+from mtpd_onnx.graphs.mixtures import MLP, MoE
 from mtpd_onnx.graphs.recurrent import DeltaNet, ShortConv
 
-BRANCHES = {"conv": "conv", "delta": "linear_attn"}  # what a block calls a layer that is no attention
+BRANCHES = {
+    "conv": "conv",
+    "delta": "linear_attn",
+    "joined_delta": "linear_attn",
+}  # what a block calls a layer that is no attention
 
 
 class Attention(Module):
@@ -73,41 +78,6 @@ class HeadNorm(Module):
         return self.weight
 
 
-class MLP(Module):
-    """SwiGLU (Gemma: GeGLU) with gate and up in one product."""
-
-    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
-        super().__init__()
-        self.size, self.flavour, self.activation = dims.intermediate_size, flavour, dims.activation
-        self.gate_up_proj = Linear(dims.hidden_size, 2 * self.size, dtype, flavour, dims.mlp_bias)
-        self.down_proj = Linear(self.size, dims.hidden_size, dtype, flavour, dims.mlp_bias)
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        gate, up = op.Split(self.gate_up_proj(op, x), [self.size, self.size], axis=-1, _outputs=2)
-        active = (self.flavour.silu if self.activation == "silu" else self.flavour.gelu)(op, gate)
-        return self.down_proj(op, op.Mul(active, up))
-
-
-class MoE(Module):
-    """A mixture of SwiGLU experts; `experts_gate_up` [E, 2 size, d] has gate and up in turn, `experts_down` is [E, d, size]."""
-
-    def __init__(self, dims: Dims, dtype: ir.DataType, flavour: Flavour):
-        super().__init__()
-        assert dims.experts is not None
-        e, self.flavour = dims.experts, flavour
-        self.experts_of = e
-        setattr(self, e.gate, Linear(dims.hidden_size, e.count, dtype, flavour, e.bias))
-        self.experts_gate_up = Parameter([e.count, 2 * e.size, dims.hidden_size], dtype)
-        self.experts_down = Parameter([e.count, dims.hidden_size, e.size], dtype)
-        self.experts_gate_up_bias = Parameter([e.count, 2 * e.size], dtype) if e.bias else None
-        self.experts_down_bias = Parameter([e.count, dims.hidden_size], dtype) if e.bias else None
-
-    def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        scores = getattr(self, self.experts_of.gate)(op, x)
-        w = ExpertWeights(self.experts_gate_up, self.experts_down, self.experts_gate_up_bias, self.experts_down_bias)
-        return self.flavour.experts(op, self.experts_of, x, scores, w)
-
-
 class Block(Module):
     """A decoder block; `norms` of the family: before the branches ("pre"), after them ("post"), or "both"."""
 
@@ -128,7 +98,7 @@ class Block(Module):
         self.branch = BRANCHES.get(layer.mixer, "self_attn")
         if layer.mixer == "conv":
             self.conv = ShortConv(dims, dtype, flavour)
-        elif layer.mixer == "delta":
+        elif self.branch == "linear_attn":
             self.linear_attn = DeltaNet(dims, dtype, flavour)
         else:
             self.self_attn = Attention(dims, layer, dtype, flavour)

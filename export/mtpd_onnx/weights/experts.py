@@ -20,11 +20,25 @@ def expert_values(name: str, shape: tuple[int, ...], dims: Dims, source: Tensors
     stacked = f"{path}.{dims.experts.stacked}"
     if dims.experts.fused and f"{stacked}.gate_proj.weight" not in source:
         return _fused(f"{path}.experts.{which}_proj", kind, shape, source)
+    if f"{path}.experts.gate_up_proj" in source:  # gate's rows, then up's
+        stored = source.get(f"{path}.experts.{which}_proj", shape)
+        return stored if which == "down" else _in_turn(*np.split(stored, 2, axis=1))
     if which == "down":
         return _stack(path, 2, kind, shape, dims, source)
     half = (shape[0], shape[1] // 2, *shape[2:])
-    both = np.stack([_stack(path, j, kind, half, dims, source) for j in (0, 1)], axis=2)  # [E, size, 2, d]
-    return both.reshape(shape)
+    return _in_turn(*(_stack(path, j, kind, half, dims, source) for j in (0, 1)))
+
+
+def _in_turn(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """[E, size, ..] each -> [E, 2 size, ..], a row of gate, then one of up."""
+    return np.stack([gate, up], axis=2).reshape(gate.shape[0], -1, *gate.shape[2:])
+
+
+def correction_values(name: str, shape: tuple[int, ...], dims: Dims, source: Tensors) -> np.ndarray:
+    """float32 [E]: what is added to the scores of experts to choose among them."""
+    assert dims.experts is not None
+    path, own = name.rpartition(".")[0], dims.experts.correction or f"{dims.experts.gate}.e_score_correction_bias"
+    return source.get(f"{path}.{own}", shape)
 
 
 def _fused(stem: str, kind: str, shape: tuple[int, ...], source: Tensors) -> np.ndarray:

@@ -5,12 +5,14 @@ import re
 
 from mtpd_mlx.families.dims import Dims
 from mtpd_mlx.families.shapes import NORMS, embedding, final_norm, names_of
+from mtpd_onnx.weights.tensors import Tensors
 
 BLOCK = re.compile(r"(model\.layers\.\d+|heads\.\d+\.block)\.(.+)")
 
 
-def checkpoint_name(stem: str, dims: Dims) -> str:
-    """Of a module of the graphs, whose own names are those of Llama."""
+def checkpoint_name(stem: str, dims: Dims, source: Tensors) -> str:
+    """Of a module of the graphs, whose own names are those of Llama. `source`: the names of the checkpoint's tensors, since
+    mlx-lm's copies of some families have Llama's for their MLPs."""
     ends = {"model.embed_tokens": embedding(dims), "model.norm": final_norm(dims)}
     if stem in ends:
         return ends[stem].removesuffix(".weight")
@@ -25,5 +27,7 @@ def checkpoint_name(stem: str, dims: Dims) -> str:
         path = ".".join([names.attention, *[own.get(last, last)] * bool(last)])
     elif part == "mlp":
         own = {"gate_proj": names.gate, "up_proj": names.up, "down_proj": names.down}
+        if f"{block}.{names.mlp}.gate_proj.weight" in source:
+            own = {}
         path = ".".join([names.mlp, *[own.get(last, last)] * bool(last)])
     return f"{block.replace('model', names.inner, 1) if block.startswith('model') else block}.{path}"

@@ -10,8 +10,8 @@ import numpy as np
 
 from mtpd_onnx.graphs.builder import Spec
 from mtpd_onnx.graphs.packed_modules import Packed
-from mtpd_onnx.weights.experts import EXPERT_PARTS, expert_values
-from mtpd_onnx.weights.quantised_layouts import DRAFT_HEAD, Part, Policy, gates_last, parts_of
+from mtpd_onnx.weights.experts import EXPERT_PARTS, correction_values, expert_values
+from mtpd_onnx.weights.quantised_layouts import DRAFT_HEAD, Part, Policy, gates_last, heads_together, parts_of
 from mtpd_onnx.weights.quantize import CHUNK, Matrix, from_mlx, largest_errors, pack, round_to_nearest, stack
 from mtpd_onnx.weights.recurrent import PARTS, recurrent_values
 from mtpd_onnx.weights.tensors import Tensors
@@ -60,6 +60,8 @@ class Parameters:
             array = expert_values(name, shape, self._spec.dims, self._heads if stem.startswith("heads.") else self._base)
             self._account(stem).floating += 1
             self._account(stem).note(rounding(array, self._dtype), name)
+        elif part == "correction":
+            array = correction_values(name, shape, self._spec.dims, self._heads if stem.startswith("heads.") else self._base)
         elif part in PARTS:
             array = recurrent_values(name, shape, self._base)
         elif layout is not None and part in PACKED_PARTS:
@@ -135,6 +137,8 @@ class Parameters:
         """The rows of the stacked matrix, in the graph's order; None: as they are."""
         if stem == DRAFT_HEAD:
             return self._draft_rows()
+        if stem.endswith("in_proj_all"):
+            return heads_together(self._spec.dims)
         return gates_last(self._spec.dims, stem) if stem.endswith("qkv_proj") and self._spec.dims.gated else None
 
     def _draft_rows(self) -> Sequence[int]:

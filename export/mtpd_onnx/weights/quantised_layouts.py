@@ -91,20 +91,22 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
     """The checkpoint matrices that a graph matrix stacks: the one key map of the export."""
     dims = spec.dims
     if stem == DRAFT_HEAD:  # some or all rows of the output head
-        return [Part(base, checkpoint_name("model.embed_tokens", dims) if dims.tied else "lm_head", dims.vocab_size)]
+        return [Part(base, checkpoint_name("model.embed_tokens", dims, base) if dims.tied else "lm_head", dims.vocab_size)]
     source = heads if stem.startswith("heads.") else base
     path, _, last = stem.rpartition(".")
     own = dims.geometry(layer_of(stem, dims))
     q, kv = dims.num_heads * own.head_dim, own.num_kv_heads * own.head_dim
     stacked = {
         "qkv_proj": {"q_proj": q * (1 + dims.gated), "k_proj": kv} | ({"v_proj": kv} if own.own_values else {}),
-        "gate_up_proj": {"gate_proj": dims.intermediate_size, "up_proj": dims.intermediate_size},
+        "gate_up_proj": dict.fromkeys(("gate_proj", "up_proj"), outputs // 2),
     }.get(last if not dims.fused else "")
     if last == "in_proj_all" and (kind := dims.recurrent) is not None:
+        joined = {"in_proj_qkvz": kind.channels + kind.heads * kind.value, "in_proj_ba": 2 * kind.heads}
         stacked = {"in_proj_qkv": kind.channels, "in_proj_b": kind.heads, "in_proj_a": kind.heads}
         stacked["in_proj_z"] = kind.heads * kind.value
+        stacked = joined if kind.kind == "joined_delta" else stacked
     rows_of = {stem: outputs} if stacked is None else {f"{path}.{name}": rows for name, rows in stacked.items()}
-    return [Part(source, checkpoint_name(name, dims), rows) for name, rows in rows_of.items()]
+    return [Part(source, checkpoint_name(name, dims, source), rows) for name, rows in rows_of.items()]
 
 
 def gates_last(dims: Dims, stem: str) -> list[int]:
@@ -113,6 +115,21 @@ def gates_last(dims: Dims, stem: str) -> list[int]:
     rows = np.arange(2 * dims.num_heads * own.head_dim).reshape(dims.num_heads, 2, own.head_dim)
     others = np.arange(rows.size, rows.size + (1 + own.own_values) * own.num_kv_heads * own.head_dim)
     return [*rows[:, 0].ravel().tolist(), *others.tolist(), *rows[:, 1].ravel().tolist()]
+
+
+def heads_together(dims: Dims) -> list[int] | None:
+    """The rows of Qwen3-Next's in_proj_qkvz and in_proj_ba, one behind the other and by key heads, in another order: q of all
+    heads, then k, v, b, a and z. None where they lie so."""
+    kind = dims.recurrent
+    if kind is None or kind.kind != "joined_delta":
+        return None
+    each = kind.heads // kind.groups
+    ends = np.cumsum([kind.key, kind.key, each * kind.value])
+    large = np.arange(kind.channels + kind.heads * kind.value).reshape(kind.groups, -1)
+    small = large.size + np.arange(2 * kind.heads).reshape(kind.groups, -1)
+    q, k, v, z = np.split(large, ends, axis=1)
+    b, a = np.split(small, 2, axis=1)
+    return [row for part in (q, k, v, b, a, z) for row in part.ravel().tolist()]
 
 
 def layer_of(stem: str, dims: Dims) -> Layer:
