@@ -3,9 +3,9 @@
 
     python -m tools.fuzz_decoding --rounds 10000 --seed 0
 
-Every episode takes a model, a number of drafts 1..16, a plan and a capacity, and then prefills, decodes with ragged ends (EOS,
-stops, lengths, a full cache), names tokens the decoder would not have chosen, and rewinds. Exit status 1, and the episode's
-seed, at the first difference. Run it from the repository root.
+Every episode takes a model, a number of drafts 1..16, or any kind of round each time, a plan and a capacity. It then prefills,
+decodes with ragged ends (EOS, stops, lengths, a full cache), names tokens the decoder would not have chosen, and rewinds. Exit
+status 1, and the episode's seed, at the first difference. Run it from the repository root.
 """
 
 import argparse
@@ -17,13 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from mtpd_mlx.decoding.open import open_decoder
+from mtpd_mlx.decoding.open import choosing_decoder, model_of, open_decoder
+from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads, init_heads
 from mtpd_mlx.model.new_base import new_base
 from mtpd_mlx.model.runtime import mx
 from mtpd_mlx.options.decode import DecodingConfig
+from mtpd_mlx.speculative.drafting import Proposal
 from mtpd_mlx.speculative.loop import generate
+from mtpd_mlx.speculative.round_costs import PLAIN, lookup
+from mtpd_mlx.speculative.round_costs import heads as heads_of
 
 VOCAB, MOST = 61, 16
 CONFIG: dict[str, Any] = {
@@ -42,6 +46,35 @@ CONFIG: dict[str, Any] = {
 }
 PLANS = ("growing", "growing", "fixed", "fixed", "exact", "fixed+compiled", "fixed+scatter+rows")
 SCALES = (3.0, 5.0, 8.0, 10.0)  # of the weights: from text that repeats itself to text that heads seldom guess
+
+
+class AnyDrafts:
+    """A Drafting that proposes any kind of round."""
+
+    def __init__(self, rng: np.random.Generator, most: int):
+        self._rng, self._most, self._text = rng, most, list[int]()
+
+    def restart(self) -> None:
+        self._text = []
+
+    def begin(self, text: Sequence[int], token: int) -> None:
+        self._text = [*text, token]
+
+    def align(self, text: Sequence[int], token: int) -> None:
+        self.begin(text, token)
+
+    def propose(self, most: int) -> Proposal:
+        count = int(self._rng.integers(0, min(most, self._most) + 1))
+        if not count or self._rng.random() < 0.2:
+            return Proposal(PLAIN)
+        if self._rng.random() < 0.6:
+            return Proposal(heads_of(count))
+        return Proposal(lookup(count), tuple(self._text[-1 - i % len(self._text)] for i in range(count)))
+
+    def observe(
+        self, proposal: Proposal, emitted: Sequence[int], proposed: int | None = None, seconds: float | None = None
+    ) -> None:
+        self._text += emitted
 
 
 @dataclass
@@ -83,8 +116,13 @@ def episode(models: Sequence[tuple[Base, MTPHeads]], seed: int, seen: Seen) -> s
     drafts, plan = 1 + pick(MOST), PLANS[pick(len(PLANS))]
     capacity = 24 + pick(200)
     config = DecodingConfig(exact=True) if plan == "exact" else DecodingConfig(plan=plan)
-    backend = open_decoder(base, heads, config, num_draft_tokens=drafts, capacity=capacity)
-    about = f"seed {seed}: {drafts} drafts, plan {plan}, capacity {capacity}"
+    chosen = plan != "exact" and pick(2) == 1
+    if chosen:
+        model = model_of(base, heads, config, num_draft_tokens=drafts, capacity=capacity)
+        backend = choosing_decoder(model, Plan.parse(plan), AnyDrafts(rng, drafts), capacity)
+    else:
+        backend = open_decoder(base, heads, config, num_draft_tokens=drafts, capacity=capacity)  # type: ignore[assignment]
+    about = f"seed {seed}: {drafts} drafts{', chosen' if chosen else ''}, plan {plan}, capacity {capacity}"
     text: list[int] = []
     for _ in range(1 + pick(5)):
         room = capacity - backend.length - 1
@@ -105,6 +143,7 @@ def episode(models: Sequence[tuple[Base, MTPHeads]], seed: int, seen: Seen) -> s
                 seen.rounds += 1
                 seen.drafts[drafts] += 1
                 seen.accepted[chunk.round.accepted] += 1
+                seen.events[f"drafts of {chunk.round.source}"] += 1
             if chunk.finish_reason:
                 seen.events[chunk.finish_reason] += 1
         if (at := first_difference(base, text, start)) is not None:
