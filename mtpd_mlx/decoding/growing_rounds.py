@@ -1,5 +1,9 @@
-"""Rounds over mlx-lm's own caches. The host knows all lengths, so it reads a round before it builds the next one; draft chain
-and verify pass are one graph and one evaluation, enqueued before the caller sees the tokens of the round before."""
+"""`GrowingRounds`: rounds over mlx-lm's own caches.
+Called by decoding/decoder.py.
+
+The host knows all lengths, so it reads a round before it builds the next one. Draft chain and verify pass are one graph and one
+evaluation, enqueued before the caller sees the tokens of the round before.
+"""
 
 from mtpd_mlx.decoding.rewind import Transaction, begin
 from mtpd_mlx.decoding.text_state import HostState, read_token, read_tokens

@@ -1,6 +1,7 @@
-"""Files and folders that are replaced whole: `replacing`, `replacing_folder`, `write_text`, `write_json`.
+"""`replacing`, `replacing_folder`, `write_text`, `write_json`: files and folders that are replaced whole.
+Called by every writer of the product.
 
-Every writer of the product goes through here. The policy: what is written gets a temporary name in the same folder, its
+The policy: what is written gets a temporary name in the same folder, its
 contents are synced, it is renamed, and the folder is synced. So a final name never holds half of anything, and what a call has
 written outlives a loss of power once the call returns. On any failure, Ctrl-C included, the temporary goes and the old contents
 stay. A killed process leaves its temporary: `.NAME.PID.tmp`, or `.NAME.PID.old` for a folder that was being replaced

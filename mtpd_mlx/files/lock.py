@@ -1,6 +1,7 @@
-"""`locked(folder)`: one run at a time writes into a folder; a second one is refused in one line before it changes anything.
+"""`locked(folder)`: one run at a time writes into a folder; a second one is refused in one line.
+Called by every command that fills a folder.
 
-Every command that fills a folder holds its lock. The system releases it when the process dies, however it dies: a lock file
+The system releases it when the process dies, however it dies: a lock file
 that is left over locks nothing, counts as no contents (`is_empty`), and goes with the next run. Where the platform or the file
 system has no flock (Windows, some network drives), there is no lock and no failure.
 """

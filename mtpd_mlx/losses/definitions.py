@@ -1,4 +1,5 @@
-"""Losses of the heads by definition: per position first, masked and reduced afterwards (offsets: docs/architecture.md).
+"""The losses of the heads by definition: per position first, masked and reduced afterwards.
+Called by tests and tools as the oracle of losses/chunked.py. Offsets: docs/architecture.md.
 
 heads_objective and its parts are the oracle of the chunked loss: tests and tools/bench_train differentiate them. Training uses
 end_to_end_tv and per_head_weights, `mtpd eval` uses cross_entropy.

@@ -1,4 +1,5 @@
-"""What the next round verifies: the choice (choice.py) over the text so far (lookup.py). Both runtimes drive one Drafting:
+"""`Drafting`: the drafts of the next round, chosen (choice.py) over the text so far (lookup.py).
+Called by both runtimes:
 
     drafting.begin(text, token)           # after a prefill: all of the text that is cached, and the token it goes on with
     while ...:

@@ -1,5 +1,5 @@
-"""Prompt-lookup drafts: what followed the last few tokens when they stood in prompt or text before (Saxena 2023; n-gram
-drafts of vLLM and transformers). No model is run for them. drafting.py calls this for every runtime.
+"""`Lookup`: drafts copied from where the last tokens stood before in prompt or text (Saxena 2023). No model is run.
+Called by speculative/drafting.py, for every runtime.
 
 The longest match counts, n tokens from LONGEST down to SHORTEST, and of several the latest. The drafts are the tokens behind
 it, as they stand; where they reach the end of the text they go on with themselves, so that a text that repeats a period of p

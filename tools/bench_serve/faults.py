@@ -1,4 +1,5 @@
-"""Requests as they should not be: clients that go away, bodies cut off, bytes that are no JSON, prompts too long, wrong types.
+"""`Faults`: clients that go away, bodies cut off, bytes that are no JSON, prompts too long, wrong types.
+Called by bench_serve/endurance.py.
 
 `faults` sends them from many clients at once, among requests that are right and whose texts are known. What has to hold: every
 answer has the status that its fault deserves, the texts are the known ones, and in the end the server is alive and idle, with

@@ -1,4 +1,5 @@
 """The arms of a benchmark: every way to decode that the given folders and installed packages allow.
+Called by benchmark/__main__.py, child.py, engines.py and peers.py.
 
 A new way to decode is one line in `of_folder`, `of_checkpoint` or `of_peers`, and the keyword that it gives its engine.
 __main__.py lists them, child.py opens them.

@@ -1,4 +1,5 @@
-"""Stages run one after the other, each once: what is done stands in OUT/done.json, what was interrupted is taken up.
+"""`run_stages`: stages run one after the other, each once; OUT/done.json says which are done.
+Called by real_model/__main__.py.
 
 A stage is done when its process ended with status 0. The commands themselves resume: `state_of` says how one is to be called.
 """

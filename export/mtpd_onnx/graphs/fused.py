@@ -1,4 +1,5 @@
-"""`Fused`: the flavour of onnxruntime's operators, which all layouts but the split one are spelt in."""
+"""`Fused`: the flavour of onnxruntime's operators.
+Called by graphs/builder.py, for all layouts but the split one."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,5 @@
-"""What convolutions look back on: their inputs at every position of a text, kept as keys and values are.
+"""`History`: the inputs of convolutions at every position of a text, kept as keys and values are.
+Called by the flavours, which convolve, and by graphs/builder.py and batch.py, which place the rows.
 
 That of position p lies in row p: a rewind is a smaller length, rejected drafts are overwritten and texts can be cut anywhere.
 graphs/fused.py and graphs/standard.py convolve; graphs/builder.py and graphs/batch.py say where rows lie.

@@ -1,7 +1,8 @@
 """`OnnxBatch`: texts side by side on onnxruntime (mtpd_mlx/speculative/batch.py), each in a line of the caches.
+Called by runtime/open_rows.py.
 
 Every row is a backend of one text over its own line, which is what decodes it while it is alone. A round of several rows asks
-each of them what to draft and to verify, and runs all of it at once. runtime/open_rows.py makes it.
+each of them what to draft and to verify, and runs all of it at once.
 """
 
 from collections.abc import Callable, Sequence

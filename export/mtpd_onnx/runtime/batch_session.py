@@ -1,6 +1,7 @@
-"""Runs of graphs/batch.py over lines of caches: several texts at once, or one that has the graph for itself.
+"""`BatchSession`: runs of graphs/batch.py over lines of caches, for several texts or for one alone.
+Called by runtime/batch.py.
 
-One session and one copy of the weights, whatever is drafted and however it is sampled. runtime/batch.py drives it.
+One session and one copy of the weights, whatever is drafted and however it is sampled.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,6 +1,7 @@
-"""Backend of folders for CUDA: the drafts of every round chosen, each kind of round a captured run of the device.
+"""`DeviceBackend`: the Backend of folders for CUDA. Drafts of every round are chosen; each kind is a captured run.
+Called by runtime/open_device.py.
 
-runtime/open_device.py makes it. The device keeps the text, so rounds of heads and plain steps are started before the results of
+The device keeps the text, so rounds of heads and plain steps are started before the results of
 the round before are read. Looked-up drafts wait for them, since the host must know the text.
 """
 

@@ -1,7 +1,5 @@
-"""The inputs of graphs/batch.py: where the rows of several texts lie, which are asked, and how they are sampled.
-
-numpy alone. runtime/batch_session.py calls `pack`, runs the graph and hands its outputs to `unpack`.
-"""
+"""`pack`, `unpack`: the inputs and outputs of graphs/batch.py for several texts. numpy alone.
+Called by runtime/batch_session.py."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
