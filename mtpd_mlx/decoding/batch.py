@@ -34,6 +34,7 @@ class MLXBatch:
         fixed: int | None = None,
         alone: Alone | None = None,
         stacked: bool = False,
+        costs_key: str | None = None,
     ):
         self._open, self._rows, self._fixed, self._alone = open_row, dict[int, Row](), fixed, alone
         self.max_rows, self.max_together, self.regular = max_rows, max_together, True
@@ -41,7 +42,7 @@ class MLXBatch:
         self.num_draft_tokens, self.capacity = first.num_draft_tokens, first.capacity
         self._model = first.model
         self._seen: set[tuple[int, int]] = set()
-        self._stacks = Stacks() if stacked else None
+        self._stacks, self.costs_key = Stacks() if stacked else None, costs_key
 
     def join(self, sampling: Sampling) -> int:
         if len(self._rows) >= self.max_rows:

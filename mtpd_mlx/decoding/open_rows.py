@@ -11,6 +11,7 @@ from mtpd_mlx.decoding.choosing import ChoosingDecoder
 from mtpd_mlx.decoding.open import model_of
 from mtpd_mlx.decoding.rows_cache import why_not
 from mtpd_mlx.decoding.tuning.choice import chosen_drafting
+from mtpd_mlx.decoding.tuning.machine import costs_key
 from mtpd_mlx.model.base import Base
 from mtpd_mlx.model.heads import MTPHeads
 from mtpd_mlx.model.runtime import on_cpu
@@ -51,7 +52,9 @@ def open_batch(
     if options.plan.startswith("fixed") or not on_cpu():  # else it is a decoder as rows are
         first = one(Sampling())
         alone = None if isinstance(first, ChoosingDecoder) else Alone(one, first)
-    return MLXBatch(rows.open, most + AT_REST, most, num_draft_tokens, alone, stacked(options))
+    key = None if num_draft_tokens is not None else costs_key(base, heads, options, lookup=False, sampled=False)
+    key = key and f"{key}; {'stacked' if stacked(options) else 'apart'}"
+    return MLXBatch(rows.open, most + AT_REST, most, num_draft_tokens, alone, stacked(options), key)
 
 
 def stacked(options: DecodingConfig) -> bool:

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.jobs import Job, Request
+from mtpd_mlx.serving.load_costs import LoadCosts
 from mtpd_mlx.serving.prefix_cache import PrefixCache
 from mtpd_mlx.serving.text import Rows, Text
 from mtpd_mlx.serving.trace import NO_TRACE, Trace
-from mtpd_mlx.speculative.batch import Batch, Turn
+from mtpd_mlx.speculative.batch import Batch, HasCosts, Turn
 from mtpd_mlx.speculative.bound_rows import BoundRows
 from mtpd_mlx.speculative.cancel import Cancelled, cancellable
 from mtpd_mlx.speculative.finite import check_tokens
@@ -60,7 +61,8 @@ class Scheduler:
         self._tokenizer, self._trace, self._see = tokenizer, trace, see
         self.running: list[Text] = []  # those that prefill come in turn
         self.resting: list[_Resting] = []  # the last used first
-        self._choice = LoadChoice(batch.costs)
+        self._costs = LoadCosts(batch.costs_key if isinstance(batch, HasCosts) else None)
+        self._choice = LoadChoice(batch.costs, known=self._costs.known)
         self._last: tuple[frozenset[int], int] | None = None  # rows and drafts of the last round
 
     @property
@@ -166,7 +168,8 @@ class Scheduler:
                 self._bound_round(text)
 
     def stop(self, error: ApiError) -> None:
-        """Tells everybody so."""
+        """Tells everybody so. What rounds cost is kept for the next start."""
+        self._costs.keep(self._choice)
         for text in list(self.running):
             self._fail(text, error)
 
@@ -178,6 +181,7 @@ class Scheduler:
         self.batch.check()
         if self.bound is not None:
             self.bound.check()
+        self._costs.keep(self._choice)
 
     def forget(self) -> None:
         """What rests is cached no longer."""

@@ -16,7 +16,7 @@ length a row).
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from mtpd_mlx.speculative.protocol import Backend, Round
 from mtpd_mlx.speculative.round_costs import Kind
@@ -91,6 +91,13 @@ class Batch(Protocol):
         """RuntimeError in one line where the caches are not what the rows' lengths say, or a row is neither free nor taken.
         Called when nothing is decoded: it may take a while."""
         ...
+
+
+@runtime_checkable
+class HasCosts(Protocol):
+    """A Batch whose costs can be kept for the next start. costs_key: all that they depend on, the machine first; None: no."""
+
+    costs_key: str | None
 
 
 def check_turns(turns: Sequence[Turn], taken: Collection[int], most: int) -> None:

@@ -204,6 +204,11 @@ class Chooser:
             self._trial = None
         self._waited += 1
 
+    @property
+    def timed(self) -> int:
+        """Rounds whose times were observed."""
+        return sum(self._times.values())
+
     def new_text(self) -> None:
         """Another text begins."""
         self.acceptance.new_text()

@@ -14,10 +14,16 @@ from mtpd_mlx.speculative.round_costs import PLAIN, Kind, RoundCosts, heads
 
 
 class LoadChoice:
-    """`costs(rows)`: what rounds of so many rows may cost, by kind (Batch.costs)."""
+    """`costs(rows)`: what rounds of so many rows may cost, by kind (Batch.costs). `known(rows)`: what they did cost when it was
+    measured, None where it was not: then nothing has to be learned first."""
 
-    def __init__(self, costs: Callable[[int], Mapping[Kind, float]], prior: Sequence[float] = DEFAULT_AR):
-        self._costs, self._prior = costs, prior
+    def __init__(
+        self,
+        costs: Callable[[int], Mapping[Kind, float]],
+        prior: Sequence[float] = DEFAULT_AR,
+        known: Callable[[int], Mapping[Kind, float] | None] = lambda rows: None,
+    ):
+        self._costs, self._prior, self._known = costs, prior, known
         self._choosers: dict[int, Chooser] = {}
         self._acceptance: DepthAcceptance | None = None
 
@@ -40,12 +46,22 @@ class LoadChoice:
         size = size_class(rows)
         if size not in self._choosers:
             table = {kind: cost for kind, cost in self._costs(size).items() if kind == PLAIN or kind.source == "heads"}
-            chooser = Chooser(RoundCosts(table), [kind.num_drafts for kind in table], self._prior)
+            chooser = Chooser(self._round_costs(size, table), [kind.num_drafts for kind in table], self._prior)
             if self._acceptance is None:
                 self._acceptance = chooser.acceptance
             chooser.acceptance = self._acceptance
             self._choosers[size] = chooser
         return self._choosers[size]
+
+    def _round_costs(self, size: int, guess: Mapping[Kind, float]) -> RoundCosts:
+        known = self._known(size) or {}
+        if not guess.keys() <= known.keys():
+            return RoundCosts(guess)
+        return RoundCosts({kind: known[kind] for kind in guess}, measured=True)
+
+    def learned(self) -> dict[int, tuple[int, dict[Kind, float]]]:
+        """By class of sizes: how many rounds were timed, and what each kind is believed to cost."""
+        return {size: (chooser.timed, chooser.costs.table()) for size, chooser in self._choosers.items()}
 
 
 def size_class(rows: int) -> int:

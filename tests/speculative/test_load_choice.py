@@ -5,7 +5,7 @@ import random
 import pytest
 
 from mtpd_mlx.speculative.load_choice import LoadChoice, costs_of_rows, size_class
-from mtpd_mlx.speculative.round_costs import PLAIN, heads
+from mtpd_mlx.speculative.round_costs import PLAIN, Kind, heads
 
 
 def simulate(choice: LoadChoice, rows: int, rates: float, row: float, head: float, rounds: int = 300) -> list[int]:
@@ -51,6 +51,25 @@ def test_the_load_decides() -> None:
     few, many = simulate(choice, 2, 0.6, 0.05, 0.03), simulate(choice, 16, 0.6, 1.0, 0.5)
     assert share(few, 0) < 0.1 and share(many, 0) > 0.8
     assert share(simulate(choice, 2, 0.6, 0.05, 0.03), 0) < 0.1
+
+
+def test_what_was_measured_needs_no_learning() -> None:
+    """Dear drafts that the guess takes for cheap: costs of an earlier run say so from the first round on."""
+    wrong, right = (costs_of_rows(8, (1, 2, 3, 4), *costs) for costs in ((0.01, 0.01), (1.0, 0.5)))
+    taught = LoadChoice(lambda rows: wrong)
+    simulate(taught, 8, 0.6, 1.0, 0.5)
+    rounds, table = taught.learned()[8]
+    assert rounds == 300 and table[PLAIN] == 1 and table[heads(1)] == pytest.approx(right[heads(1)], rel=0.15)
+    asked = list[int]()
+
+    def known(size: int) -> dict[Kind, float] | None:
+        asked.append(size)
+        return table if size == 8 else {PLAIN: 1.0}
+
+    assert sum(simulate(LoadChoice(lambda rows: wrong, known=known), 8, 0.6, 1.0, 0.5, 30)) <= 1
+    assert sum(simulate(LoadChoice(lambda rows: wrong), 8, 0.6, 1.0, 0.5, 30)) > 4
+    other = LoadChoice(lambda rows: wrong, known=known)
+    assert other.choose(4) and asked[-1] == 4  # a table that lacks kinds is none
 
 
 def test_classes_and_guesses() -> None:

@@ -37,7 +37,7 @@ class AloneElsewhere:
         self._away: dict[int, Lone] = {}
         self._samplings: dict[int, Sampling] = {}
         self.max_rows, self.max_together, self.capacity = rows.max_rows, rows.max_together, rows.capacity
-        self.num_draft_tokens, self.regular = rows.num_draft_tokens, True
+        self.num_draft_tokens, self.regular, self.costs_key = rows.num_draft_tokens, True, rows.costs_key
 
     def join(self, sampling: Sampling) -> int:
         row = self._rows.join(sampling)

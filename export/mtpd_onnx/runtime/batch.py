@@ -40,9 +40,10 @@ class OnnxBatch:
         *,
         most: int,
         max_together: int,
+        costs_key: str | None = None,
     ):
         self.max_rows, self.max_together, self.capacity = session.lines, max_together, manifest.capacity
-        self.num_draft_tokens, self.regular = most, True
+        self.num_draft_tokens, self.regular, self.costs_key = most, True, costs_key
         self._session, self._manifest, self._drafting = session, manifest, drafting
         self._rows = dict[int, ChoosingBackend]()
         self._lines, self._samplings = dict[int, RowSession](), dict[int, Sampling]()

@@ -12,6 +12,7 @@ import numpy as np
 from mtpd_onnx.errors import one_line
 from mtpd_onnx.manifest import Manifest
 from mtpd_onnx.runtime.decoder_session import Drafting, Verified
+from mtpd_onnx.runtime.grown_memory import zeros_as_used
 from mtpd_onnx.runtime.packing import Part, Shape, pack, unpack
 from mtpd_onnx.runtime.runner import cache_shapes, check_inputs, device_array, device_zeros, float_type
 from mtpd_onnx.runtime.sampling_state import SamplingState
@@ -38,7 +39,7 @@ class BatchSession:
         self.caches: dict[str, tuple[str, Any]] = {}
         for name, (output, size) in cache_shapes(manifest, self.num_heads, lines).items():
             if provider == "cpu":
-                self.arrays[name] = np.zeros(size, self.shape.kind)
+                self.arrays[name] = zeros_as_used(size, self.shape.kind)
                 self.caches[name] = output, device_array(self.arrays[name], "cpu")
             else:
                 self.caches[name] = output, device_zeros(size, manifest, provider)

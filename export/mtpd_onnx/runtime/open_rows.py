@@ -10,7 +10,8 @@ from mtpd_mlx.speculative.choice import Chooser
 from mtpd_mlx.speculative.drafting import ChosenDrafting, Drafting, FixedDrafting
 from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.lookup import Lookup
-from mtpd_mlx.speculative.round_costs import RoundCosts
+from mtpd_mlx.speculative.round_costs import PLAIN, RoundCosts
+from mtpd_mlx.speculative.round_costs import heads as heads_of
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.layouts import BATCH
 from mtpd_onnx.manifest import Manifest, read_manifest
@@ -19,7 +20,7 @@ from mtpd_onnx.runtime.alone_rows import AloneElsewhere, Lone
 from mtpd_onnx.runtime.batch import OnnxBatch
 from mtpd_onnx.runtime.batch_session import BatchSession, RowSession
 from mtpd_onnx.runtime.choosing import ChoosingBackend
-from mtpd_onnx.runtime.measured_costs import guessed, kinds_of
+from mtpd_onnx.runtime.measured_costs import costs_key, guessed, kinds_of
 from mtpd_onnx.runtime.memory import check_memory, rows_that_fit
 from mtpd_onnx.runtime.open import can_capture, check_drafts
 from mtpd_onnx.runtime.open_device import open_device
@@ -83,7 +84,11 @@ def open_rows(
         choices.measure(session, manifest)
     together = max(1, min(most, lines - min(resting, lines - 1)))
     drafts = heads if num_draft_tokens is None else num_draft_tokens
-    rows = OnnxBatch(session, manifest, choices.of, most=drafts, max_together=together)
+    key = None
+    if num_draft_tokens is None:
+        kinds = [PLAIN, *(heads_of(n) for n in range(1, heads + 1))]
+        key = f"{costs_key(folder, chosen, num_threads, kinds, sampled=False)}; side by side"
+    rows = OnnxBatch(session, manifest, choices.of, most=drafts, max_together=together, costs_key=key)
     if not on_device(chosen):
         return rows
     if num_draft_tokens:
