@@ -99,7 +99,11 @@ def _main(program: Program, name: str, arguments: list[str]) -> int:
     add_arguments(parsers[name], options_of(command), file_options_of(command))
     parsers[name].add_argument(TRACEBACK_FLAG, action="store_true", help=argparse.SUPPRESS)
     parsers[name].epilog = examples(command)
-    flags = vars(parser.parse_args(arguments))
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        flags_there = [word for action in parsers[name]._actions for word in action.option_strings]
+        parser.error(unrecognised(rest, flags_there, f"{program.name} {name}"))
+    flags = vars(parsed)
     with program.messages():
         return run(command, flags)
 
@@ -107,6 +111,14 @@ def _main(program: Program, name: str, arguments: list[str]) -> int:
 def unknown(name: str, commands: list[str]) -> str:
     near = [c for c in commands if c.startswith(name)] or difflib.get_close_matches(name, commands, 1)
     return f"there is no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; without a command they are listed")
+
+
+def unrecognised(rest: list[str], flags: list[str], command: str) -> str:
+    """The error for arguments that a command does not have: the nearest flag, or where all are listed."""
+    word = next((word.split("=")[0] for word in rest if word.startswith("-")), "")
+    near = difflib.get_close_matches(word, flags, 1)
+    hint = f"did you mean {near[0]}?" if near else f"{command} --help lists the options"
+    return f"unrecognized arguments: {' '.join(rest)}; {hint}"
 
 
 class Overview(argparse.ArgumentParser):

@@ -102,3 +102,17 @@ def test_a_missing_package_is_named_with_what_installs_it(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(ImportError, match="pip install pyyaml"):
         read_yaml(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["train", "--itres", "3"], "unrecognized arguments: --itres 3; did you mean --iters?"),
+        (["inspect", "a", "b"], "unrecognized arguments: b; mtpd inspect --help lists the options"),
+        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
+    ],
+)
+def test_a_misspelt_word_is_told_the_next_step(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2 and capsys.readouterr().err.rstrip().endswith(f"mtpd: error: {hint}")
