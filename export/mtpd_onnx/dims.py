@@ -40,14 +40,14 @@ def has_state(dims: Dims) -> bool:
 
 def objection_on_cuda(dims: Dims) -> str | None:
     """Why `mtpd export` refuses folders for CUDA of a base that it exports for CPUs; None where it does not."""
-    return f"{dims.model_type}: states of gated delta nets are expressed for CPUs alone" if has_state(dims) else None
+    return f"{dims.model_type}: recurrent state is expressed for CPUs alone" if has_state(dims) else None
 
 
 def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
     if not FAMILIES[dims.model_type].onnx:
         raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone: there are no ONNX graphs for it yet")
-    if dims.experts is not None and dims.experts.parallel:
+    if dims.experts is not None and (dims.experts.parallel or dims.experts.beside):
         raise ValueError(f"{dims.model_type}: experts beside a dense MLP are not supported")
     if dims.model_type == "lfm2_moe" and dims.experts is not None and not dims.experts.sigmoid:
         raise ValueError(f"{dims.model_type}: use_expert_bias false is not supported")

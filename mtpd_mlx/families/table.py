@@ -145,7 +145,7 @@ FAMILIES: dict[str, Family] = {
     "nemotron_h": Family(
         "nemotron_h", eps=1e-5, biases=("attention_bias", "mlp_bias"), names=NEMOTRON, activation="relu2", onnx=False
     ),
-    "granitemoehybrid": Family("granitemoehybrid", biases=("attention_bias",), head_dim=False, names=GRANITE, onnx=False),
+    "granitemoehybrid": Family("granitemoehybrid", biases=("attention_bias",), head_dim=False, names=GRANITE),
     "lfm2_moe": Family("lfm2_moe", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2),
     "lfm2": Family("lfm2", tied=True, theta=1e6, eps=1e-5, qk_norm="head", head_dim=False, names=LFM2),
 }

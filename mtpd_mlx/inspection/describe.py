@@ -3,7 +3,7 @@ Called by `mtpd inspect`, `pull`, `push` and `probe`."""
 
 from typing import Any
 
-from mtpd_onnx.dims import objection
+from mtpd_onnx.dims import objection, objection_on_cuda
 
 from mtpd_mlx.checkpoints.adapter_format import CONFIG as ADAPTER_CONFIG
 from mtpd_mlx.checkpoints.format import CONFIG_NAME as HEADS_CONFIG
@@ -115,6 +115,7 @@ def _model(view: View, files: dict[str, int], plan: MemoryPlan) -> dict[str, Any
         return found | {"supported": False, "why_not": wrong}
     found["objections"] = ["no model*.safetensors in it: sizes are those that config.json speaks of"] if alone else []
     found["objections"] += [f"mtpd export: {no}"] if (no := objection(dims)) is not None else []
+    found["objections"] += [f"mtpd export for CUDA: {no}"] if no is None and (no := objection_on_cuda(dims)) is not None else []
     item = ITEM_BYTES.get(counts.dtypes[0] if counts.dtypes else "float32", 4)
     return found | {
         "supported": True,

@@ -27,7 +27,7 @@ from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.batch import Turn
 from mtpd_mlx.speculative.sampling import Sampling
 
-KINDS = ["conv", "delta", "joined"]
+KINDS = ["conv", "delta", "joined", "mamba"]
 PROMPTS = [[5], [9, 4], [6, 7, 8], list(range(30)), list(range(90, 40, -1))]
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 60).tolist()
 

@@ -55,3 +55,14 @@ class Embedding(Module):
 def scaled(op: OpBuilder, x: ir.Value, factor: float) -> ir.Value:
     """x times a constant; no node for 1."""
     return x if factor == 1.0 else op.Mul(x, factor)
+
+
+class HeadNorm(Module):
+    """The weight of a norm; who holds it applies it."""
+
+    def __init__(self, size: int, dtype: ir.DataType):
+        super().__init__()
+        self.weight = Parameter([size], dtype)
+
+    def forward(self, op: OpBuilder) -> ir.Value:
+        return self.weight

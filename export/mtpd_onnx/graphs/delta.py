@@ -1,10 +1,11 @@
-"""Gated delta nets (arXiv 2412.06464): what a layer keeps of a text, and what its recurrence is given.
+"""Layers with a state: what they keep of a text; and what the recurrence of gated delta nets (arXiv 2412.06464) is given.
 
 A state of a whole text cannot be cut. So it is kept behind fewer positions than were read, with what the layer was given at
 those since then. The next run first goes over the ones that the text still has. graphs/recurrent.py, fused.py and
 standard.py use it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +61,8 @@ def ring_size(kind: Recurrent) -> int:
 
 
 def row_size(kind: Recurrent) -> int:
-    """n: what the convolution is given, and the layer's b and a."""
-    return kind.channels + 2 * kind.heads
+    """n: what the convolution is given, and a delta net's b and a, or a Mamba-2 layer's dt."""
+    return kind.channels + (1 if kind.kind == "mamba" else 2) * kind.heads
 
 
 def journal(graph: Any, tokens: ir.Value, last: ir.Value) -> Journal:
@@ -97,29 +98,38 @@ class DeltaWeights:
 
 
 @dataclass
-class DeltaInputs:
-    """Of T positions: queries and keys [1, T, H Dk], of length 1; values [1, T, H Dv]; log decays and rates [1, T, H]."""
+class RuleInputs:
+    """Of T positions: queries and keys [1, T, H Dk]; values [1, T, H Dv]; log decays and rates [1, T, H] (None: values are
+    added to the state as they are); what queries are multiplied by; what is added to the outputs, [1, T, H Dv]."""
 
     query: ir.Value
     key: ir.Value
     value: ir.Value
     decay: ir.Value
-    beta: ir.Value
+    beta: ir.Value | None
+    scale: float
+    skip: ir.Value | None = None
 
 
-def delta_inputs(op: OpBuilder, kind: Recurrent, seen: ir.Value, w: DeltaWeights, flavour: Any) -> DeltaInputs:
-    """Of rows [1, k - 1 + T, n], of which the first k - 1 are only seen by the convolution."""
-    width, heads, behind = kind.channels, kind.heads, kind.kernel - 1
-    packed, b, a = op.Split(seen, [width, heads, heads], axis=-1, _outputs=3)
-    ends = [*range(-behind, 0), END]
-    shifted = op.Concat(*(op.Slice(packed, [j], [end], [1]) for j, end in enumerate(ends)), axis=0)  # [k, T, C]
-    convolved = tapped(op, shifted, w.taps)
-    convolved.type, convolved.shape = seen.type, ir.Shape([1, "T", width])
+def delta_inputs(op: OpBuilder, kind: Recurrent, seen: ir.Value, w: DeltaWeights, flavour: Any) -> RuleInputs:
+    """Of rows [1, k - 1 + T, C + 2 H], of which the first k - 1 are only seen by the convolution."""
+    heads = kind.heads
+    packed, b, a = op.Split(seen, [kind.channels, heads, heads], axis=-1, _outputs=3)
     sizes = [kind.groups * kind.key] * 2 + [heads * kind.value]
-    q, k, v = op.Split(flavour.silu(op, convolved), sizes, axis=-1, _outputs=3)
-    b, a = (op.Slice(each, [behind], [END], [1]) for each in (b, a))
+    q, k, v = op.Split(convolved(op, kind, packed, w.taps, flavour), sizes, axis=-1, _outputs=3)
+    b, a = (op.Slice(each, [kind.kernel - 1], [END], [1]) for each in (b, a))
     decay = op.Mul(w.decay_scale, op.Softplus(op.Add(a, w.dt_bias)))
-    return DeltaInputs(_of_length_one(op, kind, q), _of_length_one(op, kind, k), v, decay, op.Sigmoid(b))
+    q, k = (_of_length_one(op, kind, each) for each in (q, k))
+    return RuleInputs(q, k, v, decay, op.Sigmoid(b), kind.key**-0.5)
+
+
+def convolved(op: OpBuilder, kind: Recurrent, packed: ir.Value, taps: Taps, flavour: Any) -> ir.Value:
+    """packed [1, k - 1 + T, C] -> [1, T, C], activated."""
+    ends = [*range(1 - kind.kernel, 0), END]
+    shifted = op.Concat(*(op.Slice(packed, [j], [end], [1]) for j, end in enumerate(ends)), axis=0)  # [k, T, C]
+    out = tapped(op, shifted, taps)
+    out.type, out.shape = taps.weights.type, ir.Shape([1, "T", kind.channels])
+    return flavour.silu(op, out)
 
 
 def _of_length_one(op: OpBuilder, kind: Recurrent, x: ir.Value) -> ir.Value:
@@ -132,37 +142,47 @@ def _of_length_one(op: OpBuilder, kind: Recurrent, x: ir.Value) -> ir.Value:
     return op.Reshape(heads, [1, -1, kind.heads * kind.key])
 
 
-def rows_of(op: OpBuilder, x: DeltaInputs, start: ir.Value | list[int], end: ir.Value | list[int]) -> DeltaInputs:
+Given = Callable[[ir.Value], RuleInputs]
+
+
+def rows_of(op: OpBuilder, x: RuleInputs, start: ir.Value | list[int], end: ir.Value | list[int]) -> RuleInputs:
     """Those of the positions start..end - 1."""
-    return DeltaInputs(*(op.Slice(each, start, end, [1]) for each in (x.query, x.key, x.value, x.decay, x.beta)))
+
+    def cut(each: ir.Value) -> ir.Value:
+        return op.Slice(each, start, end, [1])
+
+    beta = None if x.beta is None else cut(x.beta)
+    return RuleInputs(cut(x.query), cut(x.key), cut(x.value), cut(x.decay), beta, x.scale)
 
 
-def scanned(op: OpBuilder, kind: Recurrent, x: DeltaInputs) -> ir.Value:
+def scanned(op: OpBuilder, kind: Recurrent, x: RuleInputs) -> ir.Value:
     """The recurrence from the start of a text, position by position in standard operators: [T, H Dv].
-    S_t = g_t S_{t-1} + k_t (beta_t (v_t - g_t S_{t-1}^T k_t))^T, y_t = S_t^T q_t / sqrt(Dk)."""
+    S_t = g_t S_{t-1} + k_t (beta_t (v_t - g_t S_{t-1}^T k_t))^T, or without rates g_t S_{t-1} + k_t v_t^T;
+    y_t = scale S_t^T q_t."""
     heads = kind.heads
     shapes = [[heads, kind.key, 1], [heads, kind.key, 1], [heads, 1, kind.value], [heads, 1, 1], [heads, 1, 1]]
-    given = [
-        op.Reshape(each, [-1, *shape]) for each, shape in zip((x.query, x.key, x.value, x.decay, x.beta), shapes, strict=True)
-    ]
+    parts = [each for each in (x.query, x.key, x.value, x.decay, x.beta) if each is not None]
+    shapes = shapes[: len(parts)]
+    given = [op.Reshape(each, [-1, *shape]) for each, shape in zip(parts, shapes, strict=True)]
     state = op.Expand(op.CastLike([0.0], x.query), [heads, kind.key, kind.value])
 
     def declared(name: str, shape: list[int]) -> ir.Value:
         return ir.Value(name=f"{name}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
 
     def step(op: OpBuilder, state: ir.Value, *rows: ir.Value) -> list[ir.Value]:
-        q, k, v, decay, beta = rows
+        q, k, v, decay, *beta = rows
         state = op.Mul(state, op.Exp(decay))
-        change = op.Mul(op.Sub(v, op.ReduceSum(op.Mul(state, k), [1], keepdims=1)), beta)
+        change = v if not beta else op.Mul(op.Sub(v, op.ReduceSum(op.Mul(state, k), [1], keepdims=1)), beta[0])
         state = op.Add(state, op.Mul(k, change))
-        return [state, op.Mul(op.ReduceSum(op.Mul(state, q), [1], keepdims=0), kind.key**-0.5)]
+        return [state, op.Mul(op.ReduceSum(op.Mul(state, q), [1], keepdims=0), x.scale)]
 
     stem = x.query.name
     names = ["state", "query", "key", "value", "decay", "beta"]
-    inside = [declared(f"{stem}.{n}", s) for n, s in zip(names, [[heads, kind.key, kind.value], *shapes], strict=True)]
+    inside = [declared(f"{stem}.{n}", s) for n, s in zip(names, [[heads, kind.key, kind.value], *shapes], strict=False)]
     outside = [declared(f"{stem}.next", [heads, kind.key, kind.value]), declared(f"{stem}.y", [heads, kind.value])]
     body = op.builder.subgraph(step, inside, outside, name=f"{stem}.step")
     for value in [each for node in body for each in node.outputs if each.name and each not in body.outputs]:
         value.name = f"{stem}.step/{value.name}"
-    _, y = op.Scan(state, *given, num_scan_inputs=5, body=body, _outputs=2)
-    return op.Reshape(y, [-1, heads * kind.value])
+    _, y = op.Scan(state, *given, num_scan_inputs=len(given), body=body, _outputs=2)
+    y = op.Reshape(y, [-1, heads * kind.value])
+    return y if x.skip is None else op.Add(y, op.Squeeze(x.skip, [0]))

@@ -13,7 +13,7 @@ from onnxscript import OpBuilder
 
 from mtpd_mlx.families.dims import Experts, Layer, Recurrent
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.delta import DeltaWeights, Journal, Recurrence
+from mtpd_onnx.graphs.delta import Given, Journal, Recurrence
 from mtpd_onnx.graphs.folding import MICROSOFT as MICROSOFT
 from mtpd_onnx.graphs.folding import Folding
 from mtpd_onnx.graphs.history import History, Places, Taps
@@ -141,10 +141,11 @@ class Flavour(Protocol):
         """Causal convolution of rows [.., n] over the history, which it extends."""
         ...
 
-    def delta_net(
-        self, op: OpBuilder, kind: Recurrent, rows: ir.Value, w: DeltaWeights, kept: Recurrence, positions: Positions
+    def recurrence(
+        self, op: OpBuilder, kind: Recurrent, rows: ir.Value, given: Given, kept: Recurrence, positions: Positions
     ) -> ir.Value:
-        """The recurrence over rows [.., n] behind what is kept, which it renews. Returns [.., H Dv]."""
+        """The recurrence over rows [.., n] behind what is kept, which it renews. given: what its rule is given, of rows
+        [1, k - 1 + T, n]. Returns [.., H Dv]."""
         ...
 
 

@@ -10,7 +10,7 @@ from onnxscript import OpBuilder
 from mtpd_mlx.families.dims import Experts, Layer, Recurrent
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.branches import Kind, branches
-from mtpd_onnx.graphs.delta import END, DeltaInputs, DeltaWeights, Recurrence, delta_inputs, rows_of
+from mtpd_onnx.graphs.delta import END, Given, Recurrence, RuleInputs, rows_of
 from mtpd_onnx.graphs.flavours import (
     CUDA_TYPES,
     MICROSOFT,
@@ -92,8 +92,8 @@ class Fused:
         out.dtype, out.shape = rows.dtype, rows.shape
         return out
 
-    def delta_net(
-        self, op: OpBuilder, kind: Recurrent, rows: ir.Value, w: DeltaWeights, kept: Recurrence, positions: Positions
+    def recurrence(
+        self, op: OpBuilder, kind: Recurrent, rows: ir.Value, given: Given, kept: Recurrence, positions: Positions
     ) -> ir.Value:
         """What is kept may be written where it lay: whoever writes reads it first."""
         journal = positions.journal
@@ -103,25 +103,27 @@ class Fused:
         seen.dtype, seen.shape = rows.dtype, ir.Shape([1, "seen", rows.shape[2] if rows.shape else None])
         new = op.Squeeze(op.Slice(seen, journal.kept, [END], [1]), [0])
         kept.rows = op.ScatterND(kept.past_rows, journal.slots, new)
-        x = delta_inputs(op, kind, seen, w, self)
+        x = given(seen)
         state = op.Where(journal.begun, kept.past_state, op.CastLike(0.0, kept.past_state))
-        first, kept.state = self._delta_rule(op, kind, rows_of(op, x, [0], journal.commit), state)
-        second, _ = self._delta_rule(op, kind, rows_of(op, x, journal.commit, [END]), kept.state)
-        y = op.Slice(op.Concat(first, second, axis=1), journal.again, [END], [1])
+        first, kept.state = self._rule(op, kind, rows_of(op, x, [0], journal.commit), state)
+        second, _ = self._rule(op, kind, rows_of(op, x, journal.commit, [END]), kept.state)
+        y = op.Concat(first, second, axis=1)
+        y = op.Slice(y if x.skip is None else op.Add(y, x.skip), journal.again, [END], [1])
         y.dtype, y.shape = rows.dtype, _replace_last(rows, kind.heads * kind.value)
         return y
 
-    def _delta_rule(self, op: OpBuilder, kind: Recurrent, x: DeltaInputs, state: ir.Value) -> tuple[ir.Value, ir.Value]:
+    def _rule(self, op: OpBuilder, kind: Recurrent, x: RuleInputs, state: ir.Value) -> tuple[ir.Value, ir.Value]:
         y, next_state = op.LinearAttention(
             x.query,
             x.key,
             x.value,
             state,
             x.decay,
-            x.beta,
+            *([] if x.beta is None else [x.beta]),
             q_num_heads=kind.heads,
             kv_num_heads=kind.heads,
-            update_rule="gated_delta",
+            scale=x.scale,
+            update_rule="gated" if x.beta is None else "gated_delta",
             _domain=MICROSOFT,
             _version=1,
             _outputs=2,

@@ -16,18 +16,15 @@ from onnxscript.nn import Module, ModuleList, Parameter
 from mtpd_mlx.families.dims import Layer
 from mtpd_onnx.dims import Dims
 from mtpd_onnx.graphs.basics import Embedding as Embedding  # re-exported
+from mtpd_onnx.graphs.basics import HeadNorm, RMSNorm, Sum
 from mtpd_onnx.graphs.basics import Linear as Linear
-from mtpd_onnx.graphs.basics import RMSNorm, Sum
 from mtpd_onnx.graphs.basics import scaled as scaled
 from mtpd_onnx.graphs.flavours import Cache, Flavour, Kept, Positions, QKNorms
 from mtpd_onnx.graphs.mixtures import MLP, MoE
-from mtpd_onnx.graphs.recurrent import DeltaNet, ShortConv
+from mtpd_onnx.graphs.recurrent import DeltaNet, Mamba, ShortConv
 
-BRANCHES = {
-    "conv": "conv",
-    "delta": "linear_attn",
-    "joined_delta": "linear_attn",
-}  # what a block calls a layer that is no attention
+# What a block calls a layer that is no attention.
+BRANCHES = {"conv": "conv", "delta": "linear_attn", "joined_delta": "linear_attn", "mamba": "mamba"}
 
 
 class Attention(Module):
@@ -67,17 +64,6 @@ class Attention(Module):
         return joined
 
 
-class HeadNorm(Module):
-    """The weight of a norm of queries or keys; the flavour applies it."""
-
-    def __init__(self, size: int, dtype: ir.DataType):
-        super().__init__()
-        self.weight = Parameter([size], dtype)
-
-    def forward(self, op: OpBuilder) -> ir.Value:
-        return self.weight
-
-
 class Block(Module):
     """A decoder block; `norms` of the family: before the branches ("pre"), after them ("post"), or "both"."""
 
@@ -100,6 +86,8 @@ class Block(Module):
             self.conv = ShortConv(dims, dtype, flavour)
         elif self.branch == "linear_attn":
             self.linear_attn = DeltaNet(dims, dtype, flavour)
+        elif self.branch == "mamba":
+            self.mamba = Mamba(dims, dtype, flavour)
         else:
             self.self_attn = Attention(dims, layer, dtype, flavour)
         self.mixture = layer.experts and dims.experts is not None and dims.experts.path

@@ -8,7 +8,7 @@ from onnxscript import OpBuilder
 
 from mtpd_mlx.families.dims import Experts, Layer, Recurrent
 from mtpd_onnx.dims import Dims
-from mtpd_onnx.graphs.delta import END, DeltaWeights, Recurrence, delta_inputs, row_size, scanned
+from mtpd_onnx.graphs.delta import END, Given, Recurrence, row_size, scanned
 from mtpd_onnx.graphs.flavours import Cache, ExpertWeights, Positions, QKNorms, ones, packed_sizes, query_growth
 from mtpd_onnx.graphs.history import History, Taps, tapped
 
@@ -69,15 +69,15 @@ class Standard:
         seen = op.Concat(*(op.Slice(known, start, op.Add(start, size), [1]) for start in starts), axis=0)  # [k, S, n]
         return op.Squeeze(tapped(op, seen, taps), [0])
 
-    def delta_net(
-        self, op: OpBuilder, kind: Recurrent, rows: ir.Value, w: DeltaWeights, kept: Recurrence, positions: Positions
+    def recurrence(
+        self, op: OpBuilder, kind: Recurrent, rows: ir.Value, given: Given, kept: Recurrence, positions: Positions
     ) -> ir.Value:
         """Of rows [S, n], from the start of the text on: slow, and nothing has to be taken back."""
         kept.rows = op.Concat(kept.past_rows, op.Unsqueeze(rows, [0]), axis=1)  # [1, T, n]
         before = op.Expand(op.CastLike([0.0], rows), [1, kind.kernel - 1, row_size(kind)])
         seen = op.Concat(before, kept.rows, axis=1)
         seen.dtype, seen.shape = rows.dtype, ir.Shape([1, "seen", row_size(kind)])
-        y = scanned(op, kind, delta_inputs(op, kind, seen, w, self))
+        y = scanned(op, kind, given(seen))
         return op.Slice(y, op.Neg(op.Shape(rows, start=0, end=1)), [END], [0])
 
     def attention(

@@ -29,5 +29,8 @@ def checkpoint_name(stem: str, dims: Dims, source: Tensors) -> str:
         own = {"gate_proj": names.gate, "up_proj": names.up, "down_proj": names.down}
         if f"{block}.{names.mlp}.gate_proj.weight" in source:
             own = {}
+        elif names.joined_mlp is not None:
+            joined, inputs, output = names.joined_mlp
+            return f"{block}.{joined}.{inputs if last == 'gate_up_proj' else output}"
         path = ".".join([names.mlp, *[own.get(last, last)] * bool(last)])
     return f"{block.replace('model', names.inner, 1) if block.startswith('model') else block}.{path}"

@@ -105,6 +105,8 @@ def parts_of(stem: str, outputs: int, spec: Spec, base: Tensors, heads: Tensors)
         stacked = {"in_proj_qkv": kind.channels, "in_proj_b": kind.heads, "in_proj_a": kind.heads}
         stacked["in_proj_z"] = kind.heads * kind.value
         stacked = joined if kind.kind == "joined_delta" else stacked
+    if last == "gate_up_proj" and f"{checkpoint_name(stem, dims, source)}.weight" in source:
+        stacked = None  # they are one matrix there, too
     rows_of = {stem: outputs} if stacked is None else {f"{path}.{name}": rows for name, rows in stacked.items()}
     return [Part(source, checkpoint_name(name, dims, source), rows) for name, rows in rows_of.items()]
 

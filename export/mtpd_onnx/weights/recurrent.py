@@ -7,8 +7,12 @@ from mtpd_onnx.weights.tensors import Tensors
 
 TAPS, TAPS_BIAS = "taps", "taps_bias"
 DECAY_SCALE, DT_BIAS = "decay_scale", "dt_bias"
-PARTS = (TAPS, TAPS_BIAS, DECAY_SCALE, DT_BIAS)
-CONVOLUTIONS = {"conv": "conv.conv", "linear_attn": "linear_attn.conv1d"}  # by the layer's name in a block, the convolution's
+PARTS = (TAPS, TAPS_BIAS, DECAY_SCALE, DT_BIAS, "D")
+CONVOLUTIONS = {
+    "conv": "conv.conv",
+    "linear_attn": "linear_attn.conv1d",
+    "mamba": "mamba.conv1d",
+}  # by the layer's name in a block, the convolution's
 
 
 def recurrent_values(name: str, shape: tuple[int, ...], source: Tensors) -> np.ndarray:
@@ -16,7 +20,7 @@ def recurrent_values(name: str, shape: tuple[int, ...], source: Tensors) -> np.n
     path, _, part = name.rpartition(".")
     if part == DECAY_SCALE:
         return -np.exp(source.get(f"{path}.A_log", shape))
-    return source.get(name, shape) if part == DT_BIAS else tap_values(name, shape, source)
+    return source.get(name, shape) if part in (DT_BIAS, "D") else tap_values(name, shape, source)
 
 
 def tap_values(name: str, shape: tuple[int, ...], source: Tensors) -> np.ndarray:
