@@ -12,7 +12,8 @@ EXAMPLES = ("mtpd cache --model Qwen/Qwen3-0.6B --data my_data --out cache", "mt
 
 
 def run(given: Given) -> int:
-    from mtpd_mlx.teacher_cache.writer import CacheOptions, plan_line, prepare, resumed_options, write_cache
+    from mtpd_mlx.teacher_cache.job import CacheOptions, plan_line, prepare, resumed_options
+    from mtpd_mlx.teacher_cache.writer import write_cache
 
     options = (resumed_options if given.resume else CacheOptions.build)(given.file, given.flags)
     out = options.cache.out

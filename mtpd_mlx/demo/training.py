@@ -21,7 +21,8 @@ from mtpd_mlx.options.train import (
     RunConfig,
     TrainOptions,
 )
-from mtpd_mlx.teacher_cache.writer import CacheOptions, prepare, write_cache
+from mtpd_mlx.teacher_cache.job import CacheOptions, prepare
+from mtpd_mlx.teacher_cache.writer import write_cache
 from mtpd_mlx.train.extend import extend_checkpoint
 from mtpd_mlx.train.run import train
 from mtpd_mlx.train.screen import ProgressBar

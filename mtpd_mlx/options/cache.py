@@ -1,5 +1,5 @@
 """Options of `mtpd cache`, without those of the data.
-Called by commands/cache.py and teacher_cache/writer.py."""
+Called by commands/cache.py and teacher_cache/job.py."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,8 @@ def arguments(base: Path, data: Path, out: Path, *extra: str) -> list[str]:
 
 def make(base: Path, data: Path, out: Path, **options: Any) -> Any:
     """Writes a cache and returns its index."""
-    from mtpd_mlx.teacher_cache.writer import CacheOptions, prepare, write_cache
+    from mtpd_mlx.teacher_cache.job import CacheOptions, prepare
+    from mtpd_mlx.teacher_cache.writer import write_cache
 
     values = SMALL | {"model": str(base), "data": str(data), "out": str(out)} | options
     return write_cache(prepare(CacheOptions.build(values, {})))

@@ -75,7 +75,8 @@ def train(out: Path, base: Path, data: Path) -> None:
 
 
 def cache(out: Path, base: Path, data: Path) -> None:
-    from mtpd_mlx.teacher_cache.writer import CacheOptions, prepare, write_cache
+    from mtpd_mlx.teacher_cache.job import CacheOptions, prepare
+    from mtpd_mlx.teacher_cache.writer import write_cache
 
     values = {"model": str(base), "data": str(data), "out": str(out), "max_seq_length": 12, "batch_size": 2, "top_n": 3}
     write_cache(prepare(CacheOptions.build(values, {})))
@@ -86,8 +87,8 @@ def state_targets(state: dict[str, Path]) -> dict[str, tuple[Path, str, Callable
     from mtpd_mlx.data.own_folder import PART_NAME, finished, resumed_config
     from mtpd_mlx.data.own_text import encode
     from mtpd_mlx.options.distill import DistillConfig
+    from mtpd_mlx.teacher_cache.job import resumed_options as resumed_cache
     from mtpd_mlx.teacher_cache.reader import CachedDataset
-    from mtpd_mlx.teacher_cache.writer import resumed_options as resumed_cache
     from mtpd_mlx.text.tokenizer import Tokenizer
     from mtpd_mlx.train.folder import check_identity, resumed_options
 
