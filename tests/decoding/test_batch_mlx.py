@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from helpers.decode import oracle
+from helpers.heads_of import heads_of
 from tiny import FAMILIES, LLAMA, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.decoding import rows_cache
@@ -30,11 +31,7 @@ K, CAPACITY, GREEDY = 4, 120, Sampling()
 
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    kind, folder = getattr(request, "param", "postnorm"), tmp_path_factory.mktemp("model")
-    base = write_base(folder / "base", scale=8.0)  # text that changes, and 0..4 drafts accepted
-    drafts = list(range(0, VOCAB, 2)) if kind == "drafts" else None
-    source = "prenorm" if kind == "prenorm" else "postnorm"
-    return load_for_decoding(write_checkpoint(folder / "heads", base, K, source, draft_tokens=drafts))[:2]
+    return heads_of(getattr(request, "param", "postnorm"), tmp_path_factory.mktemp("model"), K)
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["apart", "stacked"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.decode import oracle
+from helpers.heads_of import heads_of
 from helpers.schedule import Schedule
 from tiny import LLAMA, VOCAB, write_base, write_checkpoint
 
@@ -43,11 +44,7 @@ K, CAPACITY = 4, 90
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """(base, heads): heads on normed states that draft among all tokens, unless a test asks for another kind."""
-    kind, folder = getattr(request, "param", "postnorm"), tmp_path_factory.mktemp("model")
-    base = write_base(folder / "base", scale=8.0)  # text that changes, and 0..4 drafts accepted
-    drafts = list(range(0, VOCAB, 2)) if kind == "drafts" else None
-    source = "prenorm" if kind == "prenorm" else "postnorm"
-    return load_for_decoding(write_checkpoint(folder / "heads", base, K, source, draft_tokens=drafts))[:2]
+    return heads_of(getattr(request, "param", "postnorm"), tmp_path_factory.mktemp("model"), K)
 
 
 @pytest.fixture(params=["growing", "fixed", "fixed+scatter+rows"])

@@ -1,11 +1,13 @@
 """A Drafting that chooses at random, for tests that any choice gives the same text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from mtpd_onnx.layouts import draft_counts
 
+from helpers.decode import decoded
 from mtpd_mlx.speculative.drafting import Proposal
+from mtpd_mlx.speculative.protocol import Backend
 from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
 
 
@@ -64,3 +66,26 @@ class OnDevice(Scheduled):
             return Proposal(lookup(count), proposal.drafts[:count]) if count else Proposal(PLAIN)
         count = max((n for n in draft_counts(self._most) if n <= proposal.count), default=0)
         return Proposal(heads(count))
+
+
+def truth_of(expected: Mapping[tuple[int, ...], list[int]]) -> Callable[[list[int], int], list[int]]:
+    """What comes behind the beginning of a text; `expected`: texts by their prompts."""
+
+    def truth(text: list[int], length: int) -> list[int]:
+        for prompt, following in expected.items():
+            whole = [*prompt, *following]
+            if text == whole[: len(text)]:
+                return [*whole[len(text) : len(text) + length], *[0] * length][:length]
+        raise AssertionError(f"{text}: not the beginning of an expected text")
+
+    return truth
+
+
+def check_texts(backend: Backend, drafting: Scheduled, expected: Mapping[tuple[int, ...], list[int]], lookups: int) -> None:
+    """Each text three times, whatever is drafted; in all of them rounds of every kind, and looked up drafts of which `lookups`
+    different numbers at least were accepted."""
+    for _ in range(3):
+        for prompt, following in expected.items():
+            assert decoded(backend, list(prompt), len(following))[0] == following
+    assert {source for source, _, _ in drafting.seen} == {"plain", "heads", "lookup"}
+    assert len({accepted for source, _, accepted in drafting.seen if source == "lookup"}) >= lookups

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.decode import decoded
-from helpers.schedules import Scheduled
+from helpers.schedules import Scheduled, check_texts, truth_of
 from helpers.standard_heads import drafts_of_standard_heads
 from mtpd_onnx.cli import main
 from mtpd_onnx.export.export import export_checkpoint
@@ -64,20 +64,9 @@ def test_every_number_of_drafts_and_any_schedule_give_the_plain_text(folder: Pat
             if drafts == count and len(prompt) >= count:  # the same drafts as in rounds of fixed size
                 assert accepted == decoded(rounds, prompt, 60)[1]
 
-    def truth(text: list[int], length: int) -> list[int]:
-        for prompt, following in expected.items():
-            whole = [*prompt, *following]
-            if text == whole[: len(text)]:
-                return [*whole[len(text) : len(text) + length], *[0] * length][:length]
-        raise AssertionError(f"{text}: not the beginning of an expected text")
-
     backend = opened(folder, num_draft_tokens=count)
-    drafting = backend.drafting = Scheduled(3, count, VOCAB, truth)
-    for _ in range(3):
-        for prompt in PROMPTS:
-            assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
-    assert {source for source, _, _ in drafting.seen} == {"plain", "heads", "lookup"}
-    assert len({accepted for source, _, accepted in drafting.seen if source == "lookup"}) > 4
+    drafting = backend.drafting = Scheduled(3, count, VOCAB, truth_of(expected))
+    check_texts(backend, drafting, expected, lookups=5)
 
 
 def test_heads_draft_as_if_they_had_never_been_left_behind(folder: Path) -> None:

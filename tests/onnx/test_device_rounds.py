@@ -9,7 +9,7 @@ import pytest
 from helpers.decode import decoded
 from helpers.evidence import evidence
 from helpers.renewed import differ
-from helpers.schedules import OnDevice
+from helpers.schedules import OnDevice, check_texts, truth_of
 from helpers.standard_heads import drafts_of_standard_heads
 from mtpd_onnx.export.export import export_checkpoint
 from mtpd_onnx.layouts import draft_counts
@@ -88,20 +88,9 @@ def test_every_number_of_drafts_gives_the_plain_text(folder: Path, ahead: bool) 
 def test_any_schedule_gives_the_plain_text(folder: Path, ahead: bool) -> None:
     expected, count = plain_texts(folder), read_manifest(folder).num_heads
 
-    def truth(text: list[int], length: int) -> list[int]:
-        for prompt, following in expected.items():
-            whole = [*prompt, *following]
-            if text == whole[: len(text)]:
-                return [*whole[len(text) : len(text) + length], *[0] * length][:length]
-        raise AssertionError(f"{text}: not the beginning of an expected text")
-
     backend = opened(folder, ahead=ahead)
-    drafting = backend.drafting = OnDevice(3, count, VOCAB, truth)
-    for _ in range(3):
-        for prompt in PROMPTS:
-            assert decoded(backend, prompt, 60)[0] == expected[tuple(prompt)]
-    assert {source for source, _, _ in drafting.seen} == {"plain", "heads", "lookup"}
-    assert len({accepted for source, _, accepted in drafting.seen if source == "lookup"}) > 3
+    drafting = backend.drafting = OnDevice(3, count, VOCAB, truth_of(expected))
+    check_texts(backend, drafting, expected, lookups=4)
 
 
 def test_heads_draft_what_standard_heads_draft(folder: Path) -> None:
