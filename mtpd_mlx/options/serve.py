@@ -4,7 +4,7 @@ Called by these commands and serving/run.py."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, Range, option, same
+from mtpd_mlx.options.schema import NOT_NEGATIVE, POSITIVE, Range, option, same, switch
 from mtpd_mlx.options.text import GenerateOptions
 
 API_KEY = "MTPD_API_KEY"  # environment variable
@@ -49,4 +49,15 @@ class ServeOptions:
 class ServeDecodingOptions(ServeOptions):
     num_draft_tokens: int | None = option(
         None, "drafts per round; 0: plain decoding", takes=NOT_NEGATIVE, metavar="K", unset="as generate chooses"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceServeOptions:
+    """Of `mtpd-onnx serve` alone."""
+
+    GROUP = "server"
+
+    cuda_batches: bool = switch(
+        "on CUDA, decode requests side by side, not one at a time (new: equal on CPUs, not yet run on a GPU)"
     )

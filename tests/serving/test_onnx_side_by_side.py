@@ -93,3 +93,11 @@ def test_a_folder_of_an_earlier_version_decodes_one_at_a_time(
     with caplog.at_level("INFO"):
         assert isinstance(runtime(old).batch(16), OneByOne)
     assert "one at a time: the folder was exported by an earlier version; export the checkpoint again" in caplog.text
+
+
+def test_side_by_side_on_cuda_is_asked_for(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a CPU takes the device's place: one at a time unless the command says otherwise."""
+    monkeypatch.setattr("mtpd_onnx.commands.serve.PROVIDERS", {"fp32": "cuda"})
+    options = RuntimeOptions(folder=exported, provider="cpu", num_threads=1)
+    assert isinstance(OnnxRuntime(options, None, 4).batch(4), OneByOne)
+    assert isinstance(OnnxRuntime(options, None, 4, cuda_batches=True).batch(4), OnnxBatch)

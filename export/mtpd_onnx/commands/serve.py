@@ -6,13 +6,13 @@ from typing import Any
 
 from mtpd_mlx.options.runtime import RuntimeOptions
 from mtpd_mlx.options.sampling import GraphSampling
-from mtpd_mlx.options.serve import ServeDecodingOptions, ServeOptions
+from mtpd_mlx.options.serve import DeviceServeOptions, ServeDecodingOptions, ServeOptions
 from mtpd_mlx.speculative.batch import Batch
 from mtpd_mlx.speculative.one_by_one import OneByOne
 from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_onnx.precision import PROVIDERS
 
-OPTIONS = (RuntimeOptions, ServeDecodingOptions, GraphSampling)
+OPTIONS = (RuntimeOptions, ServeDecodingOptions, DeviceServeOptions, GraphSampling)
 logger = logging.getLogger(__name__)
 EXAMPLES = ("mtpd-onnx serve onnx --port 8080",)
 
@@ -24,11 +24,17 @@ KEPT = 2  # decoders that stay open where texts are decoded one at a time
 class OnnxRuntime:
     """An exported folder: texts side by side over one session where it can, else a decoder for every way of sampling."""
 
-    def __init__(self, options: RuntimeOptions, num_draft_tokens: int | None, most: int = ServeOptions.max_batch):
+    def __init__(
+        self,
+        options: RuntimeOptions,
+        num_draft_tokens: int | None,
+        most: int = ServeOptions.max_batch,
+        cuda_batches: bool = DeviceServeOptions.cuda_batches,
+    ):
         from mtpd_mlx.text.tokenizer import Tokenizer
         from mtpd_onnx.manifest import read_manifest
 
-        self._options, self._drafts = options, num_draft_tokens
+        self._options, self._drafts, self._cuda_batches = options, num_draft_tokens, cuda_batches
         self._of_bound: Any = None  # opened when a request needs it
         self._batch = self._open_batch(most)  # what cannot be opened is told before the server starts
         manifest = read_manifest(options.folder)
@@ -45,6 +51,8 @@ class OnnxRuntime:
 
         manifest = read_manifest(self._options.folder)
         why = why_not(manifest, import_onnxruntime().__version__)
+        if PROVIDERS[manifest.activations] == "cuda" and not self._cuda_batches:
+            why = why or "on CUDA that is for --cuda-batches to say"
         if why is None:
             place = self._options.of_folder()
             return open_rows(self._options.folder, most, resting=RESTING, num_draft_tokens=self._drafts, **place)
@@ -80,9 +88,9 @@ class OnnxRuntime:
         return self._of_bound.decoder(sampling, self._drafts)
 
 
-def run(runtime: RuntimeOptions, server: ServeDecodingOptions, sampling: GraphSampling) -> int:
+def run(runtime: RuntimeOptions, server: ServeDecodingOptions, device: DeviceServeOptions, sampling: GraphSampling) -> int:
     from mtpd_mlx.serving.run import need_packages, serve
 
     need_packages()
     drafts, most = server.num_draft_tokens, server.max_batch
-    return serve(lambda: OnnxRuntime(runtime, drafts, most), str(runtime.folder), server, sampling)
+    return serve(lambda: OnnxRuntime(runtime, drafts, most, device.cuda_batches), str(runtime.folder), server, sampling)
