@@ -119,18 +119,21 @@ def open_choosing(
     decoder.plan_milliseconds = widest.plan_milliseconds
     if key is not None and isinstance(decoder, FixedChoosingDecoder):
         found = by_kind(known.costs) if known is not None else {}
-        found = found or measured(decoder, kinds(widest.num_draft_tokens, lookup))
+        found = found or measured(decoder, kinds(widest.num_draft_tokens, lookup), key)
         if found:
             decoder.drafting = chosen_drafting(base, widest.model.heads, with_lookup=lookup, costs=found, partial=True)
-            store_costs(key, StoredCosts({str(kind): cost for kind, cost in found.items()}, str(decoder.plan)))
     return decoder
 
 
-def measured(decoder: FixedChoosingDecoder, known: Sequence[Kind]) -> dict[Kind, float]:
-    """What rounds cost here, of the kinds that there was time to compile."""
+def measured(decoder: FixedChoosingDecoder, known: Sequence[Kind], key: str) -> dict[Kind, float]:
+    """The cost of each kind of round that there was time to compile. Stored under `key` if these are all: kernels that were
+    compiled for the first time are found at the next start."""
+    found = dict[Kind, float]()
     with suppress(NotFiniteError):  # decoding says so, and where
-        return warmed(decoder, by_use(known), decoder.model.base.vocab_size)
-    return {}
+        found = warmed(decoder, by_use(known), decoder.model.base.vocab_size)
+    if len(found) == len(known):
+        store_costs(key, StoredCosts({str(kind): cost for kind, cost in found.items()}, str(decoder.plan)))
+    return found
 
 
 def chooses(decoder: Decoder | PlainDecoder) -> bool:

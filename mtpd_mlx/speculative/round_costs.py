@@ -65,15 +65,16 @@ def by_kind(costs: Mapping[str, float]) -> dict[Kind, float]:
 
 class RoundCosts:
     """table: relative or absolute seconds of every kind of round there is, PLAIN among them. `measured`: whether they were
-    measured on this machine, or guessed."""
+    measured on this machine, or guessed. spread: how far they may be off, where neither says it (standard deviation of a
+    logarithm)."""
 
-    def __init__(self, table: Mapping[Kind, float], *, measured: bool = False):
+    def __init__(self, table: Mapping[Kind, float], *, measured: bool = False, spread: float | None = None):
         if PLAIN not in table or not all(math.isfinite(t) and t > 0 for t in table.values()):
             raise ValueError(f"costs of rounds: got {dict(table)}, expected seconds above 0 of each kind, of plain steps too")
         self.kinds = list(table)
         self._row = {kind: 1 + i for i, kind in enumerate(self.kinds)}
         self._log = [0.0, *(math.log(table[kind] / table[PLAIN]) for kind in self.kinds)]
-        size, own = len(self._log), MEASURED if measured else GUESSED
+        size, own = len(self._log), spread or (MEASURED if measured else GUESSED)
         self._state = [0.0] * size  # s, c_1, .., c_n
         self._cov = [[own**2 * (1.0 if i == j else SHARED) for j in range(size)] for i in range(size)]
         for fixed in (0, self._row[PLAIN]):  # plain steps are the measure of the others: their c is 0

@@ -23,6 +23,7 @@ from mtpd_mlx.decoding.plain import PlainDecoder
 from mtpd_mlx.decoding.sampler import Sampled
 from mtpd_mlx.decoding.text_state import KVOptions, Model
 from mtpd_mlx.decoding.token_rules import Greedy, one_hot
+from mtpd_mlx.decoding.tuning import round_times
 from mtpd_mlx.decoding.tuning.choice import chosen_drafting
 from mtpd_mlx.decoding.tuning.plan import Plan
 from mtpd_mlx.decoding.tuning.round_times import warmed
@@ -290,7 +291,7 @@ def test_rounds_are_compiled(model: tuple) -> None:
     assert written(backend, prompt, 40) == oracle(model[0], prompt, 40)
 
 
-def test_rounds_are_timed_by_kind_and_the_text_is_forgotten(model: tuple) -> None:
+def test_rounds_are_timed_by_kind_and_the_text_is_forgotten(model: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     drafting, known = Schedule(0), [PLAIN, heads(4), lookup(2)]
     backend = choosing_decoder(Model(model[0], model[1], K, Greedy()), Plan("fixed"), drafting, 400)
     assert isinstance(backend, FixedChoosingDecoder)
@@ -299,6 +300,9 @@ def test_rounds_are_timed_by_kind_and_the_text_is_forgotten(model: tuple) -> Non
     assert backend.length == 0 and backend.drafting is drafting
     assert written(backend, [3, 4, 5], 20) == oracle(model[0], [3, 4, 5], 20)
     assert warmed(opened(model, drafting, plan=Plan("fixed")), known, VOCAB) == {}  # no room
+    monkeypatch.setattr(round_times, "BUDGET", 0.0)
+    monkeypatch.setattr(round_times, "ALWAYS", 2)
+    assert list(warmed(backend, known, VOCAB)) == known[:2]
 
 
 def test_kinds_that_were_not_compiled_are_not_chosen(model: tuple) -> None:
@@ -313,7 +317,9 @@ def test_a_second_start_measures_nothing(model: tuple, tmp_path: Path, monkeypat
     monkeypatch.setattr(open_module, "candidates", lambda _: (Plan("fixed"), Plan("fixed", write="scatter")))
     calls = []
     monkeypatch.setattr(open_module, "time_plans", lambda *_: calls.append("plans") or {Plan("fixed", write="scatter"): 1.0})
-    monkeypatch.setattr(open_module, "warmed", lambda *_: calls.append("rounds") or {PLAIN: 1.0, heads(2): 1.25})
+    found = {PLAIN: 1.0, heads(2): 1.25}
+    monkeypatch.setattr(open_module, "kinds", lambda *_: [PLAIN, heads(2)])
+    monkeypatch.setattr(open_module, "warmed", lambda *_: calls.append("rounds") or found)
     for remeasure, expected in ((False, 2), (False, 2), (True, 4)):
         backend = open_choosing(*model, remeasure=remeasure)
         assert isinstance(backend, FixedChoosingDecoder) and str(backend.plan) == "fixed+scatter"
@@ -321,3 +327,7 @@ def test_a_second_start_measures_nothing(model: tuple, tmp_path: Path, monkeypat
         assert len(calls) == expected
     open_choosing(*model, sampling=Sampling(temp=0.7))  # costs otherwise
     assert len(calls) == 6
+    monkeypatch.setattr(open_module, "kinds", lambda *_: [PLAIN, heads(1), heads(2)])  # one was not compiled in time
+    for expected in (8, 10):
+        open_choosing(*model, lookup=False)
+        assert len(calls) == expected
