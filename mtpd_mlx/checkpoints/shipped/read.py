@@ -41,7 +41,7 @@ def import_heads(model: Path, out: Path, named: str, overwrite: bool = False, ba
     if found is None or found["heads"] == 0:
         announced = f" (config.json announces {found['announced']}, but there are no tensors)" if found else ""
         unread = "".join(f"; {remark}" for remark in source.remarks)
-        raise ValueError(f"{model}: ships no MTP heads{announced}{unread}")
+        raise ValueError(f"{model}: ships no MTP heads{announced}{unread}; mtpd train makes some")
     if not found["fits"]:
         raise ValueError(f"{model}: its MTP heads ({found['format']}) cannot be imported: {found['why_not']}")
     with locked(out):
