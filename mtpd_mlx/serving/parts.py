@@ -62,10 +62,11 @@ class Splitter:
         return parts
 
     def finish(self) -> list[Part]:
-        """What was held back when the text ended."""
+        """What was held back when the text ended; a whole call without its closing tag, which may have ended it, is one."""
         held, self._held = self._held, ""
         if self._inside == CALL:
-            return [Part("text", CALL[0] + held, start=self._at - len(CALL[0]))]
+            call = call_of(held, self._at)
+            return [call if call.call else Part("text", CALL[0] + held, start=self._at - len(CALL[0]))]
         return self._said(held)
 
     def _next(self) -> list[Part] | None:

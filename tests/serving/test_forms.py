@@ -141,3 +141,25 @@ def test_refusals(served: tuple[str, Parrot], form: str, body: dict[str, Any], n
 
     answer = httpx.post(f"{served[0]}/v1/{form}", json=body)
     assert answer.status_code == 400 and named in answer.json()["error"]["message"]
+
+
+def test_one_call_at_most(oa: Any, an: Any) -> None:
+    """Where the model may choose: its first call ends the answer."""
+    tools: list[dict[str, Any]] = [{"type": "function", "function": {"name": "look", "parameters": SCHEMA}}]
+    asked: dict[str, Any] = {"model": "tiny", "messages": User, "tools": tools, "parallel_tool_calls": False}
+    with oa.chat.completions.stream(**asked) as stream:
+        streamed = stream.get_final_completion().choices[0]
+    for choice in (oa.chat.completions.create(**asked).choices[0], streamed):
+        (call,) = choice.message.tool_calls
+        assert json.loads(call.function.arguments) == HARD and choice.finish_reason == "tool_calls"
+        assert choice.message.content == "I look. "
+    flat = [{"type": "function", "name": "look", "parameters": SCHEMA, "strict": False}]
+    answer = oa.responses.create(model="tiny", input="hi", tools=flat, parallel_tool_calls=False)
+    assert [item.type for item in answer.output] == ["reasoning", "message", "function_call"] and answer.status == "completed"
+    asked = {"model": "tiny", "max_tokens": 300, "messages": User, "tools": [{"name": "look", "input_schema": SCHEMA}]}
+    asked["tool_choice"] = {"type": "auto", "disable_parallel_tool_use": True}
+    with an.messages.stream(**asked) as stream:
+        final = stream.get_final_message()
+    for message in (an.messages.create(**asked), final):
+        assert [block.type for block in message.content] == ["thinking", "text", "tool_use"]
+        assert message.stop_reason == "tool_use" and message.stop_sequence is None

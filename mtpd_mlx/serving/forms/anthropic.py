@@ -47,7 +47,7 @@ def messages(body: Mapping[str, Any], served: Served) -> tuple[list[Request], Re
     longest = fields.integer("max_tokens", None, 1)
     if longest is None:
         raise invalid("max_tokens", None, "an integer of at least 1")
-    stream, stop = fields.switch("stream"), read_stops(fields, "stop_sequences")
+    stream, stop = fields.switch("stream"), read_stops(fields, "stop_sequences") + tools.ends
     bound = constraint_of(_format(fields), tools, served, kinds)
     request = Request(prompt, read_sampling(fields, served.sampling), longest, stop, stream, bound)
     read_neutral(fields)

@@ -12,7 +12,7 @@ from mtpd_mlx.serving.errors import ApiError
 from mtpd_mlx.serving.events import event
 from mtpd_mlx.serving.forms.blocks import Block, Blocks, Step
 from mtpd_mlx.serving.forms.common import Said
-from mtpd_mlx.serving.parts import NOTHING_APART, Kinds
+from mtpd_mlx.serving.parts import CALL, NOTHING_APART, Kinds
 
 ENDS = {"stop": "end_turn", "length": "max_tokens"}
 DELTAS = {
@@ -75,10 +75,11 @@ class MessagesReply:
         return {"id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content}
 
     def _ending(self, finished: Finished) -> dict[str, Any]:
-        reason = "stop_sequence" if finished.stop_text is not None else ENDS[finished.reason]
+        stop = None if finished.stop_text == CALL[1] and self._blocks.calls else finished.stop_text
+        reason = "stop_sequence" if stop is not None else ENDS[finished.reason]
         if self._blocks.calls and reason == "end_turn":
             reason = "tool_use"
-        return {"stop_reason": reason, "stop_sequence": finished.stop_text}
+        return {"stop_reason": reason, "stop_sequence": stop}
 
     def _event(self, kind: str, **values: Any) -> str:
         return event({"type": kind} | values, kind)

@@ -111,7 +111,7 @@ def _requests(
         raise invalid("max_tokens", limit, "the same as max_completion_tokens, or one of the two")
     stream, usage = fields.switch("stream"), read_stream_options(fields)
     choices = read_choices(fields, served, len(prompts), chat, stream)
-    sampling, stop = read_sampling(fields, served.sampling), read_stops(fields, "stop")
+    sampling, stop = read_sampling(fields, served.sampling), read_stops(fields, "stop") + tools.ends
     told = replace(
         told, usage=usage, drafts=fields.switch("mtpd_drafts"), logprobs=None if logprobs is None else served.tokenizer
     )

@@ -58,7 +58,7 @@ def responses(body: Mapping[str, Any], served: Served) -> tuple[list[Request], R
     if logprobs is not None:
         bound = NO_WEIGHTS.over(bound, served, always=True)
     sampling = read_sampling(fields, served.sampling)
-    request = Request(prompt, sampling, longest, (), fields.switch("stream"), bound, logprobs)
+    request = Request(prompt, sampling, longest, callable.ends, fields.switch("stream"), bound, logprobs)
     fields.neutral(NEUTRAL)
     about = {name: fields.raw(name) for name in LABELS}
     told = {"instructions": instructions, "metadata": about["metadata"] or {}, "max_output_tokens": longest}

@@ -28,6 +28,11 @@ class Tools:
         return [t for t in self.shown or [] if self.name in (None, t["function"]["name"])]
 
     @property
+    def ends(self) -> tuple[str, ...]:
+        """Stop texts: the first call that the model makes of its own accord is the last thing it says, where one is allowed."""
+        return (CALL[1],) if self.shown and not self.several and not self.demanded else ()
+
+    @property
     def bound(self) -> bool:
         """Calls are held to the descriptions: where one is demanded, or one of the functions is strict."""
         return self.demanded or any(t["function"].get("strict") for t in self.callable)
