@@ -47,7 +47,7 @@ def check_expressible(dims: Dims) -> None:
     """ValueError in one line for what MLX runs and the graphs do not."""
     if not FAMILIES[dims.model_type].onnx:
         raise ValueError(f"model_type {dims.model_type!r} runs with MLX alone: there are no ONNX graphs for it yet")
-    if dims.experts is not None and (dims.experts.parallel or dims.experts.beside):
+    if dims.experts is not None and dims.experts.parallel:
         raise ValueError(f"{dims.model_type}: experts beside a dense MLP are not supported")
     if dims.model_type == "lfm2_moe" and dims.experts is not None and not dims.experts.sigmoid:
         raise ValueError(f"{dims.model_type}: use_expert_bias false is not supported")

@@ -41,14 +41,15 @@ class MoE(Module):
         if e.shared_gate:
             setattr(self, f"{e.shared_name}_gate", Gate(dims.hidden_size, dtype, flavour))
         self.correction = Parameter([e.count], dtype) if e.sigmoid else None
-        setattr(self, e.gate, Linear(dims.hidden_size, e.count, dtype, flavour, e.bias))
+        self.router_name = e.gate.partition(".")[0]
+        setattr(self, self.router_name, Linear(dims.hidden_size, e.count, dtype, flavour, e.bias))
         self.experts_gate_up = Parameter([e.count, 2 * e.size, dims.hidden_size], dtype)
         self.experts_down = Parameter([e.count, dims.hidden_size, e.size], dtype)
         self.experts_gate_up_bias = Parameter([e.count, 2 * e.size], dtype) if e.bias else None
         self.experts_down_bias = Parameter([e.count, dims.hidden_size], dtype) if e.bias else None
 
     def forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
-        scores, e = getattr(self, self.experts_of.gate)(op, x), self.experts_of
+        scores, e = getattr(self, self.router_name)(op, x), self.experts_of
         w = ExpertWeights(self.experts_gate_up, self.experts_down, self.experts_gate_up_bias, self.experts_down_bias)
         total: ir.Value | float = 1.0
         if self.correction is not None:

@@ -92,11 +92,14 @@ class Block(Module):
             self.self_attn = Attention(dims, layer, dtype, flavour)
         self.mixture = layer.experts and dims.experts is not None and dims.experts.path
         setattr(self, self.mixture or "mlp", (MoE if self.mixture else MLP)(dims, dtype, flavour))
+        self.both = bool(self.mixture) and dims.experts is not None and dims.experts.beside
+        if self.both:
+            self.mlp = MLP(dims, dtype, flavour)
         self.layer_scalar = Parameter([1], dtype) if dims.layer_scale else None
 
     def forward(self, op: OpBuilder, x: ir.Value, added: ir.Value | None, cache: Kept, positions: Positions) -> Sum:
         """Input x (+ added), output the two terms of the residual stream."""
-        mlp, branch = getattr(self, self.mixture or "mlp"), getattr(self, self.branch)
+        mlp, branch = self.feed_forward, getattr(self, self.branch)
         if self.norms == "post":
             x = x if added is None else op.Add(x, added)
             x = op.Add(x, self.post_attention_layernorm(op, branch(op, x, cache, positions)))
@@ -109,6 +112,11 @@ class Block(Module):
             return (x, y) if self.layer_scalar is None else (op.Mul(x, self.layer_scalar), op.Mul(y, self.layer_scalar))
         x, normed = self.post_attention_layernorm(op, x, scaled(op, attended, self.residual_scale))
         return x, scaled(op, mlp(op, normed), self.residual_scale)
+
+    def feed_forward(self, op: OpBuilder, x: ir.Value) -> ir.Value:
+        """The MLP or the mixture; in Granite 4 the sum of both."""
+        y = getattr(self, self.mixture or "mlp")(op, x)
+        return op.Add(y, self.mlp(op, x)) if self.both else y
 
 
 class Trunk(Module):

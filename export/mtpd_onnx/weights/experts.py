@@ -18,6 +18,10 @@ def expert_values(name: str, shape: tuple[int, ...], dims: Dims, source: Tensors
     kind = "bias" if part.endswith("_bias") else "weight"
     which = part.removeprefix("experts_").removesuffix("_bias")  # gate_up, down
     stacked = f"{path}.{dims.experts.stacked}"
+    joined = f"{path}.{dims.experts.joined[which == 'down']}"
+    if joined.endswith(".weight") and joined in source:  # gate's rows, then up's
+        stored = source.get(joined, shape)
+        return stored if which == "down" else _in_turn(*np.split(stored, 2, axis=1))
     if dims.experts.fused and f"{stacked}.gate_proj.weight" not in source:
         return _fused(f"{path}.experts.{which}_proj", kind, shape, source)
     if f"{path}.experts.gate_up_proj" in source:  # gate's rows, then up's

@@ -25,6 +25,8 @@ def checkpoint_name(stem: str, dims: Dims, source: Tensors) -> str:
     elif part == "self_attn":
         own = {"o_proj": names.output, "q_norm": names.query_norm, "k_norm": names.key_norm}
         path = ".".join([names.attention, *[own.get(last, last)] * bool(last)])
+    elif dims.experts is not None and path == f"{dims.experts.path}.{dims.experts.gate.partition('.')[0]}":
+        path = f"{dims.experts.path}.{dims.experts.gate}"
     elif part == "mlp":
         own = {"gate_proj": names.gate, "up_proj": names.up, "down_proj": names.down}
         if f"{block}.{names.mlp}.gate_proj.weight" in source:
