@@ -3,6 +3,7 @@ Called by train/, data/own_text.py and `mtpd distill-data`."""
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -96,9 +97,10 @@ class World:
     def sum(self, tree: Any, dtype: mx.Dtype | None = None, after: mx.array | None = None) -> Any:
         """Every array of the tree summed over all ranks, in buckets; sent as `dtype` where it is given, returned as it came.
 
-        Arrays go by their names: a rank that read a resume point holds them in another order than the rest. A bucket takes
-        along one element, which nobody reads, of the one summed before it (the first: of `after`). Without that link MLX may
-        put sums that do not need each other side by side into one CUDA graph; NCCL needs them in one order, one by one.
+        Arrays go by their names, the last layers first, as a backward pass makes them. A rank that read a resume point holds
+        them in another order than the rest. A bucket takes along one element, which nobody reads, of the one summed before it
+        (the first: of `after`). Without that link MLX may put sums that do not need each other side by side into one CUDA
+        graph; NCCL needs them in one order, one by one.
         """
         if self.size == 1:
             return tree
@@ -106,7 +108,7 @@ class World:
 
         if isinstance(tree, mx.array):
             return mx.distributed.all_sum(tree, group=self.group)
-        flat: Any = sorted(tree_flatten(tree), key=lambda entry: entry[0])
+        flat: Any = sorted(tree_flatten(tree), key=lambda entry: _natural(entry[0]), reverse=True)
         summed: dict[str, mx.array] = {}
         for bucket in _buckets(flat, self.bucket_bytes):
             kind = bucket[0][1].dtype
@@ -127,6 +129,11 @@ def in_one_line(error: Exception) -> str:
         return str(error)
     said = str(error).strip()
     return f"{type(error).__name__}: {said.splitlines()[0]}" if said else type(error).__name__
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """layers.9 before layers.10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _buckets(flat: list[tuple[str, mx.array]], most: int) -> list[list[tuple[str, mx.array]]]:

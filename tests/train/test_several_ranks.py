@@ -112,9 +112,12 @@ def test_sums_do_not_depend_on_the_order_of_a_tree(monkeypatch: pytest.MonkeyPat
     world = World(0, 2, bucket_bytes=12)
     first = world.sum({"a": a, "b": b, "c": c}, after=mx.array([9.0]))
     second = world.sum({"c": c, "b": b, "a": a}, after=mx.array([9.0]))
-    assert sent[:2] == sent[2:] == [[1, 2, 3, 9], [4, 6]]  # the last of each: one element of the sum before
+    assert sent[:2] == sent[2:] == [[4, 3, 9], [1, 2, 6]]  # the last of each: one element of the sum before
     for total in (first, second):
         assert {k: v.tolist() for k, v in total.items()} == {"a": [2, 4], "b": [[6]], "c": [8]}
+    sent.clear()
+    world.sum({f"layers.{i}": mx.array([float(i)]) for i in (1, 10, 9)})
+    assert [n for part in sent for n in part][:3] == [10, 9, 1]  # as a backward pass makes them
     halves = world.sum({"a": a + 0.001}, mx.bfloat16)
     assert halves["a"].dtype == mx.float32 and halves["a"].tolist() == [2, 4]
 
