@@ -25,9 +25,10 @@ class MLXRuntime:
         from mtpd_mlx.model.runtime import on_cpu
         from mtpd_mlx.text.tokenizer import Tokenizer
 
+        self._options = options.of_server()
         with_heads = num_draft_tokens != 0 and (Path(resolve_folder(place.checkpoint)) / CONFIG_NAME).is_file()
         self.base, self.heads = load_model(place, alone=not with_heads)
-        self._place, self._options, self._drafts = place, options.of_server(), num_draft_tokens
+        self._place, self._drafts = place, num_draft_tokens
         self.tokenizer = Tokenizer.from_folder(self.base.path)
         self.capacity, self.vocab_size = self.base.context_length, self.base.vocab_size
         heads = 0 if self.heads is None else self.heads.num_heads

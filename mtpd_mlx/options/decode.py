@@ -45,8 +45,10 @@ class DecodingConfig:
         return self.sliding_caches == "window" or (self.sliding_caches == "auto" and self.kv_bits is None)
 
     def of_server(self) -> "DecodingConfig":
-        """Where texts are taken up in the middle and decoded side by side."""
-        return replace(self, sliding_caches="whole") if self.sliding_caches == "auto" else self
+        """Where texts are taken up in the middle and decoded side by side. ValueError for windows, which cannot be."""
+        if self.sliding_caches == "window":
+            raise ValueError("--sliding-caches: got window, expected whole: a server takes texts up anywhere")
+        return replace(self, sliding_caches="whole")
 
     def of_plain(self) -> "DecodingConfig":
         """For plain decoding beside rounds: it chooses its own plan, whatever is asked for rounds."""

@@ -170,3 +170,5 @@ def test_options() -> None:
     assert DecodingConfig().windows and not DecodingConfig().of_server().windows and not DecodingConfig(kv_bits=8).windows
     with pytest.raises(ValueError, match="--sliding-caches: got window with --kv-bits, expected whole"):
         DecodingConfig(sliding_caches="window", kv_bits=8)
+    with pytest.raises(ValueError, match="--sliding-caches: got window, expected whole: a server takes texts up anywhere"):
+        DecodingConfig(sliding_caches="window").of_server()

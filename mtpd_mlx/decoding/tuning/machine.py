@@ -37,4 +37,5 @@ def costs_key(base: Base, heads: MTPHeads | None, options: DecodingConfig, *, lo
     drafts = 0 if heads is None or heads.draft_tokens is None else heads.draft_tokens.size
     own = "no heads" if heads is None else f"{heads.num_heads} heads, {drafts or 'all'} tokens"
     how = f"plan {options.plan}, {'lookup' if lookup else 'no lookup'}, {'sampled' if sampled else 'greedy'}"
+    how += ", windows" if options.windows and any(layer.window for layer in dims.layers) else ""
     return f"{machine_key(base.dtype)}, MLX {version('mlx')}; {shape}; {own}; {how}"
