@@ -56,12 +56,11 @@ def with_figures(arm: Figures, folder: Path) -> Figures:
 
 
 def added(content: Figures, more: Figures) -> Figures:
-    """`content` with the groups and pairs of `more` after its own, of the same title or words in place of them."""
+    """`content` with the groups and pairs of `more` after its own, those of the same title or words in their places."""
     joined = content | {key: value for key, value in more.items() if key not in ("groups", "pairs")}
     for part, name in (("groups", "title"), ("pairs", "said")):
-        fresh = more.get(part, [])
-        names = [one[name] for one in fresh]
-        joined[part] = [one for one in content[part] if one[name] not in names] + fresh
+        fresh = {one[name]: one for one in more.get(part, [])}
+        joined[part] = [fresh.pop(one[name], one) for one in content[part]] + list(fresh.values())
     check_keys(joined)
     return joined
 
