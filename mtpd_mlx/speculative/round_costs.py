@@ -17,6 +17,7 @@ from typing import NamedTuple
 NOISE = 0.18  # of one time: standard deviation of its logarithm
 WANDER, DRIFT = 0.05, 0.004  # the same of s and of c_i, from one round to the next
 GUESSED, MEASURED = 0.25, 0.05  # of c_i at first
+IN_A_MOMENT = 0.1  # the same where it was measured in a moment on a GPU, or at another time
 UNKNOWN = 3.0  # of s at first: seconds are not known, only their ratios
 SHARED = 0.6  # correlation of what a table has wrong about two kinds: passes over several rows cost alike
 OUTLIER = 2.5

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtpd_mlx.files.measured import StoredCosts, processor, store_costs, stored_costs
-from mtpd_mlx.speculative.round_costs import PLAIN, Kind, RoundCosts, by_kind, heads, lookup
+from mtpd_mlx.speculative.round_costs import IN_A_MOMENT, PLAIN, Kind, RoundCosts, by_kind, heads, lookup
 from mtpd_onnx.manifest import NAME as MANIFEST
 from mtpd_onnx.precision import WEIGHT_BITS
 from mtpd_onnx.runtime.cuda_runtime import device_name
@@ -55,7 +55,7 @@ def known_or_measured(key: str, remeasure: bool, measure: Callable[[], dict[Kind
     """The costs that were stored under `key` (costs_key), or else, and where `remeasure` says so, measured now and stored."""
     stored = None if remeasure else stored_costs(key)
     if stored is not None and (found := by_kind(stored.costs)):
-        return RoundCosts(found, measured=True)
+        return RoundCosts(found, measured=True, spread=IN_A_MOMENT)
     costs = RoundCosts(measure(), measured=True)
     store_costs(key, StoredCosts({str(kind): cost for kind, cost in costs.table().items()}))
     return costs

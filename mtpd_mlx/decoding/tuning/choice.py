@@ -14,11 +14,10 @@ from mtpd_mlx.model.runtime import mx, nn, on_cpu
 from mtpd_mlx.speculative.choice import Chooser
 from mtpd_mlx.speculative.drafting import ChosenDrafting
 from mtpd_mlx.speculative.lookup import Lookup
-from mtpd_mlx.speculative.round_costs import PLAIN, Kind, RoundCosts, heads, lookup
+from mtpd_mlx.speculative.round_costs import IN_A_MOMENT, PLAIN, Kind, RoundCosts, heads, lookup
 
 HEAD_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16)
 LOOKUP_COUNTS = (2, 4, 8, 16)
-AT_LOAD = 0.1  # standard deviation of the logarithm of a cost that was measured in a moment, when a decoder was opened
 ROW_ON_CPU, ROW = 0.12, 0.04  # of a plain step, for every row but the first
 
 
@@ -67,7 +66,7 @@ def chosen_drafting(
     measured = costs is not None and all(kind in costs for kind in known)
     table = {k: costs[k] for k in known} if costs is not None and measured else guessed(base, own, known)
     counts = [k.num_drafts for k in known if k.source == "heads"]
-    chooser = Chooser(RoundCosts(table, measured=measured, spread=AT_LOAD if partial else None), counts)
+    chooser = Chooser(RoundCosts(table, measured=measured, spread=IN_A_MOMENT if partial else None), counts)
     return ChosenDrafting(chooser, Lookup() if with_lookup else None, timed)
 
 
