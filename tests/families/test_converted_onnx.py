@@ -14,8 +14,10 @@ from mtpd_mlx.measure.step_model import MLXModel
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.options.export import ExportOptions
 
+NAMES = ["lfm2-moe", *(pytest.param(n, marks=pytest.mark.slow) for n in ("glm4-moe", "qwen3.5-moe", "granite4-moe"))]
 
-@pytest.mark.parametrize("name", ["lfm2-moe", "glm4-moe", "qwen3.5-moe", "granite4-moe"])
+
+@pytest.mark.parametrize("name", NAMES)
 def test_logits_of_a_copy(name: str, tmp_path: Path) -> None:
     model = build(name, tmp_path / "model")
     base = write_quantised(tmp_path / "base", model.folder, 4)

@@ -15,7 +15,7 @@ from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.rounds import StepBackend
 
 
-@pytest.mark.parametrize("name", ["qwen3.5", "qwen3-next", "glm4-moe"])
+@pytest.mark.parametrize("name", ["qwen3.5", "glm4-moe", pytest.param("qwen3-next", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", ["fused", "split"])
 def test_shipped_heads_draft_alike(name: str, layout: str, tmp_path: Path) -> None:
     model = build(name, tmp_path / "model", shipped=True)

@@ -27,7 +27,8 @@ from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.batch import Turn
 from mtpd_mlx.speculative.sampling import Sampling
 
-KINDS = ["conv", "delta", "joined", "mamba"]
+# The others go the ways of "delta", with other weights and another rule.
+KINDS = ["conv", "delta", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("joined", "mamba"))]
 PROMPTS = [[5], [9, 4], [6, 7, 8], list(range(30)), list(range(90, 40, -1))]
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 60).tolist()
 
