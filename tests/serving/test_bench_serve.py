@@ -19,6 +19,7 @@ from helpers.serving import TEMPLATE, with_template
 from helpers.tools import tool
 from tiny import write_base, write_checkpoint, write_tokenizer
 
+from mtpd_mlx.files.measured import CACHE, NAME
 from mtpd_mlx.serving.app import Server, make_app
 from mtpd_mlx.serving.engine import Engine, EngineOptions
 from mtpd_mlx.serving.forms.common import Served
@@ -29,7 +30,7 @@ from mtpd_mlx.speculative.sampling import Sampling
 from mtpd_mlx.text.tokenizer import Tokenizer
 from tools.bench_serve.faults import Target, faults
 from tools.bench_serve.idle import busy, come_to_rest, grown
-from tools.bench_serve.kills import files_of, survive
+from tools.bench_serve.kills import damaged, files_of, survive
 from tools.bench_serve.load import Asked, Load, load, streamed
 from tools.bench_serve.processes import cpu_seconds
 from tools.bench_serve.report import describe, figures, quantile, summary
@@ -270,7 +271,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
+def test_a_killed_server_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And a file that is changed is found."""
     base = write_base(tmp_path / "base")
     with_template(base)
@@ -288,6 +289,11 @@ def test_a_killed_server_loses_nothing(tmp_path: Path) -> None:
         except ValueError:
             broken.append(line)
     assert len(broken) <= 2, "half a line of each killed server at most"
+    monkeypatch.setenv(CACHE, str(tmp_path / "caches"))
+    assert damaged() == []
+    (tmp_path / "caches").mkdir()
+    (tmp_path / "caches" / NAME).write_text('{"half')
+    assert len(damaged()) == 1
     before = files_of(Wanted("a", command=command))
     (checkpoint / "mtp_config.json").write_text((checkpoint / "mtp_config.json").read_text() + " ")
     assert files_of(Wanted("a", command=command)) != before

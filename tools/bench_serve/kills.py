@@ -4,6 +4,7 @@ Called by __main__.py (--kills)."""
 import asyncio
 import contextlib
 import hashlib
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mtpd_mlx.files.measured import costs_file
 from tools.bench_serve.endurance import known_answers
 from tools.bench_serve.faults import path_of
 from tools.bench_serve.servers import Server, Wanted, started
@@ -25,6 +27,16 @@ def files_of(wanted: Wanted) -> dict[str, str]:
     folders = [Path(word) for word in wanted.command if Path(word).is_dir()]
     files = sorted(file for folder in folders for file in folder.rglob("*") if file.is_file())
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def damaged() -> list[str]:
+    """What is wrong with the file of measured costs, which servers replace while they run."""
+    file = costs_file()
+    try:
+        read = json.loads(file.read_bytes()) if file.exists() else {}
+    except ValueError as error:
+        return [f"{file}: {error}"]
+    return [] if isinstance(read, dict) else [f"{file}: got {type(read).__name__}, expected an object"]
 
 
 async def stream(server: Server, asked: dict[str, Any]) -> int:
@@ -60,6 +72,7 @@ async def survive(wanted: Wanted, asked: list[dict[str, Any]], count: int, seed:
         after = files_of(wanted)
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
         failed += [f"kill {turn + 1}: {name} is not as it was" for name in changed]
+        failed += [f"kill {turn + 1}: {line}" for line in damaged()]
         print(f"{wanted.name}: killed {turn + 1} of {count} times", file=sys.stderr, flush=True)
     for line in failed:
         print(f"{wanted.name}: {line}", file=sys.stderr)
