@@ -28,7 +28,7 @@ from mtpd_mlx.speculative.constrained import ConstrainedBackend
 from mtpd_mlx.speculative.drafting import Drafting, FixedDrafting
 from mtpd_mlx.speculative.finite import NotFiniteError
 from mtpd_mlx.speculative.lookup import MOST_DRAFTS
-from mtpd_mlx.speculative.round_costs import Kind, by_kind
+from mtpd_mlx.speculative.round_costs import Kind, by_kind, plausible
 from mtpd_mlx.speculative.sampling import Sampling
 
 DEFAULT, GREEDY = DecodingConfig(), Sampling()
@@ -131,7 +131,7 @@ def measured(decoder: FixedChoosingDecoder, known: Sequence[Kind], key: str) -> 
     found = dict[Kind, float]()
     with suppress(NotFiniteError):  # decoding says so, and where
         found = warmed(decoder, by_use(known), decoder.model.base.vocab_size)
-    if len(found) == len(known):
+    if len(found) == len(known) and plausible(found):
         store_costs(key, StoredCosts({str(kind): cost for kind, cost in found.items()}, str(decoder.plan)))
     return found
 

@@ -12,6 +12,7 @@ counts as if it were OUTLIER deviations away. Arithmetic of Python alone: an obs
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import pairwise
 from typing import NamedTuple
 
 NOISE = 0.18  # of one time: standard deviation of its logarithm
@@ -21,6 +22,7 @@ IN_A_MOMENT = 0.1  # the same where it was measured in a moment on a GPU, or at 
 UNKNOWN = 3.0  # of s at first: seconds are not known, only their ratios
 SHARED = 0.6  # correlation of what a table has wrong about two kinds: passes over several rows cost alike
 OUTLIER = 2.5
+CHEAPEST, FALL = 0.7, 0.85  # `plausible`: of a plain step, of a round with fewer drafts
 
 
 class Kind(NamedTuple):
@@ -62,6 +64,16 @@ def by_kind(costs: Mapping[str, float]) -> dict[Kind, float]:
         found = {Kind.named(name): float(cost) for name, cost in costs.items()}
         return found if PLAIN in found else {}
     return {}
+
+
+def plausible(costs: Mapping[Kind, float]) -> bool:
+    """Whether these were measured in quiet: no round is far cheaper than a plain step, nor than one of the same source with
+    fewer drafts. Others are not worth storing."""
+    falls = False
+    for source in {kind.source for kind in costs}:
+        own = [costs[kind] for kind in sorted(kind for kind in costs if kind.source == source)]
+        falls |= any(b < FALL * a for a, b in pairwise(own))
+    return not falls and min(costs.values()) >= CHEAPEST * costs[PLAIN]
 
 
 class RoundCosts:

@@ -21,7 +21,7 @@ from tiny import FAMILIES, VOCAB, write_base, write_checkpoint
 
 from mtpd_mlx.options.export import ExportOptions
 from mtpd_mlx.speculative.drafting import FixedDrafting
-from mtpd_mlx.speculative.round_costs import PLAIN, heads, lookup
+from mtpd_mlx.speculative.round_costs import PLAIN, Kind, heads, lookup
 from mtpd_mlx.speculative.sampling import Sampling
 
 PROMPTS = [[5], [9, 4], [6, 7, 8], list(range(30)), list(range(90, 40, -1)) * 3]
@@ -152,8 +152,12 @@ def test_the_choice_is_made_of_what_was_measured(folder: Path) -> None:
 def test_costs_that_are_known_are_not_measured_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTPD_CACHE_DIR", str(tmp_path))
     calls = []
-    measure = DeviceBackend.seconds_of
-    monkeypatch.setattr(DeviceBackend, "seconds_of", lambda self, kinds: calls.append(kinds) or measure(self, kinds))
+
+    def measure(self: DeviceBackend, kinds: list[Kind]) -> dict[Kind, float]:
+        calls.append(kinds)
+        return {kind: 1 + 0.1 * kind.num_drafts for kind in kinds}
+
+    monkeypatch.setattr(DeviceBackend, "seconds_of", measure)
     first, second = opened(folder), opened(folder)
     table = first.drafting.chooser.costs.table()  # type: ignore[attr-defined]
     assert len(calls) == 1 and second.drafting.chooser.costs.table() == pytest.approx(table)  # type: ignore[attr-defined]

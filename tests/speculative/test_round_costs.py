@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mtpd_mlx.speculative.round_costs import PLAIN, RoundCosts, heads, lookup
+from mtpd_mlx.speculative.round_costs import PLAIN, RoundCosts, heads, lookup, plausible
 
 TRUE = {PLAIN: 1.0, heads(1): 1.3, heads(2): 1.6, heads(4): 2.2, lookup(4): 1.4}
 
@@ -71,3 +71,10 @@ def test_times_that_are_none_change_nothing():
 def test_a_table_without_plain_steps_or_with_no_times_is_refused(table):
     with pytest.raises(ValueError, match="expected seconds above 0"):
         RoundCosts(table)
+
+
+def test_costs_of_a_busy_machine_are_not_plausible() -> None:
+    quiet = {PLAIN: 2.0, heads(1): 2.4, heads(4): 3.4, lookup(3): 2.2, lookup(7): 2.1}
+    assert plausible(quiet) and plausible({PLAIN: 1.0})
+    assert not plausible(quiet | {heads(1): 1.2})  # of a plain step
+    assert not plausible(quiet | {heads(1): 4.5}) and not plausible(quiet | {lookup(3): 2.6})  # more drafts are cheaper

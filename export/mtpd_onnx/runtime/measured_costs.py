@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from mtpd_mlx.files.measured import StoredCosts, processor, store_costs, stored_costs
-from mtpd_mlx.speculative.round_costs import IN_A_MOMENT, PLAIN, Kind, RoundCosts, by_kind, heads, lookup
+from mtpd_mlx.speculative.round_costs import IN_A_MOMENT, PLAIN, Kind, RoundCosts, by_kind, heads, lookup, plausible
 from mtpd_onnx.manifest import NAME as MANIFEST
 from mtpd_onnx.precision import WEIGHT_BITS
 from mtpd_onnx.runtime.cuda_runtime import device_name
@@ -57,7 +57,8 @@ def known_or_measured(key: str, remeasure: bool, measure: Callable[[], dict[Kind
     if stored is not None and (found := by_kind(stored.costs)):
         return RoundCosts(found, measured=True, spread=IN_A_MOMENT)
     costs = RoundCosts(measure(), measured=True)
-    store_costs(key, StoredCosts({str(kind): cost for kind, cost in costs.table().items()}))
+    if plausible(costs.table()):
+        store_costs(key, StoredCosts({str(kind): cost for kind, cost in costs.table().items()}))
     return costs
 
 
