@@ -148,7 +148,8 @@ def test_out_is_a_folder_of_its_own(exported: Path, tiny_checkpoint: Path, tmp_p
 
 
 def test_the_page_names_every_file_command_input_and_output(exported: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    pages = (Path(__file__).parents[2] / "docs" / name for name in ("onnx.md", "internals/onnx.md"))
+    page = "".join(file.read_text(encoding="utf-8") for file in pages)
     words = {name for names in LAYOUTS.values() for name in names} | COMMANDS.keys()
     for graph in ("round.onnx", "plain.onnx", "sampled_round.onnx", "decoder.onnx", "batch.onnx"):
         io = read_manifest(exported).io[graph]
