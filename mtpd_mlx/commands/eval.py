@@ -22,12 +22,11 @@ def run(place: MeasuredOptions, evaluation: EvalOptions) -> int:
     from mtpd_mlx.measure.evaluate import measure, repetition
     from mtpd_mlx.model.generate import generate_greedy
     from mtpd_mlx.model.load_save import load_for_decoding
-    from mtpd_mlx.model.runtime import on_cpu
     from mtpd_mlx.text.prompts import encode_prompts, set_names
     from mtpd_mlx.text.tokenizer import Tokenizer
 
     files = list(zip(set_names(evaluation.prompts), evaluation.prompts, strict=True))
-    known = base_keywords(place) | {"dequantize": on_cpu(), "dtype": place.dtype}
+    known = base_keywords(place) | {"dequantize": None, "dtype": place.dtype}
     base, heads, config = load_for_decoding(Path(place.checkpoint), place.model, **known)
     assert base.path is not None
     tokenizer = Tokenizer.from_folder(base.path)

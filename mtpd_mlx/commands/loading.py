@@ -102,9 +102,8 @@ def load_model(place: RunnableOptions, alone: bool = False) -> tuple[Any, Any]:
     from mtpd_mlx.model.base import load_base
     from mtpd_mlx.model.compute import compute_in
     from mtpd_mlx.model.load_save import load_checkpoint
-    from mtpd_mlx.model.runtime import mx, on_cpu
+    from mtpd_mlx.model.runtime import mx
 
-    dequantize = on_cpu() if place.dequantize is None else place.dequantize
     folder, known = resolve_folder(place.checkpoint), base_keywords(place)
     if alone and not (folder / CONFIG_NAME).is_file() and (folder / "config.json").is_file():
         for name in ("model", "allow_base_mismatch"):
@@ -112,9 +111,9 @@ def load_model(place: RunnableOptions, alone: bool = False) -> tuple[Any, Any]:
                 raise ValueError(
                     f"{flag(name)}: expected a heads checkpoint, got {place.checkpoint}, which is a base; leave the option out"
                 )
-        base, heads = load_base(place.checkpoint, dequantize=dequantize, adapter=known["adapter"]), None
+        base, heads = load_base(place.checkpoint, dequantize=place.dequantize, adapter=known["adapter"]), None
     else:
-        base, heads, _ = load_checkpoint(folder, place.model, dequantize=dequantize, **known)
+        base, heads, _ = load_checkpoint(folder, place.model, dequantize=place.dequantize, **known)
     compute_in(base, place.dtype)
     if heads is not None:
         heads.set_dtype(base.dtype)

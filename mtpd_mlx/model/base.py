@@ -222,13 +222,13 @@ def check_supported(config: dict[str, Any]) -> None:
 def load_base(
     model: str,
     *,
-    dequantize: bool = False,
+    dequantize: bool | None = False,
     dtype: mx.Dtype | None = None,
     ends_only: bool = False,
     adapter: Path | None = None,
 ) -> Base:
-    """Loads a base into mlx-lm's module; `dequantize` unpacks quantised layers, `dtype` casts floating-point weights, `adapter`
-    is folded in.
+    """Loads a base into mlx-lm's module. `dequantize` unpacks quantised layers (None: on a CPU, slow with them), `dtype`
+    casts floating-point weights, `adapter` is folded in.
 
     `ends_only` leaves the decoder layers out before anything is read: embedding, final norm and output head are enough
     where hidden states come from a cache.
@@ -254,7 +254,7 @@ def load_base(
         raise ValueError(f"model {model}: cannot load: {_in_one_line(error)}") from error
     if adapter is not None and not ends_only:
         apply_adapter(network, adapter)
-    if dequantize and "quantization" in config:
+    if (on_cpu() if dequantize is None else dequantize) and "quantization" in config:
         network = unpacked(network, dtype)
         config = {k: v for k, v in config.items() if k not in ("quantization", "quantization_config")}
     if dtype is not None:

@@ -38,7 +38,7 @@ class DistillConfig:
     limit: int | None = same(MeasureOptions, "limit", takes=Range(-1))  # -1: all, as earlier versions wrote it
     valid_share: float = option(DataConfig.valid_share, "share of the prompts whose texts go to valid.jsonl", takes=SHARE)
     ignore_chat_template: bool = same(GenerateOptions, "ignore_chat_template")
-    dequantize: bool = same(ModelConfig, "dequantize")
+    dequantize: bool | None = same(ModelConfig, "dequantize", default=None, unset="on CPU only", switch=False)
     dtype: str = same(ComputeOptions, "dtype")
     overwrite: bool = same(RunConfig, "overwrite")
     resume: bool = same(RunConfig, "resume")

@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 from helpers.adapters import write_adapter
 from helpers.runs import error_line, one_line
+from tiny import write_quantised
 
 from mtpd_mlx.cli import main
 from mtpd_mlx.data import load_dataset, own_text
 from mtpd_mlx.data.own_folder import CONFIG_NAME, PART_NAME, parts_in, sides_of
 from mtpd_mlx.model.base import load_base
 from mtpd_mlx.model.generate import batches_of, generate_greedy
-from mtpd_mlx.model.runtime import mx
+from mtpd_mlx.model.runtime import mx, on_cpu
 from mtpd_mlx.options.train import DataConfig
 from mtpd_mlx.text.tokenizer import Tokenizer
 
@@ -217,6 +218,16 @@ def test_changed_prompts_are_not_mixed_in(tiny_base: Path, tmp_path: Path, capsy
     capsys.readouterr()
     assert main(["distill-data", "--resume", "--out", str(out)]) == 1
     one_line(capsys, "continues another prompt")
+
+
+def test_a_quantised_base_is_unpacked_on_a_cpu(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, prompts = write_quantised(tmp_path / "packed", tiny_base, 8), prompts_file(tmp_path)
+    held: list[bool] = []
+    texts = own_text._texts
+    monkeypatch.setattr(own_text, "_texts", lambda work, missing: held.append(work.base.is_quantized) or texts(work, missing))
+    assert main(arguments(folder, prompts, tmp_path / "a")) == 0
+    assert main(arguments(folder, prompts, tmp_path / "b", "--no-dequantize")) == 0
+    assert held == [not on_cpu(), True]
 
 
 def test_a_base_with_an_adapter_writes_its_own_text(tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
