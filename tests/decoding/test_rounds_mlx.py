@@ -207,7 +207,9 @@ def test_quantised_kv_cache(tmp_path: Path) -> None:
 def test_rotating_caches_are_refused(model: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlx_lm.models.cache import RotatingKVCache
 
-    monkeypatch.setattr(Base, "make_cache", lambda self, blocks=None: [RotatingKVCache(64) for _ in range(blocks or 2)])
+    monkeypatch.setattr(
+        Base, "make_cache", lambda self, blocks=None, windows=False: [RotatingKVCache(64) for _ in range(blocks or 2)]
+    )
     with pytest.raises(ValueError, match="RotatingKVCache cannot be rewound"):
         opened(model, "growing")
 

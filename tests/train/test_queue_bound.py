@@ -56,7 +56,7 @@ def test_what_is_set_stays(tiny_base: Path, text_data: Path, tmp_path: Path, mon
 
 
 def test_ranks_bound_it_before_they_hear_of_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    from mtpd_mlx.train import ranks
+    from mtpd_mlx.ranks import world as ranks
 
     called: list[str] = []
     monkeypatch.setenv("MLX_RANK", "0")
