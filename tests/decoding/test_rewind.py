@@ -1,5 +1,6 @@
 """Recurrent state that is taken back, against its oracle: restore a snapshot and run the model again."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,10 @@ def test_rounds_of_every_width_go_back_to_every_length(base: Base) -> None:
 
 
 @pytest.mark.slow
-def test_ten_thousand_rounds(base: Base) -> None:
-    assert fuzz(base, 10_000, seed=1, most=600) > 40_000
+def test_thousands_of_rounds(base: Base) -> None:
+    """2,500 with every run of the whole suite; MTPD_FUZZ_ROUNDS=10000 for as many as the log speaks of."""
+    rounds = int(os.environ.get("MTPD_FUZZ_ROUNDS", "2500"))
+    assert fuzz(base, rounds, seed=1, most=600) > 4 * rounds
 
 
 def test_what_stays_has_the_bits_of_a_pass_that_never_went_on(base: Base) -> None:
