@@ -3,16 +3,14 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from helpers.adapters import write_adapter
+from helpers.ring import ring
 from helpers.runs import error_line, one_line
 from tiny import write_quantised
 
@@ -260,30 +258,12 @@ def test_of_few_prompts_one_is_for_validation() -> None:
     assert "valid.jsonl" in alone and among[:4] == alone  # the side of a prompt does not depend on the others
 
 
-@contextmanager
-def two_ranks(folder: Path, command: list[str]) -> Iterator[list[subprocess.Popen]]:
-    with ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        hosts = [[f"127.0.0.1:{s.getsockname()[1]}"] for s in held]
-    file = folder / "hosts.json"
-    file.write_text(json.dumps(hosts))
-    env = dict(os.environ) | {"MLX_HOSTFILE": str(file), "PYTHONPATH": str(Path(__file__).parents[2])}
-    program = [sys.executable, "-m", "mtpd_mlx.cli", *command]
-    pipe = subprocess.PIPE
-    ranks = [subprocess.Popen(program, env=env | {"MLX_RANK": str(r)}, stdout=pipe, stderr=pipe, text=True) for r in range(2)]
-    try:
-        yield ranks
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-
-
 def test_two_ranks_write_what_one_writes(tiny_base: Path, tmp_path: Path) -> None:
     extra = ("--temp", "1.3")
     prompts, whole, out = prompts_file(tmp_path, 13), tmp_path / "whole", tmp_path / "shared"
     assert main(arguments(tiny_base, prompts, whole, *extra)) == 0
-    with two_ranks(tmp_path, arguments(tiny_base, prompts, out, *extra)) as ranks:
+    program, pipe = ["-m", "mtpd_mlx.cli", *arguments(tiny_base, prompts, out, *extra)], subprocess.PIPE
+    with ring(tmp_path, program, stdout=pipe, stderr=pipe, text=True) as ranks:
         said = [rank.communicate(timeout=120)[0] for rank in ranks]
         assert [rank.returncode for rank in ranks] == [0, 0]
     assert content(out) == content(whole) and parts_in(out) == []

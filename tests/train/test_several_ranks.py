@@ -3,16 +3,16 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.ring import ring
 from helpers.tools import tool
 
 from mtpd_mlx.model.load_save import save_arrays
@@ -46,21 +46,8 @@ HANG = "mx.eval(mx.distributed.all_sum(mx.ones(4), group=world.group))"
 @contextmanager
 def started(body: str, log: Path) -> Iterator[list[subprocess.Popen]]:
     """Two ranks of PROGRAM on a ring."""
-    with ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
-        hosts = [[f"127.0.0.1:{s.getsockname()[1]}"] for s in held]
-    hostfile = log.with_name("hosts.json")
-    hostfile.write_text(json.dumps(hosts))
-    env = dict(os.environ) | {"MLX_HOSTFILE": str(hostfile), "PYTHONPATH": str(ROOT)}
-    with log.open("wb") as output:
-        command = [sys.executable, "-c", PROGRAM.format(body=body)]
-        ranks = [subprocess.Popen(command, env=env | {"MLX_RANK": str(r)}, stdout=output, stderr=output) for r in range(2)]
-        try:
-            yield ranks
-        finally:
-            for rank in ranks:
-                rank.kill()
-                rank.wait()
+    with log.open("wb") as output, ring(log.parent, ["-c", PROGRAM.format(body=body)], stdout=output, stderr=output) as ranks:
+        yield ranks
 
 
 LOST = ["rank 0 stops: another rank was lost (rank 1); continue so"]
